@@ -1,0 +1,56 @@
+"""The names on the wire: headers, query parameters, the reserved offsets. Lower case, as HTTP libraries give them."""
+
+from __future__ import annotations
+
+
+STREAM_NEXT_OFFSET = "stream-next-offset"
+STREAM_CURSOR = "stream-cursor"
+STREAM_UP_TO_DATE = "stream-up-to-date"
+STREAM_CLOSED = "stream-closed"
+STREAM_SEQ = "stream-seq"
+STREAM_TTL = "stream-ttl"
+STREAM_EXPIRES_AT = "stream-expires-at"
+STREAM_FORKED_FROM = "stream-forked-from"
+STREAM_FORK_OFFSET = "stream-fork-offset"
+STREAM_FORK_SUB_OFFSET = "stream-fork-sub-offset"
+SSE_DATA_ENCODING = "stream-sse-data-encoding"
+PRODUCER_ID = "producer-id"
+PRODUCER_EPOCH = "producer-epoch"
+PRODUCER_SEQ = "producer-seq"
+PRODUCER_EXPECTED_SEQ = "producer-expected-seq"
+PRODUCER_RECEIVED_SEQ = "producer-received-seq"
+
+QUERY_OFFSET = "offset"
+QUERY_LIVE = "live"
+QUERY_CURSOR = "cursor"
+
+OFFSET_START = "-1"
+OFFSET_NOW = "now"
+
+DEFAULT_CONTENT_TYPE = "application/octet-stream"
+JSON_CONTENT_TYPE = "application/json"
+SSE_CONTENT_TYPE = "text/event-stream"
+
+MAX_SAFE_INTEGER = 2**53 - 1
+"""The largest epoch and producer sequence number: what every JSON reader holds exactly."""
+
+
+def is_true(value: str | None) -> bool:
+    """Whether a header means yes: exactly ``true`` in any case, nothing else (protocol section 1)."""
+    return value is not None and value.lower() == "true"
+
+
+def media_type(content_type: str) -> str:
+    """Return the content type without parameters, in lower case: what two content types are compared by."""
+    return content_type.partition(";")[0].strip().lower()
+
+
+def is_json(content_type: str) -> bool:
+    """Whether a stream of this content type holds JSON messages (protocol section 4, JSON mode)."""
+    return media_type(content_type) == JSON_CONTENT_TYPE
+
+
+def is_text(content_type: str) -> bool:
+    """Whether SSE carries this content type as UTF-8 text; everything else travels as base64 (section 5)."""
+    media = media_type(content_type)
+    return media.startswith("text/") or media == JSON_CONTENT_TYPE

@@ -1,0 +1,91 @@
+"""Results and type aliases of the public surface. No behaviour lives here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union
+
+__all__ = [
+    "AppendResult",
+    "CloseResult",
+    "HeadResult",
+    "HeadersLike",
+    "IdempotentAppendResult",
+    "LiveMode",
+    "Offset",
+    "ParamsLike",
+    "StreamEvent",
+]
+
+Offset = str
+"""A position in a stream: opaque, sortable, minted by the server. ``"-1"`` is the start, ``"now"`` the tail."""
+
+LiveMode = Literal[False, True, "long-poll", "sse"]
+"""``False``: catch up and stop. ``True``: choose by content type. Else the named mode."""
+
+HeadersLike = Mapping[str, Union[str, Callable[[], str]]]
+"""Header values, or callables that give one for each attempt (a token that expires, a request id)."""
+
+ParamsLike = Mapping[str, Union[str, Callable[[], str]]]
+"""Query parameters, or callables that give one for each attempt."""
+
+
+@dataclass(frozen=True)
+class AppendResult:
+    """A durable append. ``next_offset`` is the position right after it (protocol section 4)."""
+
+    __slots__ = ("next_offset",)
+    next_offset: Offset
+
+
+@dataclass(frozen=True)
+class CloseResult:
+    """A closed stream. ``final_offset`` is where it ends for ever (protocol section 4)."""
+
+    __slots__ = ("final_offset",)
+    final_offset: Offset
+
+
+@dataclass(frozen=True)
+class IdempotentAppendResult:
+    """An append by an idempotent producer; ``duplicate`` when the server already had it."""
+
+    __slots__ = ("duplicate", "offset")
+    offset: Offset
+    duplicate: bool
+
+
+@dataclass(frozen=True)
+class HeadResult:
+    """A stream's metadata (protocol section 1). ``ttl_seconds`` in seconds, ``expires_at`` as RFC 3339 text."""
+
+    __slots__ = (
+        "cache_control",
+        "content_type",
+        "etag",
+        "exists",
+        "expires_at",
+        "offset",
+        "stream_closed",
+        "ttl_seconds",
+    )
+    exists: bool
+    content_type: str | None
+    offset: Offset | None
+    etag: str | None
+    cache_control: str | None
+    stream_closed: bool
+    ttl_seconds: int | None
+    expires_at: str | None
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """A batch as the server delivered it, with the position right after it (protocol section 5)."""
+
+    __slots__ = ("cursor", "data", "next_offset", "up_to_date")
+    data: Any
+    next_offset: Offset
+    up_to_date: bool
+    cursor: str | None
