@@ -31,45 +31,32 @@ ParamsLike = Mapping[str, Union[str, Callable[[], str]]]
 """Query parameters, or callables that give one for each attempt."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AppendResult:
     """A durable append. ``next_offset`` is the position right after it (protocol section 4)."""
 
-    __slots__ = ("next_offset",)
     next_offset: Offset
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CloseResult:
     """A closed stream. ``final_offset`` is where it ends for ever (protocol section 4)."""
 
-    __slots__ = ("final_offset",)
     final_offset: Offset
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class IdempotentAppendResult:
     """An append by an idempotent producer; ``duplicate`` when the server already had it."""
 
-    __slots__ = ("duplicate", "offset")
     offset: Offset
     duplicate: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class HeadResult:
     """A stream's metadata (protocol section 1). ``ttl_seconds`` in seconds, ``expires_at`` as RFC 3339 text."""
 
-    __slots__ = (
-        "cache_control",
-        "content_type",
-        "etag",
-        "exists",
-        "expires_at",
-        "offset",
-        "stream_closed",
-        "ttl_seconds",
-    )
     exists: bool
     content_type: str | None
     offset: Offset | None
@@ -80,11 +67,10 @@ class HeadResult:
     expires_at: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StreamEvent:
     """A batch as the server delivered it, with the position right after it (protocol section 5)."""
 
-    __slots__ = ("cursor", "data", "next_offset", "up_to_date")
     data: Any
     next_offset: Offset
     up_to_date: bool
