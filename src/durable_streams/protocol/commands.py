@@ -1,0 +1,70 @@
+"""What can be asked of a stream, and what a decision says: the vocabulary between handlers, rules and stores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from durable_streams.protocol.state import ProducerStamp, ProducerState, StreamState
+
+__all__ = ["Append", "Appended", "Create", "Created", "ForkPoint", "Rejection"]
+
+
+class Rejection(Exception):  # noqa: N818 - an answer of the protocol, not a failure of the server
+    """A request that the protocol refuses: status, stable code, one sentence, and the headers that explain it."""
+
+    def __init__(
+        self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers: Mapping[str, str] = headers or {}
+
+
+class ForkPoint(msgspec.Struct, frozen=True):
+    """Where a fork leaves its source: the source's path and identity when the position was resolved."""
+
+    path: str
+    source_id: int
+    position: int
+
+
+class Create(msgspec.Struct, frozen=True):
+    """Create a stream (section 3). ``payload`` is its first data in stored form."""
+
+    path: str
+    content_type: str | None
+    payload: bytes = b""
+    closed: bool = False
+    ttl: int | None = None
+    expires_at: str | None = None
+    deadline: float | None = None
+    fork: ForkPoint | None = None
+
+
+class Created(msgspec.Struct, frozen=True):
+    """A stream that exists now; ``new`` unless it already did with the same configuration."""
+
+    state: StreamState
+    new: bool
+
+
+class Append(msgspec.Struct, frozen=True):
+    """Append, close, or both (section 4). ``payload`` is in stored form, empty for a mere close."""
+
+    content_type: str | None
+    payload: bytes
+    close: bool = False
+    seq: str | None = None
+    producer: ProducerStamp | None = None
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """What became of an append: the stream after it, the producer's state, and whether it was there before."""
+
+    state: StreamState
+    producer: ProducerState | None = None
+    duplicate: bool = False

@@ -1,0 +1,22 @@
+"""Cursors: what keeps a cache from answering a live request with its own last answer (protocol section 5)."""
+
+from __future__ import annotations
+
+from random import Random
+
+__all__ = ["next_cursor"]
+
+_EPOCH = 1_728_432_000  # 2024-10-09T00:00:00Z, in seconds since 1970
+_INTERVAL = 20  # seconds
+_MAX_JITTER = 3600  # seconds
+
+
+def next_cursor(now: float, client_cursor: str | None, random: Random) -> str:
+    """Return the cursor for an answer at ``now`` (seconds since 1970), strictly greater than the client's."""
+    current = int(now - _EPOCH) // _INTERVAL
+    if client_cursor is None or not (client_cursor.isascii() and client_cursor.isdigit()):
+        return str(current)
+    seen = int(client_cursor[:18])
+    if seen < current:
+        return str(current)
+    return str(seen + -(-random.randint(1, _MAX_JITTER) // _INTERVAL))

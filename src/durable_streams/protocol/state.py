@@ -1,0 +1,63 @@
+"""What a server knows of a stream, as immutable values: rules make new ones, stores keep them.
+
+Invariants: ``id`` is never used twice, so bytes at (id, position) never change; ``tail`` only grows; a closed stream
+stays closed; a soft-deleted stream exists only for its forks.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from durable_streams.protocol import headers
+
+__all__ = ["ProducerState", "ProducerStamp", "Segment", "StreamState"]
+
+
+class ProducerStamp(msgspec.Struct, frozen=True, array_like=True):
+    """What a producer says of one request: who it is, its epoch, and the request's number (section 4)."""
+
+    id: str
+    epoch: int
+    seq: int
+
+
+class ProducerState(msgspec.Struct, frozen=True, array_like=True):
+    """The last request accepted from a producer on a stream."""
+
+    epoch: int
+    seq: int
+
+
+class Segment(msgspec.Struct, frozen=True, array_like=True):
+    """Inherited bytes: everything before position ``end`` (and after the previous segment) is stream ``id``'s."""
+
+    id: int
+    end: int
+
+
+class StreamState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A stream's configuration and condition; positions in bytes, times in seconds since 1970.
+
+    ``deadline`` is when it expires if nothing touches it; ``lineage`` says whose bytes a fork reads before its own.
+    """
+
+    id: int
+    path: str
+    content_type: str
+    tail: int = 0
+    closed: bool = False
+    closed_by: ProducerStamp | None = None
+    last_seq: str | None = None
+    ttl: int | None = None
+    expires_at: str | None = None
+    deadline: float | None = None
+    forked_from: str | None = None
+    fork_position: int = 0
+    lineage: tuple[Segment, ...] = ()
+    forks: int = 0
+    deleted: bool = False
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the stream holds JSON messages."""
+        return headers.is_json(self.content_type)
