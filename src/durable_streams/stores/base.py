@@ -1,0 +1,109 @@
+"""The Store contract: what the server asks of whatever keeps its streams.
+
+Invariants every store upholds, and ``durable_streams.testing.contract`` checks:
+
+* a command is decided by ``protocol.rules`` and committed in one serialised, atomic step;
+* what ``append`` or ``create`` returned is durable, as far as the store promises durability at all;
+* readers see committed data only, and whole appends only;
+* bytes at (stream id, position) never change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from types import TracebackType
+from typing import Any, Protocol
+
+import msgspec
+
+from durable_streams.protocol.commands import Append, Appended, Create, Created
+from durable_streams.protocol.state import StreamState
+
+__all__ = ["Chunk", "Store", "StoreError", "StoreFullError", "StoreUnavailableError", "Watch"]
+
+
+class StoreError(Exception):
+    """The store could not do what the protocol allows; nothing of the command was kept."""
+
+
+class StoreFullError(StoreError):
+    """There is no room to commit (HTTP 507)."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store cannot commit or read now (HTTP 503)."""
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Stored bytes from ``start`` up to ``end``, positions in bytes; whole appends."""
+
+    start: int
+    end: int
+    payload: bytes
+
+
+class Watch(Protocol):
+    """A live reader's view of one stream. A context manager: leaving it lets go of the stream."""
+
+    @property
+    def state(self) -> StreamState | None:
+        """The committed state, None once the stream is gone."""
+
+    @property
+    def shared(self) -> MutableMapping[Any, Any]:
+        """Scratch space of all watches of this stream, emptied by every commit: encode once for all readers."""
+
+    def recent(self, position: int) -> Chunk | None:
+        """Return what was committed from ``position`` to the tail while somebody watched, if still in memory."""
+
+    async def changed(self, timeout: float) -> bool:
+        """Wait until a commit touches the stream since the last call, or ``wake``; False after ``timeout`` seconds."""
+
+    def wake(self) -> None:
+        """End the present wait (a reader that went away, a server that stops)."""
+
+    def __enter__(self) -> Watch: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Store(Protocol):
+    """Keeps streams. Used from one event loop; ``open`` and ``close`` frame its life.
+
+    Methods raise ``protocol.commands.Rejection`` for what the rules refuse, and StoreError for its own trouble.
+    """
+
+    async def open(self) -> None:
+        """Get ready to serve; raises StoreError with one sentence if that is not possible."""
+
+    async def close(self) -> None:
+        """Finish what was accepted and let go of everything."""
+
+    async def get(self, path: str) -> StreamState | None:
+        """Return the committed state at a path; None if there is none or it expired. Soft-deleted ones are given."""
+
+    async def create(self, command: Create) -> Created:
+        """Create a stream, or find the equal one."""
+
+    async def append(self, path: str, command: Append) -> Appended:
+        """Append to a stream, close it, or both."""
+
+    async def delete(self, path: str) -> None:
+        """Delete a stream; one with forks becomes soft-deleted."""
+
+    def touch(self, path: str) -> None:
+        """Restart a stream's sliding window for a read that was received."""
+
+    async def read(self, state: StreamState, start: int, limit: int) -> Chunk:
+        """Return whole appends from ``start``, at least one and about ``limit`` bytes; empty at the tail.
+
+        A ``start`` inside an append is served from there, for streams of bytes.
+        """
+
+    async def watch(self, path: str) -> Watch:
+        """Return a live view of the stream at a path."""
+
+    async def check(self) -> None:
+        """Commit something; raises StoreError if the store cannot."""
