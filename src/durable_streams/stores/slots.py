@@ -7,10 +7,12 @@ to watches in order, on the event loop.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import MutableMapping
 from types import TracebackType
 from typing import Any
 
+from durable_streams.protocol import rules
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import Chunk
 
@@ -45,10 +47,14 @@ class Slot:
         self.recent_bytes = 0
         self.shared: dict[Any, Any] = {}
 
+    def expired(self, state: StreamState, now: float) -> bool:
+        """Whether a state of this slot is past its end; never while somebody watches."""
+        return not self.watches and rules.is_expired(state, self.touched, now)
+
     def publish(self, state: StreamState | None) -> None:
         """Make a committed state the one that readers see."""
         if self.state is not None and (state is None or state.id != self.state.id):
-            self.producers.clear()
+            self.producers = {}
             self.recent.clear()
             self.recent_bytes = 0
         self.state = state
@@ -65,7 +71,7 @@ class Slot:
     def publish_producer(self, producer_id: str, state: ProducerState) -> None:
         """Remember a producer, forgetting all when they are too many: they can be loaded again."""
         if len(self.producers) >= _MAX_PRODUCERS:
-            self.producers.clear()
+            self.producers = {}
         self.producers[producer_id] = state
 
     def notify(self) -> None:
@@ -146,6 +152,7 @@ class SlotWatch:
             slot.watches.discard(self)
             if not slot.watches:
                 slot.watches = None
+                slot.touched = time.time()
                 slot.recent.clear()
                 slot.recent_bytes = 0
                 slot.shared.clear()

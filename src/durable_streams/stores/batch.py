@@ -1,0 +1,141 @@
+"""A group commit in the making: the decisions of many commands over one consistent view.
+
+Invariants: a decision sees all decisions before it in the batch; nothing outside the batch changes until it is
+committed; dropping the batch undoes all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from durable_streams.protocol import rules
+from durable_streams.protocol.commands import Append, Appended, Create, Created
+from durable_streams.protocol.state import ProducerState, StreamState
+from durable_streams.stores.slots import Slot
+
+__all__ = ["Batch", "NotLoadedError"]
+
+
+class NotLoadedError(Exception):
+    """A decision needs something that left memory since it was asked for: load it and ask again."""
+
+
+class Batch:
+    """Decides commands; what must be written afterwards is in ``records``, ``states``, ``producers``, ``removed``."""
+
+    __slots__ = ("_new_id", "changed", "dirty", "now", "probe", "producers", "records", "removed")
+
+    def __init__(self, now: float, new_id: Callable[[], int]) -> None:
+        self.now = now
+        self._new_id = new_id
+        self.changed: dict[Slot, StreamState | None] = {}
+        self.dirty: dict[Slot, None] = {}  # an ordered set: whose state must be written, not only its tail
+        self.records: list[tuple[int, int, bytes, Slot]] = []
+        self.producers: dict[tuple[int, str], tuple[ProducerState, Slot]] = {}
+        self.removed: list[int] = []
+        self.probe = False
+
+    def __bool__(self) -> bool:
+        return bool(self.changed or self.probe)
+
+    def create(self, slot: Slot, source: Slot | None, command: Create) -> Created:
+        """Decide a creation; ``source`` is the slot of the stream to fork from."""
+        existing = self._live(slot)
+        if existing is None and self._state(slot) is not None:
+            raise NotLoadedError  # it expired: its chain of forks has to be released first
+        created = rules.decide_create(
+            existing, source and self._live(source), command, self._new_id(), self.now
+        )
+        if not created.new:
+            self._touch(slot, created.state)
+            return created
+        state = created.state
+        self._set(slot, state, dirty=True)
+        slot.touched = self.now
+        if command.payload:
+            self.records.append((state.id, state.tail - len(command.payload), command.payload, slot))
+        if source is not None:
+            parent = rules.require(self._live(source))
+            self._set(source, replace(parent, forks=parent.forks + 1), dirty=True)
+        return created
+
+    def append(self, slot: Slot, command: Append) -> Appended:
+        """Decide an append or a close."""
+        state = rules.require(self._live(slot))
+        stamp = command.producer
+        producer = None if stamp is None else self._producer(slot, state, stamp.id)
+        appended = rules.decide_append(state, producer, command)
+        if appended.duplicate:
+            self._touch(slot, state)
+            return appended
+        after = appended.state
+        self._set(slot, after, dirty=after.closed or after.last_seq is not state.last_seq)
+        if command.payload:
+            self.records.append((state.id, state.tail, command.payload, slot))
+        if stamp is not None and appended.producer is not None:
+            self.producers[state.id, stamp.id] = (appended.producer, slot)
+        if state.ttl is not None:
+            self._touch(slot, after)
+        return appended
+
+    def delete(self, slot: Slot, ancestors: list[Slot]) -> None:
+        """Decide a deletion; ``ancestors`` are the slots up the chain of forks."""
+        state = rules.require(self._live(slot))
+        self._release(slot, state, ancestors)
+
+    def expire(self, slot: Slot, ancestors: list[Slot]) -> None:
+        """Delete the stream if it is past its end."""
+        state = self._state(slot)
+        if state is not None and self._live(slot) is None:
+            self._release(slot, state, ancestors)
+
+    def touch(self, slot: Slot) -> None:
+        """Persist a restarted sliding window if what is stored lags too far behind."""
+        state = self._live(slot)
+        if state is not None:
+            self._touch(slot, state)
+
+    def _state(self, slot: Slot) -> StreamState | None:
+        return self.changed[slot] if slot in self.changed else slot.state
+
+    def _live(self, slot: Slot) -> StreamState | None:
+        state = self._state(slot)
+        if state is None or (state.deadline is not None and slot.expired(state, self.now)):
+            return None
+        return state
+
+    def _set(self, slot: Slot, state: StreamState | None, *, dirty: bool) -> None:
+        self.changed[slot] = state
+        if dirty:
+            self.dirty[slot] = None
+
+    def _touch(self, slot: Slot, state: StreamState) -> None:
+        slot.touched = self.now
+        touched = rules.decide_touch(state, self.now)
+        if touched is not None:
+            self._set(slot, touched, dirty=True)
+
+    def _producer(self, slot: Slot, state: StreamState, producer_id: str) -> ProducerState | None:
+        decided = self.producers.get((state.id, producer_id))
+        if decided is not None:
+            return decided[0]
+        if slot.state is None or slot.state.id != state.id:
+            return None  # the stream was created in this very batch
+        if producer_id not in slot.producers:
+            raise NotLoadedError
+        return slot.producers[producer_id]
+
+    def _release(self, slot: Slot, state: StreamState, ancestors: list[Slot]) -> None:
+        chain = [(slot, state)]
+        for ancestor in ancestors:
+            held = self._state(ancestor)
+            if held is None:
+                break
+            chain.append((ancestor, held))
+        after = rules.decide_release(state, [held for _, held in chain[1:]])
+        for (touched, before), left in zip(chain, after, strict=False):
+            self._set(touched, left, dirty=True)
+            if left is None:
+                self.removed.append(before.id)

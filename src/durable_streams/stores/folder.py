@@ -1,0 +1,48 @@
+"""A data folder belongs to one server at a time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from durable_streams.stores.base import StoreError
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - no POSIX locks on this platform
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["FolderLock"]
+
+
+class FolderLock:
+    """Holds ``folder/lock`` for the life of a server; the system lets go of it when the process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: int | None = None
+
+    def acquire(self) -> None:
+        """Create the folder if need be and lock it; raises StoreError with one sentence if that fails."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write to the folder {self._folder}: {error.strerror}; choose one that can be written to"
+            ) from error
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            raise StoreError(
+                f"another server has the folder {self._folder} open; stop it or choose another folder"
+            ) from error
+
+    def release(self) -> None:
+        """Let go of the folder."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

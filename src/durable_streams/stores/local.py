@@ -1,0 +1,333 @@
+"""The machine that every store in one process shares: group commit, lazy states, expiry and wake-ups over a Backend.
+
+Invariants: one batch is being committed at a time; states change only when their batch is committed; a slot that
+anything refers to is the only slot of its path, so that eviction is always safe; all of it runs on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+from weakref import WeakValueDictionary
+
+from durable_streams.protocol import rules
+from durable_streams.protocol.commands import Append, Appended, Create, Created
+from durable_streams.protocol.state import ProducerState, StreamState
+from durable_streams.stores.base import Chunk, StoreError
+from durable_streams.stores.batch import Batch, NotLoadedError
+from durable_streams.stores.slots import Slot, SlotWatch
+
+__all__ = ["Backend", "LocalStore"]
+
+T = TypeVar("T")
+Committed = Callable[["StoreError | None"], None]
+
+_BATCH_COMMANDS = 1024
+_BATCH_BYTES = 16 << 20
+_SWEEP_INTERVAL = 2.0  # seconds between looks for expired streams
+_SWEEP_STREAMS = 1000
+
+
+class Backend(Protocol):
+    """Where a LocalStore keeps its bytes. Called from the event loop; knows no rule."""
+
+    async def open(self) -> int:
+        """Get ready; return the largest stream id ever used."""
+
+    async def close(self) -> None:
+        """Let go of everything; nothing is being committed any more."""
+
+    async def load(self, path: str) -> StreamState | None:
+        """Return the committed state at a path."""
+
+    async def load_producer(self, stream_id: int, producer_id: str) -> ProducerState | None:
+        """Return what was committed of a producer on a stream."""
+
+    def commit(self, batch: Batch, committed: Committed) -> None:
+        """Write a batch, all or nothing, then call ``committed`` on the event loop, now or later."""
+
+    async def read(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
+        """Return whole appends from the one that holds ``start``, but only bytes in [start, stop); None if gone."""
+
+    async def expired(self, now: float, limit: int) -> list[str]:
+        """Return paths whose stored deadline has passed."""
+
+
+class LocalStore:
+    """The Store contract over a Backend. ``max_streams`` bounds how many streams are kept in memory."""
+
+    def __init__(self, backend: Backend, *, max_streams: int = 200_000) -> None:
+        self._backend = backend
+        self._half = max(1, max_streams // 2)
+        # Two generations instead of a linked list: a hit costs one dictionary look-up.
+        self._young: dict[str, Slot] = {}
+        self._old: dict[str, Slot] = {}
+        self._slots: WeakValueDictionary[str, Slot] = WeakValueDictionary()
+        self._loading: dict[str, asyncio.Task[Slot]] = {}
+        self._loading_producers: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._queue: deque[tuple[Callable[[Batch], Any], asyncio.Future[Any], int]] = deque()
+        self._committing = False
+        self._last_id = 0
+        self._sweeper: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+
+    # -- the contract
+
+    async def open(self) -> None:
+        """Open the backend and start to look for expired streams."""
+        self._last_id = await self._backend.open()
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def close(self) -> None:
+        """Commit what was accepted, then close the backend."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self._idle.wait()
+        await self._backend.close()
+
+    async def get(self, path: str) -> StreamState | None:
+        """Return the committed state at a path, None if there is none or it expired."""
+        slot = self._young.get(path) or await self._slot(path)
+        state = slot.state
+        if state is None or (state.deadline is not None and slot.expired(state, time.time())):
+            return None
+        return state
+
+    async def create(self, command: Create) -> Created:
+        """Create a stream, or find the equal one."""
+        source = None if command.fork is None else await self._slot(command.fork.path)
+
+        async def ready() -> Callable[[Batch], Created]:
+            slot = await self._slot(command.path)
+            if slot.state is not None and slot.expired(slot.state, time.time()):
+                await self._expire(slot)
+            return lambda batch: batch.create(slot, source, command)
+
+        return await self._decide(ready, len(command.payload))
+
+    async def append(self, path: str, command: Append) -> Appended:
+        """Append to a stream, close it, or both."""
+        slot = self._young.get(path) or await self._slot(path)
+        stamp = command.producer
+        if stamp is None or stamp.id in slot.producers:
+            try:
+                return await self._submit(lambda batch: batch.append(slot, command), len(command.payload))
+            except NotLoadedError:
+                pass
+
+        async def ready() -> Callable[[Batch], Appended]:
+            if stamp is not None:
+                await self._producer(slot, stamp.id)
+            return lambda batch: batch.append(slot, command)
+
+        return await self._decide(ready, len(command.payload))
+
+    async def delete(self, path: str) -> None:
+        """Delete a stream; one with forks becomes soft-deleted."""
+        slot = await self._slot(path)
+        ancestors = await self._ancestors(slot)
+        await self._submit(lambda batch: batch.delete(slot, ancestors))
+
+    def touch(self, path: str) -> None:
+        """Restart a stream's sliding window; what is stored follows when it lags too far behind."""
+        slot = self._young.get(path)
+        if slot is None or slot.state is None or slot.state.ttl is None:
+            return
+        slot.touched = now = time.time()
+        if rules.decide_touch(slot.state, now) is not None and not self._closed:
+            future = self._submit(lambda batch: batch.touch(slot))
+            future.add_done_callback(_ignore)
+
+    async def read(self, state: StreamState, start: int, limit: int) -> Chunk:
+        """Return whole appends from ``start``, inherited bytes from whoever owns them."""
+        if start >= state.tail:
+            return Chunk(start, start, b"")
+        stream_id, stop = state.id, state.tail
+        for segment in state.lineage:
+            if start < segment.end:
+                stream_id, stop = segment.id, min(segment.end, state.tail)
+                break
+        chunk = await self._backend.read(stream_id, start, stop, limit)
+        if chunk is None:
+            raise rules.not_found()
+        return chunk
+
+    async def watch(self, path: str) -> SlotWatch:
+        """Return a live view of the stream at a path."""
+        return SlotWatch(await self._slot(path))
+
+    async def check(self) -> None:
+        """Commit an empty probe."""
+
+        def probe(batch: Batch) -> None:
+            batch.probe = True
+
+        await self._submit(probe)
+
+    # -- group commit
+
+    def _submit(self, decide: Callable[[Batch], T], size: int = 0) -> asyncio.Future[T]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._queue.append((decide, future, size))
+        if not self._committing:
+            self._committing = True
+            self._idle.clear()
+            # Whatever else arrives in this turn of the loop shares the commit.
+            loop.call_soon(self._next_batch)
+        return future
+
+    async def _decide(self, ready: Callable[[], Awaitable[Callable[[Batch], T]]], size: int) -> T:
+        while True:
+            try:
+                return await self._submit(await ready(), size)
+            except NotLoadedError:
+                continue
+
+    def _next_batch(self) -> None:
+        batch = Batch(time.time(), self._new_id)
+        outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
+        queue, size = self._queue, 0
+        while queue and size < _BATCH_BYTES and len(outcomes) < _BATCH_COMMANDS:
+            decide, future, cost = queue.popleft()
+            if future.cancelled():
+                continue
+            try:
+                outcomes.append((future, decide(batch), None))
+                size += cost
+            except Exception as refusal:  # noqa: BLE001 - whatever it is, it is this command's, not the batch's
+                outcomes.append((future, None, refusal))
+        if not batch:
+            self._committed(batch, outcomes, None)
+            return
+        try:
+            self._backend.commit(batch, lambda error: self._committed(batch, outcomes, error))
+        except StoreError as error:
+            self._committed(batch, outcomes, error)
+
+    def _committed(
+        self,
+        batch: Batch,
+        outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]],
+        error: StoreError | None,
+    ) -> None:
+        if error is None:
+            self._publish(batch)
+        if self._queue:
+            # The next commit is on its way before anybody is answered: disk and answers overlap.
+            self._next_batch()
+        else:
+            self._committing = False
+            self._idle.set()
+        for future, outcome, refusal in outcomes:
+            if future.done():
+                continue
+            if error is not None:
+                future.set_exception(type(error)(*error.args))
+            elif refusal is not None:
+                future.set_exception(refusal)
+            else:
+                future.set_result(outcome)
+
+    def _publish(self, batch: Batch) -> None:
+        for slot, state in batch.changed.items():
+            slot.publish(state)
+        for (_, producer_id), (producer, slot) in batch.producers.items():
+            slot.publish_producer(producer_id, producer)
+        for _, start, payload, slot in batch.records:
+            if slot.watches:
+                slot.publish_chunk(start, payload)
+        for slot in batch.changed:
+            if slot.watches:
+                slot.notify()
+
+    def _new_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    # -- what is in memory
+
+    async def _slot(self, path: str) -> Slot:
+        slot = self._young.get(path)
+        if slot is not None:
+            return slot
+        slot = self._slots.get(path)
+        if slot is None:
+            task = self._loading.get(path)
+            if task is None:
+                task = self._loading[path] = asyncio.create_task(self._load(path))
+            # Shielded: one reader that goes away must not fail the others who wait for the same stream.
+            return await asyncio.shield(task)
+        self._keep(slot)
+        return slot
+
+    async def _load(self, path: str) -> Slot:
+        try:
+            slot = Slot(path, await self._backend.load(path))
+            self._slots[path] = slot
+            self._keep(slot)
+            return slot
+        finally:
+            del self._loading[path]
+
+    def _keep(self, slot: Slot) -> None:
+        if len(self._young) >= self._half:
+            self._old = self._young
+            self._young = {}
+        self._young[slot.path] = slot
+
+    async def _producer(self, slot: Slot, producer_id: str) -> None:
+        # One load for all who wait: they go on in the order in which they came, as pipelined requests need.
+        key = (slot.path, producer_id)
+        task = self._loading_producers.get(key)
+        if task is None:
+            task = self._loading_producers[key] = asyncio.create_task(self._load_producer(slot, producer_id))
+            task.add_done_callback(lambda _: self._loading_producers.pop(key))
+        await asyncio.shield(task)
+
+    async def _load_producer(self, slot: Slot, producer_id: str) -> None:
+        while slot.state is not None and producer_id not in slot.producers:
+            known, stream_id = slot.producers, slot.state.id
+            producer = await self._backend.load_producer(stream_id, producer_id)
+            if slot.producers is known:  # nothing was forgotten meanwhile, so that absence means absence
+                known.setdefault(producer_id, producer)
+
+    async def _ancestors(self, slot: Slot) -> list[Slot]:
+        ancestors = []
+        state = slot.state
+        while state is not None and state.forked_from is not None:
+            parent = await self._slot(state.forked_from)
+            ancestors.append(parent)
+            state = parent.state
+        return ancestors
+
+    # -- expiry
+
+    async def _expire(self, slot: Slot) -> None:
+        ancestors = await self._ancestors(slot)
+        await self._submit(lambda batch: batch.expire(slot, ancestors))
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_INTERVAL)
+            try:
+                for path in await self._backend.expired(time.time(), _SWEEP_STREAMS):
+                    slot = await self._slot(path)
+                    if slot.watches:
+                        self.touch(path)
+                    else:
+                        await self._expire(slot)
+            except StoreError:
+                continue  # the store cannot write now; whoever asks for an expired stream gets 404 all the same
+
+
+def _ignore(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()

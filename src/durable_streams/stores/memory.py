@@ -1,0 +1,88 @@
+"""Streams in memory: for tests, for caches, for whoever can lose them. Nothing outlives the process."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from durable_streams.protocol.state import ProducerState, StreamState
+from durable_streams.stores.base import Chunk
+from durable_streams.stores.batch import Batch
+from durable_streams.stores.local import Committed, LocalStore
+
+__all__ = ["MemoryStore"]
+
+
+class MemoryStore(LocalStore):
+    """A Store in memory."""
+
+    def __init__(self, *, max_streams: int = 200_000) -> None:
+        super().__init__(_MemoryBackend(), max_streams=max_streams)
+
+
+class _Log:
+    """The records of one stream: their starts, and their payloads beside."""
+
+    __slots__ = ("payloads", "starts")
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.payloads: list[bytes] = []
+
+
+class _MemoryBackend:
+    def __init__(self) -> None:
+        self._states: dict[str, StreamState] = {}
+        self._mortal: dict[str, float] = {}  # path to deadline
+        self._logs: dict[int, _Log] = {}
+        self._producers: dict[int, dict[str, ProducerState]] = {}
+
+    async def open(self) -> int:
+        return 0
+
+    async def close(self) -> None:
+        self._states.clear()
+        self._logs.clear()
+        self._producers.clear()
+
+    async def load(self, path: str) -> StreamState | None:
+        return self._states.get(path)
+
+    async def load_producer(self, stream_id: int, producer_id: str) -> ProducerState | None:
+        return self._producers.get(stream_id, {}).get(producer_id)
+
+    def commit(self, batch: Batch, committed: Committed) -> None:
+        for slot, state in batch.changed.items():
+            if state is None:
+                self._states.pop(slot.path, None)
+            else:
+                self._states[slot.path] = state
+            if state is None or state.deadline is None or state.deleted:
+                self._mortal.pop(slot.path, None)
+            else:
+                self._mortal[slot.path] = state.deadline
+        for stream_id, start, payload, _ in batch.records:
+            log = self._logs.get(stream_id)
+            if log is None:
+                log = self._logs[stream_id] = _Log()
+            log.starts.append(start)
+            log.payloads.append(payload)
+        for (stream_id, producer_id), (producer, _) in batch.producers.items():
+            self._producers.setdefault(stream_id, {})[producer_id] = producer
+        for stream_id in batch.removed:
+            self._logs.pop(stream_id, None)
+            self._producers.pop(stream_id, None)
+        committed(None)
+
+    async def read(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
+        log = self._logs.get(stream_id)
+        if log is None:
+            return None
+        first = max(0, bisect_right(log.starts, start) - 1)
+        last = bisect_right(log.starts, min(stop, start + limit) - 1)
+        payload = b"".join(log.payloads[first:last])
+        skipped = start - log.starts[first]
+        payload = payload[skipped : skipped + stop - start]
+        return Chunk(start, start + len(payload), payload)
+
+    async def expired(self, now: float, limit: int) -> list[str]:
+        return [path for path, deadline in self._mortal.items() if deadline <= now][:limit]

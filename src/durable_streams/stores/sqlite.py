@@ -1,0 +1,311 @@
+"""Streams in one SQLite file: WAL mode, full sync, one writer thread with group commit.
+
+Invariants: a batch is one transaction; ``committed`` is called only after SQLite said that it is on disk; the folder is
+ours alone while we run. A batch goes to SQLite in as few statements as possible, its rows as one JSON array: each
+call into SQLite gives up the interpreter lock and has to win it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from durable_streams.protocol.state import ProducerState, StreamState
+from durable_streams.stores.base import Chunk, StoreError, StoreFullError, StoreUnavailableError
+from durable_streams.stores.batch import Batch
+from durable_streams.stores.folder import FolderLock
+from durable_streams.stores.local import Committed, LocalStore
+
+__all__ = ["SqliteStore"]
+
+T = TypeVar("T")
+
+_FORMAT = 1
+_APPLICATION_ID = 0x64757261  # "dura"
+_SCHEMA = f"""
+CREATE TABLE stream (id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, deadline REAL, state TEXT NOT NULL);
+CREATE INDEX stream_deadline ON stream (deadline) WHERE deadline IS NOT NULL;
+CREATE TABLE record (stream INTEGER NOT NULL, start INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (stream, start)) WITHOUT ROWID;
+CREATE TABLE producer (stream INTEGER NOT NULL, id TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (stream, id)) WITHOUT ROWID;
+CREATE TABLE garbage (stream INTEGER PRIMARY KEY);
+CREATE TABLE probe (id INTEGER PRIMARY KEY, at REAL NOT NULL);
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {_FORMAT};
+"""
+
+_INSERT_RECORD = "INSERT INTO record VALUES (?, ?, ?)"
+_INSERT_RECORDS = """
+INSERT INTO record SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'),
+substr(?1, json_extract(value, '$[2]'), json_extract(value, '$[3]')) FROM json_each(?2)"""
+_UPSERT_PRODUCERS = """
+INSERT INTO producer SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+json_extract(value, '$[3]') FROM json_each(?1) WHERE true
+ON CONFLICT (stream, id) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq"""
+_UPSERT_STREAMS = """
+INSERT INTO stream SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+json_extract(value, '$[3]') FROM json_each(?1) WHERE true
+ON CONFLICT (id) DO UPDATE SET deadline = excluded.deadline, state = excluded.state"""
+_READ = """
+SELECT min(start), CAST(group_concat(data, '') AS BLOB) FROM (SELECT start, data FROM record WHERE stream = ?1
+AND start >= coalesce((SELECT max(start) FROM record WHERE stream = ?1 AND start <= ?2), ?2) AND start < ?3
+ORDER BY start)"""
+_TAIL = "SELECT start + length(data) FROM record WHERE stream = ? ORDER BY start DESC LIMIT 1"
+
+_SMALL = 16 << 10  # bytes: larger payloads are not worth a copy into the batch's blob
+_READERS = 2
+_PURGE_ROWS = 2000
+_CHECKPOINT_PAGES = 4000
+_CACHE_KIB = 64 << 10
+
+_encode = msgspec.json.Encoder().encode
+_decode_state = msgspec.json.Decoder(StreamState).decode
+
+
+class SqliteStore(LocalStore):
+    """A durable Store in the folder ``data_dir``."""
+
+    def __init__(self, data_dir: Path, *, max_streams: int = 200_000) -> None:
+        super().__init__(_SqliteBackend(data_dir), max_streams=max_streams)
+
+
+class _SqliteBackend:
+    def __init__(self, data_dir: Path) -> None:
+        self._dir = data_dir
+        self._lock = FolderLock(data_dir)
+        self._work: queue.SimpleQueue[Callable[[sqlite3.Connection], None] | None] = queue.SimpleQueue()
+        self._writer: threading.Thread | None = None
+        self._garbage = False
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="durable-streams-read")
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+
+    async def open(self) -> int:
+        self._lock.acquire()
+        try:
+            connection = self._connect()
+            last_id = self._prepare(connection)
+        except sqlite3.Error as error:
+            self._lock.release()
+            raise StoreError(
+                f"cannot open the streams in {self._dir}: {error}; restore the folder or choose another one"
+            ) from error
+        except StoreError:
+            self._lock.release()
+            raise
+        self._writer = threading.Thread(
+            target=self._write, args=(connection,), name="durable-streams-write", daemon=True
+        )
+        self._writer.start()
+        return last_id
+
+    async def close(self) -> None:
+        if self._writer is not None:
+            self._work.put(None)
+            await asyncio.get_running_loop().run_in_executor(None, self._writer.join)
+        self._readers.shutdown()
+        for connection in self._connections:
+            connection.close()
+        self._lock.release()
+
+    # -- reading
+
+    async def load(self, path: str) -> StreamState | None:
+        def load(connection: sqlite3.Connection) -> StreamState | None:
+            row = connection.execute("SELECT state FROM stream WHERE path = ?", (path,)).fetchone()
+            if row is None:
+                return None
+            state = _decode_state(row[0])
+            tail = connection.execute(_TAIL, (state.id,)).fetchone()
+            return state if tail is None else msgspec.structs.replace(state, tail=tail[0])
+
+        return await self._read_with(load)
+
+    async def load_producer(self, stream_id: int, producer_id: str) -> ProducerState | None:
+        def load(connection: sqlite3.Connection) -> ProducerState | None:
+            sql = "SELECT epoch, seq FROM producer WHERE stream = ? AND id = ?"
+            row = connection.execute(sql, (stream_id, producer_id)).fetchone()
+            return None if row is None else ProducerState(*row)
+
+        return await self._read_with(load)
+
+    async def read(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
+        def read(connection: sqlite3.Connection) -> Chunk | None:
+            first, payload = connection.execute(_READ, (stream_id, start, min(stop, start + limit))).fetchone()
+            if first is None or first > start:
+                return None
+            if first < start or first + len(payload) > stop:
+                payload = payload[start - first : stop - first]
+            return Chunk(start, start + len(payload), payload)
+
+        return await self._read_with(read)
+
+    async def expired(self, now: float, limit: int) -> list[str]:
+        def find(connection: sqlite3.Connection) -> list[str]:
+            sql = "SELECT path FROM stream WHERE deadline <= ? LIMIT ?"
+            return [row[0] for row in connection.execute(sql, (now, limit))]
+
+        return await self._read_with(find)
+
+    async def _read_with(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._query, query)
+
+    def _query(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        try:
+            if connection is None:
+                connection = self._local.connection = self._connect()
+                connection.execute("PRAGMA query_only = 1")
+            return query(connection)
+        except (sqlite3.Error, msgspec.DecodeError) as error:
+            raise _store_error(error) from error
+
+    # -- writing
+
+    def commit(self, batch: Batch, committed: Committed) -> None:
+        statements = _statements(batch)
+        loop = asyncio.get_running_loop()
+        if batch.removed:
+            self._garbage = True
+
+        def write(connection: sqlite3.Connection) -> None:
+            error = _execute(connection, statements)
+            loop.call_soon_threadsafe(committed, error)
+
+        self._work.put(write)
+
+    def _write(self, connection: sqlite3.Connection) -> None:
+        while True:
+            if self._garbage:
+                try:
+                    work = self._work.get_nowait()
+                except queue.Empty:
+                    self._garbage = _purge(connection)
+                    continue
+            else:
+                work = self._work.get()
+            if work is None:
+                return
+            work(connection)
+
+    # -- connections
+
+    def _connect(self) -> sqlite3.Connection:
+        path = self._dir / "streams.db"
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        self._connections.append(connection)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB if self._writer is None else 2048}")
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> int:
+        application, version = (
+            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+        )
+        if (application, version) == (0, 0):
+            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+        elif application != _APPLICATION_ID:
+            raise StoreError(f"{self._dir / 'streams.db'} is another program's database; choose another folder")
+        elif version != _FORMAT:
+            raise StoreError(
+                f"the streams in {self._dir} have format {version}, this version reads {_FORMAT}; "
+                "run the version of durable-streams that wrote them"
+            )
+        self._garbage = connection.execute("SELECT 1 FROM garbage LIMIT 1").fetchone() is not None
+        row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'stream'").fetchone()
+        return 0 if row is None else int(row[0])
+
+
+def _statements(batch: Batch) -> list[tuple[str, Any]]:
+    statements: list[tuple[str, Any]] = []
+    removed = [(stream_id,) for stream_id in batch.removed]
+    if removed:
+        ids = _encode(batch.removed).decode()
+        statements.append(("DELETE FROM stream WHERE id IN (SELECT value FROM json_each(?))", (ids,)))
+        statements.append(("INSERT INTO garbage SELECT value FROM json_each(?)", (ids,)))
+    rows = [
+        (state.id, state.path, None if state.deleted else state.deadline, state)
+        for state in (batch.changed[slot] for slot in batch.dirty)
+        if state is not None
+    ]
+    if rows:
+        statements.append((_UPSERT_STREAMS, (_encode(rows).decode(),)))
+    if batch.producers:
+        producers = [(*key, producer.epoch, producer.seq) for key, (producer, _) in batch.producers.items()]
+        statements.append((_UPSERT_PRODUCERS, (_encode(producers).decode(),)))
+    statements.extend(_record_statements(batch.records))
+    if batch.probe:
+        statements.append(("INSERT OR REPLACE INTO probe VALUES (1, ?)", (batch.now,)))
+    return statements
+
+
+def _record_statements(records: list[tuple[int, int, bytes, Any]]) -> list[tuple[str, Any]]:
+    if len(records) == 1:
+        return [(_INSERT_RECORD, records[0][:3])]
+    statements: list[tuple[str, Any]] = []
+    index: list[tuple[int, int, int, int]] = []
+    payloads: list[bytes] = []
+    position = 1  # SQL counts from one
+    for stream_id, start, payload, _ in records:
+        size = len(payload)
+        if size > _SMALL:
+            statements.append((_INSERT_RECORD, (stream_id, start, payload)))
+        else:
+            index.append((stream_id, start, position, size))
+            payloads.append(payload)
+            position += size
+    if index:
+        statements.append((_INSERT_RECORDS, (b"".join(payloads), _encode(index).decode())))
+    return statements
+
+
+def _execute(connection: sqlite3.Connection, statements: list[tuple[str, Any]]) -> StoreError | None:
+    """Run the statements as one transaction; a single one is its own."""
+    try:
+        if len(statements) == 1:
+            connection.execute(*statements[0])
+            return None
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in statements:
+            connection.execute(*statement)
+        connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        if connection.in_transaction:
+            connection.rollback()
+        return _store_error(error)
+    return None
+
+
+def _purge(connection: sqlite3.Connection) -> bool:
+    """Delete a part of what deleted streams left behind; true while there is more."""
+    try:
+        row = connection.execute("SELECT stream FROM garbage LIMIT 1").fetchone()
+        if row is None:
+            return False
+        stream = row[0]
+        sql = (
+            "DELETE FROM {0} WHERE stream = ?1 AND {1} IN (SELECT {1} FROM {0} WHERE stream = ?1 ORDER BY {1} LIMIT ?2)"
+        )
+        for table, key in (("record", "start"), ("producer", "id")):
+            if connection.execute(sql.format(table, key), (stream, _PURGE_ROWS)).rowcount:
+                return True
+        connection.execute("DELETE FROM garbage WHERE stream = ?", (stream,))
+    except sqlite3.Error:
+        return False  # no room to delete in: the next deletion or start tries again
+    return True
+
+
+def _store_error(error: Exception) -> StoreError:
+    text = str(error)
+    if "full" in text:
+        return StoreFullError("the disk is full; nothing of this request was stored")
+    return StoreUnavailableError(f"the store cannot be used now: {text}; nothing of this request was stored")
