@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 
 STREAM_NEXT_OFFSET = "stream-next-offset"
 STREAM_CURSOR = "stream-cursor"
@@ -40,16 +42,19 @@ def is_true(value: str | None) -> bool:
     return value is not None and value.lower() == "true"
 
 
+@lru_cache(maxsize=256)
 def media_type(content_type: str) -> str:
     """Return the content type without parameters, in lower case: what two content types are compared by."""
     return content_type.partition(";")[0].strip().lower()
 
 
+@lru_cache(maxsize=256)
 def is_json(content_type: str) -> bool:
     """Whether a stream of this content type holds JSON messages (protocol section 4, JSON mode)."""
     return media_type(content_type) == JSON_CONTENT_TYPE
 
 
+@lru_cache(maxsize=256)
 def is_text(content_type: str) -> bool:
     """Whether SSE carries this content type as UTF-8 text; everything else travels as base64 (section 5)."""
     media = media_type(content_type)

@@ -14,13 +14,17 @@ from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import ProducerStamp, ProducerState, Segment, StreamState
 
 __all__ = [
-    "check_append",
+    "check_fork_source",
+    "closed",
     "decide_append",
     "decide_create",
     "decide_release",
     "decide_touch",
+    "is_expired",
     "not_found",
+    "other_content_type",
     "require",
+    "unknown_offset",
 ]
 
 _TOUCH_SHARE = 0.1
@@ -30,6 +34,15 @@ _MAX_TOUCH_SLACK = 60.0
 def not_found() -> Rejection:
     """Return the 404 of a path without a stream."""
     return Rejection(404, "NOT_FOUND", "there is no stream at this path")
+
+
+def unknown_offset(position: int) -> Rejection:
+    """Return the 400 of an offset that this stream never had."""
+    return Rejection(
+        400,
+        "BAD_REQUEST",
+        f"offset {format_offset(position)} is none of this stream's: use one from its answers, -1, or now",
+    )
 
 
 def require(state: StreamState | None) -> StreamState:
@@ -132,18 +145,11 @@ def _lineage(source: StreamState, position: int) -> tuple[Segment, ...]:
 # -- append and close (section 4)
 
 
-def check_append(state: StreamState, command: Append) -> None:
-    """Refuse what closure and content type refuse; handlers ask before they spend time on a body."""
-    if state.closed and not (command.close and not command.payload):
-        raise closed(state)
-    if command.content_type is not None and headers.media_type(command.content_type) != headers.media_type(
-        state.content_type
-    ):
-        raise Rejection(
-            409,
-            "CONFLICT_CONTENT_TYPE",
-            f"the stream holds {state.content_type}, the request brings {command.content_type}",
-        )
+def other_content_type(state: StreamState, content_type: str) -> Rejection:
+    """Return the 409 of an append that brings something else than the stream holds."""
+    return Rejection(
+        409, "CONFLICT_CONTENT_TYPE", f"the stream holds {state.content_type}, the request brings {content_type}"
+    )
 
 
 def decide_append(state: StreamState, producer: ProducerState | None, command: Append) -> Appended:
@@ -151,8 +157,9 @@ def decide_append(state: StreamState, producer: ProducerState | None, command: A
     stamp = command.producer
     if state.closed:
         return _decide_on_closed(state, producer, command)
-    if command.payload:
-        check_append(state, command)
+    content_type = command.content_type
+    if content_type is not None and headers.media_type(content_type) != headers.media_type(state.content_type):
+        raise other_content_type(state, content_type)
     if stamp is not None and _is_duplicate(producer, stamp):
         return Appended(state, producer, duplicate=True)
     last_seq = state.last_seq

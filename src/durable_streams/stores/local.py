@@ -35,7 +35,7 @@ class Backend(Protocol):
     """Where a LocalStore keeps its bytes. Called from the event loop; knows no rule."""
 
     async def open(self) -> int:
-        """Get ready; return the largest stream id ever used."""
+        """Get ready; return a number that is not less than any stream id ever used."""
 
     async def close(self) -> None:
         """Let go of everything; nothing is being committed any more."""
@@ -50,7 +50,10 @@ class Backend(Protocol):
         """Write a batch, all or nothing, then call ``committed`` on the event loop, now or later."""
 
     async def read(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
-        """Return whole appends from the one that holds ``start``, but only bytes in [start, stop); None if gone."""
+        """Return whole appends from the one that holds ``start`` (it may begin before), nothing past ``stop``.
+
+        None if they are gone.
+        """
 
     async def expired(self, now: float, limit: int) -> list[str]:
         """Return paths whose stored deadline has passed."""
@@ -157,6 +160,10 @@ class LocalStore:
         chunk = await self._backend.read(stream_id, start, stop, limit)
         if chunk is None:
             raise rules.not_found()
+        if chunk.start < start:
+            if state.is_json:
+                raise rules.unknown_offset(start)
+            return Chunk(start, chunk.end, chunk.payload[start - chunk.start :])
         return chunk
 
     async def watch(self, path: str) -> SlotWatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 
 from durable_streams.protocol.state import ProducerState, StreamState
@@ -37,7 +38,7 @@ class _MemoryBackend:
         self._producers: dict[int, dict[str, ProducerState]] = {}
 
     async def open(self) -> int:
-        return 0
+        return time.time_ns() // 1000  # caches must not take a stream of this process for one of the last
 
     async def close(self) -> None:
         self._states.clear()
@@ -80,9 +81,10 @@ class _MemoryBackend:
         first = max(0, bisect_right(log.starts, start) - 1)
         last = bisect_right(log.starts, min(stop, start + limit) - 1)
         payload = b"".join(log.payloads[first:last])
-        skipped = start - log.starts[first]
-        payload = payload[skipped : skipped + stop - start]
-        return Chunk(start, start + len(payload), payload)
+        begin = log.starts[first]
+        if begin + len(payload) > stop:
+            payload = payload[: stop - begin]
+        return Chunk(begin, begin + len(payload), payload)
 
     async def expired(self, now: float, limit: int) -> list[str]:
         return [path for path, deadline in self._mortal.items() if deadline <= now][:limit]

@@ -11,6 +11,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -141,9 +142,9 @@ class _SqliteBackend:
             first, payload = connection.execute(_READ, (stream_id, start, min(stop, start + limit))).fetchone()
             if first is None or first > start:
                 return None
-            if first < start or first + len(payload) > stop:
-                payload = payload[start - first : stop - first]
-            return Chunk(start, start + len(payload), payload)
+            if first + len(payload) > stop:
+                payload = payload[: stop - first]
+            return Chunk(first, first + len(payload), payload)
 
         return await self._read_with(read)
 
@@ -222,7 +223,8 @@ class _SqliteBackend:
             )
         self._garbage = connection.execute("SELECT 1 FROM garbage LIMIT 1").fetchone() is not None
         row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'stream'").fetchone()
-        return 0 if row is None else int(row[0])
+        # A new file starts at the clock, so that caches never take a new stream for one of a deleted folder.
+        return int(time.time()) if row is None else int(row[0])
 
 
 def _statements(batch: Batch) -> list[tuple[str, Any]]:

@@ -1,0 +1,17 @@
+"""The durable server: ``serve`` runs it in this process, ``asgi_app`` mounts it into another one."""
+
+from __future__ import annotations
+
+from durable_streams.server.asgi import AsgiApp
+from durable_streams.server.config import ServerConfig
+from durable_streams.server.run import ServerStartError, build_store, serve
+
+__all__ = ["AsgiApp", "ServerConfig", "ServerStartError", "asgi_app", "serve"]
+
+
+def asgi_app(config: ServerConfig | None = None) -> AsgiApp:
+    """Return the server as an ASGI application; ``host`` and ``port`` of the configuration do not matter then."""
+    from durable_streams.server.app import App  # noqa: PLC0415 - keeps the module's names to what it exports
+
+    config = config or ServerConfig()
+    return AsgiApp(App(build_store(config), config))

@@ -1,0 +1,103 @@
+"""The application: a request in, a response out. Adapters carry it over RSGI and ASGI."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from durable_streams.protocol.commands import Rejection
+from durable_streams.server import parse
+from durable_streams.server.config import ServerConfig
+from durable_streams.server.handlers import Handlers
+from durable_streams.server.http import BASE_HEADERS, METHODS, PREFLIGHT_HEADERS, Headers, Request, Response
+from durable_streams.server.live import LiveReads
+from durable_streams.stores.base import Store, StoreError, StoreFullError
+
+__all__ = ["App"]
+
+STREAM_ROOT = "/v1/stream/"
+_RESERVED = "__ds"  # subscriptions, protocol section 8
+_RETRY_AFTER = "1"  # seconds
+_log = logging.getLogger("durable_streams.server")
+_encode = msgspec.json.Encoder().encode
+
+Handler = Callable[[Request, str], Awaitable[Response]]
+
+
+class App:
+    """Serves the streams of one store."""
+
+    def __init__(self, store: Store, config: ServerConfig | None = None) -> None:
+        self.store = store
+        self.config = config or ServerConfig()
+        self.live = LiveReads(store, self.config)
+        handlers = Handlers(store, self.config, self.live)
+        self._handlers: dict[str, Handler] = {
+            "POST": handlers.append,
+            "GET": handlers.read,
+            "PUT": handlers.create,
+            "HEAD": handlers.head,
+            "DELETE": handlers.delete,
+        }
+
+    async def startup(self) -> None:
+        """Open the store; raises StoreError with one sentence."""
+        await self.store.open()
+
+    async def shutdown(self) -> None:
+        """End the live reads, commit what was accepted, close the store."""
+        self.live.stop()
+        await self.store.close()
+
+    async def handle(self, request: Request) -> Response:
+        """Answer a request; never raises for what a client or the disk did."""
+        try:
+            path = request.path
+            if not path.startswith(STREAM_ROOT):
+                return await self._elsewhere(request)
+            if request.method == "OPTIONS":
+                return Response(204, PREFLIGHT_HEADERS)
+            handler = self._handlers.get(request.method)
+            if handler is None:
+                return _method_not_allowed(METHODS)
+            path = parse.stream_path(path[len(STREAM_ROOT) :])
+            if path == _RESERVED or path.startswith(_RESERVED + "/"):
+                raise Rejection(404, "NOT_FOUND", "paths under __ds are reserved for subscriptions")
+            return await handler(request, path)
+        except Rejection as refusal:
+            extra = list(refusal.headers.items())
+            return error_response(refusal.status, refusal.code, refusal.message, extra)
+        except StoreFullError as error:
+            return error_response(507, "STORAGE_FULL", str(error), [("retry-after", _RETRY_AFTER)])
+        except StoreError as error:
+            _log.warning("the store failed: %s", error)
+            return error_response(503, "UNAVAILABLE", str(error), [("retry-after", _RETRY_AFTER)])
+        except Exception:
+            _log.exception("a request failed: %s %s", request.method, request.path)
+            return error_response(500, "INTERNAL", "the server failed on this request; its log says why", [])
+
+    async def _elsewhere(self, request: Request) -> Response:
+        if request.path != "/health":
+            message = f"there is nothing here: streams live under {STREAM_ROOT}"
+            return error_response(404, "NOT_FOUND", message, [])
+        if request.method not in ("GET", "HEAD"):
+            return _method_not_allowed("GET, HEAD")
+        await self.store.check()
+        body = b"" if request.method == "HEAD" else b'{"status":"ok"}'
+        return Response(200, [*BASE_HEADERS, *_JSON, ("cache-control", "no-store")], body)
+
+
+_JSON: Headers = [("content-type", "application/json")]
+
+
+def error_response(status: int, code: str, message: str, extra: Headers) -> Response:
+    """Return an error with its small JSON body (protocol section 7)."""
+    body = _encode({"error": {"code": code, "message": message}})
+    return Response(status, [*BASE_HEADERS, *_JSON, ("cache-control", "no-store"), *extra], body)
+
+
+def _method_not_allowed(allowed: str) -> Response:
+    message = f"this method is not available here, these are: {allowed}"
+    return error_response(405, "METHOD_NOT_ALLOWED", message, [("allow", allowed)])

@@ -1,0 +1,138 @@
+"""The application over ASGI: mounts into FastAPI, Starlette or Litestar, and runs under any ASGI server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import aclosing
+from typing import Any
+
+from durable_streams.protocol.commands import Rejection
+from durable_streams.server.app import App, error_response
+from durable_streams.server.http import cut_short, too_large
+from durable_streams.stores.base import StoreError
+
+__all__ = ["AsgiApp"]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class _Request:
+    """A Request over an ASGI scope."""
+
+    __slots__ = ("_headers", "_receive", "_scope", "method", "path", "query")
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
+        self.method: str = scope["method"]
+        root: str = scope.get("root_path", "")
+        path: str = scope["path"]
+        # A mount is part of the path for some frameworks and not for others.
+        self.path = path[len(root) :] if root and path.startswith(root + "/") else path
+        self.query: str = scope["query_string"].decode("latin-1")
+
+    def header(self, name: str) -> str | None:
+        value: bytes | None = self._headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    def base_url(self) -> str:
+        authority = self.header("host")
+        if authority is None:
+            authority = ":".join(str(part) for part in self._scope.get("server") or ("localhost",))
+        return f"{self._scope.get('scheme', 'http')}://{authority}{self._scope.get('root_path', '')}"
+
+    async def body(self, limit: int) -> bytes:
+        declared = self.header("content-length")
+        if declared is not None and declared.isascii() and declared.isdigit() and int(declared) > limit:
+            raise too_large(limit)
+        parts, size, more = [], 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise cut_short()
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise too_large(limit)
+            parts.append(part)
+            more = message.get("more_body", False)
+        return b"".join(parts)
+
+    async def disconnected(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+class AsgiApp:
+    """An ASGI application. Opens its store in the lifespan, or at the first request where nobody sends one.
+
+    ``await startup()`` and ``await shutdown()`` are for frameworks that do not pass the lifespan to mounted apps.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._opening: asyncio.Task[None] | None = None
+
+    async def startup(self) -> None:
+        """Open the store, once; raises StoreError with one sentence."""
+        if self._opening is None:
+            self._opening = asyncio.ensure_future(self._app.startup())
+        await asyncio.shield(self._opening)
+
+    async def shutdown(self) -> None:
+        """End the live reads and close the store."""
+        if self._opening is not None:
+            await self._app.shutdown()
+            self._opening = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the ASGI interface."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1003})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                try:
+                    await self.startup()
+                except StoreError as error:
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    return
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self.shutdown()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = _Request(scope, receive)
+        try:
+            await self.startup()
+            response = await self._app.handle(request)
+        except StoreError as error:
+            self._opening = None
+            response = error_response(503, "UNAVAILABLE", str(error), [("retry-after", "1")])
+        except Rejection as refusal:  # pragma: no cover - handle answers its own
+            response = error_response(refusal.status, refusal.code, refusal.message, [])
+        body = response.body
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+        if isinstance(body, bytes):
+            if response.status not in (204, 304):
+                headers.append((b"content-length", str(len(body)).encode()))
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else body})
+            return
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        async with aclosing(body) as parts:
+            async for part in parts:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})

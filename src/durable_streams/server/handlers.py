@@ -1,0 +1,233 @@
+"""One handler per method of a stream's URL (protocol sections 1 to 6)."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from durable_streams.protocol import headers as names
+from durable_streams.protocol import jsonmode, rules
+from durable_streams.protocol.commands import Append, Create, ForkPoint, Rejection
+from durable_streams.protocol.offsets import format_offset
+from durable_streams.protocol.state import StreamState
+from durable_streams.server import parse
+from durable_streams.server.config import ServerConfig
+from durable_streams.server.http import BASE_HEADERS, Headers, Request, Response
+from durable_streams.server.live import LiveReads
+from durable_streams.server.positions import content, etag, position_of
+from durable_streams.stores.base import Chunk, Store
+
+__all__ = ["Handlers"]
+
+STREAM_ROOT = "/v1/stream/"
+
+
+class Handlers:
+    """The operations on streams."""
+
+    def __init__(self, store: Store, config: ServerConfig, live: LiveReads) -> None:
+        self._store = store
+        self._config = config
+        self._live = live
+
+    # -- writing
+
+    async def append(self, request: Request, path: str) -> Response:
+        """POST: append, close, or both (section 4)."""
+        header = request.header
+        close = names.is_true(header(names.STREAM_CLOSED))
+        content_type = header("content-type")
+        seq = parse.sequence(header(names.STREAM_SEQ))
+        producer = parse.producer(
+            header(names.PRODUCER_ID), header(names.PRODUCER_EPOCH), header(names.PRODUCER_SEQ)
+        )
+        body = await request.body(self._config.max_body)
+        state = rules.require(await self._store.get(path))
+        if body:
+            body = _payload(state, content_type, body)
+        elif not close:
+            raise parse.bad_request("the body is empty: send data, or Stream-Closed: true to close the stream")
+        command = Append(content_type if body else None, body, close, seq, producer)
+        appended = await self._store.append(path, command)
+        state = appended.state
+        headers = [*BASE_HEADERS, (names.STREAM_NEXT_OFFSET, format_offset(state.tail))]
+        if state.closed:
+            headers.append((names.STREAM_CLOSED, "true"))
+        if producer is None or appended.producer is None:
+            return Response(204, headers)
+        headers.append((names.PRODUCER_EPOCH, str(appended.producer.epoch)))
+        headers.append((names.PRODUCER_SEQ, str(appended.producer.seq)))
+        return Response(200 if body and not appended.duplicate else 204, headers)
+
+    async def create(self, request: Request, path: str) -> Response:
+        """PUT: create a stream or a fork (sections 3 and 6)."""
+        header = request.header
+        given = header("content-type")
+        content_type = parse.content_type(given) if given is not None else None
+        ttl, expires = parse.ttl(header(names.STREAM_TTL)), header(names.STREAM_EXPIRES_AT)
+        deadline = parse.expires_at(expires)
+        if ttl is not None and expires is not None:
+            raise parse.bad_request("Stream-TTL and Stream-Expires-At exclude each other: send one of them")
+        fork, source = await self._fork_point(request, content_type)
+        body = await request.body(self._config.max_body)
+        effective = content_type or (source.content_type if source else names.DEFAULT_CONTENT_TYPE)
+        if body and names.is_json(effective):
+            body = _json_payload(body)
+        command = Create(
+            path=path,
+            content_type=content_type,
+            payload=body,
+            closed=names.is_true(header(names.STREAM_CLOSED)),
+            ttl=ttl,
+            expires_at=expires,
+            deadline=deadline,
+            fork=fork,
+        )
+        created = await self._store.create(command)
+        headers = _description(created.state)
+        if created.new:
+            location = request.base_url() + STREAM_ROOT + quote(path)
+            headers.append(("location", location))
+        return Response(201 if created.new else 200, headers)
+
+    async def delete(self, request: Request, path: str) -> Response:  # noqa: ARG002 - one signature for all
+        """DELETE: the stream goes, or stays for its forks only (sections 1 and 6)."""
+        await self._store.delete(path)
+        return Response(204, list(BASE_HEADERS))
+
+    async def _fork_point(
+        self, request: Request, content_type: str | None
+    ) -> tuple[ForkPoint | None, StreamState | None]:
+        header = request.header
+        origin, offset = header(names.STREAM_FORKED_FROM), header(names.STREAM_FORK_OFFSET)
+        sub_offset = parse.sub_offset(header(names.STREAM_FORK_SUB_OFFSET))
+        if origin is None:
+            if offset is not None or sub_offset is not None:
+                raise parse.bad_request("Stream-Fork-Offset and Stream-Fork-Sub-Offset need Stream-Forked-From")
+            return None, None
+        path = parse.decoded_path(origin)
+        if not path.startswith(STREAM_ROOT):
+            raise parse.bad_request(f"Stream-Forked-From is a path that starts with {STREAM_ROOT}")
+        path = parse.stream_path(path[len(STREAM_ROOT) :])
+        source = rules.check_fork_source(await self._store.get(path), content_type)
+        position = source.tail if offset is None else position_of(offset, source)
+        if sub_offset:
+            position += await self._sub_position(source, position, sub_offset)
+        return ForkPoint(path, source.id, position), source
+
+    async def _sub_position(self, source: StreamState, position: int, sub_offset: int) -> int:
+        """Return how many bytes ``sub_offset`` messages (or bytes) past ``position`` are."""
+        append = await self._store.read(source, position, 1)
+        size: int | None = sub_offset if sub_offset <= len(append.payload) else None
+        if source.is_json:
+            size = jsonmode.message_end(append.payload, sub_offset) if append.payload else None
+        if size is None:
+            raise parse.bad_request(
+                f"Stream-Fork-Sub-Offset {sub_offset} is past the next boundary after the fork offset"
+            )
+        return size
+
+    # -- reading
+
+    async def head(self, request: Request, path: str) -> Response:  # noqa: ARG002 - one signature for all
+        """HEAD: what the stream is and how far it goes; does not touch its sliding window."""
+        state = rules.require(await self._store.get(path))
+        headers = _description(state)
+        headers.append(("etag", etag(state, 0, state.tail)))
+        headers.append(("cache-control", "no-store"))
+        return Response(200, headers)
+
+    async def read(self, request: Request, path: str) -> Response:
+        """GET: catch up, or go on live (section 5)."""
+        query = parse.query(request.query)
+        offset, live = query.get(names.QUERY_OFFSET), query.get(names.QUERY_LIVE)
+        state = rules.require(await self._store.get(path))
+        if live is not None:
+            if offset is None:
+                raise parse.bad_request("a live read needs an offset: the last answer's, -1, or now")
+            position = position_of(offset, state)
+            self._store.touch(path)
+            return await self._live.read(live, request, path, position, query.get(names.QUERY_CURSOR))
+        position = 0 if offset is None else position_of(offset, state)
+        self._store.touch(path)
+        if offset == names.OFFSET_NOW:
+            headers = _read_headers(state, Chunk(position, position, b""))
+            headers.append(("cache-control", "no-store"))
+            return Response(200, headers, content(state, b""))
+        return await self._catch_up(request, state, position)
+
+    async def _catch_up(self, request: Request, state: StreamState, position: int) -> Response:
+        chunk = await self._store.read(state, position, self._config.chunk_size)
+        tag = etag(state, chunk.start, chunk.end)
+        headers = _read_headers(state, chunk)
+        headers.append(("etag", tag))
+        headers.append(("cache-control", f"{self._config.cache}, max-age=60, stale-while-revalidate=300"))
+        known = request.header("if-none-match")
+        if known is not None and _matches(known, tag):
+            return Response(304, headers)
+        return Response(200, headers, content(state, chunk.payload))
+
+
+def _read_headers(state: StreamState, chunk: Chunk) -> Headers:
+    headers = [
+        *BASE_HEADERS,
+        ("content-type", state.content_type),
+        (names.STREAM_NEXT_OFFSET, format_offset(chunk.end)),
+    ]
+    if chunk.end == state.tail:
+        headers.append((names.STREAM_UP_TO_DATE, "true"))
+        if state.closed:
+            headers.append((names.STREAM_CLOSED, "true"))
+    return headers
+
+
+def _description(state: StreamState) -> Headers:
+    headers = [
+        *BASE_HEADERS,
+        ("content-type", state.content_type),
+        (names.STREAM_NEXT_OFFSET, format_offset(state.tail)),
+    ]
+    if state.closed:
+        headers.append((names.STREAM_CLOSED, "true"))
+    if state.ttl is not None:
+        headers.append((names.STREAM_TTL, str(state.ttl)))
+    if state.expires_at is not None:
+        headers.append((names.STREAM_EXPIRES_AT, state.expires_at))
+    if state.forked_from is not None:
+        headers.append((names.STREAM_FORKED_FROM, quote(STREAM_ROOT + state.forked_from)))
+        headers.append((names.STREAM_FORK_OFFSET, format_offset(state.fork_position)))
+    return headers
+
+
+def _payload(state: StreamState, content_type: str | None, body: bytes) -> bytes:
+    """Return an append's body in stored form, refusing first what needs no look at the bytes."""
+    if content_type is None:
+        raise parse.bad_request(f"Content-Type is missing: the stream holds {state.content_type}")
+    if names.media_type(content_type) != names.media_type(state.content_type):
+        if state.closed:
+            raise rules.closed(state)
+        raise rules.other_content_type(state, content_type)
+    if not state.is_json:
+        return body
+    try:
+        payload = _json_payload(body)
+    except Rejection:
+        if state.closed:
+            raise rules.closed(state) from None
+        raise
+    if not payload:
+        raise parse.bad_request("an empty array appends nothing: send at least one message")
+    return payload
+
+
+def _json_payload(body: bytes) -> bytes:
+    try:
+        return jsonmode.payload_from_body(body)
+    except jsonmode.InvalidJSONError as error:
+        raise parse.bad_request(str(error)) from None
+
+
+def _matches(if_none_match: str, tag: str) -> bool:
+    known = [one.strip().removeprefix("W/") for one in if_none_match.split(",")]
+    return tag in known or "*" in known
+
+

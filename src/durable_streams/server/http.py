@@ -1,0 +1,104 @@
+"""Requests and responses as the server sees them, whatever carries them (RSGI, ASGI)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+import msgspec
+
+from durable_streams.protocol import headers as names
+from durable_streams.protocol.commands import Rejection
+
+__all__ = ["BASE_HEADERS", "PREFLIGHT_HEADERS", "Request", "Response", "too_large"]
+
+Headers = list[tuple[str, str]]
+
+_EXPOSED = (
+    names.STREAM_NEXT_OFFSET,
+    names.STREAM_CURSOR,
+    names.STREAM_UP_TO_DATE,
+    names.STREAM_CLOSED,
+    names.STREAM_TTL,
+    names.STREAM_EXPIRES_AT,
+    names.STREAM_FORKED_FROM,
+    names.STREAM_FORK_OFFSET,
+    names.SSE_DATA_ENCODING,
+    names.PRODUCER_EPOCH,
+    names.PRODUCER_SEQ,
+    names.PRODUCER_EXPECTED_SEQ,
+    names.PRODUCER_RECEIVED_SEQ,
+    "etag",
+    "location",
+    "retry-after",
+)
+_ALLOWED = (
+    "content-type",
+    "authorization",
+    "if-none-match",
+    names.STREAM_SEQ,
+    names.STREAM_TTL,
+    names.STREAM_EXPIRES_AT,
+    names.STREAM_CLOSED,
+    names.STREAM_FORKED_FROM,
+    names.STREAM_FORK_OFFSET,
+    names.STREAM_FORK_SUB_OFFSET,
+    names.PRODUCER_ID,
+    names.PRODUCER_EPOCH,
+    names.PRODUCER_SEQ,
+)
+METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
+
+# Every response carries these (protocol section 7).
+BASE_HEADERS: Headers = [
+    ("x-content-type-options", "nosniff"),
+    ("cross-origin-resource-policy", "cross-origin"),
+    ("access-control-allow-origin", "*"),
+    ("access-control-expose-headers", ", ".join(_EXPOSED)),
+]
+PREFLIGHT_HEADERS: Headers = [
+    *BASE_HEADERS,
+    ("access-control-allow-methods", METHODS),
+    ("access-control-allow-headers", ", ".join(_ALLOWED)),
+    ("access-control-max-age", "86400"),
+]
+
+
+class Request(Protocol):
+    """One HTTP request; header names in lower case, the path percent-decoded."""
+
+    method: str
+    path: str
+    query: str
+
+    def header(self, name: str) -> str | None:
+        """Return a header's value."""
+
+    def base_url(self) -> str:
+        """Return scheme, authority and mount point, as the client used them."""
+
+    async def body(self, limit: int) -> bytes:
+        """Return the whole body; raises the 413 without reading further than ``limit`` bytes."""
+
+    async def disconnected(self) -> None:
+        """Return once the client has gone away."""
+
+
+class Response(msgspec.Struct):
+    """One HTTP response; the body whole, or as it comes."""
+
+    status: int
+    headers: Headers
+    body: bytes | AsyncGenerator[bytes, None] = b""
+
+
+def too_large(limit: int) -> Rejection:
+    """Return the 413 of a body over the limit."""
+    return Rejection(
+        413, "TOO_LARGE", f"the body is larger than this server takes, {limit} bytes: send it in parts"
+    )
+
+
+def cut_short() -> Rejection:
+    """Return the 400 of a body that ended before it was whole; its sender is gone, nothing may be stored."""
+    return Rejection(400, "BAD_REQUEST", "the body ended before it was complete; nothing was stored")

@@ -1,0 +1,208 @@
+"""Live reads: long-poll and server-sent events (protocol section 5).
+
+Invariants: a reader is woken once per commit however much it holds; what a commit brings is encoded once for all
+readers that keep up, the others read from the store; an event stream ends at a control event, never in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from random import Random
+
+from durable_streams.protocol import headers as names
+from durable_streams.protocol import rules, sse
+from durable_streams.protocol.cursors import next_cursor
+from durable_streams.protocol.offsets import format_offset
+from durable_streams.protocol.state import StreamState
+from durable_streams.server import parse
+from durable_streams.server.config import ServerConfig
+from durable_streams.server.http import BASE_HEADERS, Headers, Request, Response
+from durable_streams.server.positions import content, etag
+from durable_streams.stores.base import Chunk, Store, Watch
+
+__all__ = ["LiveReads"]
+
+_HEARTBEAT = b": keep-alive\n\n"
+_MAX_CHARACTER = 4  # bytes of the longest UTF-8 character
+
+
+class LiveReads:
+    """All live reads of a server; ``stop`` ends them."""
+
+    def __init__(self, store: Store, config: ServerConfig) -> None:
+        self._store = store
+        self._config = config
+        self._random = Random()  # noqa: S311 - jitter for caches, not a secret
+        self._stopping = False
+        self._watches: set[Watch] = set()
+
+    def stop(self) -> None:
+        """End every live read at its next safe point, now."""
+        self._stopping = True
+        for watch in list(self._watches):
+            watch.wake()
+
+    async def read(
+        self, mode: str, request: Request, path: str, position: int, cursor: str | None
+    ) -> Response:
+        """Answer a live read from ``position``."""
+        if mode == "long-poll":
+            return await self._long_poll(request, path, position, cursor)
+        if mode == "sse":
+            return await self._sse(request, path, position, cursor)
+        raise parse.bad_request(f"live is long-poll or sse, not {mode[:80]!r}")
+
+    # -- long-poll
+
+    async def _long_poll(self, request: Request, path: str, position: int, cursor: str | None) -> Response:
+        with await self._store.watch(path) as watch:
+            state = rules.require(watch.state)
+            if position >= state.tail and not state.closed:
+                await self._wait(watch, request, state, position)
+                state = rules.require(watch.state)
+            chunk = Chunk(position, position, b"")
+            if position < state.tail:
+                chunk = await self._chunk(watch, state, position)
+        headers = self._live_headers(state, chunk.end, cursor)
+        if chunk.end == position:
+            headers.append(("cache-control", "no-store"))
+            return Response(204, headers)
+        headers.append(("content-type", state.content_type))
+        headers.append(("etag", etag(state, chunk.start, chunk.end)))
+        headers.append(
+            ("cache-control", f"{self._config.cache}, max-age=60, stale-while-revalidate=300")
+        )
+        return Response(200, headers, content(state, chunk.payload))
+
+    async def _wait(self, watch: Watch, request: Request, state: StreamState, position: int) -> None:
+        """Wait until there is something past ``position``, the stream ends, or the time is up."""
+        gone = asyncio.ensure_future(request.disconnected())
+        gone.add_done_callback(lambda _: watch.wake())
+        deadline = time.monotonic() + self._config.long_poll_timeout
+        self._watches.add(watch)
+        try:
+            while not (self._stopping or gone.done()):
+                left = deadline - time.monotonic()
+                if left <= 0 or not await watch.changed(left):
+                    return
+                now = watch.state
+                if now is None or now.id != state.id or now.tail > position or now.closed or now.deleted:
+                    return
+        finally:
+            self._watches.discard(watch)
+            gone.cancel()
+
+    def _live_headers(self, state: StreamState, end: int, cursor: str | None) -> Headers:
+        headers = [*BASE_HEADERS, (names.STREAM_NEXT_OFFSET, format_offset(end))]
+        if end == state.tail:
+            headers.append((names.STREAM_UP_TO_DATE, "true"))
+            if state.closed:
+                headers.append((names.STREAM_CLOSED, "true"))
+                return headers
+        headers.append((names.STREAM_CURSOR, next_cursor(time.time(), cursor, self._random)))
+        return headers
+
+    async def _chunk(self, watch: Watch, state: StreamState, position: int) -> Chunk:
+        return watch.recent(position) or await self._store.read(state, position, self._config.chunk_size)
+
+    # -- server-sent events
+
+    async def _sse(self, request: Request, path: str, position: int, cursor: str | None) -> Response:
+        watch = await self._store.watch(path)
+        state = rules.require(watch.state)
+        headers = [
+            *BASE_HEADERS,
+            ("content-type", names.SSE_CONTENT_TYPE),
+            ("cache-control", "no-cache"),
+            ("x-accel-buffering", "no"),
+        ]
+        if not names.is_text(state.content_type):
+            headers.append((names.SSE_DATA_ENCODING, "base64"))
+        return Response(200, headers, self._events(request, watch, state, position, cursor))
+
+    async def _events(
+        self, request: Request, watch: Watch, state: StreamState, position: int, cursor: str | None
+    ) -> AsyncGenerator[bytes, None]:
+        gone = asyncio.ensure_future(request.disconnected())
+        gone.add_done_callback(lambda _: watch.wake())
+        deadline = time.monotonic() + self._config.sse_max_age
+        budget = self._config.sse_max_bytes
+        identity, reached = state.id, -1
+        with watch:
+            self._watches.add(watch)
+            try:
+                while not gone.done():
+                    now = watch.state
+                    if now is None or now.id != identity or now.deleted:
+                        return
+                    if reached < now.tail or now.closed:
+                        event, position, reached, done = await self._event(watch, now, position, cursor)
+                        yield event
+                        budget -= len(event)
+                        if done or budget <= 0:
+                            return
+                        if reached < now.tail:
+                            continue
+                    if self._stopping or time.monotonic() >= deadline:
+                        return
+                    wait = min(self._config.sse_heartbeat, deadline - time.monotonic())
+                    if not await watch.changed(wait):
+                        yield _HEARTBEAT
+            finally:
+                self._watches.discard(watch)
+                gone.cancel()
+
+    async def _event(
+        self, watch: Watch, state: StreamState, position: int, cursor: str | None
+    ) -> tuple[bytes, int, int, bool]:
+        """Return the data and control events from ``position``: their bytes, the position that they commit, the one
+        that they looked at (further by what is left of a character), and whether the stream ends there.
+        """
+        key = (position, state.tail, state.closed, cursor)
+        known: tuple[bytes, int, int, bool] | None = watch.shared.get(key)
+        if known is not None:
+            return known
+        chunk = Chunk(position, position, b"")
+        if position < state.tail:
+            chunk = await self._chunk(watch, state, position)
+        end, data = chunk.end, b""
+        at_tail = end == state.tail
+        if chunk.payload:
+            data, held = self._data(state, chunk.payload, last=at_tail and state.closed)
+            end -= held
+        done = at_tail and state.closed
+        control = sse.encode_control(
+            format_offset(end),
+            cursor=None if done else next_cursor(time.time(), cursor, self._random),
+            up_to_date=at_tail,
+            closed=done,
+        )
+        event = (data + control, end, chunk.end, done)
+        watch.shared[key] = event
+        return event
+
+    def _data(self, state: StreamState, payload: bytes, *, last: bool) -> tuple[bytes, int]:
+        """Return the data event, and how many bytes of a character that is not whole yet it leaves out."""
+        if not names.is_text(state.content_type):
+            return sse.encode_data(payload, text=False), 0
+        if state.is_json:
+            return sse.encode_data(content(state, payload), text=True), 0
+        held = 0 if last else _incomplete(payload)
+        text = payload[: len(payload) - held]
+        if not text.isascii():
+            text = text.decode("utf-8", errors="replace").encode()
+        return (sse.encode_data(text, text=True) if text else b""), held
+
+
+def _incomplete(payload: bytes) -> int:
+    """Return how many bytes at the end begin a UTF-8 character that is not complete."""
+    for size in range(1, min(_MAX_CHARACTER, len(payload)) + 1):
+        byte = payload[-size]
+        if byte < 0x80:
+            return 0
+        if byte >= 0xC0:
+            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return size if size < length else 0
+    return 0

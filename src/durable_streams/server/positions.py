@@ -1,0 +1,36 @@
+"""Where in a stream a request points, and what a range of it looks like on the wire."""
+
+from __future__ import annotations
+
+from durable_streams.protocol import headers as names
+from durable_streams.protocol import jsonmode, rules
+from durable_streams.protocol.offsets import parse_offset
+from durable_streams.protocol.state import StreamState
+from durable_streams.server import parse
+
+__all__ = ["content", "etag", "position_of"]
+
+
+def position_of(offset: str, state: StreamState) -> int:
+    """Return the byte position an offset stands for in a stream; raises the 400 of one that it cannot have."""
+    if offset == names.OFFSET_START:
+        return 0
+    if offset == names.OFFSET_NOW:
+        return state.tail
+    position = parse_offset(offset)
+    if position is None:
+        raise parse.bad_request(f"{offset[:80]!r} is no offset: use one from an answer, -1, or now")
+    if position > state.tail:
+        raise rules.unknown_offset(position)
+    return position
+
+
+def content(state: StreamState, payload: bytes) -> bytes:
+    """Return stored bytes as a reader gets them."""
+    return jsonmode.response_body(payload) if state.is_json else payload
+
+
+def etag(state: StreamState, start: int, end: int) -> str:
+    """Return the entity tag of a range: stream identity, start, end, and whether it closes the stream."""
+    end_mark = "c" if state.closed and end == state.tail else ""
+    return f'"{state.id:x}.{start}.{end}{end_mark}"'

@@ -1,0 +1,77 @@
+"""The application over RSGI, as Granian calls it."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Any
+
+from durable_streams.server.app import App
+from durable_streams.server.http import cut_short, too_large
+
+__all__ = ["RsgiAdapter"]
+
+
+class _Request:
+    """A Request over an RSGI scope and protocol."""
+
+    __slots__ = ("_protocol", "_scope", "header", "method", "path", "query")
+
+    def __init__(self, scope: Any, protocol: Any) -> None:
+        self._scope = scope
+        self._protocol = protocol
+        self.method: str = scope.method
+        self.path: str = scope.path
+        self.query: str = scope.query_string
+        self.header = scope.headers.get
+
+    def base_url(self) -> str:
+        scope = self._scope
+        authority = self.header("host") or scope.authority or scope.server
+        return f"{scope.scheme}://{authority}"
+
+    async def body(self, limit: int) -> bytes:
+        declared = self.header("content-length")
+        if declared is not None:
+            size = int(declared) if declared.isascii() and declared.isdigit() else 0
+            if size > limit:
+                raise too_large(limit)
+            whole: bytes = await self._protocol()
+            if len(whole) != size:
+                raise cut_short()
+            return whole
+        if self.header("transfer-encoding") is None:
+            return b""
+        parts, size = [], 0
+        async for part in self._protocol:
+            size += len(part)
+            if size > limit:
+                raise too_large(limit)
+            parts.append(part)
+        return b"".join(parts)
+
+    async def disconnected(self) -> None:
+        await self._protocol.client_disconnect()
+
+
+class RsgiAdapter:
+    """What Granian serves."""
+
+    def __init__(self, app: App) -> None:
+        self._handle = app.handle
+
+    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
+        """Answer one request."""
+        if scope.proto != "http":
+            protocol.close(1003)
+            return
+        response = await self._handle(_Request(scope, protocol))
+        body = response.body
+        if not isinstance(body, bytes):
+            transport = protocol.response_stream(response.status, response.headers)
+            async with aclosing(body) as parts:
+                async for part in parts:
+                    await transport.send_bytes(part)
+        elif body and scope.method != "HEAD":
+            protocol.response_bytes(response.status, response.headers, body)
+        else:
+            protocol.response_empty(response.status, response.headers)

@@ -1,0 +1,161 @@
+"""Serving in our own process: Granian over RSGI, signals, a port that is really ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from granian.constants import HTTPModes, Interfaces
+from granian.server.embed import Server
+
+from durable_streams.server.app import STREAM_ROOT, App
+from durable_streams.server.config import ServerConfig
+from durable_streams.server.rsgi import RsgiAdapter
+from durable_streams.stores.base import Store, StoreError
+from durable_streams.stores.memory import MemoryStore
+from durable_streams.stores.sqlite import SqliteStore
+
+__all__ = ["ServerStartError", "build_store", "run_server", "serve"]
+
+_BACKLOG = 1024
+_GRACE = 3.0  # seconds for open connections to end
+_SWITCH_INTERVAL = 0.0005  # seconds: the thread that waits for the disk must not wait for the interpreter
+
+
+class ServerStartError(Exception):
+    """The server cannot start. The message is one sentence for the operator."""
+
+
+def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was accepted and return.
+
+    ``on_ready`` is called with the full stream root URL once requests are answered. Raises ServerStartError for a
+    taken port, a folder that cannot be written to, or one that another server has open.
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    _run(_serve_until_signalled(config, on_ready))
+
+
+async def _serve_until_signalled(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await run_server(config, stop, on_ready)
+
+
+async def run_server(config: ServerConfig, stop: asyncio.Event, on_ready: Callable[[str], None]) -> None:
+    """Serve on the running event loop until ``stop`` is set; otherwise like ``serve``."""
+    app = App(build_store(config), config)
+    address = _resolve(config.host, config.port)
+    with _reserve(address, config) as reserved:
+        host, port = reserved.getsockname()[:2]
+        try:
+            await app.startup()
+        except StoreError as error:
+            raise ServerStartError(str(error)) from error
+        try:
+            server = _granian(app, host, port)
+            serving = asyncio.ensure_future(server.serve())
+            await _answering(host, port, serving)
+            shown = f"[{host}]" if ":" in host else host
+            on_ready(f"http://{shown}:{port}{STREAM_ROOT.rstrip('/')}")
+            stopping = asyncio.ensure_future(stop.wait())
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            app.live.stop()
+            server.stop()
+            await asyncio.wait({serving}, timeout=_GRACE)
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+        finally:
+            await app.shutdown()
+
+
+def build_store(config: ServerConfig) -> Store:
+    """Return the store that a configuration asks for."""
+    if config.data_dir is None:
+        return MemoryStore(max_streams=config.max_streams_in_memory)
+    return SqliteStore(config.data_dir, max_streams=config.max_streams_in_memory)
+
+
+def _granian(app: App, host: str, port: int) -> Server:
+    return Server(
+        RsgiAdapter(app),
+        address=host,
+        port=port,
+        interface=Interfaces.RSGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=_BACKLOG,
+        log_enabled=False,
+    )
+
+
+def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, str, int]:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise ServerStartError(f"{host} is no address of this machine: {error.strerror}") from error
+    return family, str(address[0]), port
+
+
+@contextlib.contextmanager
+def _reserve(address: tuple[socket.AddressFamily, str, int], config: ServerConfig) -> Any:
+    """Hold the port. Granian shares ports without a word, so that a taken one has to be found before it starts."""
+    family, host, port = address
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            probe.listen(1)
+            port = probe.getsockname()[1]
+        reserved = socket.socket(family, socket.SOCK_STREAM)
+        if hasattr(socket, "SO_REUSEPORT"):
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind((host, port))
+    except OSError as error:
+        raise ServerStartError(
+            f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another --port, or 0 for a free one"
+        ) from error
+    with reserved:
+        yield reserved
+
+
+async def _answering(host: str, port: int, serving: asyncio.Future[Any]) -> None:
+    """Wait until connections are accepted."""
+    while True:
+        if serving.done():
+            await serving
+            raise ServerStartError("the HTTP server ended before it was ready")
+        try:
+            _, writer = await asyncio.open_connection(host, port)
+        except OSError:
+            await asyncio.sleep(0.002)
+            continue
+        writer.close()
+        return
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+    except ImportError:
+        asyncio.run(main)
+        return
+    if sys.version_info >= (3, 11):
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main)
+        return
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(main)
+    finally:
+        loop.close()
