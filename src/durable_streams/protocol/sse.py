@@ -21,7 +21,10 @@ def encode_data(payload: bytes, *, text: bool) -> bytes:
         return b"event: data\ndata:" + base64.b64encode(payload) + b"\n\n"
     if b"\r" in payload:
         payload = payload.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return b"event: data\ndata: " + payload.replace(b"\n", b"\ndata: ") + b"\n\n"
+    if payload.startswith(b" ") or b"\n " in payload:
+        # A client strips one space after the colon: such lines need one of their own to lose.
+        return b"event: data\ndata: " + payload.replace(b"\n", b"\ndata: ") + b"\n\n"
+    return b"event: data\ndata:" + payload.replace(b"\n", b"\ndata:") + b"\n\n"
 
 
 def encode_control(
@@ -35,4 +38,4 @@ def encode_control(
         control["upToDate"] = True
     if closed:
         control["streamClosed"] = True
-    return b"event: control\ndata: " + _encode_json(control) + b"\n\n"
+    return b"event: control\ndata:" + _encode_json(control) + b"\n\n"

@@ -192,9 +192,6 @@ def _description(state: StreamState) -> Headers:
         headers.append((names.STREAM_TTL, str(state.ttl)))
     if state.expires_at is not None:
         headers.append((names.STREAM_EXPIRES_AT, state.expires_at))
-    if state.forked_from is not None:
-        headers.append((names.STREAM_FORKED_FROM, quote(STREAM_ROOT + state.forked_from)))
-        headers.append((names.STREAM_FORK_OFFSET, format_offset(state.fork_position)))
     return headers
 
 

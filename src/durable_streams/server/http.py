@@ -21,8 +21,6 @@ _EXPOSED = (
     names.STREAM_CLOSED,
     names.STREAM_TTL,
     names.STREAM_EXPIRES_AT,
-    names.STREAM_FORKED_FROM,
-    names.STREAM_FORK_OFFSET,
     names.SSE_DATA_ENCODING,
     names.PRODUCER_EPOCH,
     names.PRODUCER_SEQ,

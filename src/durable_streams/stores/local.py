@@ -150,21 +150,23 @@ class LocalStore:
 
     async def read(self, state: StreamState, start: int, limit: int) -> Chunk:
         """Return whole appends from ``start``, inherited bytes from whoever owns them."""
-        if start >= state.tail:
-            return Chunk(start, start, b"")
-        stream_id, stop = state.id, state.tail
-        for segment in state.lineage:
-            if start < segment.end:
-                stream_id, stop = segment.id, min(segment.end, state.tail)
+        position, parts = start, []
+        while position < state.tail and position - start < limit:
+            stream_id, stop = _owner(state, position)
+            chunk = await self._backend.read(stream_id, position, stop, limit - (position - start))
+            if chunk is None:
+                raise rules.not_found()
+            payload = chunk.payload
+            if chunk.start < position:
+                if state.is_json:
+                    raise rules.unknown_offset(position)
+                payload = payload[position - chunk.start :]
+            parts.append(payload)
+            if chunk.end < stop:
                 break
-        chunk = await self._backend.read(stream_id, start, stop, limit)
-        if chunk is None:
-            raise rules.not_found()
-        if chunk.start < start:
-            if state.is_json:
-                raise rules.unknown_offset(start)
-            return Chunk(start, chunk.end, chunk.payload[start - chunk.start :])
-        return chunk
+            position = chunk.end
+        payload = parts[0] if len(parts) == 1 else b"".join(parts)
+        return Chunk(start, start + len(payload), payload)
 
     async def watch(self, path: str) -> SlotWatch:
         """Return a live view of the stream at a path."""
@@ -333,6 +335,14 @@ class LocalStore:
                         await self._expire(slot)
             except StoreError:
                 continue  # the store cannot write now; whoever asks for an expired stream gets 404 all the same
+
+
+def _owner(state: StreamState, position: int) -> tuple[int, int]:
+    """Return whose record holds a position, and where that one's part of the stream ends."""
+    for segment in state.lineage:
+        if position < segment.end:
+            return segment.id, segment.end
+    return state.id, state.tail
 
 
 def _ignore(future: asyncio.Future[Any]) -> None:
