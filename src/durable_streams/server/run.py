@@ -20,7 +20,7 @@ from durable_streams.stores.base import Store, StoreError
 from durable_streams.stores.memory import MemoryStore
 from durable_streams.stores.sqlite import SqliteStore
 
-__all__ = ["ServerStartError", "build_store", "run_server", "serve"]
+__all__ = ["ServerStartError", "build_store", "run_server", "run_to_end", "serve"]
 
 _BACKLOG = 1024
 _GRACE = 3.0  # seconds for open connections to end
@@ -38,7 +38,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
     taken port, a folder that cannot be written to, or one that another server has open.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    _run(_serve_until_signalled(config, on_ready))
+    run_to_end(_serve_until_signalled(config, on_ready))
 
 
 async def _serve_until_signalled(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
@@ -143,19 +143,23 @@ async def _answering(host: str, port: int, serving: asyncio.Future[Any]) -> None
         return
 
 
-def _run(main: Coroutine[Any, Any, None]) -> None:
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return the fastest event loop this platform has."""
     try:
         import uvloop  # noqa: PLC0415 - not on every platform
     except ImportError:
-        asyncio.run(main)
-        return
-    if sys.version_info >= (3, 11):
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main)
-        return
-    loop = uvloop.new_event_loop()
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()  # type: ignore[no-any-return]
+
+
+def run_to_end(main: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine on an event loop of its own."""
+    loop = new_event_loop()
     asyncio.set_event_loop(loop)
     try:
         loop.run_until_complete(main)
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
     finally:
+        asyncio.set_event_loop(None)
         loop.close()
