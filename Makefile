@@ -1,0 +1,62 @@
+# Everything a developer does here. Needs Python >= 3.10 and make; `conformance` and .ci/run need Node >= 18 too.
+#   make demo PYTHON=python3.12       another interpreter
+#   make test ARGS="-k append -x"     arguments for pytest
+#   make conformance STORE=memory INTERFACE=asgi
+
+PYTHON ?= python3
+ARGS ?=
+STORE ?= sqlite
+INTERFACE ?= rsgi
+BIN := .venv/bin
+
+.PHONY: help demo test lint format types conformance bench clean
+
+help:
+	@echo "make demo         write 20,000 real records through a server that keeps being killed, and count them"
+	@echo "make test         the test suite"
+	@echo "make lint types   ruff; mypy --strict"
+	@echo "make conformance  the protocol's public conformance suite (Node >= 18)"
+	@echo "make bench        the benchmarks"
+	@echo "make format       let ruff rewrite what it can"
+	@echo "make clean        remove .venv, node_modules and caches"
+
+demo: .venv/runtime.stamp
+	@$(BIN)/durable-streams demo $(ARGS)
+
+test: .venv/dev.stamp
+	$(BIN)/pytest -n auto $(ARGS)
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: .venv/dev.stamp
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: .venv/dev.stamp
+	$(BIN)/mypy
+
+conformance: .venv/dev.stamp
+	$(BIN)/python tests/conformance/run --store $(STORE) --interface $(INTERFACE) $(ARGS)
+
+bench: .venv/dev.stamp
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv tests/conformance/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The stamps make a second run start at once; a changed pyproject.toml installs again.
+.venv/pip.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "durable-streams needs Python >= 3.10; set PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@touch $@
+
+.venv/runtime.stamp: .venv/pip.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/dev.stamp: .venv/runtime.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
+	@touch $@

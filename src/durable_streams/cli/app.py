@@ -1,0 +1,141 @@
+"""The entry point: the group of commands, and the one place where failures become exit codes.
+
+Invariants: a failure is one line on standard error, never a traceback; exit code 0 is success, 1 a failure, 2 wrong
+usage, 130 Ctrl-C; a reader that goes away (``| head -1``) is success. ``DURABLE_STREAMS_DEBUG=1`` shows the traceback
+of a failure, for reports of bugs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from durable_streams.cli.options import Settings, connection_options
+from durable_streams.errors import DurableStreamError
+
+__all__ = ["main"]
+
+PROGRAM = "durable-streams"
+INTERRUPTED = 130
+
+_COMMANDS = {
+    "serve": "serve",
+    "create": "manage",
+    "append": "append",
+    "read": "read",
+    "tail": "read",
+    "head": "manage",
+    "close": "manage",
+    "delete": "manage",
+    "fork": "manage",
+    "demo": "demo",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is asked for, so that each starts at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order in which a newcomer meets them."""
+        _ = ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of that name, or None."""
+        _ = ctx
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"durable_streams.cli.{module}"), cmd_name)
+        return command
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="durable-streams", prog_name=PROGRAM)
+@connection_options
+@click.pass_context
+def group(ctx: click.Context) -> None:
+    """Streams over HTTP that survive everything.
+
+    A STREAM is a full URL, or a path under the root given with --url or DURABLE_STREAMS_URL (by default
+    http://127.0.0.1:4437/v1/stream, which is what `durable-streams serve` serves).
+
+    Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C.
+    """
+    ctx.ensure_object(Settings)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; ``args`` default to the process's own."""
+    try:
+        code = _run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _abandon(sys.stdout)
+        return 0
+    except OSError as error:  # the last bytes did not fit
+        _abandon(sys.stdout)
+        return _fail(_describe(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+def _run(args: Sequence[str] | None) -> int:
+    debug = bool(os.environ.get("DURABLE_STREAMS_DEBUG"))
+    try:
+        result = group.main(args=args, prog_name=PROGRAM, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else error.format_message(), err=True)
+        return 2
+    except click.UsageError as error:
+        return _fail(_usage_message(error), 2)
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        return _fail(_describe(error))
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, code: int = 1) -> int:
+    with contextlib.suppress(OSError):
+        click.echo(f"{PROGRAM}: {' '.join(message.split())}", err=True)
+    return code
+
+
+def _usage_message(error: click.UsageError) -> str:
+    command = error.ctx.command_path if error.ctx else PROGRAM
+    return f"{error.format_message().rstrip('.')}; see '{command} --help'."
+
+
+def _describe(error: Exception) -> str:
+    """Return one sentence for any failure: what the client says, what the system says, or the bug itself."""
+    if isinstance(error, (DurableStreamError, ValueError)) and str(error):
+        return str(error)
+    if isinstance(error, OSError):
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno == errno.ENOSPC and error.filename is None:
+            return f"cannot write the output: {reason}."
+        return f"{error.filename}: {reason}." if error.filename is not None else f"{reason}."
+    return f"internal error: {type(error).__name__}: {error} (DURABLE_STREAMS_DEBUG=1 shows the traceback)"
+
+
+def _abandon(stream: object) -> None:
+    # What is left in the buffer has no reader: without this the interpreter complains at exit.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, stream.fileno())  # type: ignore[attr-defined]
+        os.close(devnull)

@@ -1,0 +1,173 @@
+"""``create``, ``head``, ``close``, ``delete`` and ``fork``: a stream's life."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from durable_streams import DurableStream
+from durable_streams.cli.options import ContentType, Settings, connection_options, emit, read_value
+
+__all__ = ["close", "create", "delete", "fork", "head"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_file = click.option(
+    "--file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Take the data from a file; - is standard input.",
+)
+
+
+def _expiry(command: F) -> F:
+    ttl = click.option(
+        "--ttl",
+        type=click.IntRange(min=0),
+        metavar="SECONDS",
+        help="Expire after so many seconds without a read or write.",
+    )
+    expires_at = click.option(
+        "--expires-at", metavar="TIME", help="Expire at a time, such as 2030-01-31T12:00:00Z."
+    )
+    return ttl(expires_at(command))
+
+
+@click.command()
+@click.argument("stream")
+@click.argument("value", required=False)
+@click.option(
+    "--content-type",
+    "-t",
+    type=ContentType(),
+    default="application/octet-stream",
+    show_default=True,
+    help="What the stream holds; json and text are short for application/json and text/plain.",
+)
+@_file
+@click.option("--closed", is_flag=True, help="Create it closed: VALUE or --file is its whole content.")
+@_expiry
+@connection_options
+@click.pass_obj
+def create(
+    settings: Settings,
+    stream: str,
+    value: str | None,
+    content_type: str,
+    file: Path | None,
+    closed: bool,
+    ttl: int | None,
+    expires_at: str | None,
+) -> None:
+    """Create STREAM, or find it with the same configuration; VALUE is its first data.
+
+    On a JSON stream the data is one message.
+    """
+    _one_expiry(ttl, expires_at)
+    url = settings.url(stream)
+    body = None if value is None and file is None else read_value(value, file)
+    with DurableStream.create(
+        url,
+        content_type=content_type,
+        ttl_seconds=ttl,
+        expires_at=expires_at,
+        body=body,
+        closed=closed,
+        headers=settings.headers,
+    ):
+        emit(settings, f"created {url} ({content_type})", url=url, content_type=content_type, closed=closed)
+
+
+@click.command()
+@click.argument("stream")
+@connection_options
+@click.pass_obj
+def head(settings: Settings, stream: str) -> None:
+    """Show STREAM's content type, tail offset, closure and expiry, without reading it."""
+    url = settings.url(stream)
+    with DurableStream(url, headers=settings.headers) as handle:
+        result = handle.head()
+    fields: dict[str, Any] = {
+        "url": url,
+        "content_type": result.content_type,
+        "offset": result.offset,
+        "closed": result.stream_closed,
+        "ttl_seconds": result.ttl_seconds,
+        "expires_at": result.expires_at,
+        "etag": result.etag,
+    }
+    shown = {name: _shown(field) for name, field in fields.items() if field is not None}
+    emit(
+        settings, "\n".join(f"{name.replace('_', '-'):<13} {text}" for name, text in shown.items()), **fields
+    )
+
+
+def _shown(field: Any) -> str:
+    if isinstance(field, bool):
+        return "yes" if field else "no"
+    return str(field)
+
+
+@click.command()
+@click.argument("stream")
+@click.argument("value", required=False)
+@_file
+@connection_options
+@click.pass_obj
+def close(settings: Settings, stream: str, value: str | None, file: Path | None) -> None:
+    """Close STREAM for good, with VALUE or --file as its last data; what it holds stays readable."""
+    url = settings.url(stream)
+    data = None if value is None and file is None else read_value(value, file)
+    with DurableStream(url, headers=settings.headers) as handle:
+        result = handle.close_stream(data)
+    emit(settings, f"closed {url} at offset {result.final_offset}", url=url, final_offset=result.final_offset)
+
+
+@click.command()
+@click.argument("stream")
+@connection_options
+@click.pass_obj
+def delete(settings: Settings, stream: str) -> None:
+    """Delete STREAM and its data; forks of it keep theirs."""
+    url = settings.url(stream)
+    with DurableStream(url, headers=settings.headers) as handle:
+        handle.delete()
+    emit(settings, f"deleted {url}", url=url)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("stream")
+@click.option("--offset", help="Fork from this offset of the source instead of its tail.")
+@click.option(
+    "--sub-offset",
+    type=click.IntRange(min=0),
+    metavar="COUNT",
+    help="Go on for so many messages (JSON) or bytes past the offset.",
+)
+@_expiry
+@connection_options
+@click.pass_obj
+def fork(
+    settings: Settings,
+    source: str,
+    stream: str,
+    offset: str | None,
+    sub_offset: int | None,
+    ttl: int | None,
+    expires_at: str | None,
+) -> None:
+    """Create STREAM as a fork of SOURCE: it reads as the source up to a point, then goes its own way."""
+    _one_expiry(ttl, expires_at)
+    url = settings.url(stream)
+    with DurableStream(settings.url(source), headers=settings.headers) as handle:
+        handle.fork(url, offset=offset, sub_offset=sub_offset, ttl_seconds=ttl, expires_at=expires_at)
+    emit(settings, f"forked {handle.url} to {url}", url=url, source=handle.url)
+
+
+def _one_expiry(ttl: int | None, expires_at: str | None) -> None:
+    if ttl is not None and expires_at is not None:
+        raise click.UsageError("--ttl and --expires-at exclude each other; give one of them")

@@ -1,0 +1,153 @@
+"""What several commands share: where the server is, who asks, and in which form the answer is printed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import quote
+
+import click
+import msgspec
+
+__all__ = [
+    "ContentType",
+    "Settings",
+    "connection_options",
+    "emit",
+    "json_option",
+    "read_value",
+    "stdin_bytes",
+    "stdout_bytes",
+]
+
+DEFAULT_ROOT = "http://127.0.0.1:4437/v1/stream"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Settings:
+    """The options of every command: the stream root, the bearer token, and output for machines."""
+
+    root: str | None = None
+    token: str | None = None
+    json_output: bool = False
+
+    def url(self, stream: str) -> str:
+        """Return the URL of a stream given as a full URL or as a path under the root.
+
+        A path is taken literally: what a URL cannot carry (spaces, ``?``, ``%``) is percent-encoded.
+        """
+        if stream.startswith(("http://", "https://")):
+            return stream
+        path = stream.lstrip("/")
+        if not path:
+            raise click.UsageError("STREAM is empty; give a path such as 'flights' or a full URL.")
+        root = (self.root or DEFAULT_ROOT).rstrip("/")
+        return f"{root}/{quote(path, safe=_LITERAL_IN_PATHS)}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of every request."""
+        return {"Authorization": f"Bearer {self.token.strip()}"} if self.token else {}
+
+
+_LITERAL_IN_PATHS = "/:@!$&'()*+,;=~-._"
+
+
+def connection_options(command: F) -> F:
+    """Add --url, --token and --json to a command; they may stand before or after the command's name."""
+    url = click.option(
+        "--url",
+        metavar="ROOT",
+        envvar="DURABLE_STREAMS_URL",
+        show_envvar=True,
+        expose_value=False,
+        callback=_keep("root"),
+        help="The server's stream root, for streams given as a path.",
+    )
+    token = click.option(
+        "--token",
+        metavar="TOKEN",
+        envvar="DURABLE_STREAMS_TOKEN",
+        show_envvar=True,
+        expose_value=False,
+        callback=_keep("token"),
+        help="Sent as 'Authorization: Bearer TOKEN'.",
+    )
+    return url(token(json_option(command)))
+
+
+def json_option(command: F) -> F:
+    """Add --json to a command."""
+    return click.option(
+        "--json",
+        is_flag=True,
+        default=None,
+        expose_value=False,
+        callback=_keep("json_output"),
+        help="Print results as JSON, for machines.",
+    )(command)
+
+
+def _keep(field: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+        given = ctx.get_parameter_source(parameter.name or "")
+        settings = ctx.ensure_object(Settings)
+        # The command's own environment lookup must not undo an option given before its name.
+        explicit = given is click.core.ParameterSource.COMMANDLINE
+        if value is not None and (explicit or getattr(settings, field) in {None, False}):
+            setattr(settings, field, value)
+
+    return callback
+
+
+class ContentType(click.ParamType):
+    """A content type, or one of the short names ``json`` and ``text``."""
+
+    name = "TYPE"
+    _short = {"json": "application/json", "text": "text/plain"}  # noqa: RUF012 - never changes
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the full content type."""
+        text = str(value).strip()
+        if "/" not in text and text not in self._short:
+            self.fail(
+                f"{text!r} is no content type; give one such as application/json, or json or text.",
+                param,
+                ctx,
+            )
+        return self._short.get(text, text)
+
+
+def emit(settings: Settings, text: str, **fields: Any) -> None:
+    """Print a result: the text for people, the fields as one line of JSON for machines."""
+    click.echo(msgspec.json.encode(fields).decode() if settings.json_output else text)
+
+
+def read_value(value: str | None, file: Path | None) -> bytes:
+    """Return what is to be written: the argument, the file's bytes, or standard input's (also for ``-``)."""
+    if value is not None and file is not None:
+        raise click.UsageError("Give a value or --file, not both.")
+    if value is not None:
+        return value.encode("utf-8", "surrogateescape")
+    if file is None or str(file) == "-":
+        return stdin_bytes().read()
+    return file.read_bytes()
+
+
+def stdin_bytes() -> BinaryIO:
+    """Return standard input as bytes; one clear error where the process has none."""
+    if sys.stdin is None:
+        raise click.ClickException("standard input is closed; give a value or --file.")
+    return sys.stdin.buffer
+
+
+def stdout_bytes() -> BinaryIO:
+    """Return standard output as bytes; one clear error where the process has none."""
+    if sys.stdout is None:
+        raise click.ClickException("standard output is closed; there is nowhere to write to.")
+    return sys.stdout.buffer
