@@ -129,11 +129,16 @@ class Batch:
 
     def _release(self, slot: Slot, state: StreamState, ancestors: list[Slot]) -> None:
         chain = [(slot, state)]
-        for ancestor in ancestors:
-            held = self._state(ancestor)
-            if held is None:
-                break
+        below, above = state, iter(ancestors)
+        while not below.forks and below.forked_from is not None:
+            ancestor = next(above, None)
+            held = None if ancestor is None else self._state(ancestor)
+            if ancestor is None or held is None or ancestor.path != below.forked_from:
+                raise NotLoadedError  # the stream was made anew since its ancestors were loaded
             chain.append((ancestor, held))
+            if held.forks > 1 or not held.deleted:
+                break
+            below = replace(held, forks=0)
         after = rules.decide_release(state, [held for _, held in chain[1:]])
         for (touched, before), left in zip(chain, after, strict=False):
             self._set(touched, left, dirty=True)
