@@ -24,7 +24,7 @@ class Rejection(Exception):  # noqa: N818 - an answer of the protocol, not a fai
         self.headers: Mapping[str, str] = headers or {}
 
 
-class ForkPoint(msgspec.Struct, frozen=True):
+class ForkPoint(msgspec.Struct, frozen=True, gc=False):
     """Where a fork leaves its source: the source's path and identity when the position was resolved."""
 
     path: str
@@ -32,7 +32,7 @@ class ForkPoint(msgspec.Struct, frozen=True):
     position: int
 
 
-class Create(msgspec.Struct, frozen=True):
+class Create(msgspec.Struct, frozen=True, gc=False):
     """Create a stream (section 3). ``payload`` is its first data in stored form."""
 
     path: str
@@ -45,14 +45,14 @@ class Create(msgspec.Struct, frozen=True):
     fork: ForkPoint | None = None
 
 
-class Created(msgspec.Struct, frozen=True):
+class Created(msgspec.Struct, frozen=True, gc=False):
     """A stream that exists now; ``new`` unless it already did with the same configuration."""
 
     state: StreamState
     new: bool
 
 
-class Append(msgspec.Struct, frozen=True):
+class Append(msgspec.Struct, frozen=True, gc=False):
     """Append, close, or both (section 4). ``payload`` is in stored form, empty for a mere close."""
 
     content_type: str | None
@@ -62,7 +62,7 @@ class Append(msgspec.Struct, frozen=True):
     producer: ProducerStamp | None = None
 
 
-class Appended(msgspec.Struct, frozen=True):
+class Appended(msgspec.Struct, frozen=True, gc=False):
     """What became of an append: the stream after it, the producer's state, and whether it was there before."""
 
     state: StreamState

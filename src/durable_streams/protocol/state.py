@@ -13,7 +13,7 @@ from durable_streams.protocol import headers
 __all__ = ["ProducerState", "ProducerStamp", "Segment", "StreamState"]
 
 
-class ProducerStamp(msgspec.Struct, frozen=True, array_like=True):
+class ProducerStamp(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a producer says of one request: who it is, its epoch, and the request's number (section 4)."""
 
     id: str
@@ -21,21 +21,21 @@ class ProducerStamp(msgspec.Struct, frozen=True, array_like=True):
     seq: int
 
 
-class ProducerState(msgspec.Struct, frozen=True, array_like=True):
+class ProducerState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The last request accepted from a producer on a stream."""
 
     epoch: int
     seq: int
 
 
-class Segment(msgspec.Struct, frozen=True, array_like=True):
+class Segment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Inherited bytes: everything before position ``end`` (and after the previous segment) is stream ``id``'s."""
 
     id: int
     end: int
 
 
-class StreamState(msgspec.Struct, frozen=True, omit_defaults=True):
+class StreamState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A stream's configuration and condition; positions in bytes, times in seconds since 1970.
 
     ``deadline`` is when it expires if nothing touches it; ``lineage`` says whose bytes a fork reads before its own.

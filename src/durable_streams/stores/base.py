@@ -34,7 +34,7 @@ class StoreUnavailableError(StoreError):
     """The store cannot commit or read now (HTTP 503)."""
 
 
-class Chunk(msgspec.Struct, frozen=True):
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """Stored bytes from ``start`` up to ``end``, positions in bytes; whole appends."""
 
     start: int

@@ -135,8 +135,12 @@ class LocalStore:
     async def delete(self, path: str) -> None:
         """Delete a stream; one with forks becomes soft-deleted."""
         slot = await self._slot(path)
-        ancestors = await self._ancestors(slot)
-        await self._submit(lambda batch: batch.delete(slot, ancestors))
+
+        async def ready() -> Callable[[Batch], None]:
+            ancestors = await self._ancestors(slot)
+            return lambda batch: batch.delete(slot, ancestors)
+
+        await self._decide(ready, 0)
 
     def touch(self, path: str) -> None:
         """Restart a stream's sliding window; what is stored follows when it lags too far behind."""
@@ -248,14 +252,16 @@ class LocalStore:
     def _publish(self, batch: Batch) -> None:
         for slot, state in batch.changed.items():
             slot.publish(state)
-        for (_, producer_id), (producer, slot) in batch.producers.items():
-            slot.publish_producer(producer_id, producer)
-        for _, start, payload, slot in batch.records:
-            if slot.watches:
-                slot.publish_chunk(start, payload)
+        # What went to a stream that was deleted in this very batch is not the present stream's at its path.
+        for (stream_id, producer_id), (producer, slot) in batch.producers.items():
+            if slot.state is not None and slot.state.id == stream_id:
+                slot.learn_producer(producer_id, producer)
+        for stream_id, start, payload, slot in batch.records:
+            if slot.audience is not None and slot.state is not None and slot.state.id == stream_id:
+                slot.audience.publish(start, payload)
         for slot in batch.changed:
-            if slot.watches:
-                slot.notify()
+            if slot.audience is not None:
+                slot.audience.notify()
 
     def _new_id(self) -> int:
         self._last_id += 1
@@ -303,10 +309,11 @@ class LocalStore:
 
     async def _load_producer(self, slot: Slot, producer_id: str) -> None:
         while slot.state is not None and producer_id not in slot.producers:
-            known, stream_id = slot.producers, slot.state.id
+            known, size, stream_id = slot.producers, len(slot.producers), slot.state.id
             producer = await self._backend.load_producer(stream_id, producer_id)
-            if slot.producers is known:  # nothing was forgotten meanwhile, so that absence means absence
-                known.setdefault(producer_id, producer)
+            # If nothing was forgotten or learned meanwhile, what was read is still the truth.
+            if slot.producers is known and len(known) == size and producer_id not in known:
+                slot.learn_producer(producer_id, producer)
 
     async def _ancestors(self, slot: Slot) -> list[Slot]:
         ancestors = []
@@ -320,8 +327,11 @@ class LocalStore:
     # -- expiry
 
     async def _expire(self, slot: Slot) -> None:
-        ancestors = await self._ancestors(slot)
-        await self._submit(lambda batch: batch.expire(slot, ancestors))
+        async def ready() -> Callable[[Batch], None]:
+            ancestors = await self._ancestors(slot)
+            return lambda batch: batch.expire(slot, ancestors)
+
+        await self._decide(ready, 0)
 
     async def _sweep(self) -> None:
         while True:
@@ -329,7 +339,7 @@ class LocalStore:
             try:
                 for path in await self._backend.expired(time.time(), _SWEEP_STREAMS):
                     slot = await self._slot(path)
-                    if slot.watches:
+                    if slot.audience is not None:
                         self.touch(path)
                     else:
                         await self._expire(slot)

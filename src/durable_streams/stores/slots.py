@@ -8,83 +8,87 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import MutableMapping
-from types import TracebackType
+from collections.abc import Mapping, MutableMapping
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from durable_streams.protocol import rules
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import Chunk
 
-__all__ = ["Slot", "SlotWatch"]
+__all__ = ["Audience", "Slot", "SlotWatch"]
 
 _RECENT_BYTES = 1 << 20
 _MAX_PRODUCERS = 1024
+_NOBODY: Mapping[str, ProducerState | None] = MappingProxyType({})
 
 
 class Slot:
-    """One path: its committed state, its producers as far as they are known, its watches."""
+    """One path: its committed state, its producers as far as they are known, its audience."""
 
-    __slots__ = (
-        "__weakref__",
-        "path",
-        "producers",
-        "recent",
-        "recent_bytes",
-        "shared",
-        "state",
-        "touched",
-        "watches",
-    )
+    # Few objects per stream: with a hundred thousand in memory, each one costs every full garbage collection.
+    __slots__ = ("__weakref__", "audience", "path", "producers", "state", "touched")
 
     def __init__(self, path: str, state: StreamState | None) -> None:
         self.path = path
         self.state = state
         self.touched: float | None = None
-        self.producers: dict[str, ProducerState | None] = {}
-        self.watches: set[SlotWatch] | None = None
-        self.recent: list[Chunk] = []
-        self.recent_bytes = 0
-        self.shared: dict[Any, Any] = {}
+        self.producers: Mapping[str, ProducerState | None] = _NOBODY
+        self.audience: Audience | None = None
 
     def expired(self, state: StreamState, now: float) -> bool:
         """Whether a state of this slot is past its end; never while somebody watches."""
-        return not self.watches and rules.is_expired(state, self.touched, now)
+        return self.audience is None and rules.is_expired(state, self.touched, now)
 
     def publish(self, state: StreamState | None) -> None:
         """Make a committed state the one that readers see."""
         if self.state is not None and (state is None or state.id != self.state.id):
-            self.producers = {}
-            self.recent.clear()
-            self.recent_bytes = 0
+            self.producers = _NOBODY
+            if self.audience is not None:
+                self.audience.forget()
         self.state = state
 
-    def publish_chunk(self, start: int, payload: bytes) -> None:
-        """Keep what was just committed for the watches, within a bound."""
-        if not self.watches:
-            return
-        self.recent.append(Chunk(start, start + len(payload), payload))
-        self.recent_bytes += len(payload)
-        while self.recent_bytes > _RECENT_BYTES:
-            self.recent_bytes -= len(self.recent.pop(0).payload)
-
-    def publish_producer(self, producer_id: str, state: ProducerState) -> None:
+    def learn_producer(self, producer_id: str, state: ProducerState | None) -> None:
         """Remember a producer, forgetting all when they are too many: they can be loaded again."""
-        if len(self.producers) >= _MAX_PRODUCERS:
-            self.producers = {}
-        self.producers[producer_id] = state
+        producers = self.producers
+        if not isinstance(producers, dict) or len(producers) >= _MAX_PRODUCERS:
+            self.producers = producers = {}
+        producers[producer_id] = state
+
+
+class Audience:
+    """Who watches a slot, and what was committed lately while they did."""
+
+    __slots__ = ("_recent", "_recent_bytes", "shared", "watches")
+
+    def __init__(self) -> None:
+        self.watches: set[SlotWatch] = set()
+        self.shared: dict[Any, Any] = {}
+        self._recent: list[Chunk] = []
+        self._recent_bytes = 0
+
+    def publish(self, start: int, payload: bytes) -> None:
+        """Keep what was just committed, within a bound."""
+        self._recent.append(Chunk(start, start + len(payload), payload))
+        self._recent_bytes += len(payload)
+        while self._recent_bytes > _RECENT_BYTES:
+            self._recent_bytes -= len(self._recent.pop(0).payload)
+
+    def forget(self) -> None:
+        """Let go of the bytes of a stream that is no more."""
+        self._recent.clear()
+        self._recent_bytes = 0
 
     def notify(self) -> None:
-        """Wake everybody who watches."""
+        """Wake everybody."""
         self.shared.clear()
-        if self.watches:
-            for watch in self.watches:
-                watch.wake()
+        for watch in self.watches:
+            watch.wake()
 
     def since(self, position: int) -> Chunk | None:
         """Return the recent bytes from ``position`` to the tail, None if they do not reach back so far."""
-        recent = self.recent
-        if not recent or position < recent[0].start or position > recent[-1].end:
+        recent = self._recent
+        if not recent or position < recent[0].start or position >= recent[-1].end:
             return None
         if position == recent[-1].start:  # a reader that keeps up
             return recent[-1]
@@ -96,11 +100,14 @@ class Slot:
 class SlotWatch:
     """A live reader of a slot (the Watch contract)."""
 
-    __slots__ = ("_slot", "_waiter", "_woken")
+    __slots__ = ("_audience", "_deadline", "_slot", "_timer", "_waiter", "_woken")
 
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
+        self._audience: Audience | None = None
         self._woken = False
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -111,11 +118,11 @@ class SlotWatch:
     @property
     def shared(self) -> MutableMapping[Any, Any]:
         """Scratch space of all watches of this stream, emptied by every commit."""
-        return self._slot.shared
+        return {} if self._audience is None else self._audience.shared
 
     def recent(self, position: int) -> Chunk | None:
         """Return what was committed from ``position`` to the tail, if still in memory."""
-        return self._slot.since(position)
+        return None if self._audience is None else self._audience.since(position)
 
     def wake(self) -> None:
         """End the present wait, or the next one if nobody waits now."""
@@ -128,36 +135,50 @@ class SlotWatch:
         """Wait for a commit or ``wake``; False after ``timeout`` seconds."""
         if not self._woken:
             loop = asyncio.get_running_loop()
-            waiter = self._waiter = loop.create_future()
-            timer = loop.call_later(timeout, _expire, waiter)
+            self._deadline = deadline = loop.time() + timeout
+            if self._timer is None or self._timer.when() > deadline:
+                self._set_timer(loop, deadline)
+            self._waiter = waiter = loop.create_future()
             try:
                 await waiter
             finally:
-                timer.cancel()
                 self._waiter = None
         woken, self._woken = self._woken, False
         return woken
 
+    def _set_timer(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(deadline, self._time_up, loop)
+
+    def _time_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        # One timer outlives many waits: setting one for each would cost more than the rest of a wake-up.
+        self._timer = None
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        if loop.time() < self._deadline:
+            self._set_timer(loop, self._deadline)
+        else:
+            waiter.set_result(None)
+
     def __enter__(self) -> SlotWatch:
-        if self._slot.watches is None:
-            self._slot.watches = set()
-        self._slot.watches.add(self)
+        audience = self._slot.audience
+        if audience is None:
+            audience = self._slot.audience = Audience()
+        audience.watches.add(self)
+        self._audience = audience
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        slot = self._slot
-        if slot.watches is not None:
-            slot.watches.discard(self)
-            if not slot.watches:
-                slot.watches = None
-                slot.touched = time.time()
-                slot.recent.clear()
-                slot.recent_bytes = 0
-                slot.shared.clear()
-
-
-def _expire(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        audience, self._audience = self._audience, None
+        if audience is not None:
+            audience.watches.discard(self)
+            if not audience.watches:
+                self._slot.audience = None
+                self._slot.touched = time.time()

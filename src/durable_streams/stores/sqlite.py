@@ -64,7 +64,7 @@ _SMALL = 16 << 10  # bytes: larger payloads are not worth a copy into the batch'
 _READERS = 2
 _PURGE_ROWS = 2000
 _CHECKPOINT_PAGES = 4000
-_CACHE_KIB = 64 << 10
+_CACHE_KIB = 16 << 10
 
 _encode = msgspec.json.Encoder().encode
 _decode_state = msgspec.json.Decoder(StreamState).decode
