@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-
 STREAM_NEXT_OFFSET = "stream-next-offset"
 STREAM_CURSOR = "stream-cursor"
 STREAM_UP_TO_DATE = "stream-up-to-date"

@@ -63,13 +63,15 @@ def decide_create(
     """Return the stream that ``command`` makes, or the equal one that is already there."""
     if existing is not None:
         if existing.deleted:
-            raise Rejection(409, "CONFLICT_EXISTS", "the path belongs to a deleted stream that still has forks")
+            raise Rejection(
+                409, "CONFLICT_EXISTS", "the path belongs to a deleted stream that still has forks"
+            )
         if not _same_configuration(existing, command):
             raise Rejection(
                 409, "CONFLICT_EXISTS", "a stream with another configuration already exists at this path"
             )
         return Created(existing, new=False)
-    state = _new_state(command, new_id) if command.fork is None else _new_fork(source, command, new_id, now)
+    state = _new_state(command, new_id) if command.fork is None else _new_fork(source, command, new_id)
     tail = state.tail + len(command.payload)
     return Created(replace(_with_deadline(state, now), tail=tail, closed=command.closed), new=True)
 
@@ -77,10 +79,15 @@ def decide_create(
 def _same_configuration(existing: StreamState, command: Create) -> bool:
     inherits = command.fork is not None
     if command.fork is not None:
-        same_origin = (existing.forked_from, existing.fork_position) == (command.fork.path, command.fork.position)
+        same_origin = (existing.forked_from, existing.fork_position) == (
+            command.fork.path,
+            command.fork.position,
+        )
     else:
         same_origin = existing.forked_from is None
-    content_type = command.content_type or (existing.content_type if inherits else headers.DEFAULT_CONTENT_TYPE)
+    content_type = command.content_type or (
+        existing.content_type if inherits else headers.DEFAULT_CONTENT_TYPE
+    )
     expiry_given = command.ttl is not None or command.expires_at is not None
     same_expiry = (existing.ttl, existing.expires_at) == (command.ttl, command.expires_at)
     return (
@@ -102,7 +109,7 @@ def _new_state(command: Create, new_id: int) -> StreamState:
     )
 
 
-def _new_fork(source: StreamState | None, command: Create, new_id: int, now: float) -> StreamState:
+def _new_fork(source: StreamState | None, command: Create, new_id: int) -> StreamState:
     fork = command.fork
     if fork is None or source is None or source.id != fork.source_id:
         raise Rejection(404, "NOT_FOUND", "there is no stream at the path to fork from")
@@ -128,7 +135,9 @@ def check_fork_source(source: StreamState | None, content_type: str | None) -> S
         raise Rejection(404, "NOT_FOUND", "there is no stream at the path to fork from")
     if source.deleted:
         raise Rejection(409, "CONFLICT_DELETED", "the stream to fork from was deleted")
-    if content_type is not None and headers.media_type(content_type) != headers.media_type(source.content_type):
+    if content_type is not None and headers.media_type(content_type) != headers.media_type(
+        source.content_type
+    ):
         raise Rejection(
             409, "CONFLICT_CONTENT_TYPE", f"a fork has its source's content type, {source.content_type}"
         )
@@ -148,7 +157,9 @@ def _lineage(source: StreamState, position: int) -> tuple[Segment, ...]:
 def other_content_type(state: StreamState, content_type: str) -> Rejection:
     """Return the 409 of an append that brings something else than the stream holds."""
     return Rejection(
-        409, "CONFLICT_CONTENT_TYPE", f"the stream holds {state.content_type}, the request brings {content_type}"
+        409,
+        "CONFLICT_CONTENT_TYPE",
+        f"the stream holds {state.content_type}, the request brings {content_type}",
     )
 
 
@@ -158,7 +169,9 @@ def decide_append(state: StreamState, producer: ProducerState | None, command: A
     if state.closed:
         return _decide_on_closed(state, producer, command)
     content_type = command.content_type
-    if content_type is not None and headers.media_type(content_type) != headers.media_type(state.content_type):
+    if content_type is not None and headers.media_type(content_type) != headers.media_type(
+        state.content_type
+    ):
         raise other_content_type(state, content_type)
     if stamp is not None and _is_duplicate(producer, stamp):
         return Appended(state, producer, duplicate=True)
@@ -188,7 +201,12 @@ def closed(state: StreamState) -> Rejection:
 
 def _decide_on_closed(state: StreamState, producer: ProducerState | None, command: Append) -> Appended:
     stamp = command.producer
-    if stamp is not None and producer is not None and producer.epoch == stamp.epoch and stamp.seq <= producer.seq:
+    if (
+        stamp is not None
+        and producer is not None
+        and producer.epoch == stamp.epoch
+        and stamp.seq <= producer.seq
+    ):
         # What was acknowledged once stays acknowledged: a retry must not read as a loss because of a later close.
         return Appended(state, producer, duplicate=True)
     if command.close and not command.payload:

@@ -10,7 +10,7 @@ import msgspec
 
 from durable_streams.protocol import headers
 
-__all__ = ["ProducerState", "ProducerStamp", "Segment", "StreamState"]
+__all__ = ["ProducerStamp", "ProducerState", "Segment", "StreamState"]
 
 
 class ProducerStamp(msgspec.Struct, frozen=True, array_like=True, gc=False):

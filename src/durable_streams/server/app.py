@@ -64,7 +64,7 @@ class App:
                 return _method_not_allowed(METHODS)
             path = parse.stream_path(path[len(STREAM_ROOT) :])
             if path == _RESERVED or path.startswith(_RESERVED + "/"):
-                raise Rejection(404, "NOT_FOUND", "paths under __ds are reserved for subscriptions")
+                return error_response(404, "NOT_FOUND", "paths under __ds are reserved for subscriptions", [])
             return await handler(request, path)
         except Rejection as refusal:
             extra = list(refusal.headers.items())
@@ -74,7 +74,7 @@ class App:
         except StoreError as error:
             _log.warning("the store failed: %s", error)
             return error_response(503, "UNAVAILABLE", str(error), [("retry-after", _RETRY_AFTER)])
-        except Exception:
+        except Exception:  # noqa: BLE001 - the last line of defence: logged, answered, the server lives
             _log.exception("a request failed: %s %s", request.method, request.path)
             return error_response(500, "INTERNAL", "the server failed on this request; its log says why", [])
 

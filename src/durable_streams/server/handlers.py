@@ -45,7 +45,9 @@ class Handlers:
         if body:
             body = _payload(state, content_type, body)
         elif not close:
-            raise parse.bad_request("the body is empty: send data, or Stream-Closed: true to close the stream")
+            raise parse.bad_request(
+                "the body is empty: send data, or Stream-Closed: true to close the stream"
+            )
         command = Append(content_type if body else None, body, close, seq, producer)
         appended = await self._store.append(path, command)
         state = appended.state
@@ -102,7 +104,9 @@ class Handlers:
         sub_offset = parse.sub_offset(header(names.STREAM_FORK_SUB_OFFSET))
         if origin is None:
             if offset is not None or sub_offset is not None:
-                raise parse.bad_request("Stream-Fork-Offset and Stream-Fork-Sub-Offset need Stream-Forked-From")
+                raise parse.bad_request(
+                    "Stream-Fork-Offset and Stream-Fork-Sub-Offset need Stream-Forked-From"
+                )
             return None, None
         path = parse.decoded_path(origin)
         if not path.startswith(STREAM_ROOT):
@@ -226,5 +230,3 @@ def _json_payload(body: bytes) -> bytes:
 def _matches(if_none_match: str, tag: str) -> bool:
     known = [one.strip().removeprefix("W/") for one in if_none_match.split(",")]
     return tag in known or "*" in known
-
-

@@ -71,9 +71,7 @@ class LiveReads:
             return Response(204, headers)
         headers.append(("content-type", state.content_type))
         headers.append(("etag", etag(state, chunk.start, chunk.end)))
-        headers.append(
-            ("cache-control", f"{self._config.cache}, max-age=60, stale-while-revalidate=300")
-        )
+        headers.append(("cache-control", f"{self._config.cache}, max-age=60, stale-while-revalidate=300"))
         return Response(200, headers, content(state, chunk.payload))
 
     async def _wait(self, watch: Watch, request: Request, state: StreamState, position: int) -> None:
@@ -157,8 +155,10 @@ class LiveReads:
     async def _event(
         self, watch: Watch, state: StreamState, position: int, cursor: str | None
     ) -> tuple[bytes, int, int, bool]:
-        """Return the data and control events from ``position``: their bytes, the position that they commit, the one
-        that they looked at (further by what is left of a character), and whether the stream ends there.
+        """Return the data and control events from ``position``.
+
+        That is: their bytes, the position that they commit, the one that they looked at (further by what is there
+        of a character that is not whole yet), and whether the stream ends there.
         """
         key = (position, state.tail, state.closed, cursor)
         known: tuple[bytes, int, int, bool] | None = watch.shared.get(key)

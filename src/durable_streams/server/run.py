@@ -73,7 +73,7 @@ async def run_server(config: ServerConfig, stop: asyncio.Event, on_ready: Callab
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
             app.live.stop()
-            server.stop()
+            server.stop()  # type: ignore[no-untyped-call]
             await asyncio.wait({serving}, timeout=_GRACE)
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
@@ -126,7 +126,7 @@ def _reserve(address: tuple[socket.AddressFamily, str, int], config: ServerConfi
         reserved.bind((host, port))
     except OSError as error:
         raise ServerStartError(
-            f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another --port, or 0 for a free one"
+            f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another port, 0 for a free one"
         ) from error
     with reserved:
         yield reserved
@@ -153,7 +153,8 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
         import uvloop  # noqa: PLC0415 - not on every platform
     except ImportError:
         return asyncio.new_event_loop()
-    return uvloop.new_event_loop()  # type: ignore[no-any-return]
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
 
 
 def run_to_end(main: Coroutine[Any, Any, None]) -> None:

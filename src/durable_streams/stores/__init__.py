@@ -1,1 +1,1 @@
-"""Stores: where streams live. One contract (``base``), one shared machine for local ones (``local``), siblings beside."""
+"""Stores: where streams live. One contract (``base``), one machine for local ones (``local``), siblings beside."""

@@ -57,7 +57,7 @@ class Watch(Protocol):
         """Return what was committed from ``position`` to the tail while somebody watched, if still in memory."""
 
     async def changed(self, timeout: float) -> bool:
-        """Wait until a commit touches the stream since the last call, or ``wake``; False after ``timeout`` seconds."""
+        """Wait for a commit since the last call, or for ``wake``; False after ``timeout`` seconds."""
 
     def wake(self) -> None:
         """End the present wait (a reader that went away, a server that stops)."""

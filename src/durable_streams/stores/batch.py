@@ -45,9 +45,8 @@ class Batch:
         existing = self._live(slot)
         if existing is None and self._state(slot) is not None:
             raise NotLoadedError  # it expired: its chain of forks has to be released first
-        created = rules.decide_create(
-            existing, source and self._live(source), command, self._new_id(), self.now
-        )
+        origin = None if source is None else self._live(source)
+        created = rules.decide_create(existing, origin, command, self._new_id(), self.now)
         if not created.new:
             self._touch(slot, created.state)
             return created
@@ -98,7 +97,7 @@ class Batch:
             self._touch(slot, state)
 
     def _state(self, slot: Slot) -> StreamState | None:
-        return self.changed[slot] if slot in self.changed else slot.state
+        return self.changed.get(slot, slot.state)
 
     def _live(self, slot: Slot) -> StreamState | None:
         state = self._state(slot)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
 from durable_streams.stores.base import StoreError
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - no POSIX locks on this platform
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["FolderLock"]
 
@@ -31,8 +27,6 @@ class FolderLock:
             raise StoreError(
                 f"cannot write to the folder {self._folder}: {error.strerror}; choose one that can be written to"
             ) from error
-        if fcntl is None:
-            return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

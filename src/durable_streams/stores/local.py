@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from durable_streams.protocol import rules
 from durable_streams.protocol.commands import Append, Appended, Create, Created
 from durable_streams.protocol.state import ProducerState, StreamState
-from durable_streams.stores.base import Chunk, StoreError
+from durable_streams.stores.base import Chunk, StoreError, StoreUnavailableError
 from durable_streams.stores.batch import Batch, NotLoadedError
 from durable_streams.stores.slots import Slot, SlotWatch
 
@@ -60,10 +60,16 @@ class Backend(Protocol):
 
 
 class LocalStore:
-    """The Store contract over a Backend. ``max_streams`` bounds how many streams are kept in memory."""
+    """The Store contract over a Backend.
 
-    def __init__(self, backend: Backend, *, max_streams: int = 200_000) -> None:
+    ``max_streams`` bounds how many streams are kept in memory; ``clock`` tells the seconds since 1970.
+    """
+
+    def __init__(
+        self, backend: Backend, *, max_streams: int = 200_000, clock: Callable[[], float] = time.time
+    ) -> None:
         self._backend = backend
+        self._clock = clock
         self._half = max(1, max_streams // 2)
         # Two generations instead of a linked list: a hit costs one dictionary look-up.
         self._young: dict[str, Slot] = {}
@@ -99,7 +105,7 @@ class LocalStore:
         """Return the committed state at a path, None if there is none or it expired."""
         slot = self._young.get(path) or await self._slot(path)
         state = slot.state
-        if state is None or (state.deadline is not None and slot.expired(state, time.time())):
+        if state is None or (state.deadline is not None and slot.expired(state, self._clock())):
             return None
         return state
 
@@ -109,7 +115,7 @@ class LocalStore:
 
         async def ready() -> Callable[[Batch], Created]:
             slot = await self._slot(command.path)
-            if slot.state is not None and slot.expired(slot.state, time.time()):
+            if slot.state is not None and slot.expired(slot.state, self._clock()):
                 await self._expire(slot)
             return lambda batch: batch.create(slot, source, command)
 
@@ -147,7 +153,10 @@ class LocalStore:
         slot = self._young.get(path)
         if slot is None or slot.state is None or slot.state.ttl is None:
             return
-        slot.touched = now = time.time()
+        now = self._clock()
+        if slot.expired(slot.state, now):
+            return
+        slot.touched = now
         if rules.decide_touch(slot.state, now) is not None and not self._closed:
             future = self._submit(lambda batch: batch.touch(slot))
             future.add_done_callback(_ignore)
@@ -174,7 +183,7 @@ class LocalStore:
 
     async def watch(self, path: str) -> SlotWatch:
         """Return a live view of the stream at a path."""
-        return SlotWatch(await self._slot(path))
+        return SlotWatch(await self._slot(path), self._clock)
 
     async def check(self) -> None:
         """Commit an empty probe."""
@@ -205,7 +214,7 @@ class LocalStore:
                 continue
 
     def _next_batch(self) -> None:
-        batch = Batch(time.time(), self._new_id)
+        batch = Batch(self._clock(), self._new_id)
         outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
         queue, size = self._queue, 0
         while queue and size < _BATCH_BYTES and len(outcomes) < _BATCH_COMMANDS:
@@ -222,8 +231,8 @@ class LocalStore:
             return
         try:
             self._backend.commit(batch, lambda error: self._committed(batch, outcomes, error))
-        except StoreError as error:
-            self._committed(batch, outcomes, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it, and the next batch must go
+            self._committed(batch, outcomes, _as_store_error(error))
 
     def _committed(
         self,
@@ -337,7 +346,7 @@ class LocalStore:
         while True:
             await asyncio.sleep(_SWEEP_INTERVAL)
             try:
-                for path in await self._backend.expired(time.time(), _SWEEP_STREAMS):
+                for path in await self._backend.expired(self._clock(), _SWEEP_STREAMS):
                     slot = await self._slot(path)
                     if slot.audience is not None:
                         self.touch(path)
@@ -353,6 +362,12 @@ def _owner(state: StreamState, position: int) -> tuple[int, int]:
         if position < segment.end:
             return segment.id, segment.end
     return state.id, state.tail
+
+
+def _as_store_error(error: Exception) -> StoreError:
+    if isinstance(error, StoreError):
+        return error
+    return StoreUnavailableError(f"the store failed: {error}; nothing of this request was stored")
 
 
 def _ignore(future: asyncio.Future[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
+from collections.abc import Callable
 
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import Chunk
@@ -16,8 +17,8 @@ __all__ = ["MemoryStore"]
 class MemoryStore(LocalStore):
     """A Store in memory."""
 
-    def __init__(self, *, max_streams: int = 200_000) -> None:
-        super().__init__(_MemoryBackend(), max_streams=max_streams)
+    def __init__(self, *, max_streams: int = 200_000, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(_MemoryBackend(), max_streams=max_streams, clock=clock)
 
 
 class _Log:

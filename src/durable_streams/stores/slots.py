@@ -7,8 +7,9 @@ to watches in order, on the event loop.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Mapping, MutableMapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, MutableMapping
+from operator import attrgetter
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -92,18 +93,23 @@ class Audience:
             return None
         if position == recent[-1].start:  # a reader that keeps up
             return recent[-1]
-        joined = b"".join([chunk.payload for chunk in recent if chunk.end > position])
-        end = recent[-1].end
-        return Chunk(position, end, joined[len(joined) - (end - position) :])
+        first = bisect_left(recent, position, key=_start)
+        if first == len(recent) or recent[first].start != position:
+            return None  # inside an append: the store knows whether that may be
+        return Chunk(position, recent[-1].end, b"".join([chunk.payload for chunk in recent[first:]]))
+
+
+_start = attrgetter("start")
 
 
 class SlotWatch:
     """A live reader of a slot (the Watch contract)."""
 
-    __slots__ = ("_audience", "_deadline", "_slot", "_timer", "_waiter", "_woken")
+    __slots__ = ("_audience", "_clock", "_deadline", "_slot", "_timer", "_waiter", "_woken")
 
-    def __init__(self, slot: Slot) -> None:
+    def __init__(self, slot: Slot, clock: Callable[[], float]) -> None:
         self._slot = slot
+        self._clock = clock
         self._audience: Audience | None = None
         self._woken = False
         self._deadline = 0.0
@@ -181,4 +187,4 @@ class SlotWatch:
             audience.watches.discard(self)
             if not audience.watches:
                 self._slot.audience = None
-                self._slot.touched = time.time()
+                self._slot.touched = self._clock()

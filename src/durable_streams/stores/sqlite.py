@@ -8,6 +8,7 @@ call into SQLite gives up the interpreter lock and has to win it back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import sqlite3
 import threading
@@ -32,10 +33,17 @@ T = TypeVar("T")
 _FORMAT = 1
 _APPLICATION_ID = 0x64757261  # "dura"
 _SCHEMA = f"""
-CREATE TABLE stream (id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, deadline REAL, state TEXT NOT NULL);
+CREATE TABLE stream (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, deadline REAL, state TEXT NOT NULL
+);
 CREATE INDEX stream_deadline ON stream (deadline) WHERE deadline IS NOT NULL;
-CREATE TABLE record (stream INTEGER NOT NULL, start INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (stream, start)) WITHOUT ROWID;
-CREATE TABLE producer (stream INTEGER NOT NULL, id TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (stream, id)) WITHOUT ROWID;
+CREATE TABLE record (
+    stream INTEGER NOT NULL, start INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (stream, start)
+) WITHOUT ROWID;
+CREATE TABLE producer (
+    stream INTEGER NOT NULL, id TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
+    PRIMARY KEY (stream, id)
+) WITHOUT ROWID;
 CREATE TABLE garbage (stream INTEGER PRIMARY KEY);
 CREATE TABLE probe (id INTEGER PRIMARY KEY, at REAL NOT NULL);
 PRAGMA application_id = {_APPLICATION_ID};
@@ -73,8 +81,10 @@ _decode_state = msgspec.json.Decoder(StreamState).decode
 class SqliteStore(LocalStore):
     """A durable Store in the folder ``data_dir``."""
 
-    def __init__(self, data_dir: Path, *, max_streams: int = 200_000) -> None:
-        super().__init__(_SqliteBackend(data_dir), max_streams=max_streams)
+    def __init__(
+        self, data_dir: Path, *, max_streams: int = 200_000, clock: Callable[[], float] = time.time
+    ) -> None:
+        super().__init__(_SqliteBackend(data_dir), max_streams=max_streams, clock=clock)
 
 
 class _SqliteBackend:
@@ -139,7 +149,9 @@ class _SqliteBackend:
 
     async def read(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
         def read(connection: sqlite3.Connection) -> Chunk | None:
-            first, payload = connection.execute(_READ, (stream_id, start, min(stop, start + limit))).fetchone()
+            first, payload = connection.execute(
+                _READ, (stream_id, start, min(stop, start + limit))
+            ).fetchone()
             if first is None or first > start:
                 return None
             if first + len(payload) > stop:
@@ -215,7 +227,9 @@ class _SqliteBackend:
         if (application, version) == (0, 0):
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
         elif application != _APPLICATION_ID:
-            raise StoreError(f"{self._dir / 'streams.db'} is another program's database; choose another folder")
+            raise StoreError(
+                f"{self._dir / 'streams.db'} is another program's database; choose another folder"
+            )
         elif version != _FORMAT:
             raise StoreError(
                 f"the streams in {self._dir} have format {version}, this version reads {_FORMAT}; "
@@ -273,6 +287,8 @@ def _record_statements(records: list[tuple[int, int, bytes, Any]]) -> list[tuple
 def _execute(connection: sqlite3.Connection, statements: list[tuple[str, Any]]) -> StoreError | None:
     """Run the statements as one transaction; a single one is its own."""
     try:
+        if connection.in_transaction:  # an earlier rollback failed
+            connection.rollback()
         if len(statements) == 1:
             connection.execute(*statements[0])
             return None
@@ -280,9 +296,10 @@ def _execute(connection: sqlite3.Connection, statements: list[tuple[str, Any]]) 
         for statement in statements:
             connection.execute(*statement)
         connection.execute("COMMIT")
-    except sqlite3.Error as error:
-        if connection.in_transaction:
-            connection.rollback()
+    except Exception as error:  # noqa: BLE001 - the writer must outlive whatever it is
+        with contextlib.suppress(sqlite3.Error):
+            if connection.in_transaction:
+                connection.rollback()
         return _store_error(error)
     return None
 
@@ -294,9 +311,7 @@ def _purge(connection: sqlite3.Connection) -> bool:
         if row is None:
             return False
         stream = row[0]
-        sql = (
-            "DELETE FROM {0} WHERE stream = ?1 AND {1} IN (SELECT {1} FROM {0} WHERE stream = ?1 ORDER BY {1} LIMIT ?2)"
-        )
+        sql = "DELETE FROM {0} WHERE stream = ?1 AND {1} IN (SELECT {1} FROM {0} WHERE stream = ?1 ORDER BY {1} LIMIT ?2)"
         for table, key in (("record", "start"), ("producer", "id")):
             if connection.execute(sql.format(table, key), (stream, _PURGE_ROWS)).rowcount:
                 return True
