@@ -7,10 +7,14 @@ Invariants: a payload can never inject an event (CR, LF and CRLF all end a line,
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 
 import msgspec
 
-__all__ = ["encode_control", "encode_data"]
+from durable_streams.errors import StreamParseError
+from durable_streams.protocol.lines import DEFAULT_LIMIT, LineDecoder
+
+__all__ = ["SSEDecoder", "SSEEvent", "encode_control", "encode_data"]
 
 _encode_json = msgspec.json.Encoder().encode
 
@@ -39,3 +43,67 @@ def encode_control(
     if closed:
         control["streamClosed"] = True
     return b"event: control\ndata:" + _encode_json(control) + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class SSEEvent:
+    """One complete event: its type, and its data lines joined by LF."""
+
+    event: str
+    data: bytes
+
+
+_BOM = b"\xef\xbb\xbf"
+_FRAMING = 64  # a field name, a colon, a space: what a line carries besides its payload
+
+
+class SSEDecoder:
+    """Turns chunks of an event stream into events, wherever the chunks are cut.
+
+    An event counts only with the empty line that ends it: what a dying connection cut off is never given out.
+    ``limit`` is the most bytes one event's data may have. After an error the decoder must not be fed again.
+    """
+
+    __slots__ = ("_data", "_event", "_limit", "_lines", "_size", "_started")
+
+    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
+        self._limit = limit
+        self._lines = LineDecoder(limit + _FRAMING, bare_cr=True)
+        self._started = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._event = ""
+        self._data: list[bytes] = []
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> list[SSEEvent]:
+        """Return the events that this chunk completes; raises StreamParseError for one over the limit."""
+        events: list[SSEEvent] = []
+        for line in self._lines.feed(chunk):
+            if not line:
+                if self._data:
+                    events.append(SSEEvent(self._event or "message", b"\n".join(self._data)))
+                self._reset()
+            else:
+                self._field(line)
+        return events
+
+    def _field(self, line: bytes) -> None:
+        if not self._started:
+            self._started = True
+            line = line.removeprefix(_BOM)
+        name, _, value = line.partition(b":")
+        if value.startswith(b" "):
+            value = value[1:]
+        if name == b"data":
+            self._size += len(value) + 1
+            if self._size > self._limit + 1:
+                raise StreamParseError(
+                    f"An event is longer than the limit of {self._limit} bytes; raise the limit to read it.",
+                    code="TOO_LARGE",
+                )
+            self._data.append(value)
+        elif name == b"event":
+            self._event = value.decode("utf-8", "replace")
+        # Anything else is a comment (a heartbeat) or a field that this protocol does not use.

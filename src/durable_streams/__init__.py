@@ -1,0 +1,105 @@
+"""Durable streams over HTTP: a reader that never loses its place, and an exactly-once producer.
+
+The names here are the whole public client. They are imported at first use, so that importing the package is
+cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from durable_streams.client.sync import DurableStream, StreamResponse, stream
+    from durable_streams.client.sync_producer import SyncIdempotentProducer
+    from durable_streams.errors import (
+        DurableStreamError,
+        FetchError,
+        RetentionGoneError,
+        SeqConflictError,
+        SequenceGapError,
+        SSEEncodingError,
+        SSENotSupportedError,
+        StaleEpochError,
+        StreamClosedError,
+        StreamConsumedError,
+        StreamExistsError,
+        StreamNotFoundError,
+        StreamParseError,
+    )
+    from durable_streams.protocol.retry import RetryPolicy
+    from durable_streams.types import (
+        AppendResult,
+        CloseResult,
+        HeadersLike,
+        HeadResult,
+        IdempotentAppendResult,
+        LiveMode,
+        Offset,
+        ParamsLike,
+        StreamEvent,
+    )
+
+__all__ = [
+    "AppendResult",
+    "CloseResult",
+    "DurableStream",
+    "DurableStreamError",
+    "FetchError",
+    "HeadResult",
+    "HeadersLike",
+    "IdempotentAppendResult",
+    "LiveMode",
+    "Offset",
+    "ParamsLike",
+    "RetentionGoneError",
+    "RetryPolicy",
+    "SSEEncodingError",
+    "SSENotSupportedError",
+    "SeqConflictError",
+    "SequenceGapError",
+    "StaleEpochError",
+    "StreamClosedError",
+    "StreamConsumedError",
+    "StreamEvent",
+    "StreamExistsError",
+    "StreamNotFoundError",
+    "StreamParseError",
+    "StreamResponse",
+    "SyncIdempotentProducer",
+    "stream",
+]
+
+_HOMES = {
+    "DurableStream": "client.sync",
+    "StreamResponse": "client.sync",
+    "stream": "client.sync",
+    "SyncIdempotentProducer": "client.sync_producer",
+    "RetryPolicy": "protocol.retry",
+    **dict.fromkeys(
+        (
+            "AppendResult",
+            "CloseResult",
+            "HeadResult",
+            "HeadersLike",
+            "IdempotentAppendResult",
+            "LiveMode",
+            "Offset",
+            "ParamsLike",
+            "StreamEvent",
+        ),
+        "types",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

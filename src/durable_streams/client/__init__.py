@@ -1,0 +1,1 @@
+"""Thin drivers that run the protocol's machines over an HTTP library."""

@@ -1,0 +1,101 @@
+"""What a driver needs of an HTTP library, and which library stands behind a ``client=`` argument.
+
+A transport sends one request and gives back an exchange: the answer's head, then its body piece by piece. It
+follows no redirects, repeats nothing, and raises FetchError for whatever its library raises.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from durable_streams.protocol.request import Request
+
+__all__ = ["Exchange", "Interrupt", "Transport", "transport_for"]
+
+
+class Exchange(Protocol):
+    """One answer. ``headers`` have lower-case names."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    def read(self) -> bytes:
+        """Return the next bytes as soon as there are some, ``b""`` at the end; raises FetchError."""
+
+    def close(self) -> None:
+        """Release the connection: for reuse if the body was read to its end, else closed."""
+
+
+class Transport(Protocol):
+    """Sends requests. Safe to share between threads."""
+
+    def open(self, request: Request, interrupt: Interrupt, timeout: float | None) -> Exchange:
+        """Send, and return as soon as the answer's head is there; raises FetchError.
+
+        ``timeout``: seconds of silence before the read is given up, None for the default. ``interrupt``
+        breaks the exchange from another thread.
+        """
+
+
+class Interrupt:
+    """Wakes whatever a thread of the driver is blocked in: a connect, a read or a pause. Cannot be taken back."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.RLock()
+        self._break: Callable[[], None] | None = None
+
+    def set(self) -> None:
+        """Break the exchange in progress, if any, and every later one at once."""
+        with self._lock:
+            self._event.set()
+            if self._break is not None:
+                self._break()
+
+    def is_set(self) -> bool:
+        """Whether `set` was called."""
+        return self._event.is_set()
+
+    def pause(self, seconds: float) -> bool:
+        """Sleep, unless interrupted; return whether it was interrupted."""
+        return self._event.wait(seconds) if seconds > 0 else self._event.is_set()
+
+    def attach(self, action: Callable[[], None]) -> None:
+        """Name what breaks the present exchange; done at once if `set` was called already."""
+        with self._lock:
+            self._break = action
+            if self._event.is_set():
+                action()
+
+    def detach(self) -> None:
+        """Forget what `attach` named: the exchange is over, its connection may serve others."""
+        with self._lock:
+            self._break = None
+
+
+def transport_for(client: Any) -> Transport:
+    """Return the transport for a ``client=`` argument: None for the one shared by the process.
+
+    Raises TypeError for an object that is no known kind of client.
+    """
+    # Imported late: HTTP libraries are slow to import, and most programs need one of them.
+    from durable_streams.client.transports import urllib3 as own
+
+    if client is None:
+        return own.shared()
+    if isinstance(client, own.PoolManager):
+        return own.Urllib3Transport(client)
+    if callable(getattr(client, "open", None)):
+        transport: Transport = client
+        return transport
+    raise TypeError(
+        f"client= takes a urllib3.PoolManager or a Transport, not {type(client).__module__}.{type(client).__name__}."
+    )

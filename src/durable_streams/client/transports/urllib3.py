@@ -1,0 +1,244 @@
+"""The default sync transport, over urllib3.
+
+Invariants: one pool for the process, made anew after a fork, with one TLS context; no exception of urllib3,
+http.client or the socket layer leaves this module, all become FetchError in `_mapped`; urllib3 follows no
+redirect and repeats nothing; whatever a thread is blocked in here, Interrupt wakes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import urllib3
+from urllib3 import PoolManager
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from durable_streams.client.transports import Interrupt
+from durable_streams.errors import FetchError
+from durable_streams.protocol.request import Request
+
+__all__ = ["PoolManager", "Urllib3Transport", "shared"]
+
+CONNECT_TIMEOUT = 10.0
+READ_TIMEOUT = 30.0
+LIVE_READ_TIMEOUT = 90.0
+"""Seconds of silence on a live read: longer than the minute after which servers end a connection (section 5)."""
+
+_READ_SIZE = 256 * 1024
+_POOL_SIZE = 64  # connections kept per host; more are opened when needed, and closed after use
+
+_current = threading.local()
+
+
+class _Interruptible:
+    """A connection that tells the Interrupt of the call in progress how to break it."""
+
+    sock: Any
+    _holder: Interrupt | None = None
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        self._holder = None  # whoever used this connection before can no longer break it
+        super().request(*args, **kwargs)  # type: ignore[misc]
+
+    def getresponse(self) -> Any:
+        holder: Interrupt | None = getattr(_current, "interrupt", None)
+        # Kept here, because http.client forgets the socket of an answer that ends with its connection.
+        sock = self.sock
+
+        def break_off() -> None:
+            # shutdown, unlike close, wakes a thread that is blocked in recv on this socket.
+            if self._holder is holder:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+        self._holder = holder
+        if holder is not None:
+            holder.attach(break_off)
+        return super().getresponse()  # type: ignore[misc]
+
+
+class _Connection(_Interruptible, HTTPConnection):
+    pass
+
+
+class _TLSConnection(_Interruptible, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TLSPool(HTTPSConnectionPool):
+    ConnectionCls = _TLSConnection
+
+
+class _Exchange:
+    """One answer of urllib3, with its errors mapped."""
+
+    def __init__(self, response: urllib3.BaseHTTPResponse, interrupt: Interrupt, url: str) -> None:
+        self._response = response
+        self._interrupt = interrupt
+        self._url = url
+        self.status = response.status
+        self.reason = response.reason or ""
+        self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
+
+    def read(self) -> bytes:
+        with _mapped(self._url, self._interrupt, status=self.status):
+            data: bytes | None = self._response.read1(_READ_SIZE)
+            # None: a HEAD, or a body that was read to its end before.
+            return data or b""
+
+    def close(self) -> None:
+        self._interrupt.detach()
+        # Closing a response that was not read to its end closes its connection; else it is back in the pool
+        # already.
+        with contextlib.suppress(Exception):
+            self._response.close()
+
+
+class Urllib3Transport:
+    """Sends requests through a PoolManager: one of its own, or the caller's, whose timeouts stay in force."""
+
+    def __init__(self, manager: PoolManager | None = None) -> None:
+        self._given = manager
+        self._managers: dict[str, PoolManager] = {}
+        self._lock = threading.Lock()
+
+    def open(self, request: Request, interrupt: Interrupt, timeout: float | None) -> _Exchange:
+        """Send, and return the exchange as soon as the answer's head is there. See Transport."""
+        options: dict[str, Any] = {}
+        if timeout is not None or self._given is None or "timeout" not in self._given.connection_pool_kw:
+            silence = (
+                timeout if timeout is not None else LIVE_READ_TIMEOUT if request.streaming else READ_TIMEOUT
+            )
+            options["timeout"] = urllib3.Timeout(
+                connect=CONNECT_TIMEOUT, read=None if silence == float("inf") else silence
+            )
+        _current.interrupt = interrupt
+        try:
+            with _mapped(request.url, interrupt):
+                response = self._manager(request.url).urlopen(
+                    request.method,
+                    request.url,
+                    body=request.body,
+                    headers=dict(request.headers),
+                    redirect=False,
+                    retries=False,
+                    preload_content=False,
+                    **options,
+                )
+                if self._given is not None and hasattr(response, "shutdown"):
+                    interrupt.attach(partial(_shut_down, response))
+                return _Exchange(response, interrupt, request.url)
+        except BaseException:
+            interrupt.detach()
+            raise
+        finally:
+            _current.interrupt = None
+
+    def _manager(self, url: str) -> PoolManager:
+        if self._given is not None:
+            return self._given
+        scheme = urlsplit(url).scheme
+        manager = self._managers.get(scheme)
+        if manager is None:
+            with self._lock:
+                manager = self._managers.get(scheme) or _new_manager(scheme)
+                self._managers[scheme] = manager
+        return manager
+
+
+def _shut_down(response: urllib3.BaseHTTPResponse) -> None:
+    with contextlib.suppress(Exception):  # it may be over, or its connection released
+        response.shutdown()
+
+
+def _new_manager(scheme: str) -> PoolManager:
+    # Loading the trusted certificates takes 50 ms, so there is one context, made when the first https URL
+    # comes.
+    options: dict[str, Any] = {"ssl_context": ssl.create_default_context()} if scheme == "https" else {}
+    manager = PoolManager(num_pools=64, maxsize=_POOL_SIZE, block=False, **options)
+    manager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+    return manager
+
+
+_NEVER_SENT = (
+    urllib3.exceptions.NewConnectionError,
+    urllib3.exceptions.ConnectTimeoutError,
+    urllib3.exceptions.NameResolutionError,
+    urllib3.exceptions.ProxyError,
+    urllib3.exceptions.LocationValueError,
+)
+
+
+@contextlib.contextmanager
+def _mapped(url: str, interrupt: Interrupt, status: int | None = None) -> Iterator[None]:
+    """Turn whatever the library raises into a FetchError: the one boundary."""
+    try:
+        yield
+    except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+        raise _fetch_error(error, url, interrupt, status) from error
+    except (AttributeError, ValueError) as error:
+        # What the library does when its socket goes away under it; anything else is an error of the program.
+        if not interrupt.is_set():
+            raise
+        raise _fetch_error(error, url, interrupt, status) from error
+
+
+def _fetch_error(error: Exception, url: str, interrupt: Interrupt, status: int | None) -> FetchError:
+    host = urlsplit(url).netloc.rpartition("@")[2]
+    sent = not isinstance(error, _NEVER_SENT)
+    if interrupt.is_set():
+        sentence, code = f"The read from {host} was closed.", "CLOSED"
+    elif type(error) is urllib3.exceptions.ConnectTimeoutError:  # its subclasses are refusals
+        sentence, code = (
+            f"No connection to {host} within {CONNECT_TIMEOUT:g} seconds; is the address right?",
+            "TIMEOUT",
+        )
+    elif isinstance(error, (urllib3.exceptions.ReadTimeoutError, TimeoutError)):
+        sentence, code = f"{host} was silent for longer than the read timeout.", "TIMEOUT"
+    elif isinstance(error, (urllib3.exceptions.SSLError, ssl.SSLError)):
+        sentence, code, sent = f"TLS with {host} failed: {_cause(error)}.", "TLS", status is not None
+    elif not sent:
+        sentence, code = f"No connection to {host}: {_cause(error)}; is the server running?", "CONNECT"
+    else:
+        sentence, code = f"The connection to {host} broke: {_cause(error)}.", "NETWORK"
+    return FetchError(sentence, original=error, may_have_been_sent=sent, url=url, status=status, code=code)
+
+
+def _cause(error: BaseException) -> str:
+    inner = error
+    while (below := inner.__cause__ or inner.__context__) is not None:
+        inner = below
+    text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    return str(text).rstrip(".")
+
+
+_shared = Urllib3Transport()
+
+
+def shared() -> Urllib3Transport:
+    """Return the transport that all calls of this process share."""
+    return _shared
+
+
+def _renew() -> None:
+    # A child must not write into its parent's sockets.
+    global _shared
+    _shared = Urllib3Transport()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

@@ -1,0 +1,83 @@
+"""Lines out of chunks, for event streams and line-delimited JSON alike.
+
+Invariants: where chunks are cut never changes the lines; only CR, LF and CRLF end a line (U+2028, U+0085 and
+other bytes do not); a line without its end is never given out as if it were whole; every byte is looked at a
+constant number of times, so that one huge line costs linear time; a line over the limit is an error, not a
+growing buffer.
+"""
+
+from __future__ import annotations
+
+from durable_streams.errors import StreamParseError
+
+__all__ = ["DEFAULT_LIMIT", "LineDecoder"]
+
+DEFAULT_LIMIT = 64 * 1024 * 1024
+"""Bytes that one line, event or body may have."""
+
+
+class LineDecoder:
+    """Splits chunks into lines, without their ends. ``bare_cr``: a CR alone ends a line too, as SSE wants.
+
+    ``limit`` is the most bytes one line may have.
+    """
+
+    __slots__ = ("_after_cr", "_bare_cr", "_limit", "_parts", "_size")
+
+    def __init__(self, limit: int = DEFAULT_LIMIT, *, bare_cr: bool = False) -> None:
+        self._limit = limit
+        self._bare_cr = bare_cr
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._after_cr = False
+
+    @property
+    def pending(self) -> int:
+        """How many bytes of an unfinished line are held."""
+        return self._size
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the lines that this chunk completes; raises StreamParseError for one over the limit."""
+        if not chunk:
+            return []
+        if self._bare_cr:
+            chunk = self._normalised(chunk)
+        head, *rest = chunk.split(b"\n")
+        self._hold(head)
+        if not rest:
+            return []
+        tail = rest.pop()
+        lines = [b"".join(self._parts), *rest]
+        self._parts, self._size = [], 0
+        self._hold(tail)
+        if not self._bare_cr:
+            lines = [line[:-1] if line.endswith(b"\r") else line for line in lines]
+        return lines
+
+    def flush(self) -> bytes:
+        """Return the unfinished line and forget it: the last line of a body that ended cleanly."""
+        line = b"".join(self._parts)
+        self._parts, self._size = [], 0
+        return line[:-1] if line.endswith(b"\r") else line
+
+    def _normalised(self, chunk: bytes) -> bytes:
+        if self._after_cr and chunk.startswith(b"\n"):
+            chunk = chunk[1:]  # the second half of a CRLF whose first half ended the chunk before
+            self._after_cr = False
+            if not chunk:
+                return chunk
+        self._after_cr = chunk.endswith(b"\r")
+        if b"\r" in chunk:
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return chunk
+
+    def _hold(self, part: bytes) -> None:
+        if not part:
+            return
+        self._size += len(part)
+        if self._size > self._limit:
+            raise StreamParseError(
+                f"A line is longer than the limit of {self._limit} bytes; raise the limit to read it.",
+                code="TOO_LARGE",
+            )
+        self._parts.append(part)

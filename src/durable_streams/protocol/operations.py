@@ -1,0 +1,265 @@
+"""The one-shot operations: create, head, append, close, delete, fork (protocol sections 3, 4 and 6).
+
+Invariants: each is a generator whose only effect is a request; it raises what `error_from` says for an answer
+that is not its success; only requests that may be executed twice without harm are marked idempotent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from durable_streams.errors import RetentionGoneError, StreamNotFoundError, StreamParseError
+from durable_streams.protocol import headers as h
+from durable_streams.protocol.request import Op, Request, Response, check_header, error_from, path_of
+from durable_streams.types import AppendResult, CloseResult, HeadResult
+
+__all__ = [
+    "append",
+    "close_stream",
+    "create",
+    "decode_json",
+    "delete",
+    "encode_json_message",
+    "encode_payload",
+    "head",
+]
+
+
+def create(
+    url: str,
+    *,
+    content_type: str | None = None,
+    ttl_seconds: int | None = None,
+    expires_at: str | None = None,
+    body: Any = None,
+    closed: bool = False,
+    source: str | None = None,
+    fork_offset: str | None = None,
+    fork_sub_offset: int | None = None,
+) -> Op[HeadResult]:
+    """Create a stream, or find it with the same configuration; with ``source`` (a URL) as a fork of that stream.
+
+    Returns what the server says of the stream; raises StreamExistsError where it exists with another
+    configuration (protocol sections 3 and 6).
+    """
+    headers = _expiry_headers(ttl_seconds, expires_at)
+    if content_type is not None:
+        headers["content-type"] = check_header("content-type", content_type)
+    if closed:
+        headers[h.STREAM_CLOSED] = "true"
+    if source is not None:
+        headers.update(_fork_headers(source, fork_offset, fork_sub_offset))
+    payload = None
+    if body is not None and not (isinstance(body, (bytes, str)) and not body):
+        payload = encode_payload(body, content_type or h.DEFAULT_CONTENT_TYPE)
+    request = Request("PUT", url, headers, payload)
+    response = yield request
+    if response.status not in {200, 201}:
+        raise error_from(response, request)
+    return _metadata(response, content_type)
+
+
+def _expiry_headers(ttl_seconds: int | None, expires_at: str | None) -> dict[str, str]:
+    if ttl_seconds is not None and expires_at is not None:
+        raise ValueError("A stream takes ttl_seconds or expires_at, not both.")
+    if ttl_seconds is not None:
+        if isinstance(ttl_seconds, bool) or not isinstance(ttl_seconds, int) or ttl_seconds < 0:
+            raise ValueError(f"ttl_seconds must be a whole number of seconds from 0, not {ttl_seconds!r}.")
+        return {h.STREAM_TTL: str(ttl_seconds)}
+    if expires_at is not None:
+        return {h.STREAM_EXPIRES_AT: check_header(h.STREAM_EXPIRES_AT, expires_at)}
+    return {}
+
+
+def _fork_headers(source: str, offset: str | None, sub_offset: int | None) -> dict[str, str]:
+    headers = {h.STREAM_FORKED_FROM: path_of(source)}
+    if offset is not None:
+        headers[h.STREAM_FORK_OFFSET] = check_header(h.STREAM_FORK_OFFSET, offset)
+    if sub_offset is not None:
+        if isinstance(sub_offset, bool) or not isinstance(sub_offset, int) or sub_offset < 0:
+            raise ValueError(f"sub_offset must be a whole number from 0, not {sub_offset!r}.")
+        headers[h.STREAM_FORK_SUB_OFFSET] = str(sub_offset)
+    return headers
+
+
+def head(url: str) -> Op[HeadResult]:
+    """Return the stream's metadata; raises StreamNotFoundError where there is none (protocol section 1)."""
+    request = Request("HEAD", url)
+    response = yield request
+    if response.status != 200:
+        raise error_from(response, request)
+    return _metadata(response)
+
+
+def append(
+    url: str, data: Any, *, content_type: str | None = None, seq: str | None = None
+) -> Op[tuple[AppendResult, str]]:
+    """Append once; returns the result and the stream's content type, asked for with HEAD where not given.
+
+    Never repeated when it may have been written: the FetchError says so (protocol section 4).
+    """
+    known = content_type or (yield from _content_type(url))
+    headers = {"content-type": check_header("content-type", known)}
+    if seq is not None:
+        headers[h.STREAM_SEQ] = check_header(h.STREAM_SEQ, seq)
+    request = Request("POST", url, headers, encode_payload(data, known), idempotent=False)
+    response = yield request
+    if response.status not in {200, 204}:
+        raise error_from(response, request)
+    return AppendResult(_next_offset(response, request)), known
+
+
+def close_stream(url: str, data: Any = None, *, content_type: str | None = None) -> Op[CloseResult]:
+    """Close the stream for good, with its last data where given; idempotent without data (protocol section 4)."""
+    headers, body = {h.STREAM_CLOSED: "true"}, None
+    if data is not None:
+        known = content_type or (yield from _content_type(url))
+        headers["content-type"] = check_header("content-type", known)
+        body = encode_payload(data, known)
+    request = Request("POST", url, headers, body, idempotent=body is None)
+    response = yield request
+    if response.status not in {200, 204}:
+        raise error_from(response, request)
+    return CloseResult(_next_offset(response, request))
+
+
+def delete(url: str) -> Op[None]:
+    """Delete the stream; raises StreamNotFoundError where there is none (protocol section 1)."""
+    request = Request("DELETE", url)
+    response = yield request
+    if response.status in {200, 202, 204}:
+        return
+    error = error_from(response, request)
+    if response.after_doubt and isinstance(error, (StreamNotFoundError, RetentionGoneError)):
+        return  # an earlier attempt, whose answer was lost, did it
+    raise error
+
+
+def _content_type(url: str) -> Op[str]:
+    metadata = yield from head(url)
+    return metadata.content_type or h.DEFAULT_CONTENT_TYPE
+
+
+def _metadata(response: Response, content_type: str | None = None) -> HeadResult:
+    headers = response.headers
+    ttl = headers.get(h.STREAM_TTL)
+    return HeadResult(
+        exists=True,
+        content_type=headers.get("content-type", content_type),
+        offset=headers.get(h.STREAM_NEXT_OFFSET),
+        etag=headers.get("etag"),
+        cache_control=headers.get("cache-control"),
+        stream_closed=h.is_true(headers.get(h.STREAM_CLOSED)),
+        ttl_seconds=int(ttl) if ttl is not None and ttl.isascii() and ttl.isdigit() else None,
+        expires_at=headers.get(h.STREAM_EXPIRES_AT),
+    )
+
+
+def _next_offset(response: Response, request: Request) -> str:
+    offset = response.headers.get(h.STREAM_NEXT_OFFSET)
+    if offset is None:
+        raise StreamParseError(
+            f"{request.method} {request.url} succeeded without Stream-Next-Offset; check that it is a stream.",
+            status=response.status,
+            url=request.url,
+            headers=dict(response.headers),
+        )
+    return offset
+
+
+def encode_payload(data: Any, content_type: str) -> bytes:
+    """Return the body that carries ``data`` as one append: for JSON streams as one message, else as bytes.
+
+    Raises ValueError for empty data or text that is not valid JSON, TypeError for what the stream cannot
+    hold.
+    """
+    if h.is_json(content_type):
+        # Wrapped, because the server flattens one level: a list stays one message.
+        return b"[" + encode_json_message(data) + b"]"
+    if isinstance(data, str):
+        payload = data.encode()
+    elif isinstance(data, (bytes, bytearray, memoryview)):
+        payload = bytes(data)
+    else:
+        raise TypeError(
+            f"A stream of type {content_type!r} takes bytes or text, not {type(data).__name__}; "
+            "for JSON values create it with content_type='application/json'."
+        )
+    if not payload:
+        raise ValueError("An append needs at least one byte.")
+    return payload
+
+
+_check_json = msgspec.json.Decoder(msgspec.Raw).decode
+_encode_json = msgspec.json.Encoder().encode
+
+
+def encode_json_message(data: Any) -> bytes:
+    """Return one JSON message: text and bytes are JSON already (and checked to be), other values are serialised."""
+    if isinstance(data, (str, bytes, bytearray, memoryview)):
+        return _checked_json(data.encode() if isinstance(data, str) else bytes(data))
+    try:
+        encoded = _encode_json(data)
+    except OverflowError:  # an integer beyond 64 bits
+        encoded = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"The value holds text that is not valid Unicode: {error.reason}.") from None
+    if b"null" in encoded:
+        _refuse_nan(data)
+    return encoded
+
+
+def _checked_json(text: bytes) -> bytes:
+    try:
+        if not text.isascii():
+            text.decode()  # msgspec does not look inside strings
+        return bytes(_check_json(text))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"The text is not valid JSON ({error}); JSON streams take text as JSON that is already serialised, "
+            "so pass json.dumps(text) to append it as a string."
+        ) from None
+
+
+def _refuse_nan(value: Any) -> None:
+    # msgspec writes NaN and the infinities as null: data would change in silence.
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"JSON has no {value!r}; replace it before appending.")
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            _refuse_nan(item)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            _refuse_nan(item)
+
+
+_decode_json = msgspec.json.Decoder().decode
+
+
+def decode_json(body: bytes, offset: str | None = None) -> Any:
+    """Return the value of a JSON body; raises StreamParseError, with the safe position ``offset``, if malformed.
+
+    Numbers beyond a double go through the standard library, which reads them as infinity.
+    """
+    try:
+        if not body.isascii():
+            body.decode()
+        return _decode_json(body)
+    except UnicodeDecodeError as error:
+        cause = f"invalid UTF-8 at byte {error.start}"
+    except (msgspec.DecodeError, RecursionError) as error:
+        try:
+            return json.loads(body, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            cause = str(error)
+    raise StreamParseError(f"The data after offset {offset} is not valid JSON: {cause}.", offset=offset)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(name)

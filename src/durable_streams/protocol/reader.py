@@ -1,0 +1,423 @@
+"""The reader: one stream followed over as many requests as it takes, as a state machine (protocol section 5).
+
+The driver's loop:
+
+    while (request := reader.next_request()) is not None:
+        sleep(request.delay), send; then response_started(...), receive(chunk) for each chunk,
+        response_ended(error); hand over each batch these return, calling commit(batch) together with its last
+        piece.
+
+Invariants:
+* `offset`, `cursor`, `up_to_date` and `stream_closed` move in `commit` only: a checkpoint never skips data;
+* data becomes a batch only when it is certain: a body when it is complete, an event with its control event.
+  What a failure cut off is dropped and asked for again from the last certain position, so nothing is
+  delivered twice;
+* once the stream is closed there is no further request;
+* the back-off grows with every failure and every empty round, and only progress (or a long, healthy life)
+  resets it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import msgspec
+
+from durable_streams.errors import (
+    DurableStreamError,
+    FetchError,
+    SSEEncodingError,
+    SSENotSupportedError,
+    StreamParseError,
+)
+from durable_streams.protocol import headers as h
+from durable_streams.protocol.lines import DEFAULT_LIMIT
+from durable_streams.protocol.request import (
+    ERROR_BODY_LIMIT,
+    Request,
+    Response,
+    content_length,
+    error_from,
+    parse_retry_after,
+    with_query,
+)
+from durable_streams.protocol.retry import (
+    DEFAULT_POLICY,
+    ENDLESS,
+    RetryPolicy,
+    is_retryable_status,
+)
+from durable_streams.protocol.sse import SSEDecoder, SSEEvent
+from durable_streams.types import LiveMode
+
+__all__ = ["Batch", "Mode", "Reader"]
+
+Mode = Literal["catch-up", "long-poll", "sse"]
+
+_LIVE_POLICY = replace(DEFAULT_POLICY, max_retries=ENDLESS)
+_BODY_SLACK = 2 * 1024 * 1024  # a body may hold one append of the limit's size, and its JSON brackets
+_LONGEST_EMPTY_PAUSE = 1.0  # seconds between requests that end well and bring nothing
+_SHORT_LIFE = 5.0  # seconds: an event stream that ends sooner, with nothing new, was probably cut by a proxy
+_FRUITLESS_LIMIT = 3  # such event streams in a row before live=True turns to long-polling
+_SSE_REFUSALS = frozenset({400, 405, 406, 415, 501})
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Data that is certain, and the position right after it."""
+
+    data: bytes
+    next_offset: str
+    cursor: str | None
+    up_to_date: bool
+    closed: bool
+
+
+class Reader:
+    """Follows one stream. See the module's docstring for the loop that a driver runs.
+
+    ``random`` gives numbers in [0, 1) for jitter; ``limit`` is the most bytes one event or append may have;
+    ``policy`` None means the default policy, and trying for ever once a live read has begun.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        random: Callable[[], float],
+        offset: str = h.OFFSET_START,
+        live: LiveMode = True,
+        cursor: str | None = None,
+        policy: RetryPolicy | None = None,
+        limit: int = DEFAULT_LIMIT,
+    ) -> None:
+        if live not in (False, True, "long-poll", "sse"):
+            raise ValueError(f"live must be False, True, 'long-poll' or 'sse', not {live!r}.")
+        if not isinstance(offset, str) or not offset:
+            raise ValueError(f"An offset is text that the server gave, '-1' or 'now', not {offset!r}.")
+        self.url = url
+        self.live: LiveMode = live
+        self.mode: Mode = "catch-up" if isinstance(live, bool) else live
+        self.offset = self.start_offset = offset
+        self.cursor = cursor
+        self.up_to_date = False
+        self.stream_closed = False
+        self.delay = 0.0
+        self.content_type: str | None = None
+        self.status: int | None = None
+        self.headers: Mapping[str, str] = {}
+        self.accepted = False
+        self._random = random
+        self._policy = policy
+        self._limit = limit
+        self._position, self._position_cursor = offset, cursor
+        self._at_tail = self._ended = self._failed = self._live_began = False
+        self._failures = self._empty_rounds = self._fruitless = 0
+        self._request = Request("GET", url)
+        self._started_at: float | None = None
+        self._expected: int | None = None
+        self._begin()
+
+    # -- what the driver calls
+
+    @property
+    def finished(self) -> bool:
+        """Whether no further request is needed: the stream is closed, a catch-up reached the tail, or it failed."""
+        return self._failed or self._ended or (self.live is False and self._at_tail)
+
+    def next_request(self) -> Request | None:
+        """Return the next request, to be sent after its ``delay`` in seconds; None when there is none to send."""
+        if self.finished:
+            return None
+        params = {h.QUERY_OFFSET: self._position}
+        headers = {}
+        if self.mode != "catch-up":
+            params[h.QUERY_LIVE] = self.mode
+            if self._position_cursor is not None:
+                params[h.QUERY_CURSOR] = self._position_cursor
+        if self.mode == "sse":
+            headers["accept"] = h.SSE_CONTENT_TYPE
+        self._request = Request(
+            "GET",
+            with_query(self.url, params),
+            headers,
+            delay=self.delay,
+            streaming=self.mode != "catch-up",
+        )
+        self._begin()
+        return self._request
+
+    def response_started(self, status: int, headers: Mapping[str, str], now: float) -> None:
+        """Take the answer's head; ``now`` in seconds of any steady clock.
+
+        Then ``accepted`` tells whether the body is stream data. Either way feed the body to `receive` (an
+        error's body as far as ERROR_BODY_LIMIT), then call `response_ended`.
+        """
+        self._started_at = now
+        self.delay = 0.0
+        self.status, self.headers = status, headers
+        if status not in {200, 204}:
+            return
+        self.accepted = True
+        if self.mode == "sse":
+            self._start_events(headers)
+            return
+        self.content_type = headers.get("content-type", self.content_type)
+        self._expected = content_length(headers)
+        if self._expected is not None:
+            self._check_size(self._expected)
+
+    def receive(self, chunk: bytes) -> list[Batch]:
+        """Take a piece of the body; return the batches that are certain now. Raises what no retry would mend."""
+        self._received += len(chunk)
+        if self._decoder is not None:
+            return self._events(self._decoder, chunk)
+        if self.accepted:
+            self._check_size(self._received)
+            self._chunks.append(chunk)
+        elif self._received <= ERROR_BODY_LIMIT:
+            self._chunks.append(chunk)
+        return []
+
+    def response_ended(self, error: FetchError | None, now: float) -> list[Batch]:
+        """Take the end of the answer, or of the attempt to get one; return the batches that are certain now.
+
+        Raises the error that no retry mends. Otherwise `next_request` says how to go on.
+        """
+        if self.finished:
+            return []
+        lived = now - self._started_at if self._started_at is not None else 0.0
+        if error is None and self.accepted and self._expected is not None and self._received < self._expected:
+            error = FetchError(
+                f"The answer from {self.url} was cut after {self._received} of {self._expected} bytes.",
+                url=self.url,
+                status=self.status,
+            )
+        if self.mode == "sse" and self.accepted:
+            return self._events_ended(error, lived)
+        if error is not None:
+            self._retry(error)
+            return []
+        if not self.accepted:
+            self._refused()
+            return []
+        return self._body_ended(lived)
+
+    def commit(self, batch: Batch) -> None:
+        """Move the public position past a batch, together with handing over its last piece."""
+        self.offset, self.cursor = batch.next_offset, batch.cursor
+        self.up_to_date, self.stream_closed = batch.up_to_date, batch.closed
+
+    def resume(self) -> None:
+        """Go on after a fatal error, after a pause: the caller has mended its cause (``on_error``)."""
+        self._failed = False
+        self.delay = self._active_policy().delay(self._failures, self._random)
+        self._failures += 1
+
+    # -- bodies
+
+    def _begin(self) -> None:
+        self._started_at = None
+        self.accepted = False
+        self._chunks: list[bytes] = []
+        self._received = 0
+        self._expected = None
+        self._decoder: SSEDecoder | None = None
+        self._uncommitted: list[bytes] = []
+        self._base64 = False
+        self._progress = self._heard = False
+
+    def _body_ended(self, lived: float) -> list[Batch]:
+        headers = self.headers
+        position = headers.get(h.STREAM_NEXT_OFFSET)
+        if position is None:
+            if self.status == 200:
+                raise self._fatal(
+                    StreamParseError,
+                    "The answer has no Stream-Next-Offset header; check that the URL is a durable stream.",
+                )
+            position = self._position
+        up_to_date = self.status == 204 or h.is_true(headers.get(h.STREAM_UP_TO_DATE))
+        closed = h.is_true(headers.get(h.STREAM_CLOSED))
+        data = b"".join(self._chunks)
+        self._chunks = []
+        batch = self._advance(data, position, headers.get(h.STREAM_CURSOR), up_to_date, closed)
+        self._heard = True
+        if not self._progress and (up_to_date or closed):
+            self._empty(lived)
+        elif not self._progress:
+            self._retry(self._no_progress())
+        if self.mode == "catch-up" and self.live is True and up_to_date:
+            self.mode = "sse" if self._fruitless < _FRUITLESS_LIMIT else "long-poll"
+            self.delay = 0.0  # the first live request is no repetition
+        return [batch]
+
+    def _no_progress(self) -> DurableStreamError:
+        return DurableStreamError(
+            f"The server at {self.url} gave no data after offset {self._position} and did not say that this is the tail.",
+            code="NO_PROGRESS",
+            status=self.status,
+            url=self.url,
+        )
+
+    def _advance(
+        self, data: bytes, position: str, cursor: str | None, up_to_date: bool, closed: bool
+    ) -> Batch:
+        self._progress = self._progress or position != self._position
+        self._live_began = self._live_began or self.live is not False
+        self._position = position
+        self._position_cursor = cursor if cursor is not None else self._position_cursor
+        self._at_tail, self._ended = up_to_date or closed, closed
+        if self._progress:
+            self._failures = self._empty_rounds = self._fruitless = 0
+        return Batch(data, position, self._position_cursor, self._at_tail, closed)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limit + _BODY_SLACK:
+            raise self._fatal(
+                StreamParseError,
+                f"An answer of more than {self._limit} bytes is over the limit; raise the limit to read it.",
+                code="TOO_LARGE",
+            )
+
+    # -- event streams
+
+    def _start_events(self, headers: Mapping[str, str]) -> None:
+        media = h.media_type(headers.get("content-type", ""))
+        if self.status != 200 or media != h.SSE_CONTENT_TYPE:
+            self.accepted = False  # response_ended turns to long-polling, or says that SSE is not supported
+            return
+        encoding = headers.get(h.SSE_DATA_ENCODING, "").strip().lower()
+        if encoding not in {"", "base64"}:
+            raise self._fatal(
+                SSEEncodingError, f"The server sends events in the unknown encoding {encoding!r}."
+            )
+        self._base64 = bool(encoding)
+        limit = self._limit * 4 // 3 if self._base64 else self._limit
+        self._decoder = SSEDecoder(limit + _BODY_SLACK)
+
+    def _events(self, decoder: SSEDecoder, chunk: bytes) -> list[Batch]:
+        batches: list[Batch] = []
+        try:
+            events = decoder.feed(chunk)
+        except StreamParseError as error:
+            raise self._fatal(StreamParseError, error.message, code=error.code) from None
+        for event in events:
+            if self._ended:
+                break
+            if event.event == "data":
+                self._uncommitted.append(self._payload(event.data))
+            elif event.event == "control":
+                batches += self._control(event)
+        return batches
+
+    def _payload(self, data: bytes) -> bytes:
+        if not self._base64:
+            return data
+        try:
+            return base64.b64decode(data.translate(None, b"\r\n"), validate=True)
+        except binascii.Error as error:
+            raise self._fatal(
+                SSEEncodingError, f"An event's data is not the base64 it should be: {error}."
+            ) from None
+
+    def _control(self, event: SSEEvent) -> list[Batch]:
+        try:
+            control: Any = msgspec.json.decode(event.data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise self._fatal(StreamParseError, f"A control event is not valid JSON: {error}.") from None
+        position = control.get("streamNextOffset") if isinstance(control, dict) else None
+        if not isinstance(position, str) or not position:
+            raise self._fatal(StreamParseError, "A control event has no streamNextOffset.")
+        cursor = control.get("streamCursor")
+        self._heard = True
+        payloads, self._uncommitted = self._uncommitted, []
+        # Only the last of several payloads moves the position: the ones before it are not certain by
+        # themselves.
+        first = [Batch(data, self._position, self._position_cursor, False, False) for data in payloads[:-1]]
+        last = self._advance(
+            payloads[-1] if payloads else b"",
+            position,
+            cursor if isinstance(cursor, str) else None,
+            control.get("upToDate") is True,
+            control.get("streamClosed") is True,
+        )
+        return [*first, last]
+
+    def _events_ended(self, error: FetchError | None, lived: float) -> list[Batch]:
+        self._uncommitted = []  # without its control event it comes again
+        if not self._progress and (not self._heard or lived < _SHORT_LIFE):
+            # Silence until the watchdog barked means that something on the way buffers: no use in trying
+            # twice more.
+            self._fruitless += _FRUITLESS_LIMIT if error is not None and self._received == 0 else 1
+        if self.live is True and self._fruitless >= _FRUITLESS_LIMIT:
+            self.mode = "long-poll"
+        if error is not None:
+            self._retry(error, lived)
+        elif self._heard and not self._progress:
+            self._empty(lived)
+        elif not self._heard:
+            self._retry(
+                FetchError(f"The event stream of {self.url} ended before its first event.", url=self.url),
+                lived,
+            )
+        return []
+
+    # -- failures and pauses
+
+    def _refused(self) -> None:
+        """Decide about an answer that is no stream data."""
+        response = Response(self.status or 0, self.headers, b"".join(self._chunks))
+        if self.mode == "sse" and (response.status in _SSE_REFUSALS or response.status in {200, 204}):
+            if self.live is True:
+                self.mode = "long-poll"
+                return
+            if response.status != 400:
+                raise self._fatal(
+                    SSENotSupportedError,
+                    f"The server at {self.url} does not answer live=sse with an event stream; use live=True.",
+                )
+        error = error_from(response, self._request)
+        if not is_retryable_status(response.status):
+            self._failed = True
+            raise error
+        self._retry(error, retry_after=parse_retry_after(self.headers))
+
+    def _retry(
+        self, error: DurableStreamError, lived: float = 0.0, *, retry_after: float | None = None
+    ) -> None:
+        policy = self._active_policy()
+        if self._heard and lived > policy.max_delay:
+            self._failures = 0  # it worked for longer than any pause: this is a new trouble, not the old one
+        if not policy.allows(self._failures):
+            self._failed = True
+            raise error
+        self.delay = policy.delay(self._failures, self._random, retry_after)
+        self._failures += 1
+
+    def _empty(self, lived: float) -> None:
+        """Keep a distance after a round that ended well and brought nothing; its own length counts towards it."""
+        policy = self._active_policy()
+        if lived > policy.max_delay:
+            self._failures = self._empty_rounds = 0
+        pause = min(policy.delay(self._empty_rounds, self._random), _LONGEST_EMPTY_PAUSE)
+        self._empty_rounds += 1
+        self.delay = max(0.0, pause - lived)
+
+    def _active_policy(self) -> RetryPolicy:
+        if self._policy is not None:
+            return self._policy
+        return _LIVE_POLICY if self._live_began else DEFAULT_POLICY
+
+    def _fatal(
+        self, kind: type[DurableStreamError], message: str, code: str | None = None
+    ) -> DurableStreamError:
+        self._failed = True
+        context: dict[str, Any] = {"url": self.url, "status": self.status, "headers": dict(self.headers)}
+        if issubclass(kind, StreamParseError):
+            context["offset"] = self._position
+        return kind(message, code=code, **context)

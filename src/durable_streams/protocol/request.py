@@ -1,0 +1,319 @@
+"""Requests and responses as plain values, and the one place where an answer becomes an error.
+
+Invariants: a Request carries what the protocol needs and nothing of the caller's (credentials join it per
+attempt, in `with_caller`); the URL's own query keys are kept, repeated ones too; query parameters go out in
+alphabetical order (protocol section 5); header names are lower case; every error names what was asked of
+which URL, without its query, where tokens may be.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+from urllib.parse import quote, quote_plus, urlsplit, urlunsplit
+
+import msgspec
+
+from durable_streams.errors import (
+    DurableStreamError,
+    RetentionGoneError,
+    SeqConflictError,
+    SequenceGapError,
+    StaleEpochError,
+    StreamClosedError,
+    StreamExistsError,
+    StreamNotFoundError,
+)
+from durable_streams.protocol import headers as h
+
+__all__ = [
+    "Op",
+    "Request",
+    "Response",
+    "check_header",
+    "check_url",
+    "content_length",
+    "error_from",
+    "parse_retry_after",
+    "path_of",
+    "with_caller",
+    "with_query",
+]
+
+T = TypeVar("T")
+
+ERROR_BODY_LIMIT = 64 * 1024
+"""How many bytes of an error's body are worth reading."""
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BAD_IN_HEADER = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
+_BAD_IN_URL = re.compile(r"[\x00-\x20\x7f]")
+_SERVER_CODE = re.compile(r"[A-Z][A-Z0-9_]{1,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request. ``delay``: seconds to wait first; ``idempotent``: sending it twice does no harm."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    delay: float = 0.0
+    idempotent: bool = True
+    streaming: bool = False
+    """The answer may be silent for long (a live read), so that the longer read timeout applies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One whole answer; header names in lower case.
+
+    ``after_doubt``: an earlier attempt, whose answer was lost, may have been executed.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = b""
+    after_doubt: bool = False
+
+
+Op = Generator[Request, Response, T]
+"""A one-shot operation: yields requests, is sent responses (or thrown a FetchError), returns its result."""
+
+
+def check_url(url: str) -> str:
+    """Return the URL without its fragment; raises ValueError unless it is an absolute http or https URL."""
+    if not isinstance(url, str):
+        raise TypeError(f"A stream's URL must be text, not {type(url).__name__}.")
+    if _BAD_IN_URL.search(url):
+        raise ValueError(f"The URL {url!r} contains a space or control character; percent-encode it.")
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+        _ = parts.port
+    except ValueError as error:
+        raise ValueError(f"The URL {url!r} is not valid: {error}.") from None
+    if parts.scheme not in {"http", "https"} or not host:
+        raise ValueError(
+            f"The URL {url!r} is not an absolute http:// or https:// URL; give the whole address."
+        )
+    path = quote(parts.path, safe="/%:@!$&'()*+,;=~-._")
+    return urlunsplit(
+        (parts.scheme, parts.netloc, path, quote(parts.query, safe="/?%:@!$&'()*+,;=~-._[]"), "")
+    )
+
+
+def path_of(url: str) -> str:
+    """Return the path of a stream's URL as it stands there: what ``Stream-Forked-From`` takes (section 6)."""
+    return urlsplit(url).path or "/"
+
+
+def with_query(url: str, params: Mapping[str, str]) -> str:
+    """Return the URL with these parameters set, everything else in its query kept, in alphabetical order."""
+    parts = urlsplit(url)
+    pairs = [pair for pair in parts.query.split("&") if pair and pair.partition("=")[0] not in params]
+    pairs += [f"{quote_plus(key)}={quote(value, safe='')}" for key, value in params.items()]
+    # A stable sort by key: repeated keys stay in the order the caller gave them.
+    pairs.sort(key=lambda pair: pair.partition("=")[0])
+    return urlunsplit((parts.scheme, parts.netloc, parts.path, "&".join(pairs), ""))
+
+
+def check_header(name: str, value: str) -> str:
+    """Return a header value that is safe to send; raises ValueError where it could inject another header."""
+    if not _HEADER_NAME.fullmatch(name):
+        raise ValueError(f"The header name {name!r} is not a valid HTTP token.")
+    if not isinstance(value, str):
+        raise TypeError(f"The header {name!r} must be text or a callable that returns text.")
+    if _BAD_IN_HEADER.search(value):
+        raise ValueError(f"The value of header {name!r} contains a character that headers cannot carry.")
+    return value
+
+
+def with_caller(request: Request, headers: Mapping[str, str], params: Mapping[str, str]) -> Request:
+    """Return the request as it goes out: the caller's resolved headers and parameters join the protocol's.
+
+    Where both name the same header or parameter, the protocol's wins.
+    """
+    merged = {name.lower(): check_header(name, value) for name, value in headers.items()}
+    merged.update(request.headers)
+    url = request.url
+    if params:
+        taken = {pair.partition("=")[0] for pair in urlsplit(url).query.split("&")} & _PROTOCOL_KEYS
+        url = with_query(url, {key: value for key, value in params.items() if key not in taken})
+    return replace(request, headers=merged, url=url)
+
+
+_PROTOCOL_KEYS = frozenset({h.QUERY_OFFSET, h.QUERY_LIVE, h.QUERY_CURSOR})
+
+
+def parse_retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
+    """Return the seconds that ``Retry-After`` asks for (a number of seconds or an HTTP date), else None."""
+    value = headers.get("retry-after", "").strip()
+    if not value:
+        return None
+    if value.isascii() and value.replace(".", "", 1).isdigit():
+        return min(float(value), 1e9)
+    try:
+        moment = parsedate_to_datetime(value)
+    except (ValueError, TypeError, IndexError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    # The server's own clock where it tells: the distance between its two dates needs no clock of ours.
+    reference = now or _server_date(headers)
+    return max(0.0, (moment - reference).total_seconds()) if reference else 1.0
+
+
+def _server_date(headers: Mapping[str, str]) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(headers.get("date", ""))
+    except (ValueError, TypeError, IndexError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+def content_length(headers: Mapping[str, str]) -> int | None:
+    """Return the body's length in bytes where the headers tell; None for a body in any coding."""
+    if "content-encoding" in headers or "transfer-encoding" in headers:
+        return None
+    return _integer(headers.get("content-length"))
+
+
+_STATUS_CODES: dict[int, tuple[str, str]] = {
+    400: ("BAD_REQUEST", "the server refused the request as malformed"),
+    401: ("UNAUTHORIZED", "the server wants credentials; pass an Authorization header"),
+    403: ("FORBIDDEN", "the server refused these credentials"),
+    404: ("NOT_FOUND", "there is no stream at this URL, or it expired; create it first"),
+    405: ("METHOD_NOT_ALLOWED", "this URL does not take the method; check that it is a stream"),
+    408: ("REQUEST_TIMEOUT", "the server did not receive the whole request in time"),
+    409: ("CONFLICT", "the request conflicts with the stream's state"),
+    410: ("RETENTION_GONE", "the stream was deleted, or the offset is before what is retained"),
+    413: ("TOO_LARGE", "the body is over the server's limit; send smaller pieces"),
+    415: ("BAD_CONTENT_TYPE", "the server does not take this content type"),
+    425: ("TOO_EARLY", "the server is not ready for the request yet"),
+    429: ("RATE_LIMITED", "the server asks for fewer requests"),
+    503: ("BUSY", "the server cannot take the request now"),
+    507: ("STORAGE_FULL", "the server has no storage left"),
+}
+
+
+def error_from(response: Response, request: Request) -> DurableStreamError:
+    """Return the error that an unsuccessful answer stands for (protocol section 7).
+
+    The server's own sentence is the message where it sent one, prefixed by what was asked.
+    """
+    details = _details(response.body)
+    server_code, sentence = _server_sentence(details)
+    known_code, meaning = _STATUS_CODES.get(
+        response.status,
+        ("SERVER_ERROR", "the server failed")
+        if response.status >= 500
+        else ("UNEXPECTED_STATUS", "the answer is not one of the protocol"),
+    )
+    url = _without_query(request.url)
+    message = f"{request.method} {url} answered {response.status}: {sentence or meaning}"
+    if response.status >= 500 and request.method == "POST" and not request.idempotent:
+        message = (
+            f"{message.rstrip('.')} (the append may have been written; read the stream before repeating it)"
+        )
+    context: dict[str, Any] = {
+        "status": response.status,
+        "code": known_code,
+        "details": details,
+        "url": url,
+        "headers": dict(response.headers),
+        "retry_after": parse_retry_after(response.headers),
+    }
+    if not message.endswith((".", ")")):
+        message += "."
+    return _classify(response, request, message, context, server_code)
+
+
+def _classify(
+    response: Response, request: Request, message: str, context: dict[str, Any], server_code: str | None
+) -> DurableStreamError:
+    status, headers = response.status, response.headers
+    if status == 404:
+        return StreamNotFoundError(message, **context)
+    if status == 410:
+        return RetentionGoneError(message, **context)
+    if status == 403 and h.PRODUCER_EPOCH in headers and h.PRODUCER_ID in request.headers:
+        context["code"] = StaleEpochError.default_code
+        return StaleEpochError(message, current_epoch=_integer(headers.get(h.PRODUCER_EPOCH)), **context)
+    if status == 409:
+        return _conflict(response, request, message, context, server_code)
+    if status in {400, 405, 415} and server_code is not None:
+        context["code"] = server_code
+    return DurableStreamError(message, **context)
+
+
+def _conflict(
+    response: Response, request: Request, message: str, context: dict[str, Any], server_code: str | None
+) -> DurableStreamError:
+    headers = response.headers
+    context.pop("code")
+    if request.method == "PUT":
+        return StreamExistsError(message, code=server_code, **context)
+    if h.is_true(headers.get(h.STREAM_CLOSED)):
+        return StreamClosedError(message, final_offset=headers.get(h.STREAM_NEXT_OFFSET), **context)
+    if h.PRODUCER_EXPECTED_SEQ in headers:
+        return SequenceGapError(
+            message,
+            expected_seq=_integer(headers.get(h.PRODUCER_EXPECTED_SEQ)),
+            received_seq=_integer(headers.get(h.PRODUCER_RECEIVED_SEQ)),
+            **context,
+        )
+    # A sequence or a content type can be in conflict: the code tells, else the request's own header.
+    about_type = (server_code is not None and "TYPE" in server_code) or "content type" in message.lower()
+    if h.STREAM_SEQ in request.headers and not about_type:
+        return SeqConflictError(message, expected=headers.get(h.STREAM_SEQ), **context)
+    return DurableStreamError(message, code=server_code or "CONFLICT", **context)
+
+
+def _details(body: bytes) -> Any:
+    if not body:
+        return None
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return body.decode("utf-8", "replace")
+
+
+def _server_sentence(details: Any) -> tuple[str | None, str | None]:
+    """Return the code and the message of an error body, each None where it has none that is worth showing."""
+    if isinstance(details, dict):
+        inner = details.get("error")
+        source = inner if isinstance(inner, dict) else details
+        code, message = source.get("code"), source.get("message")
+        if message is None and isinstance(inner, str):
+            message = inner
+        return (
+            code if isinstance(code, str) and _SERVER_CODE.fullmatch(code) else None,
+            _one_line(message) if isinstance(message, str) else None,
+        )
+    if isinstance(details, str) and not details.lstrip().startswith("<"):
+        return None, _one_line(details)
+    return None, None
+
+
+def _one_line(text: str) -> str | None:
+    printable = "".join(character if character.isprintable() else " " for character in text[:2000])
+    return " ".join(printable.split())[:300] or None
+
+
+def _integer(value: str | None) -> int | None:
+    return (
+        int(value) if value is not None and value.isascii() and value.isdigit() and len(value) < 20 else None
+    )
+
+
+def _without_query(url: str) -> str:
+    # Query strings carry tokens; errors end up in logs.
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
