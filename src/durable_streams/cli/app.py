@@ -1,8 +1,8 @@
 """The entry point: the group of commands, and the one place where failures become exit codes.
 
-Invariants: a failure is one line on standard error, never a traceback; exit code 0 is success, 1 a failure, 2 wrong
-usage, 130 Ctrl-C; a reader that goes away (``| head -1``) is success. ``DURABLE_STREAMS_DEBUG=1`` shows the traceback
-of a failure, for reports of bugs.
+Invariants: a failure is one line on standard error, never a traceback; exit code 0 is success, 1 a failure,
+2 wrong usage, 130 Ctrl-C; a reader that goes away (``| head -1``) is success. ``DURABLE_STREAMS_DEBUG=1``
+shows the traceback of a failure, for reports of bugs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -38,6 +39,10 @@ _COMMANDS = {
 }
 
 
+class _ReaderGoneError(Exception):
+    """Nobody reads standard output any more. Click would make a failure of the BrokenPipeError itself."""
+
+
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is asked for, so that each starts at once."""
 
@@ -54,6 +59,13 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(f"durable_streams.cli.{module}"), cmd_name)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderGoneError from error
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,7 +89,7 @@ def main(args: Sequence[str] | None = None) -> int:
         code = _run(args)
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, _ReaderGoneError):
         _abandon(sys.stdout)
         return 0
     except OSError as error:  # the last bytes did not fit
@@ -101,7 +113,7 @@ def _run(args: Sequence[str] | None) -> int:
         return _fail(error.format_message())
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, _ReaderGoneError):
         raise
     except Exception as error:
         if debug:

@@ -54,6 +54,7 @@ def _expiry(command: F) -> F:
 @click.pass_obj
 def create(
     settings: Settings,
+    *,
     stream: str,
     value: str | None,
     content_type: str,
@@ -153,6 +154,7 @@ def delete(settings: Settings, stream: str) -> None:
 @click.pass_obj
 def fork(
     settings: Settings,
+    *,
     source: str,
     stream: str,
     offset: str | None,

@@ -96,6 +96,7 @@ _BYTES = click.IntRange(min=1)
 @click.pass_context
 def serve(
     ctx: click.Context,
+    *,
     host: str,
     port: int,
     data_dir: Path,

@@ -1,0 +1,281 @@
+"""``demo``: real records through a server that keeps being killed, and every one of them counted at the end.
+
+Everything is the real thing in a process of its own: ``serve`` on SQLite, ``append --ndjson`` as the
+writer, two ``tail``s as readers. The input is held back until each crash, never slowed down, so that the
+crashes land in the middle of the writing whatever the machine's speed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tempfile
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import NoReturn
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from durable_streams import DurableStream
+from durable_streams.cli.demo_processes import Process, Reader, Server, Signals, Writer
+from durable_streams.cli.demo_report import Outage, Report, account
+from durable_streams.cli.ndjson import flaw_of, records
+from durable_streams.cli.options import Settings, emit, json_option
+
+__all__ = ["demo"]
+
+_SAMPLE = "us-flights-2001.ndjson"
+_STALL = 30.0  # seconds without any progress that end the demo
+_TICK = 0.002  # seconds between two looks
+_REQUESTS = 2000  # about so many appends, so that a crash finds some on their way
+_AHEAD = 20  # the input may run ahead of the next crash by its 20th part
+
+
+@click.command()
+@click.option(
+    "--input",
+    "input_",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="NDJSON to use instead of the 20,000 flight records that come with the program.",
+)
+@click.option("--kills", type=click.IntRange(min=0), default=3, show_default=True, help="Server crashes.")
+@json_option
+@click.pass_obj
+def demo(settings: Settings, *, input_: Path | None, kills: int) -> int:
+    """Write 20,000 real records through a server that is killed again and again, and count them.
+
+    Starts a server on SQLite in a temporary folder, a writer, one reader by SSE and one by long-poll; kills
+    the server and a reader in the middle of it (SIGKILL) and starts them again. Exits 0 if nothing was lost
+    or duplicated.
+    """
+    messages = _load(input_ or _sample())
+    console = _Console(quiet=settings.json_output)
+    with contextlib.ExitStack() as stack:
+        signals = Signals()
+        stack.enter_context(signals.handled())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="durable-streams-demo-")))
+        run = _Demo(messages, folder, console, signals)
+        stack.callback(run.kill_all)
+        stack.callback(signals.ignore)
+        report = run.run(kills)
+    if settings.json_output:
+        emit(settings, "", **report.fields())
+    else:
+        report.show(console)
+    return 0 if report.good else 1
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        """Leave it to the command line's one boundary, for which this is no failure."""
+        raise BrokenPipeError
+
+
+def _sample() -> Path:
+    package = Path(__file__).resolve().parent.parent
+    # Installed, the records are inside the package; in a checkout there is one copy, beside the source.
+    places = (package / "data" / _SAMPLE, package.parent.parent / "data" / _SAMPLE)
+    for place in places:
+        if place.exists():
+            return place
+    raise click.ClickException(f"the sample {_SAMPLE} is missing from this installation; give --input FILE.")
+
+
+def _load(path: Path) -> list[bytes]:
+    """Return the records of an NDJSON file; raises ClickException for a line that is not JSON."""
+    messages = []
+    with path.open("rb") as file:
+        for record in records(file):
+            flaw = flaw_of(record.message)
+            if flaw is not None:
+                raise click.ClickException(
+                    f"{path}, line {record.line}, is not valid JSON: {flaw}; mend or remove it."
+                )
+            messages.append(record.message)
+    if not messages:
+        raise click.ClickException(f"{path} holds no records; give an NDJSON file with at least one.")
+    return messages
+
+
+class _Demo:
+    """One run. Progress is measured in bytes of the readers' files: the records as sent, one per line."""
+
+    def __init__(self, messages: Sequence[bytes], folder: Path, console: Console, signals: Signals) -> None:
+        self._messages = messages
+        self._lines = b"".join(message + b"\n" for message in messages)
+        self._ends = list(accumulate((len(message) + 1 for message in messages), initial=0))
+        self._folder = folder
+        self._console = console
+        self._signals = signals
+        self._server = Server(folder)
+        self._readers: list[Reader] = []
+        self._writer: Writer | None = None
+        self._limit = 0
+        self._report = Report(sent=len(messages), sha256=hashlib.sha256(self._lines).hexdigest())
+        self._flowing: Callable[[], None] | None = None
+        self._show: Callable[[], None] | None = None
+
+    def run(self, kills: int) -> Report:
+        """Do it all; raises ClickException when a process fails or nothing moves any more."""
+        self._start()
+        with self._progress() as self._show:
+            for number in range(1, kills + 1):
+                self._reach(number / (kills + 1))
+                self._crash(number, kills)
+                if number == (kills + 1) // 2:
+                    self._reach((number + 0.3) / (kills + 1))
+                    self._restart_reader(self._readers[0], (number + 0.6) / (kills + 1))
+            self._finish()
+        self._count()
+        return self._report
+
+    def kill_all(self) -> None:
+        """End whatever still runs."""
+        for process in (self._writer, *self._readers, self._server):
+            if process is not None:
+                process.kill()
+
+    def _start(self) -> None:
+        with self._signals.held():
+            self._server.start()
+        self._console.print(f"serving {self._server.root} on SQLite in {self._folder}", highlight=False)
+        url = f"{self._server.root}/demo"
+        DurableStream.create(url, content_type="application/json").close()
+        for name, live in (("SSE reader", "sse"), ("long-poll reader", "long-poll")):
+            reader = Reader(name, live, url, self._folder)
+            self._readers.append(reader)
+            with self._signals.held():
+                reader.start()
+        batch = max(1, len(self._lines) // _REQUESTS)
+        with self._signals.held():
+            self._writer = Writer(url, self._folder, self._lines, batch)
+        # From here on the clock runs: everything is up, and the first record goes out.
+        up = [reader.checkpoint for reader in self._readers]
+        self._wait(lambda: all(path.exists() for path in up), "the readers to start")
+        self._began = time.monotonic()
+
+    def _reach(self, fraction: float) -> None:
+        """Let the input run until a reader has received so much of it, and no further than a little ahead."""
+        count = len(self._messages)
+        target = int(count * fraction)
+        self._limit = self._ends[min(count, target + max(1, count // _AHEAD))]
+        self._wait(lambda: self._received >= self._ends[target], f"record {target:,}")
+
+    def _crash(self, number: int, kills: int) -> None:
+        outage = Outage(at_record=self._records(self._received))
+        began = time.monotonic()
+        self._server.kill()
+        self._say(f"server killed at record {outage.at_record:,} ({number} of {kills}), starting it again")
+        with self._signals.held():
+            self._server.start()
+        outage.ready = time.monotonic() - began
+        self._report.outages.append(outage)
+        before = self._received
+
+        def flowing() -> None:
+            if self._received > before:
+                outage.flowing = time.monotonic() - began
+                self._flowing = None
+
+        self._flowing = flowing
+
+    def _restart_reader(self, reader: Reader, fraction: float) -> None:
+        reader.kill()
+        self._say(f"{reader.name} killed at record {self._records(reader.received):,}")
+        self._reach(fraction)
+        with self._signals.held():
+            reader.start()
+        self._report.reader_kills += 1
+        self._say(f"{reader.name} resumed from its checkpoint")
+
+    def _finish(self) -> None:
+        writer = self._writer
+        assert writer is not None  # noqa: S101 - for the type checker: _start made it
+        self._limit = len(self._lines)
+        self._wait(lambda: writer.finished, "the last acknowledgement")
+        self._report.seconds = time.monotonic() - self._began
+        self._wait(lambda: all(reader.finished for reader in self._readers), "the readers to finish")
+        told = writer.report()
+        self._report.requests, self._report.repeated = told["requests"], told["duplicates"]
+
+    def _count(self) -> None:
+        stored = self._folder / "stored.ndjson"
+        url = f"{self._server.root}/demo"
+        with self._signals.held():
+            process = Process("reading back", self._folder, "read", url, "--ndjson", "--output", str(stored))
+        if process.popen.wait():
+            raise click.ClickException(process.failure() or "the reading back failed.")
+        code = self._server.end()
+        if code:
+            raise click.ClickException(f"the server ended with exit code {code} after SIGTERM.")
+        parties = [("stored", stored), *((reader.name, reader.output) for reader in self._readers)]
+        self._report.accounts = [account(name, path, self._messages) for name, path in parties]
+
+    # -- waiting and showing
+
+    @property
+    def _received(self) -> int:
+        return max(reader.received for reader in self._readers)
+
+    def _records(self, length: int) -> int:
+        return bisect_right(self._ends, length) - 1
+
+    def _wait(self, done: Callable[[], bool], what: str) -> None:
+        """Feed the writer and watch everybody until ``done``; raises ClickException where nothing moves."""
+        moved, seen = time.monotonic(), -1
+        while not done():
+            if self._writer is not None:
+                self._writer.feed(self._limit)
+            if self._flowing is not None:
+                self._flowing()
+            self._check()
+            total = sum(reader.received for reader in self._readers)
+            if total != seen:
+                moved, seen = time.monotonic(), total
+                self._show_progress()
+            elif time.monotonic() - moved > _STALL:
+                raise click.ClickException(f"nothing moved for {_STALL:g} seconds while waiting for {what}.")
+            time.sleep(_TICK)
+        self._show_progress()
+
+    def _check(self) -> None:
+        for process in (self._server, self._writer, *self._readers):
+            failure = process.failure() if process is not None else None
+            if failure is not None:
+                raise click.ClickException(failure)
+
+    @contextlib.contextmanager
+    def _progress(self) -> Iterator[Callable[[], None]]:
+        columns = (
+            TextColumn("{task.description:<16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        visible = self._console.is_terminal and not self._console.quiet
+        with Progress(*columns, console=self._console, disable=not visible) as progress:
+            total = len(self._messages)
+            sent = progress.add_task("sent", total=total)
+            received = [progress.add_task(reader.name, total=total) for reader in self._readers]
+
+            def show() -> None:
+                fed = self._writer.fed if self._writer is not None else 0
+                tasks: list[tuple[TaskID, int]] = [(sent, fed)]
+                tasks += zip(received, (reader.received for reader in self._readers), strict=True)
+                for task, length in tasks:
+                    progress.update(task, completed=self._records(length))
+
+            yield show
+
+    def _show_progress(self) -> None:
+        if self._show is not None:
+            self._show()
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False)

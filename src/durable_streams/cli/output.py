@@ -1,0 +1,97 @@
+"""Where the bytes of ``read`` and ``tail`` go: standard output, or a file that a checkpoint covers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from durable_streams.cli.options import stdout_bytes
+
+try:
+    import fcntl
+except ImportError:  # no locks on this platform: two consumers of one file are the user's care
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Output", "open_output", "when_reader_leaves"]
+
+
+class Output:
+    """Bytes out, flushed one batch at a time. ``length`` is a file's length, None for standard output."""
+
+    def __init__(self, stream: BinaryIO, length: int | None = None) -> None:
+        self._stream = stream
+        self.length = length
+
+    @property
+    def descriptor(self) -> int | None:
+        """The file's descriptor, None for standard output."""
+        return None if self.length is None else self._stream.fileno()
+
+    def write(self, data: bytes) -> None:
+        """Write all of ``data`` and flush."""
+        if data:
+            self._stream.write(data)
+            self._stream.flush()
+            if self.length is not None:
+                self.length += len(data)
+
+
+@contextlib.contextmanager
+def open_output(path: Path | None, resume_at: int | None = None) -> Iterator[Output]:
+    """Open a file for output, or standard output without one.
+
+    ``resume_at`` keeps that many bytes of the file and cuts off the rest; None starts it anew. Raises
+    ClickException where the file is shorter than that, or another process is writing it.
+    """
+    if path is None:
+        yield Output(stdout_bytes())
+        return
+    path.touch()
+    with path.open("r+b") as file:
+        _lock(file, path)
+        kept = resume_at or 0
+        if file.seek(0, os.SEEK_END) < kept:
+            raise click.ClickException(
+                f"{path} is shorter than the {kept} bytes that its checkpoint covers; "
+                "remove both to start from the beginning."
+            )
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.truncate(kept)
+            file.seek(kept)
+        yield Output(file, kept)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise click.ClickException(f"another process is writing {path}; choose another file.") from None
+
+
+def when_reader_leaves(call: Callable[[], None]) -> None:
+    """Call ``call`` (from another thread) once nobody reads standard output any more, if it is a pipe.
+
+    Without it a tail of a quiet stream would notice only with its next write.
+    """
+    descriptor = stdout_bytes().fileno()
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)) or not hasattr(select, "poll"):
+        return
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(descriptor, 0)  # errors and hang-ups only
+        if poll.poll():
+            call()
+
+    threading.Thread(target=watch, name="pipe-watch", daemon=True).start()

@@ -1,0 +1,175 @@
+"""``read`` and ``tail``: a stream's bytes to standard output or a file."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import click
+
+from durable_streams import DurableStream, StreamResponse, stream
+from durable_streams.cli import checkpoint as places
+from durable_streams.cli.ndjson import lines_of
+from durable_streams.cli.options import Settings, connection_options
+from durable_streams.cli.output import Output, open_output, when_reader_leaves
+from durable_streams.types import LiveMode
+
+__all__ = ["read", "tail"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_LIVE_MODES: dict[str, LiveMode] = {"auto": True, "sse": "sse", "long-poll": "long-poll"}
+
+
+def _reading(command: F) -> F:
+    offset = click.option(
+        "--offset",
+        default="-1",
+        show_default=True,
+        help="Where to begin: -1 is the start, now the present tail, or any offset that the server gave.",
+    )
+    ndjson = click.option(
+        "--ndjson", is_flag=True, help="JSON streams: one message per line, its bytes as stored, no brackets."
+    )
+    output = click.option(
+        "--output",
+        "-o",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Write to a file instead of standard output.",
+    )
+    return offset(ndjson(output(command)))
+
+
+@click.command()
+@click.argument("stream_", metavar="STREAM")
+@_reading
+@connection_options
+@click.pass_obj
+def read(settings: Settings, stream_: str, *, offset: str, ndjson: bool, output: Path | None) -> None:
+    """Write everything that STREAM holds now to standard output, byte for byte.
+
+    A JSON stream comes as one JSON array of its messages; --ndjson gives lines.
+    """
+    with (
+        stream(settings.url(stream_), offset=offset, live=False, headers=settings.headers) as response,
+        open_output(output) as out,
+    ):
+        if ndjson or not _is_json(response):
+            _copy(response, out, ndjson=ndjson, saver=None)
+        else:
+            _copy_array(response, out)
+
+
+def _copy_array(response: StreamResponse, out: Output) -> None:
+    """Write the arrays of all chunks as one, each message's bytes as they came."""
+    before = b"["
+    for event in response.iter_events(mode="bytes"):
+        inner = cast("bytes", event.data).strip()[1:-1].strip()
+        if inner:
+            out.write(before + inner)
+            before = b","
+    out.write(b"]" if before == b"," else b"[]")
+
+
+@click.command()
+@click.argument("stream_", metavar="STREAM")
+@_reading
+@click.option(
+    "--live",
+    type=click.Choice(list(_LIVE_MODES)),
+    default="auto",
+    show_default=True,
+    help="How to wait for new data; auto chooses by what the server and the way to it support.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Save the place in a file, and go on from there the next time (then --offset does not matter).",
+)
+@connection_options
+@click.pass_obj
+def tail(
+    settings: Settings,
+    stream_: str,
+    *,
+    offset: str,
+    ndjson: bool,
+    output: Path | None,
+    live: Literal["auto", "sse", "long-poll"],
+    checkpoint: Path | None,
+) -> None:
+    """Follow STREAM until it is closed; survives server restarts without losing or repeating a byte.
+
+    With --checkpoint the next run goes on where this one ended. What was written to standard output after
+    the last save comes again if the process is killed; with --output FILE as well it does not, because the
+    file is cut back to what the checkpoint covers: each byte arrives there exactly once.
+    """
+    url = settings.url(stream_)
+    saved = places.load(checkpoint, url) if checkpoint is not None else None
+    start, kept = _start(settings, url, offset, saved)
+    if checkpoint is not None and output is not None:
+        _check_pair(checkpoint, output, saved)
+    with contextlib.ExitStack() as stack:
+        response = stack.enter_context(
+            stream(url, offset=start, live=_LIVE_MODES[live], headers=settings.headers)
+        )
+        out = stack.enter_context(open_output(output, kept))
+        saver = None
+        if checkpoint is not None:
+            if saved is None:
+                places.save(checkpoint, places.Checkpoint(url, start, out.length))
+            saver = stack.enter_context(places.CheckpointSaver(checkpoint, url, out.descriptor))
+        if output is None:
+            when_reader_leaves(response.close)
+        _copy(response, out, ndjson=ndjson, saver=saver)
+
+
+def _start(
+    settings: Settings, url: str, offset: str, saved: places.Checkpoint | None
+) -> tuple[str, int | None]:
+    """Return the offset to begin at and how much of the output file to keep."""
+    if saved is not None:
+        return saved.offset, saved.bytes
+    if offset != "now":
+        return offset, None
+    # A checkpoint of "now" would mean another place after a restart.
+    with DurableStream(url, headers=settings.headers) as handle:
+        return handle.head().offset or offset, None
+
+
+def _check_pair(checkpoint: Path, output: Path, saved: places.Checkpoint | None) -> None:
+    """Refuse a file whose content the checkpoint knows nothing of."""
+    if saved is None and output.exists() and output.stat().st_size:
+        raise click.ClickException(
+            f"{output} holds data but there is no checkpoint {checkpoint} for it; remove or rename it first."
+        )
+    if saved is not None and saved.bytes is None:
+        raise click.ClickException(
+            f"{checkpoint} was saved without a file and does not cover {output}; choose another one."
+        )
+
+
+def _copy(
+    response: StreamResponse, out: Output, *, ndjson: bool, saver: places.CheckpointSaver | None
+) -> None:
+    """Write batch after batch; a place is saved once all that lies before it was written and flushed."""
+    place = response.offset
+    for event in response.iter_events(mode="bytes"):
+        data = cast("bytes", event.data)
+        if ndjson:
+            data = lines_of(data)
+        elif data == b"[]" and _is_json(response):
+            data = b""  # nothing yet, in the words of JSON
+        out.write(data)
+        # Several batches can share one place: only the last of them moves it.
+        if saver is not None and event.next_offset != place:
+            place = event.next_offset
+            saver.advance(place, out.length)
+
+
+def _is_json(response: StreamResponse) -> bool:
+    return (response.content_type or "").partition(";")[0].strip().lower() == "application/json"
