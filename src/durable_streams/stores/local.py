@@ -318,10 +318,11 @@ class LocalStore:
 
     async def _load_producer(self, slot: Slot, producer_id: str) -> None:
         while slot.state is not None and producer_id not in slot.producers:
-            known, size, stream_id = slot.producers, len(slot.producers), slot.state.id
+            known, stream_id = slot.producers, slot.state.id
             producer = await self._backend.load_producer(stream_id, producer_id)
-            # If nothing was forgotten or learned meanwhile, what was read is still the truth.
-            if slot.producers is known and len(known) == size and producer_id not in known:
+            # If nothing was forgotten meanwhile, what was read is still the truth. What others learned does not
+            # matter: asking again for that would take a thousand producers a million loads.
+            if slot.producers is known and producer_id not in known:
                 slot.learn_producer(producer_id, producer)
 
     async def _ancestors(self, slot: Slot) -> list[Slot]:
