@@ -1,0 +1,423 @@
+"""The idempotent producer: records in, batches out, each written exactly once and in order (protocol section 4).
+
+The driver's loop, for as many requests at once as `next_request` gives:
+
+    add(record); send what next_request(now) returns, or sleep until wake_at(now);
+    then answered(...) or failed(...), and resolve the outcomes these return.
+
+Invariants:
+* a batch keeps its epoch, sequence number and body from its first attempt to its last; only a new epoch
+  renumbers, when nothing is in flight any more, and then everything not acknowledged is sent again, in order,
+  from 0;
+* the first batch of an epoch goes alone: until the server knows the epoch it refuses any other number;
+* after a failure only the oldest batch is tried, until one is acknowledged;
+* a batch that overtook an earlier one (409) is held until all earlier ones are acknowledged: never lost;
+* an error that no retry mends is sticky: every unacknowledged record fails with it, and so does everything
+  later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from durable_streams.errors import DurableStreamError, FetchError, SequenceGapError, StaleEpochError
+from durable_streams.protocol import headers as h
+from durable_streams.protocol.operations import encode_json_message, encode_payload
+from durable_streams.protocol.request import Request, Response, check_header, error_from, parse_retry_after
+from durable_streams.protocol.retry import ENDLESS, RetryPolicy, is_retryable_status
+from durable_streams.types import IdempotentAppendResult
+
+__all__ = ["PRODUCER_POLICY", "Outcome", "Producer", "Send", "Settings"]
+
+PRODUCER_POLICY = RetryPolicy(max_retries=ENDLESS, initial_delay=0.05, max_delay=2.0)
+"""A producer's default: endless within its ``retry_timeout``, and quick to notice that a server is back."""
+
+_MOST_CLAIMS = 10  # in a row without one acknowledgement: then another producer is alive and claims too
+
+
+class _State(Enum):
+    READY = "ready"
+    IN_FLIGHT = "in flight"
+    HELD = "held"  # refused because it overtook an earlier batch
+
+
+@dataclass(slots=True)
+class _Batch:
+    seq: int
+    body: bytes | None
+    records: int
+    size: int
+    tickets: list[Any]
+    closing: bool = False
+    state: _State = _State.READY
+    attempts: int = 0
+    oldest: int = 0
+    """The oldest unacknowledged number when this was last sent: everything before it is on the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A request to send, and the token to report its end under."""
+
+    token: int
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a ticket's record."""
+
+    ticket: Any
+    result: IdempotentAppendResult | None = None
+    error: DurableStreamError | None = None
+
+
+@dataclass(slots=True)
+class Settings:
+    """A producer's limits. Times in seconds, sizes in bytes."""
+
+    max_batch_bytes: int = 1024 * 1024
+    linger: float = 0.005
+    max_in_flight: int = 5
+    max_pending_bytes: int = 64 * 1024 * 1024
+    retry_timeout: float = 120.0
+    policy: RetryPolicy = field(default_factory=lambda: PRODUCER_POLICY)
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_bytes", "max_in_flight", "max_pending_bytes"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1, not {value!r}.")
+        for name in ("linger", "retry_timeout"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise ValueError(f"{name} must not be negative, but is {value!r}.")
+
+
+class Producer:
+    """One producer's state. Not thread-safe: the driver serialises its calls.
+
+    ``content_type`` may be set later, but before `encode`. ``random`` gives numbers in [0, 1) for jitter.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        producer_id: str,
+        *,
+        random: Callable[[], float],
+        content_type: str | None = None,
+        epoch: int = 0,
+        auto_claim: bool = False,
+        settings: Settings | None = None,
+    ) -> None:
+        if not producer_id:
+            raise ValueError("A producer needs an id that is not empty.")
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch <= h.MAX_SAFE_INTEGER:
+            raise ValueError(f"epoch must be a whole number from 0 to 2**53 - 1, not {epoch!r}.")
+        self.url = url
+        self.producer_id = check_header(h.PRODUCER_ID, producer_id)
+        self.content_type = content_type
+        self.epoch = epoch
+        self.auto_claim = auto_claim
+        self.next_seq = 0
+        self.error: DurableStreamError | None = None
+        self.closing = False
+        self.pending_count = 0
+        self.pending_bytes = 0
+        self._settings = settings or Settings()
+        self._random = random
+        self._batches: dict[int, _Batch] = {}  # unacknowledged, by number, oldest first
+        self._in_flight: dict[int, _Batch] = {}  # by token
+        self._last_token = 0
+        self._highest_sent = -1
+        self._new_open_batch()
+        self._established = False
+        self._troubled = False
+        self._failures = self._claims = 0
+        self._failing_since: float | None = None
+        self._not_before = 0.0
+        self._claim: int | None = None
+
+    # -- records in
+
+    def encode(self, data: Any) -> bytes:
+        """Return the record's bytes, checked; raises ValueError or TypeError. Changes nothing: needs no lock."""
+        content_type = self.content_type or h.DEFAULT_CONTENT_TYPE
+        return encode_json_message(data) if h.is_json(content_type) else encode_payload(data, content_type)
+
+    def has_room(self, size: int) -> bool:
+        """Whether a record of so many bytes may be added now; one always may when nothing is pending."""
+        return not self.pending_bytes or self.pending_bytes + size <= self._settings.max_pending_bytes
+
+    def add(self, record: bytes, now: float, ticket: Any = None) -> bool:
+        """Queue an encoded record; return whether a sender must be woken. Raises the sticky error, if any."""
+        if self.error is not None:
+            raise self.error
+        if self.closing:
+            raise self._closed_error()
+        woken = False
+        size = len(record) + 1
+        if self._records and self._size + size > self._settings.max_batch_bytes:
+            self._seal()
+            woken = True
+        if not self._records:
+            self._due = now + self._settings.linger
+            woken = True
+        self._records.append(record)
+        self._size += size
+        self.pending_count += 1
+        self.pending_bytes += len(record)
+        if ticket is not None:
+            self._tickets.append(ticket)
+        return woken or self._size >= self._settings.max_batch_bytes
+
+    def flush(self) -> None:
+        """Let what is queued go out without lingering."""
+        self._urgent = bool(self._records)
+
+    def close_stream(self, record: bytes | None, ticket: Any) -> None:
+        """Queue the close of the stream, with its last data where given, behind everything else."""
+        if self.error is not None:
+            raise self.error
+        if self.closing:
+            raise self._closed_error()
+        self._seal()
+        self.closing = True
+        records = [] if record is None else [record]
+        self._enqueue(records, [ticket], closing=True)
+        self.pending_count += len(records)
+        self.pending_bytes += sum(map(len, records))
+
+    @property
+    def in_flight_count(self) -> int:
+        """How many requests are under way."""
+        return len(self._in_flight)
+
+    @property
+    def idle(self) -> bool:
+        """Whether every record is acknowledged."""
+        return not self._records and not self._batches
+
+    # -- requests out
+
+    def next_request(self, now: float) -> Send | None:
+        """Return a request to send now, in flight until `answered` or `failed` is called with its number."""
+        if self.error is not None or now < self._not_before:
+            return None
+        if self._claim is not None and not self._renumber():
+            return None
+        batch = self._sendable(now)
+        if batch is None:
+            return None
+        batch.state = _State.IN_FLIGHT
+        batch.attempts += 1
+        batch.oldest = next(iter(self._batches))
+        self._highest_sent = max(self._highest_sent, batch.seq)
+        self._last_token += 1
+        self._in_flight[self._last_token] = batch
+        return Send(self._last_token, self._request(batch))
+
+    def wake_at(self, now: float) -> float | None:
+        """Return when `next_request` should be asked again without anything else happening; None for never."""
+        if self.error is not None or (self._claim is not None and self.in_flight_count):
+            return None
+        if self.in_flight_count >= self._most_in_flight():
+            return None
+        if any(self._may_go(batch) for batch in self._batches.values()):
+            return max(now, self._not_before)
+        if self._records and not self._troubled:
+            return max(self._not_before, now if self._is_full() or self._urgent else self._due)
+        return None
+
+    def _sendable(self, now: float) -> _Batch | None:
+        if self.in_flight_count >= self._most_in_flight():
+            return None
+        for batch in self._batches.values():
+            if self._may_go(batch):
+                return batch
+        if self._records and (self._urgent or self._is_full() or now >= self._due) and not self._troubled:
+            return self._seal()
+        return None
+
+    def _may_go(self, batch: _Batch) -> bool:
+        if batch.state is _State.READY and not batch.closing and not self._troubled:
+            return True
+        # What was held, what closes the stream, and all in times of trouble: only as the oldest of all.
+        return batch.state is not _State.IN_FLIGHT and batch.seq == next(iter(self._batches))
+
+    def _most_in_flight(self) -> int:
+        return self._settings.max_in_flight if self._established and not self._troubled else 1
+
+    def _is_full(self) -> bool:
+        return self._size >= self._settings.max_batch_bytes
+
+    def _request(self, batch: _Batch) -> Request:
+        headers = {
+            h.PRODUCER_ID: self.producer_id,
+            h.PRODUCER_EPOCH: str(self.epoch),
+            h.PRODUCER_SEQ: str(batch.seq),
+        }
+        if batch.body is not None:
+            headers["content-type"] = self.content_type or h.DEFAULT_CONTENT_TYPE
+        if batch.closing:
+            headers[h.STREAM_CLOSED] = "true"
+        return Request("POST", self.url, headers, batch.body)
+
+    # -- batches
+
+    def _new_open_batch(self) -> None:
+        self._records: list[bytes] = []
+        self._tickets: list[Any] = []
+        self._size = 1  # the brackets of a JSON body, less the comma that the last record has not
+        self._due = 0.0
+        self._urgent = False
+
+    def _seal(self) -> _Batch | None:
+        if not self._records:
+            return None
+        batch = self._enqueue(self._records, self._tickets)
+        self._new_open_batch()
+        return batch
+
+    def _enqueue(self, records: list[bytes], tickets: list[Any], *, closing: bool = False) -> _Batch:
+        body = self._body(records) if records else None
+        batch = _Batch(self.next_seq, body, len(records), sum(map(len, records)), tickets, closing)
+        self._batches[batch.seq] = batch
+        self.next_seq += 1
+        return batch
+
+    def _body(self, records: list[bytes]) -> bytes:
+        if h.is_json(self.content_type or h.DEFAULT_CONTENT_TYPE):
+            return b"[" + b",".join(records) + b"]"
+        return b"".join(records)
+
+    def _renumber(self) -> bool:
+        """Begin the claimed epoch, unless requests of the old one are still under way; whether it began."""
+        if self.in_flight_count:
+            return False
+        waiting = list(self._batches.values())
+        self._batches = {}
+        self.epoch, self._claim = self._claim or 0, None
+        self.next_seq, self._highest_sent, self._established = 0, -1, False
+        for batch in waiting:
+            batch.seq, batch.state, batch.attempts = self.next_seq, _State.READY, 0
+            self._batches[batch.seq] = batch
+            self.next_seq += 1
+        return True
+
+    def restart(self) -> None:
+        """Begin the next epoch and forget a sticky error; what is still unacknowledged is sent again under it."""
+        if self.in_flight_count:
+            raise DurableStreamError(
+                "A producer with requests in flight cannot restart; flush it first.",
+                code="BUSY",
+                url=self.url,
+            )
+        self.error, self.closing = None, any(batch.closing for batch in self._batches.values())
+        self._troubled, self._failures, self._claims, self._failing_since = False, 0, 0, None
+        self._not_before = 0.0
+        self._claim = self.epoch + 1
+        self._renumber()
+
+    # -- what became of requests
+
+    def answered(self, token: int, response: Response, now: float) -> list[Outcome]:
+        """Take the answer to a request; return what it decides."""
+        batch = self._landed(token)
+        if batch is None:
+            return []
+        if response.status in {200, 204}:
+            return self._accepted(batch, response)
+        request = self._request(batch)
+        error = error_from(response, request)
+        if isinstance(error, StaleEpochError):
+            known = error.current_epoch if error.current_epoch is not None else self.epoch
+            return self._overtaken(error, max(known, self.epoch), now)
+        if isinstance(error, SequenceGapError):
+            if error.expected_seq is not None and batch.oldest <= error.expected_seq < batch.seq:
+                batch.state = _State.HELD
+                return []
+            return self.fail(error)  # the server forgot what it had acknowledged: another stream, perhaps
+        if is_retryable_status(response.status):
+            return self._try_again(error, now, parse_retry_after(response.headers))
+        return self.fail(error)
+
+    def failed(self, token: int, error: FetchError, now: float) -> list[Outcome]:
+        """Take the failure of a request, which may or may not have been executed; return what it decides."""
+        return [] if self._landed(token) is None else self._try_again(error, now, None)
+
+    def fail(self, error: DurableStreamError) -> list[Outcome]:
+        """Give up for good: every unacknowledged record fails with this error."""
+        if self.error is None:
+            self.error = error
+        tickets = [ticket for batch in self._batches.values() for ticket in batch.tickets] + self._tickets
+        self._batches = {}
+        self._new_open_batch()
+        self.pending_count = self.pending_bytes = 0
+        self._claim = None
+        return [Outcome(ticket, error=self.error) for ticket in tickets]
+
+    def _landed(self, token: int) -> _Batch | None:
+        batch = self._in_flight.pop(token)
+        if self.error is not None:
+            return None  # it failed for good while this request was under way
+        batch.state = _State.READY
+        return batch
+
+    def _accepted(self, batch: _Batch, response: Response) -> list[Outcome]:
+        duplicate = response.status == 204 and batch.body is not None
+        highest = response.headers.get(h.PRODUCER_SEQ, "")
+        beyond = duplicate and highest.isascii() and highest.isdigit() and int(highest) > self._highest_sent
+        # Data that was never sent before cannot be there already: this epoch is someone else's.
+        if beyond or (duplicate and not self._established and batch.attempts == 1):
+            error = StaleEpochError(
+                f"Producer {self.producer_id!r} was used before with epoch {self.epoch} at {self.url}; "
+                "start with a greater epoch, or with auto_claim=True.",
+                current_epoch=self.epoch,
+                url=self.url,
+                status=response.status,
+            )
+            return self._overtaken(error, self.epoch, None)
+        del self._batches[batch.seq]
+        self._established, self._troubled = True, False
+        self._failures = self._claims = 0
+        self._failing_since = None
+        self.pending_count -= batch.records
+        self.pending_bytes -= batch.size
+        offset = response.headers.get(h.STREAM_NEXT_OFFSET, "")
+        result = IdempotentAppendResult(offset, duplicate)
+        return [Outcome(ticket, result) for ticket in batch.tickets]
+
+    def _overtaken(self, error: StaleEpochError, known: int, now: float | None) -> list[Outcome]:
+        """Take note that another producer has this epoch or a newer one."""
+        if not self.auto_claim or self._claims >= _MOST_CLAIMS or known >= h.MAX_SAFE_INTEGER:
+            return self.fail(error)
+        if self._claim is None:
+            self._claims += 1
+            if now is not None and self._claims > 1:
+                self._not_before = now + self._settings.policy.delay(self._claims - 2, self._random)
+        self._claim = max(self._claim or 0, known + 1)
+        return []
+
+    def _try_again(self, error: DurableStreamError, now: float, retry_after: float | None) -> list[Outcome]:
+        if self._failing_since is None:
+            self._failing_since = now
+        policy = self._settings.policy
+        out_of_time = now - self._failing_since >= self._settings.retry_timeout
+        if out_of_time or not policy.allows(self._failures):
+            return self.fail(error)
+        # Several requests fail at once when a server goes away: one failure, one pause.
+        if not self._troubled or now >= self._not_before:
+            self._not_before = now + policy.delay(self._failures, self._random, retry_after)
+            self._failures += 1
+            self._troubled = True
+        return []
+
+    def _closed_error(self) -> DurableStreamError:
+        return DurableStreamError(
+            "This producer is closed; make another one to append.", code="PRODUCER_CLOSED", url=self.url
+        )
