@@ -239,6 +239,12 @@ def run_server() -> Iterator[Callable[..., ServerProcess]]:
         server.kill()
 
 
+@pytest.fixture
+def server_command() -> Callable[..., list[str]]:
+    """Give the function that names the command to serve a folder, for ``run_server``."""
+    return server_arguments
+
+
 @pytest.fixture(scope="session")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """Give one server on SQLite for all tests of this process that do it no harm."""
