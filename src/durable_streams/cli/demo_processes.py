@@ -240,10 +240,10 @@ class Writer:
         """Whether everything was acknowledged and the stream closed."""
         return self._process.popen.poll() == 0
 
-    def report(self) -> dict[str, int]:
+    def report(self) -> dict[str, float]:
         """Return what it says it did, once it is finished."""
         assert self._process.popen.stdout is not None  # noqa: S101 - as above
-        result: dict[str, int] = msgspec.json.decode(self._process.popen.stdout.read())
+        result: dict[str, float] = msgspec.json.decode(self._process.popen.stdout.read())
         return result
 
 

@@ -51,7 +51,7 @@ class Outage:
 
 @dataclass
 class Report:
-    """The whole run; ``seconds`` from the first record sent to the end of the writing, outages included."""
+    """The whole run; ``seconds`` is how long the writing took, outages included."""
 
     sent: int
     sha256: str
@@ -132,7 +132,7 @@ class Report:
         table.add_row(
             "SSE reader killed (SIGKILL), resumed from its checkpoint", f"{self.reader_kills} times"
         )
-        table.add_row("repeated appends that the server recognised", f"{self.repeated:,}")
+        table.add_row("records in repeated appends, not stored again", f"{self.repeated:,}")
         table.add_row("time to recover: server ready", _spread([outage.ready for outage in self.outages]))
         flowing = [outage.flowing for outage in self.outages if outage.flowing is not None]
         table.add_row("time to recover: data flows again", _spread(flowing))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from durable_streams import DurableStream
-from durable_streams.cli.options import ContentType, Settings, connection_options, emit, read_value
+from durable_streams.cli.options import Settings, connection_options, emit, full_content_type, read_value
 
 __all__ = ["close", "create", "delete", "fork", "head"]
 
@@ -42,7 +42,8 @@ def _expiry(command: F) -> F:
 @click.option(
     "--content-type",
     "-t",
-    type=ContentType(),
+    metavar="TYPE",
+    callback=full_content_type,
     default="application/octet-stream",
     show_default=True,
     help="What the stream holds; json and text are short for application/json and text/plain.",

@@ -13,10 +13,11 @@ import click
 import msgspec
 
 __all__ = [
-    "ContentType",
     "Settings",
     "connection_options",
     "emit",
+    "full_content_type",
+    "is_json",
     "json_option",
     "read_value",
     "stdin_bytes",
@@ -105,22 +106,21 @@ def _keep(field: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     return callback
 
 
-class ContentType(click.ParamType):
-    """A content type, or one of the short names ``json`` and ``text``."""
+def full_content_type(_ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """Return a content type; ``json`` and ``text`` are short names."""
+    if "/" not in value and value not in _SHORT_TYPES:
+        raise click.BadParameter(
+            f"{value!r} is no content type; give one such as application/json, or json or text."
+        )
+    return _SHORT_TYPES.get(value, value)
 
-    name = "TYPE"
-    _short = {"json": "application/json", "text": "text/plain"}  # noqa: RUF012 - never changes
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the full content type."""
-        text = str(value).strip()
-        if "/" not in text and text not in self._short:
-            self.fail(
-                f"{text!r} is no content type; give one such as application/json, or json or text.",
-                param,
-                ctx,
-            )
-        return self._short.get(text, text)
+_SHORT_TYPES = {"json": "application/json", "text": "text/plain"}
+
+
+def is_json(content_type: str | None) -> bool:
+    """Whether a stream of this content type holds JSON messages."""
+    return (content_type or "").partition(";")[0].strip().lower() == "application/json"
 
 
 def emit(settings: Settings, text: str, **fields: Any) -> None:

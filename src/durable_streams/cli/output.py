@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +16,8 @@ import click
 
 from durable_streams.cli.options import stdout_bytes
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # no locks on this platform: two consumers of one file are the user's care
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Output", "open_output", "when_reader_leaves"]
 
@@ -70,8 +69,8 @@ def open_output(path: Path | None, resume_at: int | None = None) -> Iterator[Out
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    if fcntl is None:
-        return
+    if sys.platform == "win32":
+        return  # two consumers of one file are the user's care there
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -12,7 +12,7 @@ import click
 from durable_streams import DurableStream, StreamResponse, stream
 from durable_streams.cli import checkpoint as places
 from durable_streams.cli.ndjson import lines_of
-from durable_streams.cli.options import Settings, connection_options
+from durable_streams.cli.options import Settings, connection_options, is_json
 from durable_streams.cli.output import Output, open_output, when_reader_leaves
 from durable_streams.types import LiveMode
 
@@ -57,7 +57,7 @@ def read(settings: Settings, stream_: str, *, offset: str, ndjson: bool, output:
         stream(settings.url(stream_), offset=offset, live=False, headers=settings.headers) as response,
         open_output(output) as out,
     ):
-        if ndjson or not _is_json(response):
+        if ndjson or not is_json(response.content_type):
             _copy(response, out, ndjson=ndjson, saver=None)
         else:
             _copy_array(response, out)
@@ -162,14 +162,10 @@ def _copy(
         data = cast("bytes", event.data)
         if ndjson:
             data = lines_of(data)
-        elif data == b"[]" and _is_json(response):
+        elif data == b"[]" and is_json(response.content_type):
             data = b""  # nothing yet, in the words of JSON
         out.write(data)
         # Several batches can share one place: only the last of them moves it.
         if saver is not None and event.next_offset != place:
             place = event.next_offset
             saver.advance(place, out.length)
-
-
-def _is_json(response: StreamResponse) -> bool:
-    return (response.content_type or "").partition(";")[0].strip().lower() == "application/json"
