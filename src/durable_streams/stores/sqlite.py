@@ -224,7 +224,8 @@ class _SqliteBackend:
         application, version = (
             connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
         )
-        if (application, version) == (0, 0):
+        empty = connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
+        if (application, version) == (0, 0) and empty:
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
         elif application != _APPLICATION_ID:
             raise StoreError(
@@ -311,7 +312,8 @@ def _purge(connection: sqlite3.Connection) -> bool:
         if row is None:
             return False
         stream = row[0]
-        sql = "DELETE FROM {0} WHERE stream = ?1 AND {1} IN (SELECT {1} FROM {0} WHERE stream = ?1 ORDER BY {1} LIMIT ?2)"
+        part = "SELECT {1} FROM {0} WHERE stream = ?1 ORDER BY {1} LIMIT ?2"
+        sql = f"DELETE FROM {{0}} WHERE stream = ?1 AND {{1}} IN ({part})"
         for table, key in (("record", "start"), ("producer", "id")):
             if connection.execute(sql.format(table, key), (stream, _PURGE_ROWS)).rowcount:
                 return True
