@@ -66,6 +66,11 @@ _READ = """
 SELECT min(start), CAST(group_concat(data, '') AS BLOB) FROM (SELECT start, data FROM record WHERE stream = ?1
 AND start >= coalesce((SELECT max(start) FROM record WHERE stream = ?1 AND start <= ?2), ?2) AND start < ?3
 ORDER BY start)"""
+_PURGE_RECORDS = """
+DELETE FROM record WHERE stream = ?1
+AND start IN (SELECT start FROM record WHERE stream = ?1 ORDER BY start LIMIT ?2)"""
+_PURGE_PRODUCERS = """
+DELETE FROM producer WHERE stream = ?1 AND id IN (SELECT id FROM producer WHERE stream = ?1 ORDER BY id LIMIT ?2)"""
 _TAIL = "SELECT start + length(data) FROM record WHERE stream = ? ORDER BY start DESC LIMIT 1"
 
 _SMALL = 16 << 10  # bytes: larger payloads are not worth a copy into the batch's blob
@@ -312,10 +317,8 @@ def _purge(connection: sqlite3.Connection) -> bool:
         if row is None:
             return False
         stream = row[0]
-        part = "SELECT {1} FROM {0} WHERE stream = ?1 ORDER BY {1} LIMIT ?2"
-        sql = f"DELETE FROM {{0}} WHERE stream = ?1 AND {{1}} IN ({part})"
-        for table, key in (("record", "start"), ("producer", "id")):
-            if connection.execute(sql.format(table, key), (stream, _PURGE_ROWS)).rowcount:
+        for sql in (_PURGE_RECORDS, _PURGE_PRODUCERS):
+            if connection.execute(sql, (stream, _PURGE_ROWS)).rowcount:
                 return True
         connection.execute("DELETE FROM garbage WHERE stream = ?", (stream,))
     except sqlite3.Error:
