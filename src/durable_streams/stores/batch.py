@@ -7,6 +7,7 @@ committed; dropping the batch undoes all of it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -15,11 +16,18 @@ from durable_streams.protocol.commands import Append, Appended, Create, Created
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.slots import Slot
 
-__all__ = ["Batch", "NotLoadedError"]
+__all__ = ["Batch", "LoadedProducer", "NotLoadedError"]
 
 
 class NotLoadedError(Exception):
     """A decision needs something that left memory since it was asked for: load it and ask again."""
+
+
+class LoadedProducer(NamedTuple):
+    """What a store holds of a producer, None if nothing; true as long as the slot has not forgotten producers since."""
+
+    state: ProducerState | None
+    forgets: int
 
 
 class Batch:
@@ -60,11 +68,11 @@ class Batch:
             self._set(source, replace(parent, forks=parent.forks + 1), dirty=True)
         return created
 
-    def append(self, slot: Slot, command: Append) -> Appended:
-        """Decide an append or a close."""
+    def append(self, slot: Slot, command: Append, loaded: LoadedProducer | None = None) -> Appended:
+        """Decide an append or a close; ``loaded`` is the producer if it was not in memory."""
         state = rules.require(self._live(slot))
         stamp = command.producer
-        producer = None if stamp is None else self._producer(slot, state, stamp.id)
+        producer = None if stamp is None else self._producer(slot, state, stamp.id, loaded)
         appended = rules.decide_append(state, producer, command)
         if appended.duplicate:
             self._touch(slot, state)
@@ -116,15 +124,20 @@ class Batch:
         if touched is not None:
             self._set(slot, touched, dirty=True)
 
-    def _producer(self, slot: Slot, state: StreamState, producer_id: str) -> ProducerState | None:
+    def _producer(
+        self, slot: Slot, state: StreamState, producer_id: str, loaded: LoadedProducer | None
+    ) -> ProducerState | None:
         decided = self.producers.get((state.id, producer_id))
         if decided is not None:
             return decided[0]
         if slot.state is None or slot.state.id != state.id:
             return None  # the stream was created in this very batch
-        if producer_id not in slot.producers:
+        known = slot.producers.get(producer_id)
+        if known is not None:
+            return known
+        if loaded is None or loaded.forgets != slot.forgets:
             raise NotLoadedError
-        return slot.producers[producer_id]
+        return loaded.state
 
     def _release(self, slot: Slot, state: StreamState, ancestors: list[Slot]) -> None:
         chain = [(slot, state)]

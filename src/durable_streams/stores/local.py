@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -17,7 +18,7 @@ from durable_streams.protocol import rules
 from durable_streams.protocol.commands import Append, Appended, Create, Created
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import Chunk, StoreError, StoreUnavailableError
-from durable_streams.stores.batch import Batch, NotLoadedError
+from durable_streams.stores.batch import Batch, LoadedProducer, NotLoadedError
 from durable_streams.stores.slots import Slot, SlotWatch
 
 __all__ = ["Backend", "LocalStore"]
@@ -76,7 +77,7 @@ class LocalStore:
         self._old: dict[str, Slot] = {}
         self._slots: WeakValueDictionary[str, Slot] = WeakValueDictionary()
         self._loading: dict[str, asyncio.Task[Slot]] = {}
-        self._loading_producers: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._loading_producers: dict[tuple[str, str], asyncio.Task[LoadedProducer]] = {}
         self._queue: deque[tuple[Callable[[Batch], Any], asyncio.Future[Any], int]] = deque()
         self._committing = False
         self._last_id = 0
@@ -125,18 +126,17 @@ class LocalStore:
         """Append to a stream, close it, or both."""
         slot = self._young.get(path) or await self._slot(path)
         stamp = command.producer
-        if stamp is None or stamp.id in slot.producers:
+        loaded = None
+        if stamp is not None and stamp.id not in slot.producers:
+            loaded = await self._producer(slot, stamp.id)
+        while True:
             try:
-                return await self._submit(lambda batch: batch.append(slot, command), len(command.payload))
+                return await self._submit(
+                    partial(Batch.append, slot=slot, command=command, loaded=loaded), len(command.payload)
+                )
             except NotLoadedError:
-                pass
-
-        async def ready() -> Callable[[Batch], Appended]:
-            if stamp is not None:
-                await self._producer(slot, stamp.id)
-            return lambda batch: batch.append(slot, command)
-
-        return await self._decide(ready, len(command.payload))
+                if stamp is not None:
+                    loaded = await self._producer(slot, stamp.id)
 
     async def delete(self, path: str) -> None:
         """Delete a stream; one with forks becomes soft-deleted."""
@@ -307,23 +307,20 @@ class LocalStore:
             self._young = {}
         self._young[slot.path] = slot
 
-    async def _producer(self, slot: Slot, producer_id: str) -> None:
+    async def _producer(self, slot: Slot, producer_id: str) -> LoadedProducer:
         # One load for all who wait: they go on in the order in which they came, as pipelined requests need.
         key = (slot.path, producer_id)
         task = self._loading_producers.get(key)
         if task is None:
             task = self._loading_producers[key] = asyncio.create_task(self._load_producer(slot, producer_id))
             task.add_done_callback(lambda _: self._loading_producers.pop(key))
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
 
-    async def _load_producer(self, slot: Slot, producer_id: str) -> None:
-        while slot.state is not None and producer_id not in slot.producers:
-            known, stream_id = slot.producers, slot.state.id
-            producer = await self._backend.load_producer(stream_id, producer_id)
-            # If nothing was forgotten meanwhile, what was read is still the truth. What others learned does not
-            # matter: asking again for that would take a thousand producers a million loads.
-            if slot.producers is known and producer_id not in known:
-                slot.learn_producer(producer_id, producer)
+    async def _load_producer(self, slot: Slot, producer_id: str) -> LoadedProducer:
+        forgets, state = slot.forgets, slot.state
+        if state is None:
+            return LoadedProducer(None, forgets)
+        return LoadedProducer(await self._backend.load_producer(state.id, producer_id), forgets)
 
     async def _ancestors(self, slot: Slot) -> list[Slot]:
         ancestors = []

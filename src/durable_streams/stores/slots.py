@@ -21,20 +21,23 @@ __all__ = ["Audience", "Slot", "SlotWatch"]
 
 _RECENT_BYTES = 1 << 20
 _MAX_PRODUCERS = 1024
-_NOBODY: Mapping[str, ProducerState | None] = MappingProxyType({})
+_NOBODY: Mapping[str, ProducerState] = MappingProxyType({})
 
 
 class Slot:
     """One path: its committed state, its producers as far as they are known, its audience."""
 
     # Few objects per stream: with a hundred thousand in memory, each one costs every full garbage collection.
-    __slots__ = ("__weakref__", "audience", "path", "producers", "state", "touched")
+    __slots__ = ("__weakref__", "audience", "forgets", "path", "producers", "state", "touched")
 
     def __init__(self, path: str, state: StreamState | None) -> None:
         self.path = path
         self.state = state
         self.touched: float | None = None
-        self.producers: Mapping[str, ProducerState | None] = _NOBODY
+        self.producers: Mapping[str, ProducerState] = _NOBODY
+        self.forgets = (
+            0  # how often producers were forgotten: what was loaded before the last time may be stale
+        )
         self.audience: Audience | None = None
 
     def expired(self, state: StreamState, now: float) -> bool:
@@ -44,17 +47,23 @@ class Slot:
     def publish(self, state: StreamState | None) -> None:
         """Make a committed state the one that readers see."""
         if self.state is not None and (state is None or state.id != self.state.id):
-            self.producers = _NOBODY
+            self._forget_producers()
             if self.audience is not None:
                 self.audience.forget()
         self.state = state
 
-    def learn_producer(self, producer_id: str, state: ProducerState | None) -> None:
-        """Remember a producer, forgetting all when they are too many: they can be loaded again."""
+    def learn_producer(self, producer_id: str, state: ProducerState) -> None:
+        """Remember a producer, forgetting all others when they are too many: they can be loaded again."""
+        if len(self.producers) >= _MAX_PRODUCERS:
+            self._forget_producers()
         producers = self.producers
-        if not isinstance(producers, dict) or len(producers) >= _MAX_PRODUCERS:
+        if not isinstance(producers, dict):
             self.producers = producers = {}
         producers[producer_id] = state
+
+    def _forget_producers(self) -> None:
+        self.producers = _NOBODY
+        self.forgets += 1
 
 
 class Audience:
