@@ -83,22 +83,26 @@ class ServerProcess:
 
     def wait_until_ready(self) -> ServerProcess:
         """Wait for the line that names the port; fails with what the process said instead."""
+        if not self.becomes_ready():
+            self.kill()
+            pytest.fail(f"the server is not ready: {self.error_output.decode()!r}")
+        return self
+
+    def becomes_ready(self) -> bool:
+        """Wait for the line that names the port; False if the process ends instead."""
         assert self.process.stdout is not None
         line, deadline = b"", time.monotonic() + READY_WITHIN
         while not line.endswith(b"\n"):
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
-                break
+                return False
             part = os.read(self.process.stdout.fileno(), 4096)
             if not part:
-                break
+                return False
             line += part
         found = READY.match(line.decode())
-        if found is None:
-            self.kill()
-            pytest.fail(f"the server is not ready: {line!r}, {self.error_output.decode()!r}")
-        self.port = int(found[1])
-        return self
+        self.port = int(found[1]) if found else 0
+        return found is not None
 
     def connect(self, timeout: float = ANSWERS_WITHIN) -> socket.socket:
         """Return a raw connection."""

@@ -287,11 +287,10 @@ def test_damaged_pages_are_reported_and_the_server_lives(
         content[page * 4096 : (page + 1) * 4096] = b"\xaa" * 4096
     path.write_bytes(content)
     server = run_server(server_command(filled))
-    if server.process.stdout.peek(1) == b"":
+    if not server.becomes_ready():
         assert server.wait(20) == 1
         assert len(server.error_output.decode().strip().splitlines()) == 1
         return
-    server.wait_until_ready()
     statuses = set()
     for number in range(40):
         read = server.request("GET", f"s{number}")
