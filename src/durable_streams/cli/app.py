@@ -43,6 +43,10 @@ class _ReaderGoneError(Exception):
     """Nobody reads standard output any more. Click would make a failure of the BrokenPipeError itself."""
 
 
+class _CtrlCError(Exception):
+    """Ctrl-C. Click would print an empty line for the KeyboardInterrupt itself, into logs too."""
+
+
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is asked for, so that each starts at once."""
 
@@ -66,6 +70,8 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError as error:
             raise _ReaderGoneError from error
+        except KeyboardInterrupt as interrupt:
+            raise _CtrlCError from interrupt
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,7 +117,9 @@ def _run(args: Sequence[str] | None) -> int:
         return _fail(_usage_message(error), 2)
     except click.ClickException as error:
         return _fail(error.format_message())
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt, _CtrlCError):
+        if sys.stderr is not None and sys.stderr.isatty():
+            click.echo(err=True)  # below the ^C
         return INTERRUPTED
     except (BrokenPipeError, _ReaderGoneError):
         raise

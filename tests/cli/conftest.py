@@ -1,0 +1,207 @@
+"""The command line as users meet it: real processes, a real server on a free port."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "durable_streams.cli"]
+PATIENCE = 30.0  # seconds until a test gives up; nothing is asserted about how long things take
+
+
+class CLI:
+    """Runs commands in a folder of their own, with a server's root in the environment."""
+
+    def __init__(self, folder: Path, root: str | None = None) -> None:
+        self.folder = folder
+        self.root = root
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def environment(self, extra: dict[str, str] | None = None) -> dict[str, str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("DURABLE_STREAMS_")}
+        if self.root is not None:
+            environment["DURABLE_STREAMS_URL"] = self.root
+        return environment | (extra or {})
+
+    def run(
+        self, *arguments: str, stdin: bytes = b"", env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            input=stdin,
+            capture_output=True,
+            cwd=self.folder,
+            env=self.environment(env),
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    def ok(self, *arguments: str, stdin: bytes = b"") -> bytes:
+        done = self.run(*arguments, stdin=stdin)
+        assert (done.returncode, done.stderr) == (0, b"")
+        return done.stdout
+
+    def error(
+        self, *arguments: str, code: int = 1, stdin: bytes = b"", env: dict[str, str] | None = None
+    ) -> str:
+        done = self.run(*arguments, stdin=stdin, env=env)
+        message = done.stderr.decode()
+        assert done.returncode == code, message
+        assert message.startswith("durable-streams: ")
+        assert message.count("\n") == 1, "a failure is one line"
+        assert "Traceback" not in message
+        assert "internal error" not in message
+        return message
+
+    def spawn(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        settings: dict[str, Any] = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "cwd": self.folder,
+            "env": self.environment(),
+        }
+        process = subprocess.Popen([*COMMAND, *arguments], **(settings | options))
+        self.processes.append(process)
+        return process
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
+
+
+class ServerProcess:
+    """``serve`` on a free port; killed and started again it keeps its port and its folder."""
+
+    def __init__(self, cli: CLI, *options: str) -> None:
+        self._cli = cli
+        self._options = options
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        self.process = self._cli.spawn("serve", "--port", str(self.port), *self._options)
+        assert self.process.stdout is not None
+        self.ready = self.process.stdout.readline().decode()
+        assert self.ready.startswith("durable-streams: serving http://"), self.process.communicate()
+        self.root = self.ready.split()[2]
+        self.port = int(self.root.split("/")[2].rpartition(":")[2])
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, bytes]:
+        self.process.send_signal(number)
+        _, errors = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, errors
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[CLI]:
+    """Commands without a server."""
+    cli = CLI(tmp_path)
+    yield cli
+    cli.end()
+
+
+@pytest.fixture
+def serving(bare: CLI) -> Callable[..., ServerProcess]:
+    """Start servers with options of the test's own; the commands of ``bare`` talk to the last one."""
+
+    def start(*options: str) -> ServerProcess:
+        server = ServerProcess(bare, *options)
+        bare.root = server.root
+        return server
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    cli = CLI(tmp_path_factory.mktemp("server"))
+    server = ServerProcess(
+        cli, "--memory", "--long-poll-timeout", "2", "--sse-max-age", "2", "--chunk-size", "4096"
+    )
+    yield server
+    assert server.stop() == (0, b"")
+
+
+@pytest.fixture
+def cli(tmp_path: Path, shared_server: ServerProcess) -> Iterator[CLI]:
+    """Commands with a root of the test's own on the shared server."""
+    cli = CLI(tmp_path, f"{shared_server.root}/{tmp_path.name}")
+    yield cli
+    cli.end()
+
+
+class HTTPPeer:
+    """A server that answers everything alike and writes down who asked."""
+
+    def __init__(self) -> None:
+        self.tokens: list[str | None] = []
+        self._answer = (200, b"")
+        peer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def handle_one(self) -> None:
+                peer.tokens.append(self.headers["Authorization"])
+                status, body = peer._answer
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body if self.command != "HEAD" else b"")
+
+            do_GET = do_HEAD = handle_one  # noqa: N815 - the names that the library looks for
+
+            def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.root = f"http://127.0.0.1:{self._server.server_port}/v1/stream"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def answer(self, status: int, body: bytes) -> None:
+        self._answer = (status, body)
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def http_peer() -> Iterator[HTTPPeer]:
+    peer = HTTPPeer()
+    yield peer
+    peer.stop()
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    """Wait until something is so; fail the test when it never becomes so."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, "it never happened"
+            time.sleep(0.01)
+
+    return wait

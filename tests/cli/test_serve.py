@@ -1,0 +1,84 @@
+"""serve: one ready line, settings from options and the environment, clean ends, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+
+import pytest
+
+
+def test_the_ready_line_tells_where_the_streams_and_the_data_are(bare, serving):
+    server = serving("--data-dir", "data")
+    assert server.ready == f"durable-streams: serving {server.root} ({bare.folder.resolve()}/data)\n"
+    bare.ok("create", "s", "-t", "text", "kept")
+    assert server.stop() == (0, b"")
+    server.start()
+    assert bare.ok("read", "s") == b"kept"
+
+
+def test_the_ready_line_for_machines(bare):
+    process = bare.spawn("serve", "--json", "--port", "0", "--memory")
+    ready = json.loads(process.stdout.readline())
+    assert ready["url"].endswith("/v1/stream")
+    assert ready["data_dir"] is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("store", [["--memory"], ["--data-dir", "data"]])
+def test_signals_end_it_cleanly_with_live_readers(bare, serving, number, store):
+    server = serving(*store)
+    bare.ok("create", "s", "-t", "text", "x")
+    for live in ("sse", "long-poll"):
+        assert bare.spawn("tail", "s", "--live", live).stdout.read(1) == b"x"
+    assert server.stop(number) == (0, b"")
+
+
+def test_settings_come_from_the_environment(bare):
+    settings = {
+        "DURABLE_STREAMS_PORT": "0",
+        "DURABLE_STREAMS_DATA_DIR": "elsewhere",
+        "DURABLE_STREAMS_MAX_BODY": "10",
+    }
+    process = bare.spawn("serve", env=bare.environment(settings))
+    bare.root = process.stdout.readline().split()[2].decode()
+    assert (bare.folder / "elsewhere").is_dir()
+    assert "413" in bare.error("create", "s", "-t", "text", "more than ten bytes")
+
+
+def test_an_option_outranks_the_environment(bare):
+    for options, name, value in (
+        (["--memory"], "DURABLE_STREAMS_DATA_DIR", "folder"),
+        (["--data-dir", "folder"], "DURABLE_STREAMS_MEMORY", "1"),
+    ):
+        process = bare.spawn("serve", "--json", "--port", "0", *options, env=bare.environment({name: value}))
+        in_memory = json.loads(process.stdout.readline())["data_dir"] is None
+        assert in_memory == (options == ["--memory"])
+    both = {"DURABLE_STREAMS_MEMORY": "1", "DURABLE_STREAMS_DATA_DIR": "folder"}
+    assert "exclude each other" in bare.error("serve", "--port", "0", code=2, env=both)
+
+
+def test_a_taken_port(bare, serving):
+    server = serving("--memory")
+    assert f"127.0.0.1:{server.port}" in bare.error("serve", "--memory", "--port", str(server.port))
+
+
+def test_a_folder_that_another_server_has_open(bare, serving):
+    serving("--data-dir", "data")
+    assert "data" in bare.error("serve", "--port", "0", "--data-dir", "data")
+
+
+def test_a_folder_that_is_a_file(bare):
+    (bare.folder / "data").write_bytes(b"")
+    assert "data" in bare.error("serve", "--port", "0", "--data-dir", "data")
+
+
+def test_a_host_that_is_not_ours(bare):
+    bare.error("serve", "--memory", "--port", "0", "--host", "host.invalid")
+
+
+def test_nobody_reads_the_ready_line(bare):
+    process = bare.spawn("serve", "--memory", "--port", "0", stdout=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read()) == (0, b"")
