@@ -1,0 +1,104 @@
+"""What many streams and long streams cost: appends, tail reads, start-up. Ours alone, against itself."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from appends import BYTES, CONNECTIONS
+from processes import SQLITE, Server, serving
+from results import Plan, Results
+from wrk import wrk
+
+FEW, MANY = 10, 100_000
+SHORT, LONG = 1_000, 5_000_000
+PER_APPEND = 100
+PATH = "/v1/stream/g"
+JSON = "application/json"
+
+
+def measure_streams(plan: Plan, results: Results) -> None:
+    """Appends to a random stream of few and of many, and the start of a server that has many."""
+    many = MANY // 10 if plan.quick else MANY
+    with plan.folder() as few_data, plan.folder() as many_data, plan.folder() as scratch:
+        body = scratch / "body"
+        body.write_bytes(b"x" * 100)
+        for data, streams in ((few_data, FEW), (many_data, many)):
+            with serving(SQLITE, data) as server:
+                create(server, streams)
+        for turn in range(plan.rounds):
+            order = [(few_data, FEW, "few"), (many_data, many, "many")]
+            for data, streams, label in reversed(order) if turn % 2 else order:
+                with serving(SQLITE, data) as server:
+                    before = time.perf_counter()
+                    server.request("HEAD", f"{PATH}{streams}")
+                    answered = server.started + time.perf_counter() - before
+                    results.add(f"start-up s|{label} streams", answered)
+                    append(server, body, 1, streams)
+                    results.add(f"appends/s|{label} streams", append(server, body, plan.seconds, streams))
+
+
+def create(server: Server, streams: int) -> None:
+    wrk(
+        server,
+        connections=CONNECTIONS,
+        seconds=600,
+        method="PUT",
+        path=PATH,
+        count=streams,
+        pick="each",
+        type=BYTES,
+        limit=streams + CONNECTIONS,
+    )
+    server.request("HEAD", f"{PATH}{streams}")
+
+
+def append(server: Server, body: Path, seconds: float, streams: int) -> float:
+    load = wrk(
+        server, connections=CONNECTIONS, seconds=seconds, path=PATH, count=streams, type=BYTES, body=body
+    )
+    return load.rate
+
+
+def measure_tail(plan: Plan, results: Results) -> None:
+    """Reads of the last append of a short and of a long stream."""
+    long = LONG // 20 if plan.quick else LONG
+    with plan.folder() as data, plan.folder() as scratch:
+        body = scratch / "body"
+        body.write_bytes(b"[" + b",".join(b'{"n":%d}' % n for n in range(1000, 1000 + PER_APPEND)) + b"]")
+        queries = {}
+        with serving(SQLITE, data) as server:
+            for records, label in ((SHORT, "short"), (long, "long")):
+                queries[label] = fill(server, body, PATH + label, records)
+        with serving(SQLITE, data) as server:
+            for turn in range(plan.rounds):
+                labels = ["short", "long"]
+                for label in reversed(labels) if turn % 2 else labels:
+                    load = wrk(
+                        server,
+                        connections=CONNECTIONS,
+                        seconds=plan.seconds,
+                        method="GET",
+                        path=PATH + label,
+                        query=queries[label],
+                    )
+                    results.add(f"tail reads/s|{label} stream", load.rate)
+
+
+def fill(server: Server, body: Path, path: str, records: int) -> str:
+    """Append records; return the query that reads the last append."""
+    server.request("PUT", path, content_type=JSON)
+    appends = records // PER_APPEND
+    wrk(
+        server,
+        connections=min(CONNECTIONS, max(1, appends // 10)),
+        seconds=900,
+        path=path,
+        type=JSON,
+        body=body,
+        limit=appends,
+    )
+    headers, _ = server.request("HEAD", path)
+    offset = headers["Stream-Next-Offset"]
+    server.request("POST", path, body.read_bytes(), JSON)
+    return f"?offset={offset}"
