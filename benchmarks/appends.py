@@ -27,6 +27,7 @@ ITS_OWN = {"date", "server", "connection", "keep-alive", "content-length", "tran
 
 
 def measure(plan: Plan, results: Results) -> None:
+    learn_headers(plan)
     with plan.folder() as scratch:
         body = scratch / "body"
         body.write_bytes(b"x" * 100)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from appends import BYTES, CONNECTIONS
-from processes import SQLITE, Server, serving
+from processes import SQLITE, BenchmarkError, Server, serving
 from results import Plan, Results
 from wrk import wrk
 
@@ -98,7 +98,11 @@ def fill(server: Server, body: Path, path: str, records: int) -> str:
         body=body,
         limit=appends,
     )
-    headers, _ = server.request("HEAD", path)
+    time.sleep(1)  # wrk ends with requests in flight
+    headers, _ = server.request("POST", path, body.read_bytes(), JSON)
     offset = headers["Stream-Next-Offset"]
     server.request("POST", path, body.read_bytes(), JSON)
+    _, last = server.request("GET", f"{path}?offset={offset}")
+    if last != body.read_bytes():
+        raise BenchmarkError(f"a read of the last append of {path} returned {len(last)} bytes")
     return f"?offset={offset}"

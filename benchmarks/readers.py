@@ -72,8 +72,11 @@ class Crowd:
             for reader in group:
                 self.connect(reader, "now")
             self.waiting += len(group)
+            deadline = time.monotonic() + PATIENCE
             while self.waiting:
-                self.turn(None)
+                self.turn(1.0)
+                if time.monotonic() > deadline:
+                    raise SystemExit(f"{start + len(group) - self.waiting} readers connected, then no more")
 
     def turn(self, timeout: float | None) -> None:
         """Take what has come; returns after one round over the sockets that are ready."""
