@@ -1,5 +1,6 @@
 # Everything a developer does here. Needs Python >= 3.10 and make; `conformance` and .ci/run need Node >= 18 too.
 #   make demo PYTHON=python3.12       another interpreter
+#   make serve ARGS="--port 0"        options of the command
 #   make test ARGS="-k append -x"     arguments for pytest
 #   make conformance STORE=memory INTERFACE=asgi
 
@@ -9,10 +10,11 @@ STORE ?= sqlite
 INTERFACE ?= rsgi
 BIN := .venv/bin
 
-.PHONY: help demo test lint format types conformance bench clean
+.PHONY: help demo serve test lint format types conformance bench clean
 
 help:
 	@echo "make demo         write 20,000 real records through a server that keeps being killed, and count them"
+	@echo "make serve        the server, on http://127.0.0.1:4437/v1/stream"
 	@echo "make test         the test suite"
 	@echo "make lint types   ruff; mypy --strict"
 	@echo "make conformance  the protocol's public conformance suite (Node >= 18)"
@@ -22,6 +24,9 @@ help:
 
 demo: .venv/runtime.stamp
 	@$(BIN)/durable-streams demo $(ARGS)
+
+serve: .venv/runtime.stamp
+	@$(BIN)/durable-streams serve $(ARGS)
 
 test: .venv/dev.stamp
 	$(BIN)/pytest -n auto $(ARGS)
