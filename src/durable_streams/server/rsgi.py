@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import Any
 
+from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # re-exported, but not in its __all__
+
 from durable_streams.server.app import App
 from durable_streams.server.http import cut_short, too_large
 
@@ -35,18 +37,26 @@ class _Request:
             size = int(declared) if declared.isascii() and declared.isdigit() else 0
             if size > limit:
                 raise too_large(limit)
-            whole: bytes = await self._protocol()
+            try:
+                whole: bytes = await self._protocol()
+            except ProtocolClosed:
+                raise cut_short() from None
             if len(whole) != size:
                 raise cut_short()
             return whole
         if self.header("transfer-encoding") is None:
             return b""
-        parts, size = [], 0
+        parts, size, empty = [], 0, 0
         async for part in self._protocol:
             size += len(part)
             if size > limit:
                 raise too_large(limit)
             parts.append(part)
+            empty += not part
+        # Granian ends every body with one empty part. It hides the error of a body that was cut off in another one
+        # (and trailers, which have no use here, in the same way).
+        if empty > 1:
+            raise cut_short()
         return b"".join(parts)
 
     async def disconnected(self) -> None:
