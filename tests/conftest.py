@@ -34,6 +34,28 @@ if settings.get("data_dir") is not None:
     settings["data_dir"] = pathlib.Path(settings["data_dir"])
 serve(ServerConfig(**settings), lambda root: print("durable-streams: serving", root, flush=True))
 """
+ASGI_PROGRAM = """
+import asyncio, json, pathlib, socket, sys
+import uvicorn
+from durable_streams.server import ServerConfig, asgi_app
+settings = json.loads(sys.argv[1])
+if settings.get("data_dir") is not None:
+    settings["data_dir"] = pathlib.Path(settings["data_dir"])
+
+async def main():
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    app = asgi_app(ServerConfig(**settings))
+    options = {"log_level": "error", "access_log": False, "lifespan": "on", "timeout_graceful_shutdown": 3}
+    server = uvicorn.Server(uvicorn.Config(app, **options))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    print(f"durable-streams: serving http://127.0.0.1:{listener.getsockname()[1]}/v1/stream", flush=True)
+    await serving
+
+asyncio.run(main())
+"""
 
 
 @dataclass(frozen=True)
@@ -107,6 +129,24 @@ class ServerProcess:
     def connect(self, timeout: float = ANSWERS_WITHIN) -> socket.socket:
         """Return a raw connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
+
+    def raw(
+        self, content: bytes, *, half_close: bool = False, timeout: float = ANSWERS_WITHIN
+    ) -> Answer | None:
+        """Send bytes as they are on a connection of their own; None if it is closed without an answer."""
+        with self.connect(timeout) as connection:
+            with contextlib.suppress(ConnectionError):  # it may answer and close before it has everything
+                connection.sendall(content)
+                if half_close:
+                    connection.shutdown(socket.SHUT_WR)
+            response = http.client.HTTPResponse(connection, method=content[:4].decode("latin-1").strip())
+            try:
+                response.begin()
+                return answer(response)
+            except (ConnectionError, http.client.BadStatusLine, http.client.IncompleteRead):
+                return None
+            finally:
+                response.close()
 
     def connection(self, timeout: float = ANSWERS_WITHIN) -> http.client.HTTPConnection:
         """Return a kept-alive HTTP connection."""
@@ -196,8 +236,11 @@ def answer(response: http.client.HTTPResponse) -> Answer:
     return Answer(response.status, headers, response.read())
 
 
-def server_arguments(data_dir: Path | None, **settings: object) -> list[str]:
+def server_arguments(data_dir: Path | None, interface: str = "rsgi", **settings: object) -> list[str]:
     """Return the command that serves ``data_dir`` (None: in memory) on a free port."""
+    if interface == "asgi":
+        folder = None if data_dir is None else str(data_dir)
+        return [sys.executable, "-c", ASGI_PROGRAM, json.dumps({"data_dir": folder, **settings})]
     if settings.keys() <= OPTIONS:
         store = ["--memory"] if data_dir is None else ["--data-dir", str(data_dir)]
         options = [
@@ -255,6 +298,20 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPr
     folder = tmp_path_factory.mktemp("shared-server")
     # Short waits, so that tests that wait for the end of a live read are quick.
     server = ServerProcess(server_arguments(folder, long_poll_timeout=1.0, sse_max_age=30.0))
+    try:
+        yield server.wait_until_ready()
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session", params=["rsgi", "asgi"])
+def either_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """Give a shared server on SQLite, once as ``serve`` runs it and once under an ASGI server."""
+    folder = tmp_path_factory.mktemp(f"shared-{request.param}")
+    settings = {"long_poll_timeout": 1.0, "max_body": 1 << 20}
+    server = ServerProcess(server_arguments(folder, request.param, **settings))
     try:
         yield server.wait_until_ready()
     finally:
