@@ -258,7 +258,7 @@ class Reader:
 
     def _no_progress(self) -> DurableStreamError:
         return DurableStreamError(
-            f"The server at {self.url} gave no data after offset {self._position} and did not say that this is the tail.",
+            f"The server at {self.url} gave no data after offset {self._position}, nor said that this is the tail.",
             code="NO_PROGRESS",
             status=self.status,
             url=self.url,

@@ -19,13 +19,13 @@ class Exchange(Protocol):
     """One answer. ``headers`` have lower-case names."""
 
     @property
-    def status(self) -> int: ...
+    def status(self) -> int: ...  # noqa: D102
 
     @property
-    def reason(self) -> str: ...
+    def reason(self) -> str: ...  # noqa: D102
 
     @property
-    def headers(self) -> Mapping[str, str]: ...
+    def headers(self) -> Mapping[str, str]: ...  # noqa: D102
 
     def read(self) -> bytes:
         """Return the next bytes as soon as there are some, ``b""`` at the end; raises FetchError."""
@@ -87,7 +87,7 @@ def transport_for(client: Any) -> Transport:
     Raises TypeError for an object that is no known kind of client.
     """
     # Imported late: HTTP libraries are slow to import, and most programs need one of them.
-    from durable_streams.client.transports import urllib3 as own
+    from durable_streams.client.transports import urllib3 as own  # noqa: PLC0415
 
     if client is None:
         return own.shared()

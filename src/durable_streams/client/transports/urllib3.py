@@ -236,7 +236,7 @@ def shared() -> Urllib3Transport:
 
 def _renew() -> None:
     # A child must not write into its parent's sockets.
-    global _shared
+    global _shared  # noqa: PLW0603
     _shared = Urllib3Transport()
 
 

@@ -1,0 +1,180 @@
+"""The reader, driven without a socket: whatever a network does, bytes arrive once, in order, and none is skipped."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from urllib.parse import parse_qs, urlsplit
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from durable_streams.errors import FetchError, SSENotSupportedError
+from durable_streams.protocol.reader import Batch, Reader
+from durable_streams.protocol.request import Request
+from durable_streams.protocol.retry import RetryPolicy
+from durable_streams.protocol.sse import encode_control, encode_data
+
+URL = "http://host/stream?tenant=a&tenant=b"
+POLICY = RetryPolicy(max_retries=-1)
+
+
+class ModelServer:
+    """A stream of bytes whose offsets are byte positions, served in chunks of its own choice."""
+
+    def __init__(self, content: bytes, draw: Draw, *, text: bool, closes: bool) -> None:
+        self.content, self.draw, self.text, self.closes = content, draw, text, closes
+
+    def answer(self, request: Request) -> tuple[int, dict[str, str], bytes, bool]:
+        """Return status, headers, body, and whether the body ends where it should."""
+        query = parse_qs(urlsplit(request.url).query)
+        assert query["tenant"] == ["a", "b"]
+        keys = [pair.partition("=")[0] for pair in urlsplit(request.url).query.split("&")]
+        assert keys == sorted(keys)
+        offset = query["offset"][0]
+        start = 0 if offset == "-1" else int(offset)
+        live = query.get("live", [None])[0]
+        fault = self.draw(8)
+        if fault == 0:
+            return 503, {"retry-after": "1"}, b'{"error":{"code":"BUSY","message":"later"}}', True
+        if fault == 1:
+            return 429, {}, b"", True
+        if live == "sse":
+            return self.events(start)
+        end = min(len(self.content), start + 1 + self.draw(20))
+        headers = {
+            "stream-next-offset": f"{end:06}",
+            "content-type": "text/plain",
+            "stream-cursor": str(self.draw(99)),
+        }
+        if end == len(self.content):
+            headers["stream-up-to-date"] = "true"
+            if self.closes:
+                headers["stream-closed"] = "true"
+        body = self.content[start:end]
+        if live == "long-poll" and not body:
+            return 204, headers, b"", True
+        headers["content-length"] = str(len(body))
+        return (
+            (200, headers, body, True)
+            if self.draw(3)
+            else (200, headers, body[: self.draw(len(body) + 1)], False)
+        )
+
+    def events(self, start: int) -> tuple[int, dict[str, str], bytes, bool]:
+        if self.draw(6) == 0:
+            return 200, {"content-type": "text/html"}, b"<html>", True
+        wire = b""
+        for _ in range(self.draw(4)):
+            end = min(len(self.content), start + self.draw(20))
+            if end > start:
+                wire += encode_data(self.content[start:end], text=self.text)
+            tail = end == len(self.content)
+            wire += encode_control(f"{end:06}", cursor="7", up_to_date=tail, closed=tail and self.closes)
+            start = end
+        headers = {"content-type": "text/event-stream; charset=utf-8"}
+        if not self.text:
+            headers["stream-sse-data-encoding"] = "base64"
+        cut = self.draw(3) == 0
+        return 200, headers, wire[: self.draw(len(wire) + 1)] if cut else wire, not cut
+
+
+class Draw:
+    """A source of small numbers that ends: then every answer is the plain one, so that each run ends too."""
+
+    def __init__(self, numbers: list[int]) -> None:
+        self.numbers = numbers
+
+    def __call__(self, below: int) -> int:
+        return self.numbers.pop() % below if self.numbers and below else max(0, below - 1)
+
+
+def run(reader: Reader, server: ModelServer, draw: Draw) -> Iterator[Batch]:
+    now = 0.0
+    for _ in range(10_000):
+        request = reader.next_request()
+        if request is None:
+            return
+        now += request.delay + 0.01
+        if draw(9) == 0:
+            assert reader.response_ended(FetchError("refused", may_have_been_sent=False), now) == []
+            continue
+        status, headers, body, whole = server.answer(request)
+        reader.response_started(status, headers, now)
+        step = 1 + draw(30)
+        for start in range(0, len(body), step):
+            if reader.finished:
+                break
+            yield from reader.receive(body[start : start + step])
+        yield from reader.response_ended(None if whole else FetchError("reset"), now)
+    raise AssertionError("the reader makes no progress")
+
+
+@settings(max_examples=400)
+@given(
+    st.binary(max_size=120) | st.text(alphabet="ab\n :é😀\u2028", max_size=80),
+    st.lists(st.integers(0, 1000), max_size=200),
+    st.sampled_from([False, True, "long-poll", "sse"]),
+)
+def test_every_byte_once_and_never_a_checkpoint_ahead(
+    content: bytes | str, numbers: list[int], live: object
+) -> None:
+    text = isinstance(content, str)
+    data = content.encode() if isinstance(content, str) else content
+    draw = Draw(list(numbers))
+    server = ModelServer(data, draw, text=text, closes=True)
+    if live == "sse":
+        server.draw = Draw(
+            [number for number in numbers if number % 6]
+        )  # no refusals of SSE: they end an explicit read
+    reader = Reader(URL, random=lambda: 0.5, live=live, policy=POLICY)  # type: ignore[arg-type]
+    delivered = b""
+    refused = False
+    try:
+        for batch in run(reader, server, draw):
+            delivered += batch.data
+            reader.commit(batch)
+            if reader.offset != "-1":
+                assert data[: int(reader.offset)] == delivered[: int(reader.offset)]
+    except SSENotSupportedError:
+        refused = True
+    if refused:
+        assert live == "sse"
+        assert data.startswith(delivered)
+        return
+    assert delivered == data
+    assert reader.stream_closed
+    assert reader.up_to_date
+    assert reader.next_request() is None
+    assert int(reader.offset) == len(data)
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=200), st.lists(st.integers(0, 1000), max_size=100))
+def test_an_interrupted_reader_resumes_without_loss_or_repetition(content: bytes, numbers: list[int]) -> None:
+    draw = Draw(list(numbers))
+    server = ModelServer(content, draw, text=False, closes=True)
+    delivered, offset, cursor = b"", "-1", None
+    for _ in range(1000):
+        reader = Reader(URL, random=lambda: 0.5, offset=offset, cursor=cursor, policy=POLICY)
+        stop = draw(4)
+        for count, batch in enumerate(run(reader, server, draw)):
+            delivered += batch.data
+            reader.commit(batch)
+            if count == stop:
+                break
+        offset, cursor = reader.offset, reader.cursor
+        if reader.stream_closed:
+            break
+    assert delivered == content
+
+
+def test_base64_may_be_split_into_lines() -> None:
+    reader = Reader("http://host/s", random=lambda: 0.5, live="sse")
+    reader.next_request()
+    reader.response_started(
+        200, {"content-type": "text/event-stream", "stream-sse-data-encoding": "base64"}, 0.0
+    )
+    encoded = base64.encodebytes(bytes(range(256))).replace(b"\n", b"\r\ndata: ")
+    wire = b"event: data\r\ndata: " + encoded + b"\r\n\r\n" + encode_control("5")
+    assert [batch.data for batch in reader.receive(wire)] == [bytes(range(256))]
