@@ -46,7 +46,7 @@ conformance: .venv/dev.stamp
 	$(BIN)/python tests/conformance/run --store $(STORE) --interface $(INTERFACE) $(ARGS)
 
 bench: .venv/dev.stamp
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python benchmarks/server.py $(ARGS)
 
 clean:
 	rm -rf .venv tests/conformance/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
