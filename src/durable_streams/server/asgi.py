@@ -9,7 +9,7 @@ from typing import Any
 
 from durable_streams.protocol.commands import Rejection
 from durable_streams.server.app import App, error_response
-from durable_streams.server.http import cut_short, too_large
+from durable_streams.server.http import cut_short, too_large, unreadable
 from durable_streams.stores.base import StoreError
 
 __all__ = ["AsgiApp"]
@@ -37,7 +37,11 @@ class _Request:
 
     def header(self, name: str) -> str | None:
         value: bytes | None = self._headers.get(name)
-        return None if value is None else value.decode("latin-1")
+        if value is None:
+            return None
+        if not value.isascii():
+            raise unreadable(name)
+        return value.decode("ascii")
 
     def base_url(self) -> str:
         authority = self.header("host")

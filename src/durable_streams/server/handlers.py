@@ -84,10 +84,10 @@ class Handlers:
             deadline=deadline,
             fork=fork,
         )
+        location = request.base_url() + STREAM_ROOT + quote(path)
         created = await self._store.create(command)
         headers = _description(created.state)
         if created.new:
-            location = request.base_url() + STREAM_ROOT + quote(path)
             headers.append(("location", location))
         return Response(201 if created.new else 200, headers)
 

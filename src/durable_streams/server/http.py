@@ -10,7 +10,7 @@ import msgspec
 from durable_streams.protocol import headers as names
 from durable_streams.protocol.commands import Rejection
 
-__all__ = ["BASE_HEADERS", "PREFLIGHT_HEADERS", "Request", "Response", "too_large"]
+__all__ = ["BASE_HEADERS", "PREFLIGHT_HEADERS", "Request", "Response", "cut_short", "too_large", "unreadable"]
 
 Headers = list[tuple[str, str]]
 
@@ -100,3 +100,10 @@ def too_large(limit: int) -> Rejection:
 def cut_short() -> Rejection:
     """Return the 400 of a body that ended before it was whole; its sender is gone, nothing may be stored."""
     return Rejection(400, "BAD_REQUEST", "the body ended before it was complete; nothing was stored")
+
+
+def unreadable(name: str) -> Rejection:
+    """Return the 400 of a header value that is not ASCII text."""
+    return Rejection(
+        400, "BAD_REQUEST", f"{name.title()} has bytes that are no ASCII text: percent-encode them"
+    )

@@ -7,12 +7,14 @@ readers that keep up, the others read from the store; an event stream ends at a 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator
 from random import Random
 
 from durable_streams.protocol import headers as names
 from durable_streams.protocol import rules, sse
+from durable_streams.protocol.commands import Rejection
 from durable_streams.protocol.cursors import next_cursor
 from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import StreamState
@@ -20,11 +22,14 @@ from durable_streams.server import parse
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import BASE_HEADERS, Headers, Request, Response
 from durable_streams.server.positions import content, etag
-from durable_streams.stores.base import Chunk, Store, Watch
+from durable_streams.stores.base import Chunk, Store, StoreError, Watch
 
 __all__ = ["LiveReads"]
 
 _HEARTBEAT = b": keep-alive\n\n"
+_SHARED_BYTES = 4 << 20  # of events kept for other readers: whoever catches up brings ever new ones
+_HELD = "held"
+_log = logging.getLogger("durable_streams.server")
 _MAX_CHARACTER = 4  # bytes of the longest UTF-8 character
 
 
@@ -60,8 +65,11 @@ class LiveReads:
         with await self._store.watch(path) as watch:
             state = rules.require(watch.state)
             if position >= state.tail and not state.closed:
+                identity = state.id
                 await self._wait(watch, request, state, position)
                 state = rules.require(watch.state)
+                if state.id != identity:
+                    raise rules.not_found()  # what is at the path now is another stream, with other offsets
             chunk = Chunk(position, position, b"")
             if position < state.tail:
                 chunk = await self._chunk(watch, state, position)
@@ -110,6 +118,10 @@ class LiveReads:
     async def _sse(self, request: Request, path: str, position: int, cursor: str | None) -> Response:
         watch = await self._store.watch(path)
         state = rules.require(watch.state)
+        if state.is_json and 0 < position < state.tail:
+            await self._store.read(
+                state, position, 1
+            )  # an offset inside a message is a 400 while it can be one
         headers = [
             *BASE_HEADERS,
             ("content-type", names.SSE_CONTENT_TYPE),
@@ -148,6 +160,9 @@ class LiveReads:
                     wait = min(self._config.sse_heartbeat, deadline - time.monotonic())
                     if not await watch.changed(wait):
                         yield _HEARTBEAT
+            except (Rejection, StoreError) as error:
+                # The stream went while it was read, or the disk failed: the client reconnects and hears of it.
+                _log.info("an event stream ended early: %s", error)
             finally:
                 self._watches.discard(watch)
                 gone.cancel()
@@ -180,7 +195,10 @@ class LiveReads:
             closed=done,
         )
         event = (data + control, end, chunk.end, done)
-        watch.shared[key] = event
+        held = watch.shared.get(_HELD, 0) + len(event[0])
+        if held <= _SHARED_BYTES or held == len(event[0]):
+            watch.shared[_HELD] = held
+            watch.shared[key] = event
         return event
 
     def _data(self, state: StreamState, payload: bytes, *, last: bool) -> tuple[bytes, int]:

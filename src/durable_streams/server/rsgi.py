@@ -8,7 +8,7 @@ from typing import Any
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # re-exported, but not in its __all__
 
 from durable_streams.server.app import App
-from durable_streams.server.http import cut_short, too_large
+from durable_streams.server.http import cut_short, too_large, unreadable
 
 __all__ = ["RsgiAdapter"]
 
@@ -16,7 +16,7 @@ __all__ = ["RsgiAdapter"]
 class _Request:
     """A Request over an RSGI scope and protocol."""
 
-    __slots__ = ("_protocol", "_scope", "header", "method", "path", "query")
+    __slots__ = ("_headers", "_protocol", "_scope", "method", "path", "query")
 
     def __init__(self, scope: Any, protocol: Any) -> None:
         self._scope = scope
@@ -24,7 +24,15 @@ class _Request:
         self.method: str = scope.method
         self.path: str = scope.path
         self.query: str = scope.query_string
-        self.header = scope.headers.get
+        self._headers = scope.headers
+
+    def header(self, name: str) -> str | None:
+        value: str | None = self._headers.get(name)
+        if value is None and name in self._headers:
+            raise unreadable(
+                name
+            )  # Granian gives out only what is ASCII; what was sent must not count as absent
+        return value
 
     def base_url(self) -> str:
         scope = self._scope
