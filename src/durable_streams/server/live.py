@@ -119,9 +119,8 @@ class LiveReads:
         watch = await self._store.watch(path)
         state = rules.require(watch.state)
         if state.is_json and 0 < position < state.tail:
-            await self._store.read(
-                state, position, 1
-            )  # an offset inside a message is a 400 while it can be one
+            # An offset inside a message has to be a 400 now: in the middle of the events there is no status.
+            await self._store.read(state, position, 1)
         headers = [
             *BASE_HEADERS,
             ("content-type", names.SSE_CONTENT_TYPE),

@@ -29,9 +29,8 @@ class _Request:
     def header(self, name: str) -> str | None:
         value: str | None = self._headers.get(name)
         if value is None and name in self._headers:
-            raise unreadable(
-                name
-            )  # Granian gives out only what is ASCII; what was sent must not count as absent
+            # Granian gives out only what is ASCII; what was sent must not count as absent.
+            raise unreadable(name)
         return value
 
     def base_url(self) -> str:
