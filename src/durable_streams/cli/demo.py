@@ -127,6 +127,8 @@ class _Demo:
         with self._progress() as self._show:
             for number in range(1, kills + 1):
                 self._reach(number / (kills + 1))
+                # A reader that never reached the server gives up after a few seconds; one that did, never.
+                self._wait(lambda: all(reader.received for reader in self._readers), "the readers to start")
                 self._crash(number, kills)
                 if number == (kills + 1) // 2:
                     self._reach((number + 0.3) / (kills + 1))
@@ -187,6 +189,8 @@ class _Demo:
         self._reach(fraction)
         with self._signals.held():
             reader.start()
+        there = self._ends[int(len(self._messages) * fraction)]
+        self._wait(lambda: reader.received >= there, f"the {reader.name} to resume")
         self._report.reader_kills += 1
         self._say(f"{reader.name} resumed from its checkpoint")
 
