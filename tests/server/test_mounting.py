@@ -1,0 +1,95 @@
+"""The same server as a part of somebody else's: in FastAPI under a prefix, and alone under Uvicorn."""
+# ruff: noqa: ANN001 - fixtures
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+MOUNTED = """
+import asyncio, socket, sys
+import uvicorn
+sys.path.insert(0, sys.argv[1])
+import fastapi_app
+
+async def main():
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(fastapi_app.app, log_level="error", timeout_graceful_shutdown=3))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    print(f"durable-streams: serving http://127.0.0.1:{listener.getsockname()[1]}/v1/stream", flush=True)
+    await serving
+
+asyncio.run(main())
+"""
+ROOT = "/streams/v1/stream"
+
+
+@pytest.fixture
+def mounted(run_server, tmp_path: Path):  # noqa: ANN201
+    def start():  # noqa: ANN202
+        environment = {"DATA_DIR": str(tmp_path / "data")}
+        return run_server([sys.executable, "-c", MOUNTED, str(EXAMPLES)], environment).wait_until_ready()
+
+    return start
+
+
+def test_the_example(mounted) -> None:
+    server = mounted()
+
+    def call(method: str, path: str, body: bytes | None = None, **headers: str):  # noqa: ANN202
+        return server.request(method, path, body, absolute=True, **headers)
+
+    assert call("GET", "/greet/world").json == {"greeting": "Hello, world!"}
+    created = call("PUT", f"{ROOT}/a/b%20c", content_type="application/json")
+    assert created.status == 201
+    assert created.headers["location"] == f"http://127.0.0.1:{server.port}{ROOT}/a/b%20c"
+    assert call("POST", f"{ROOT}/a/b%20c", b'[1,{"b":1.10}]', content_type="application/json").status == 204
+    assert call("GET", f"{ROOT}/a/b%20c?offset=-1").body == b'[1,{"b":1.10}]'
+    fork = call("PUT", f"{ROOT}/fork", stream_forked_from="/v1/stream/a/b%20c")
+    assert fork.status == 201
+    assert fork.headers["location"].endswith(f"{ROOT}/fork")
+    assert call("POST", f"{ROOT}/fork", stream_closed="true").status == 204
+    listened = call("GET", f"{ROOT}/fork?live=sse&offset=-1")
+    assert b'data:[1,{"b":1.10}]' in listened.body
+    assert b"streamClosed" in listened.body
+    assert call("GET", "/streams/health").json == {"status": "ok"}
+    assert call("GET", "/v1/stream/fork").status == 404, "only under the prefix"
+    assert call("GET", f"{ROOT}/none").status == 404
+    assert call("PUT", f"{ROOT}/../x").status in {400, 404, 405}
+    assert call("DELETE", f"{ROOT}/fork").status == 204
+
+    server.process.send_signal(signal.SIGTERM)
+    assert server.wait(10) in {0, -signal.SIGTERM}
+    again = mounted()
+    assert again.request("GET", f"{ROOT}/a/b%20c?offset=-1", absolute=True).body == b'[1,{"b":1.10}]'
+
+
+def test_live_reads_do_not_hold_up_the_end(start_server, tmp_path: Path) -> None:
+    """Uvicorn tells nobody that it ends before all requests have: it cuts live reads off after its own grace."""
+    server = start_server(tmp_path / "data", interface="asgi")
+    server.create("s", "text/plain")
+    with server.connect() as listener, server.connect() as poller:
+        listener.sendall(b"GET /v1/stream/s?live=sse&offset=-1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        poller.sendall(b"GET /v1/stream/s?live=long-poll&offset=-1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        received = b""
+        while b"event: control" not in received:
+            received += listener.recv(65536)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait(8) in {0, -signal.SIGTERM}
+
+
+def test_a_folder_that_is_taken(start_server, run_server, server_command, tmp_path: Path) -> None:
+    start_server(tmp_path / "data")
+    server = run_server(server_command(tmp_path / "data", interface="asgi"))
+    assert server.becomes_ready() is False or not server.alive
+    server.wait(10)
