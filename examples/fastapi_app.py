@@ -9,6 +9,7 @@ curl -N 'http://127.0.0.1:8000/streams/v1/stream/jobs/42?offset=-1&live=sse'
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from fastapi import BackgroundTasks, FastAPI, Request
 from durable_streams import DurableStream
 from durable_streams.server import ServerConfig, asgi_app
 
-streams = asgi_app(ServerConfig(data_dir=Path("durable-streams-data")))
+streams = asgi_app(ServerConfig(data_dir=Path(os.environ.get("DATA_DIR", "durable-streams-data"))))
 
 
 @asynccontextmanager

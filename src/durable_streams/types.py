@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 __all__ = [
     "AppendResult",
@@ -24,10 +24,10 @@ Offset = str
 LiveMode = Literal[False, True, "long-poll", "sse"]
 """``False``: catch up and stop. ``True``: choose by content type. Else the named mode."""
 
-HeadersLike = Mapping[str, Union[str, Callable[[], str]]]
+HeadersLike = Mapping[str, str | Callable[[], str]]
 """Header values, or callables that give one for each attempt (a token that expires, a request id)."""
 
-ParamsLike = Mapping[str, Union[str, Callable[[], str]]]
+ParamsLike = Mapping[str, str | Callable[[], str]]
 """Query parameters, or callables that give one for each attempt."""
 
 

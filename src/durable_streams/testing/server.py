@@ -27,7 +27,9 @@ class InMemoryStreamServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         started: Future[str] = Future()
-        self._thread = threading.Thread(target=self._run, args=(started,), name="durable-streams-test-server", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(started,), name="durable-streams-test-server", daemon=True
+        )
         self._thread.start()
         self._root = started.result()
 
