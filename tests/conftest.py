@@ -78,7 +78,12 @@ class Answer:
 class ServerProcess:
     """A running server: ``request`` talks to it, ``kill`` and ``terminate`` end it."""
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+    ) -> None:
         # A file, not a pipe: nobody reads it while the server runs, and a full pipe would stop it.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
@@ -86,6 +91,7 @@ class ServerProcess:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._errors,
+            cwd=folder,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
         )
         self.port = 0
@@ -276,8 +282,10 @@ def run_server() -> Iterator[Callable[..., ServerProcess]]:
     """Give a function that starts any command as a server without waiting for it; all end with the test."""
     started: list[ServerProcess] = []
 
-    def run(arguments: list[str], environment: Mapping[str, str] | None = None) -> ServerProcess:
-        server = ServerProcess(arguments, environment)
+    def run(
+        arguments: list[str], environment: Mapping[str, str] | None = None, folder: Path | None = None
+    ) -> ServerProcess:
+        server = ServerProcess(arguments, environment, folder)
         started.append(server)
         return server
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,37 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-MOUNTED = """
+OWN = """
+import os, pathlib
+from contextlib import asynccontextmanager
+from fastapi import FastAPI
+from durable_streams.server import ServerConfig, asgi_app
+
+streams = asgi_app(ServerConfig(data_dir=pathlib.Path("data")))
+
+@asynccontextmanager
+async def lifespan(_):
+    await streams.startup()
+    yield
+    await streams.shutdown()
+
+app = FastAPI(lifespan=lifespan)
+app.mount("/streams", streams)
+
+@app.get("/greet/{name}")
+async def greet(name: str):
+    return {"greeting": f"Hello, {name}!"}
+"""
+RUN = """
 import asyncio, socket, sys
 import uvicorn
 sys.path.insert(0, sys.argv[1])
-import fastapi_app
+from fastapi_app import app
 
 async def main():
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(fastapi_app.app, log_level="error", timeout_graceful_shutdown=3))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=3))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
@@ -36,15 +58,17 @@ ROOT = "/streams/v1/stream"
 
 @pytest.fixture
 def mounted(run_server, tmp_path: Path):  # noqa: ANN201
-    def start():  # noqa: ANN202
-        environment = {"DATA_DIR": str(tmp_path / "data")}
-        return run_server([sys.executable, "-c", MOUNTED, str(EXAMPLES)], environment).wait_until_ready()
+    """Give a function that runs the application in a folder, the project's example by default."""
+
+    def start(folder: Path = EXAMPLES):  # noqa: ANN202
+        return run_server([sys.executable, "-c", RUN, str(folder)], folder=tmp_path).wait_until_ready()
 
     return start
 
 
-def test_the_example(mounted) -> None:
-    server = mounted()
+def test_under_a_prefix(mounted, tmp_path: Path) -> None:
+    (tmp_path / "fastapi_app.py").write_text(OWN)
+    server = mounted(tmp_path)
 
     def call(method: str, path: str, body: bytes | None = None, **headers: str):  # noqa: ANN202
         return server.request(method, path, body, absolute=True, **headers)
@@ -70,8 +94,25 @@ def test_the_example(mounted) -> None:
 
     server.process.send_signal(signal.SIGTERM)
     assert server.wait(10) in {0, -signal.SIGTERM}
-    again = mounted()
+    again = mounted(tmp_path)
     assert again.request("GET", f"{ROOT}/a/b%20c?offset=-1", absolute=True).body == b'[1,{"b":1.10}]'
+
+
+def test_the_example(mounted) -> None:
+    """A job reports its progress into a stream: it is there, whole, and closed."""
+    server = mounted()
+    started = server.request("POST", "/jobs/42?steps=3", absolute=True)
+    assert started.status == 202
+    url = started.json["stream"]
+    assert url == f"http://127.0.0.1:{server.port}{ROOT}/jobs/42"
+    deadline = time.monotonic() + 20
+    while True:
+        listened = server.request("GET", f"{ROOT}/jobs/42?live=sse&offset=-1", absolute=True)
+        if listened.status == 200:
+            break
+        assert time.monotonic() < deadline, listened  # the job has not begun yet
+    assert listened.body.count(b'"of":3') == 3
+    assert b"streamClosed" in listened.body
 
 
 def test_live_reads_do_not_hold_up_the_end(start_server, tmp_path: Path) -> None:
