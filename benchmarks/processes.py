@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 HERE = Path(__file__).resolve().parent
 READY = re.compile(rb"serving http://127\.0\.0\.1:(\d+)")
@@ -91,9 +92,12 @@ def serving(name: str, data: Path | None = None, **headers: str) -> Iterator[Ser
     command = _command(name, data, headers)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DURABLE_STREAMS_")}
     before = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=HERE, env=environment) as process:
+    with (
+        tempfile.TemporaryFile() as log,  # the peer reports requests that were cut off when wrk ended
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=HERE, env=environment) as process,
+    ):
         try:
-            port = _wait(process, name)
+            port = _wait(process, name, log)
             yield Server(name, port, process.pid, time.perf_counter() - before)
         finally:
             process.terminate()
@@ -115,7 +119,7 @@ def _command(name: str, data: Path | None, headers: dict[str, str]) -> list[str]
     return ["node", "peer/start.mjs", *([str(data)] if name == PEER_FILES else [])]
 
 
-def _wait(process: subprocess.Popen[bytes], name: str) -> int:
+def _wait(process: subprocess.Popen[bytes], name: str, log: IO[bytes]) -> int:
     assert process.stdout is not None
     seen = b""
     deadline = time.monotonic() + READY_WITHIN
@@ -130,7 +134,8 @@ def _wait(process: subprocess.Popen[bytes], name: str) -> int:
             seen += chunk
             if (match := READY.search(seen)) and b"\n" in seen[match.end() :]:
                 return int(match[1])
-    raise BenchmarkError(f"{name} did not start: {seen.decode(errors='replace')}")
+    log.seek(0)
+    raise BenchmarkError(f"{name} did not start: {(seen + log.read()).decode(errors='replace')}")
 
 
 def install_peer() -> None:
