@@ -81,6 +81,10 @@ class StreamResponse(ResponseBase):
         self.close()
         self._release()
 
+    def __del__(self) -> None:
+        # A response that nobody consumed or closed: its connection must not wait for the garbage collector's mercy.
+        self._release()
+
     # -- consumption
 
     def __iter__(self) -> Iterator[bytes]:
@@ -114,10 +118,12 @@ class StreamResponse(ResponseBase):
 
     def iter_events(self, mode: EventMode = "auto") -> Iterator[StreamEvent]:
         """Iterate over batches with their positions, and over news of the tail without data."""
+        events = Events(self._reader, mode)
         self._consume()
         if mode == "auto" and self._reader.content_type is None:
+            # Event streams do not tell what the stream holds.
             self._reader.content_type = run(operations.head(self.url), self._call).content_type
-        return self._iter_events(Events(self._reader, mode))
+        return self._iter_events(events)
 
     def read_bytes(self) -> bytes:
         """Return everything up to the present tail; for a JSON stream one array of all messages."""

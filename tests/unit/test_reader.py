@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import pytest
+
+from durable_streams import errors
+from durable_streams.protocol.reader import Batch, Reader
+from durable_streams.protocol.retry import RetryPolicy
+from durable_streams.protocol.sse import encode_control, encode_data
+
+URL = "http://host/s"
+SSE = {"content-type": "text/event-stream"}
+POLICY = RetryPolicy(max_retries=2, initial_delay=1, max_delay=8, multiplier=2, jitter=0)
+
+
+def reader(**options: object) -> Reader:
+    return Reader(URL, random=lambda: 0.0, **options)  # type: ignore[arg-type]
+
+
+def answer(
+    machine: Reader,
+    status: int = 200,
+    body: bytes = b"",
+    *,
+    lasting: float = 0.0,
+    error: errors.FetchError | None = None,
+    **headers: str,
+) -> list[Batch]:
+    assert machine.next_request() is not None
+    machine.response_started(
+        status, {name.replace("_", "-"): value for name, value in headers.items()}, 100.0
+    )
+    batches = machine.receive(body) if body else []
+    batches += machine.response_ended(error, 100.0 + lasting)
+    for batch in batches:
+        machine.commit(batch)
+    return batches
+
+
+def tail(machine: Reader, offset: str = "5", **headers: str) -> list[Batch]:
+    return answer(machine, body=b"x", stream_next_offset=offset, stream_up_to_date="true", **headers)
+
+
+def query(machine: Reader) -> str:
+    request = machine.next_request()
+    assert request is not None
+    return request.url.partition("?")[2]
+
+
+def test_catch_up_reads_to_the_tail_over_many_requests() -> None:
+    machine = reader(live=False)
+    assert query(machine) == "offset=-1"
+    answer(machine, body=b"ab", stream_next_offset="2", content_type="text/plain")
+    assert query(machine) == "offset=2"
+    assert (machine.offset, machine.up_to_date, machine.finished) == ("2", False, False)
+    answer(machine, body=b"c", stream_next_offset="3", stream_up_to_date="true")
+    assert machine.next_request() is None
+    assert (machine.offset, machine.up_to_date, machine.stream_closed) == ("3", True, False)
+    assert machine.content_type == "text/plain"
+
+
+@pytest.mark.parametrize("live", [False, True, "long-poll"])
+def test_a_closed_stream_is_never_asked_again(live: object) -> None:
+    machine = reader(live=live)
+    tail(machine, stream_closed="true")
+    assert machine.stream_closed
+    assert machine.next_request() is None
+
+
+def test_a_closed_event_stream_is_never_asked_again_and_what_follows_is_ignored() -> None:
+    machine = reader(live="sse")
+    wire = encode_data(b"a", text=True) + encode_control("1", closed=True) + encode_data(b"b", text=True)
+    batches = answer(machine, body=wire + encode_control("2"), **SSE)  # type: ignore[arg-type]
+    assert [batch.data for batch in batches] == [b"a"]
+    assert (machine.offset, machine.stream_closed, machine.next_request()) == ("1", True, None)
+
+
+def test_live_true_catches_up_then_follows_events_and_echoes_the_cursor() -> None:
+    machine = reader()
+    assert query(machine) == "offset=-1"
+    tail(machine, stream_cursor="17")
+    assert query(machine) == "cursor=17&live=sse&offset=5"
+    answer(machine, body=encode_control("5", cursor="18", up_to_date=True), lasting=60, **SSE)  # type: ignore[arg-type]
+    assert query(machine) == "cursor=18&live=sse&offset=5"
+    assert machine.delay == 0
+
+
+@pytest.mark.parametrize("status", [400, 405, 406, 415, 501])
+def test_a_refusal_of_events_turns_to_long_polling(status: int) -> None:
+    machine = reader()
+    tail(machine)
+    answer(machine, status)
+    assert query(machine) == "live=long-poll&offset=5"
+
+
+def test_an_answer_that_is_no_event_stream_turns_to_long_polling_or_says_so() -> None:
+    machine = reader()
+    tail(machine)
+    answer(machine, body=b"<html>", content_type="text/html")
+    assert machine.mode == "long-poll"
+    with pytest.raises(errors.SSENotSupportedError):
+        answer(reader(live="sse"), body=b"<html>", content_type="text/html")
+
+
+def test_event_streams_cut_without_progress_turn_to_long_polling() -> None:
+    machine = reader()
+    tail(machine)
+    for _ in range(3):
+        assert machine.mode == "sse"
+        answer(machine, error=errors.FetchError("reset"), body=b": heartbeat\n", **SSE)  # type: ignore[arg-type]
+    assert machine.mode == "long-poll"
+
+
+def test_an_event_stream_that_stays_silent_turns_to_long_polling_at_once() -> None:
+    machine = reader()
+    tail(machine)
+    answer(machine, error=errors.FetchError("silent"), lasting=90, **SSE)  # type: ignore[arg-type]
+    assert machine.mode == "long-poll"
+
+
+def test_uncommitted_events_are_dropped_and_come_again() -> None:
+    machine = reader(live="sse", policy=POLICY)
+    wire = encode_data(b"a", text=True) + encode_control("1") + encode_data(b"lost", text=True)
+    assert [b.data for b in answer(machine, body=wire, error=errors.FetchError("cut"), **SSE)] == [b"a"]  # type: ignore[arg-type]
+    assert query(machine) == "live=sse&offset=1"
+    again = encode_data(b"lost", text=True) + encode_control("5")
+    assert [b.data for b in answer(machine, body=again, **SSE)] == [b"lost"]  # type: ignore[arg-type]
+
+
+def test_several_data_events_before_one_control_move_the_position_once() -> None:
+    machine = reader(live="sse")
+    wire = encode_data(b"a", text=True) + encode_data(b"b", text=True) + encode_control("2")
+    assert [(b.data, b.next_offset) for b in answer(machine, body=wire, **SSE)] == [(b"a", "-1"), (b"b", "2")]  # type: ignore[arg-type]
+
+
+def test_a_body_cut_short_is_dropped_and_asked_for_again() -> None:
+    machine = reader(live=False, policy=POLICY)
+    assert answer(machine, body=b"abc", content_length="9", stream_next_offset="9") == []
+    assert machine.delay == 1
+    assert query(machine) == "offset=-1"
+
+
+def test_failures_back_off_until_the_policy_ends() -> None:
+    machine = reader(live=False, policy=POLICY)
+    answer(machine, 503)
+    assert machine.delay == 1
+    answer(machine, 429, retry_after="30")
+    assert machine.delay == 30
+    with pytest.raises(errors.DurableStreamError) as caught:
+        answer(machine, 503, b'{"error":{"code":"BUSY","message":"the store is busy"}}')
+    assert caught.value.code == "BUSY"
+    assert "the store is busy" in str(caught.value)
+    assert machine.next_request() is None
+
+
+def test_only_progress_resets_the_back_off() -> None:
+    machine = reader(
+        live="long-poll", policy=RetryPolicy(max_retries=-1, initial_delay=1, max_delay=64, jitter=0)
+    )
+    answer(machine, 503)
+    answer(machine, 503)
+    assert machine.delay == 2
+    answer(machine, 204)  # a success, but no progress
+    answer(machine, 503)
+    assert machine.delay == 4
+    tail(machine)
+    answer(machine, 503)
+    assert machine.delay == 1
+
+
+def test_empty_rounds_keep_a_distance_that_counts_their_own_length() -> None:
+    machine = reader(live="long-poll", policy=POLICY)
+    answer(machine, 204)
+    assert machine.delay == 1.0
+    answer(machine, 204, lasting=0.25)
+    assert machine.delay == 0.75
+    answer(machine, 204, lasting=30)
+    assert machine.delay == 0
+
+
+def test_a_live_read_that_began_is_retried_for_ever_by_default() -> None:
+    machine = reader()
+    tail(machine)
+    for _ in range(100):
+        answer(machine, 502)
+    assert machine.next_request() is not None
+    assert machine.delay <= 10
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(404, errors.StreamNotFoundError), (410, errors.RetentionGoneError), (401, errors.DurableStreamError)],
+)
+def test_what_no_retry_mends_ends_the_read(status: int, kind: type[Exception]) -> None:
+    machine = reader()
+    tail(machine)
+    with pytest.raises(kind):
+        answer(machine, status)
+    assert machine.next_request() is None
+    machine.resume()
+    assert query(machine) == "live=sse&offset=5"
+    assert machine.delay > 0
+
+
+def test_an_answer_without_progress_or_tail_is_no_endless_loop() -> None:
+    machine = reader(live=False, policy=POLICY)
+    tail_less = {"stream_next_offset": "-1"}
+    answer(machine, **tail_less)
+    answer(machine, **tail_less)
+    with pytest.raises(errors.DurableStreamError, match="gave no data"):
+        answer(machine, **tail_less)
+
+
+def test_an_answer_without_position_is_refused() -> None:
+    with pytest.raises(errors.StreamParseError, match="Stream-Next-Offset"):
+        answer(reader(), body=b"<html>")
+
+
+@pytest.mark.parametrize(
+    "control", [b"{", b"[]", b'{"streamNextOffset":5}', b"{}", b'{"streamNextOffset":""}']
+)
+def test_a_malformed_control_event_ends_the_read_at_a_safe_offset(control: bytes) -> None:
+    machine = reader(live="sse")
+    with pytest.raises(errors.StreamParseError) as caught:
+        answer(machine, body=b"event: control\ndata: " + control + b"\n\n", **SSE)  # type: ignore[arg-type]
+    assert caught.value.offset == "-1"
+
+
+def test_payloads_that_are_not_what_the_headers_promise() -> None:
+    machine = reader(live="sse")
+    with pytest.raises(errors.SSEEncodingError):
+        answer(machine, body=b"event: data\ndata: ???\n\n", stream_sse_data_encoding="base64", **SSE)  # type: ignore[arg-type]
+    with pytest.raises(errors.SSEEncodingError, match="rot13"):
+        answer(reader(live="sse"), stream_sse_data_encoding="rot13", **SSE)  # type: ignore[arg-type]
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_read() -> None:
+    machine = reader(limit=10)
+    machine.next_request()
+    with pytest.raises(errors.StreamParseError, match="limit") as caught:
+        machine.response_started(200, {"stream-next-offset": "1", "content-length": str(1 << 40)}, 0.0)
+    assert caught.value.code == "TOO_LARGE"
+
+
+@pytest.mark.parametrize("options", [{"live": "always"}, {"offset": ""}, {"offset": 5}])
+def test_arguments_that_make_no_sense(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"live|offset"):
+        reader(**options)

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import pytest
+
+from durable_streams import errors
+from durable_streams.protocol.request import (
+    Request,
+    Response,
+    check_header,
+    check_url,
+    error_from,
+    parse_retry_after,
+    with_caller,
+    with_query,
+)
+
+URL = "http://host/v1/stream/x"
+
+
+def answer(
+    status: int, body: bytes = b"", *, method: str = "GET", sent: dict[str, str] | None = None, **headers: str
+) -> errors.DurableStreamError:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return error_from(Response(status, named, body), Request(method, URL + "?token=secret", sent or {}))
+
+
+def test_query_is_sorted_and_keeps_the_urls_own_repeated_keys() -> None:
+    url = with_query("http://host/s?tag=b&tag=a&zone=1&live=old&empty=", {"offset": "a/b c", "live": "sse"})
+    assert url == "http://host/s?empty=&live=sse&offset=a%2Fb%20c&tag=b&tag=a&zone=1"
+
+
+def test_caller_parameters_join_but_do_not_replace_the_protocols() -> None:
+    request = Request("GET", with_query(URL, {"offset": "5"}), {"accept": "text/event-stream"})
+    sent = with_caller(request, {"Accept": "*/*", "Authorization": "Bearer x"}, {"offset": "9", "key": "a&b"})
+    assert sent.url == URL + "?key=a%26b&offset=5"
+    assert sent.headers == {"accept": "text/event-stream", "authorization": "Bearer x"}
+
+
+@pytest.mark.parametrize(
+    "url", ["host/s", "ftp://host/s", "http://", "http://host/a b", "http://host:port/", "http://h/\r\n"]
+)
+def test_a_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="URL"):
+        check_url(url)
+
+
+def test_a_fragment_is_dropped_and_other_letters_are_encoded() -> None:
+    assert check_url("http://host/é%20/ü?q=é#top") == "http://host/%C3%A9%20/%C3%BC?q=%C3%A9"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("X", "a\r\nb: c"), ("X Y", "a"), ("", "a"), ("X", "☃"), ("X", "\x00")]
+)
+def test_a_header_that_could_inject_is_refused(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match="header"):
+        check_header(name, value)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:30 GMT", "date": "Wed, 21 Oct 2015 07:28:00 GMT"}, 30.0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT", "date": "Wed, 21 Oct 2015 07:28:30 GMT"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-1"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_in_seconds_or_as_a_date(headers: dict[str, str], seconds: float | None) -> None:
+    assert parse_retry_after(headers) == seconds
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "code"),
+    [
+        (400, errors.DurableStreamError, "BAD_REQUEST"),
+        (401, errors.DurableStreamError, "UNAUTHORIZED"),
+        (403, errors.DurableStreamError, "FORBIDDEN"),
+        (404, errors.StreamNotFoundError, "NOT_FOUND"),
+        (409, errors.DurableStreamError, "CONFLICT"),
+        (410, errors.RetentionGoneError, "RETENTION_GONE"),
+        (413, errors.DurableStreamError, "TOO_LARGE"),
+        (429, errors.DurableStreamError, "RATE_LIMITED"),
+        (500, errors.DurableStreamError, "SERVER_ERROR"),
+        (503, errors.DurableStreamError, "BUSY"),
+        (507, errors.DurableStreamError, "STORAGE_FULL"),
+        (302, errors.DurableStreamError, "UNEXPECTED_STATUS"),
+    ],
+)
+def test_status_to_error(status: int, kind: type[Exception], code: str) -> None:
+    error = answer(status, retry_after="3")
+    assert type(error) is kind
+    assert (error.status, error.code, error.retry_after) == (status, code, 3.0)
+    assert error.url == URL
+    assert "secret" not in str(error)
+
+
+def test_conflicts_by_what_they_are_about() -> None:
+    closed = answer(409, method="POST", stream_closed="TRUE", stream_next_offset="9")
+    assert isinstance(closed, errors.StreamClosedError)
+    assert (closed.final_offset, closed.code, closed.url) == ("9", "STREAM_CLOSED", URL)
+    exists = answer(409, method="PUT")
+    assert isinstance(exists, errors.StreamExistsError)
+    assert exists.code == "CONFLICT_EXISTS"
+    seq = answer(409, method="POST", sent={"stream-seq": "1"})
+    assert isinstance(seq, errors.SeqConflictError)
+    body = b'{"error":{"code":"CONFLICT_CONTENT_TYPE","message":"the stream holds text"}}'
+    other = answer(409, body, method="POST", sent={"stream-seq": "1"})
+    assert type(other) is errors.DurableStreamError
+    assert other.code == "CONFLICT_CONTENT_TYPE"
+    gap = answer(409, method="POST", producer_expected_seq="3", producer_received_seq="5")
+    assert isinstance(gap, errors.SequenceGapError)
+    assert (gap.expected_seq, gap.received_seq) == (3, 5)
+    stale = answer(403, method="POST", sent={"producer-id": "p"}, producer_epoch="4")
+    assert isinstance(stale, errors.StaleEpochError)
+    assert (stale.current_epoch, stale.code) == (4, "STALE_EPOCH")
+
+
+def test_the_servers_sentence_is_the_message_on_one_printable_line() -> None:
+    error = answer(400, b'{"error":{"code":"BAD_OFFSET","message":"no\\nsuch \\u001b[31moffset"}}')
+    assert str(error) == f"GET {URL} answered 400: no such [31moffset."
+    assert error.code == "BAD_OFFSET"
+    assert error.details["error"]["code"] == "BAD_OFFSET"
+    assert "<html>" not in str(answer(502, b"<html>Bad gateway</html>"))
+    assert str(answer(500, b"\xff\xfe broken")).startswith(f"GET {URL} answered 500: ")
+
+
+def test_a_failed_append_says_that_it_may_have_been_written() -> None:
+    request = Request("POST", URL, idempotent=False)
+    assert "may have been written" in str(error_from(Response(500, {}), request))
+    assert "may have been written" not in str(error_from(Response(500, {}), Request("POST", URL)))
