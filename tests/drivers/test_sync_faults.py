@@ -241,6 +241,26 @@ def test_on_error_may_mend_the_cause_and_go_on(scripted: ScriptedServer) -> None
     assert "authorization: Bearer new" in scripted.requests[1]
 
 
+def test_on_error_mends_a_broken_event_without_passing_anything_on(scripted: ScriptedServer) -> None:
+    broken = encode_data(b"a", text=True) + b"event: control\ndata: {\n\n" + encode_data(b"b", text=True)
+    whole = encode_data(b"a", text=True) + encode_control("1", closed=True)
+    scripted.replies = [
+        scripted.send(scripted.events(broken), close=True),
+        scripted.send(scripted.events(whole), close=True),
+    ]
+    reading = stream(scripted.root + "/s", live="sse", retry=QUICK, on_error=lambda _: {})
+    assert list(reading) == [b"a"]
+    assert reading.stream_closed
+
+
+def test_close_releases_a_connection_that_nobody_reads(scripted: ScriptedServer) -> None:
+    scripted.replies = [scripted.stall(scripted.events(encode_control("1")))]
+    reading = stream(scripted.root + "/s", live="sse")
+    reading.close()
+    assert scripted.gone.acquire(timeout=10)
+    assert list(reading) == []
+
+
 def test_credentials_are_fresh_for_every_attempt(scripted: ScriptedServer) -> None:
     scripted.replies = [
         scripted.send(scripted.response(503)),

@@ -113,7 +113,7 @@ def test_event_streams_cut_without_progress_turn_to_long_polling() -> None:
 def test_an_event_stream_that_stays_silent_turns_to_long_polling_at_once() -> None:
     machine = reader()
     tail(machine)
-    answer(machine, error=errors.FetchError("silent"), lasting=90, **SSE)  # type: ignore[arg-type]
+    answer(machine, error=errors.FetchError("silent", code="TIMEOUT"), lasting=90, **SSE)  # type: ignore[arg-type]
     assert machine.mode == "long-poll"
 
 
@@ -175,6 +175,20 @@ def test_empty_rounds_keep_a_distance_that_counts_their_own_length() -> None:
     assert machine.delay == 0.75
     answer(machine, 204, lasting=30)
     assert machine.delay == 0
+
+
+def test_silence_within_the_callers_time_limit_is_no_failure() -> None:
+    machine = reader(live="long-poll", policy=RetryPolicy(max_retries=0))
+    tail(machine)
+    silence = errors.FetchError("silent", code="TIMEOUT")
+    for now in (105.0, 110.0, 115.0):
+        assert machine.next_request() is not None
+        assert machine.response_ended(silence, now) == []
+        assert machine.delay == 0
+    machine = reader(live="sse", policy=RetryPolicy(max_retries=0))
+    for _ in range(3):
+        answer(machine, body=encode_control("1", up_to_date=True), error=silence, lasting=5, **SSE)  # type: ignore[arg-type]
+    assert query(machine) == "live=sse&offset=1"
 
 
 def test_a_live_read_that_began_is_retried_for_ever_by_default() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -52,6 +53,7 @@ class StreamResponse(ResponseBase):
         self._interrupt = Interrupt()
         self._exchange: Exchange | None = None
         self._consumed = False
+        self._reading = False
         self._status_text = ""
 
     def start(self) -> Self:
@@ -71,6 +73,10 @@ class StreamResponse(ResponseBase):
     def close(self) -> None:
         """End the read and release its connection. From another thread it wakes a read that is blocked."""
         self._interrupt.set()
+        if (
+            not self._reading
+        ):  # else the thread that reads wakes and releases it: it alone knows when it is done
+            self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +85,6 @@ class StreamResponse(ResponseBase):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        self._release()
 
     def __del__(self) -> None:
         # A response that nobody consumed or closed: its connection must not wait for the garbage collector's mercy.
@@ -206,51 +211,57 @@ class StreamResponse(ResponseBase):
                         return
         finally:
             self.close()
-            self._release()
 
     def _connect(self) -> bool:
         """Have an answer with stream data open; False when the read is over."""
-        reader = self._reader
-        while self._exchange is None and not self.closed:
-            request = reader.next_request()
-            if request is None or self._interrupt.pause(request.delay):
-                return False
-            try:
-                exchange = self._exchange = open_exchange(request, self._call, self._interrupt)
-            except FetchError as error:
-                self._ended(error)
-                continue
-            self._status_text = exchange.reason
-            self._guarded(
-                lambda answer: reader.response_started(answer.status, answer.headers, _now()), exchange
-            )
-            if not reader.accepted:
-                self._refused(exchange)
-        return self._exchange is not None
-
-    def _refused(self, exchange: Exchange) -> None:
-        size = 0
+        self._reading = True
         try:
+            while self._exchange is None and not self.closed:
+                request = self._reader.next_request()
+                if request is None or self._interrupt.pause(request.delay):
+                    return False
+                try:
+                    self._exchange = open_exchange(request, self._call, self._interrupt)
+                except FetchError as error:
+                    self._ended(error)
+                else:
+                    self._begin(self._exchange)
+            return self._exchange is not None
+        finally:
+            self._reading = False
+
+    def _begin(self, exchange: Exchange) -> None:
+        reader = self._reader
+        self._status_text = exchange.reason
+        self._guarded(lambda answer: reader.response_started(answer.status, answer.headers, _now()), exchange)
+        if self._exchange is None or reader.accepted:
+            return
+        size = 0
+        with suppress(FetchError):  # the status has decided already
             while size < ERROR_BODY_LIMIT and (chunk := exchange.read()):
                 size += len(chunk)
-                self._reader.receive(chunk)
-        except FetchError:
-            pass  # the status has decided already
+                reader.receive(chunk)
         self._release()
         self._ended(None)
 
     def _body(self) -> Iterator[Batch]:
+        """Yield the batches of the open answer."""
         reader = self._reader
         error: FetchError | None = None
-        while self._exchange is not None and not reader.finished:
+        while (exchange := self._exchange) is not None and not reader.finished:
+            self._reading = True
             try:
-                chunk = self._exchange.read()
+                chunk = exchange.read()
             except FetchError as failure:
                 error = failure
                 break
+            finally:
+                self._reading = False
             if not chunk:
                 break
             yield from self._guarded(reader.receive, chunk) or ()
+        if self._exchange is None:
+            return  # closed by the consumer, or ended by an error that on_error mended
         self._release()
         yield from self._ended(error)
 

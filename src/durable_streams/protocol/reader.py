@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -119,6 +120,7 @@ class Reader:
         self._failures = self._empty_rounds = self._fruitless = 0
         self._request = Request("GET", url)
         self._started_at: float | None = None
+        self._sent_at = math.inf  # about when the request went out: when the one before it ended
         self._expected: int | None = None
         self._begin()
 
@@ -190,7 +192,8 @@ class Reader:
         """
         if self.finished:
             return []
-        lived = now - self._started_at if self._started_at is not None else 0.0
+        began = self._started_at if self._started_at is not None else self._sent_at
+        lived, self._sent_at = max(0.0, now - began), now
         if error is None and self.accepted and self._expected is not None and self._received < self._expected:
             error = FetchError(
                 f"The answer from {self.url} was cut after {self._received} of {self._expected} bytes.",
@@ -199,6 +202,9 @@ class Reader:
             )
         if self.mode == "sse" and self.accepted:
             return self._events_ended(error, lived)
+        if error is not None and self.mode == "long-poll" and self._live_began and _is_silence(error):
+            self._empty(lived)  # nothing came within the caller's own time limit: no failure
+            return []
         if error is not None:
             self._retry(error)
             return []
@@ -351,20 +357,17 @@ class Reader:
     def _events_ended(self, error: FetchError | None, lived: float) -> list[Batch]:
         self._uncommitted = []  # without its control event it comes again
         if not self._progress and (not self._heard or lived < _SHORT_LIFE):
-            # Silence until the watchdog barked means that something on the way buffers: no use in trying
-            # twice more.
-            self._fruitless += _FRUITLESS_LIMIT if error is not None and self._received == 0 else 1
+            # Silence from the first byte on means that something on the way buffers: trying again is no use.
+            silent = error is not None and _is_silence(error) and not self._received
+            self._fruitless += _FRUITLESS_LIMIT if silent else 1
         if self.live is True and self._fruitless >= _FRUITLESS_LIMIT:
             self.mode = "long-poll"
-        if error is not None:
+        if error is None and not self._heard:
+            error = FetchError(f"The event stream of {self.url} ended before its first event.", url=self.url)
+        if error is not None and not (self._heard and _is_silence(error)):
             self._retry(error, lived)
-        elif self._heard and not self._progress:
+        elif not self._progress:
             self._empty(lived)
-        elif not self._heard:
-            self._retry(
-                FetchError(f"The event stream of {self.url} ended before its first event.", url=self.url),
-                lived,
-            )
         return []
 
     # -- failures and pauses
@@ -421,3 +424,7 @@ class Reader:
         if issubclass(kind, StreamParseError):
             context["offset"] = self._position
         return kind(message, code=code, **context)
+
+
+def _is_silence(error: FetchError) -> bool:
+    return error.code == "TIMEOUT" and error.may_have_been_sent
