@@ -49,6 +49,7 @@ class Crowd:
         self.port = port
         self.path = path
         self.selector = selectors.EpollSelector()
+        self.buffer = memoryview(bytearray(262144))  # recv() would allocate as much for every call
         self.readers = [Reader() for _ in range(count)]
         self.waiting = 0
         self.total = 0
@@ -86,7 +87,7 @@ class Crowd:
             if reader is None:
                 continue
             try:
-                chunk = key.fileobj.recv(262144)
+                chunk = bytes(self.buffer[: key.fileobj.recv_into(self.buffer)])
             except (BlockingIOError, ConnectionResetError):
                 chunk = b""
             at = now()
