@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from random import Random
+from collections.abc import Callable
 
 __all__ = ["next_cursor"]
 
@@ -11,12 +11,15 @@ _INTERVAL = 20  # seconds
 _MAX_JITTER = 3600  # seconds
 
 
-def next_cursor(now: float, client_cursor: str | None, random: Random) -> str:
-    """Return the cursor for an answer at ``now`` (seconds since 1970), strictly greater than the client's."""
+def next_cursor(now: float, client_cursor: str | None, random: Callable[[], float]) -> str:
+    """Return the cursor for an answer at ``now`` (seconds since 1970), strictly greater than the client's.
+
+    ``random`` gives a number in [0, 1).
+    """
     current = int(now - _EPOCH) // _INTERVAL
     if client_cursor is None or not (client_cursor.isascii() and client_cursor.isdigit()):
         return str(current)
     seen = int(client_cursor[:18])
     if seen < current:
         return str(current)
-    return str(seen + -(-random.randint(1, _MAX_JITTER) // _INTERVAL))
+    return str(seen + 1 + int(random() * _MAX_JITTER) // _INTERVAL)

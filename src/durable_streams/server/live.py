@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
-from random import Random
+from random import random
 
 from durable_streams.protocol import headers as names
 from durable_streams.protocol import rules, sse
@@ -39,7 +39,6 @@ class LiveReads:
     def __init__(self, store: Store, config: ServerConfig) -> None:
         self._store = store
         self._config = config
-        self._random = Random()  # noqa: S311 - jitter for caches, not a secret
         self._stopping = False
         self._watches: set[Watch] = set()
 
@@ -107,7 +106,7 @@ class LiveReads:
             if state.closed:
                 headers.append((names.STREAM_CLOSED, "true"))
                 return headers
-        headers.append((names.STREAM_CURSOR, next_cursor(time.time(), cursor, self._random)))
+        headers.append((names.STREAM_CURSOR, next_cursor(time.time(), cursor, random)))
         return headers
 
     async def _chunk(self, watch: Watch, state: StreamState, position: int) -> Chunk:
@@ -189,7 +188,7 @@ class LiveReads:
         done = at_tail and state.closed
         control = sse.encode_control(
             format_offset(end),
-            cursor=None if done else next_cursor(time.time(), cursor, self._random),
+            cursor=None if done else next_cursor(time.time(), cursor, random),
             up_to_date=at_tail,
             closed=done,
         )
