@@ -18,6 +18,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -130,7 +131,8 @@ class Producer:
         self.pending_bytes = 0
         self._settings = settings or Settings()
         self._random = random
-        self._batches: dict[int, _Batch] = {}  # unacknowledged, by number, oldest first
+        # Unacknowledged, by number, oldest first. Ordered, because a dict walks over all it ever lost at its front.
+        self._batches: OrderedDict[int, _Batch] = OrderedDict()
         self._in_flight: dict[int, _Batch] = {}  # by token
         self._last_token = 0
         self._highest_sent = -1
@@ -300,7 +302,7 @@ class Producer:
         if self.in_flight_count:
             return False
         waiting = list(self._batches.values())
-        self._batches = {}
+        self._batches = OrderedDict()
         self.epoch, self._claim = self._claim or 0, None
         self.next_seq, self._highest_sent, self._established = 0, -1, False
         for batch in waiting:
@@ -355,7 +357,7 @@ class Producer:
         if self.error is None:
             self.error = error
         tickets = [ticket for batch in self._batches.values() for ticket in batch.tickets] + self._tickets
-        self._batches = {}
+        self._batches = OrderedDict()
         self._new_open_batch()
         self.pending_count = self.pending_bytes = 0
         self._claim = None
