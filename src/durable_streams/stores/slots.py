@@ -19,7 +19,7 @@ from durable_streams.stores.base import Chunk
 
 __all__ = ["Audience", "Slot", "SlotWatch"]
 
-_RECENT_BYTES = 1 << 20
+_RECENT_BYTES = 256 << 10  # a stream; the last commit is kept whatever its size, all readers want it at once
 _MAX_PRODUCERS = 1024
 _NOBODY: Mapping[str, ProducerState] = MappingProxyType({})
 
@@ -81,7 +81,7 @@ class Audience:
         """Keep what was just committed, within a bound."""
         self._recent.append(Chunk(start, start + len(payload), payload))
         self._recent_bytes += len(payload)
-        while self._recent_bytes > _RECENT_BYTES:
+        while self._recent_bytes > _RECENT_BYTES and len(self._recent) > 1:
             self._recent_bytes -= len(self._recent.pop(0).payload)
 
     def forget(self) -> None:
