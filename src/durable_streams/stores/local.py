@@ -150,14 +150,16 @@ class LocalStore:
 
     def touch(self, path: str) -> None:
         """Restart a stream's sliding window; what is stored follows when it lags too far behind."""
-        slot = self._young.get(path)
-        if slot is None or slot.state is None or slot.state.ttl is None:
-            return
-        now = self._clock()
-        if slot.expired(slot.state, now):
+        slot = self._young.get(path) or self._slots.get(path)
+        if slot is not None:
+            self._touch(slot)
+
+    def _touch(self, slot: Slot) -> None:
+        state, now = slot.state, self._clock()
+        if state is None or state.ttl is None or slot.expired(state, now):
             return
         slot.touched = now
-        if rules.decide_touch(slot.state, now) is not None and not self._closed:
+        if rules.decide_touch(state, now) is not None and not self._closed:
             future = self._submit(lambda batch: batch.touch(slot))
             future.add_done_callback(_ignore)
 
@@ -183,7 +185,7 @@ class LocalStore:
 
     async def watch(self, path: str) -> SlotWatch:
         """Return a live view of the stream at a path."""
-        return SlotWatch(await self._slot(path), self._clock)
+        return SlotWatch(await self._slot(path), self._touch)
 
     async def check(self) -> None:
         """Commit an empty probe."""

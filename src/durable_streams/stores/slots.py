@@ -114,11 +114,11 @@ _start = attrgetter("start")
 class SlotWatch:
     """A live reader of a slot (the Watch contract)."""
 
-    __slots__ = ("_audience", "_clock", "_deadline", "_slot", "_timer", "_waiter", "_woken")
+    __slots__ = ("_audience", "_deadline", "_slot", "_timer", "_touch", "_waiter", "_woken")
 
-    def __init__(self, slot: Slot, clock: Callable[[], float]) -> None:
+    def __init__(self, slot: Slot, touch: Callable[[Slot], None]) -> None:
         self._slot = slot
-        self._clock = clock
+        self._touch = touch
         self._audience: Audience | None = None
         self._woken = False
         self._deadline = 0.0
@@ -195,5 +195,6 @@ class SlotWatch:
         if audience is not None:
             audience.watches.discard(self)
             if not audience.watches:
+                # The window starts anew when the last reader leaves; touched first, or it would be past its end.
+                self._touch(self._slot)
                 self._slot.audience = None
-                self._slot.touched = self._clock()

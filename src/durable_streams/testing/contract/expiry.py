@@ -194,3 +194,17 @@ class ExpiryContract(StoreFactory):
         assert await h.store.get("long") is not None
         await h.restart()
         assert await h.store.get("short") is None
+
+    @on_a_loop
+    async def test_the_end_of_a_live_read_restarts_the_window_for_good(self, h: Harness) -> None:
+        self._needs_time()
+        if not self.durable:
+            pytest.skip("this store is not durable")
+        await h.create("s", ttl=100)
+        with await h.store.watch("s"):
+            h.clock.advance(5000)
+        await h.restart()
+        h.clock.advance(90)
+        assert await h.store.get("s") is not None, "it expired early"
+        h.clock.advance(_PAST)
+        assert await h.store.get("s") is None
