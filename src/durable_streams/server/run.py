@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import resource
 import signal
 import socket
 import sys
@@ -42,7 +43,15 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
     """
     sys.setswitchinterval(_SWITCH_INTERVAL)
     gc.set_threshold(*_GC_THRESHOLDS)
+    _raise_file_limit()
     run_to_end(_serve_until_signalled(config, on_ready))
+
+
+def _raise_file_limit() -> None:
+    """Take as many open files as the system allows: each connection is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve_until_signalled(config: ServerConfig, on_ready: Callable[[str], None]) -> None:

@@ -28,6 +28,7 @@ Committed = Callable[["StoreError | None"], None]
 
 _BATCH_COMMANDS = 1024
 _BATCH_BYTES = 16 << 20
+_LOAD_STREAMS = 256
 _SWEEP_INTERVAL = 2.0  # seconds between looks for expired streams
 _SWEEP_STREAMS = 1000
 
@@ -41,8 +42,8 @@ class Backend(Protocol):
     async def close(self) -> None:
         """Let go of everything; nothing is being committed any more."""
 
-    async def load(self, path: str) -> StreamState | None:
-        """Return the committed state at a path."""
+    async def load(self, paths: list[str]) -> dict[str, StreamState]:
+        """Return the committed states at those paths that have one."""
 
     async def load_producer(self, stream_id: int, producer_id: str) -> ProducerState | None:
         """Return what was committed of a producer on a stream."""
@@ -76,7 +77,9 @@ class LocalStore:
         self._young: dict[str, Slot] = {}
         self._old: dict[str, Slot] = {}
         self._slots: WeakValueDictionary[str, Slot] = WeakValueDictionary()
-        self._loading: dict[str, asyncio.Task[Slot]] = {}
+        self._loading: dict[str, asyncio.Future[Slot]] = {}
+        self._to_load: list[str] = []
+        self._loader: asyncio.Task[None] | None = None
         self._loading_producers: dict[tuple[str, str], asyncio.Task[LoadedProducer]] = {}
         self._queue: deque[tuple[Callable[[Batch], Any], asyncio.Future[Any], int]] = deque()
         self._committing = False
@@ -286,22 +289,37 @@ class LocalStore:
             return slot
         slot = self._slots.get(path)
         if slot is None:
-            task = self._loading.get(path)
-            if task is None:
-                task = self._loading[path] = asyncio.create_task(self._load(path))
+            loading = self._loading.get(path)
+            if loading is None:
+                loading = self._loading[path] = asyncio.get_running_loop().create_future()
+                self._to_load.append(path)
+                if self._loader is None:
+                    self._loader = asyncio.create_task(self._load())
             # Shielded: one reader that goes away must not fail the others who wait for the same stream.
-            return await asyncio.shield(task)
+            return await asyncio.shield(loading)
         self._keep(slot)
         return slot
 
-    async def _load(self, path: str) -> Slot:
-        try:
-            slot = Slot(path, await self._backend.load(path))
-            self._slots[path] = slot
-            self._keep(slot)
-            return slot
-        finally:
-            del self._loading[path]
+    async def _load(self) -> None:
+        """Load what is asked for; all that is asked for meanwhile is loaded together next."""
+        while self._to_load:
+            paths, self._to_load = self._to_load[:_LOAD_STREAMS], self._to_load[_LOAD_STREAMS:]
+            states: dict[str, StreamState] = {}
+            failure: Exception | None = None
+            try:
+                states = await self._backend.load(paths)
+            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+                failure = error
+            for path in paths:
+                loading = self._loading.pop(path)
+                if failure is not None:
+                    loading.add_done_callback(_ignore)
+                    loading.set_exception(_as_store_error(failure))
+                    continue
+                slot = self._slots[path] = Slot(path, states.get(path))
+                self._keep(slot)
+                loading.set_result(slot)
+        self._loader = None
 
     def _keep(self, slot: Slot) -> None:
         if len(self._young) >= self._half:

@@ -46,8 +46,8 @@ class _MemoryBackend:
         self._logs.clear()
         self._producers.clear()
 
-    async def load(self, path: str) -> StreamState | None:
-        return self._states.get(path)
+    async def load(self, paths: list[str]) -> dict[str, StreamState]:
+        return {path: self._states[path] for path in paths if path in self._states}
 
     async def load_producer(self, stream_id: int, producer_id: str) -> ProducerState | None:
         return self._producers.get(stream_id, {}).get(producer_id)

@@ -71,7 +71,11 @@ DELETE FROM record WHERE stream = ?1
 AND start IN (SELECT start FROM record WHERE stream = ?1 ORDER BY start LIMIT ?2)"""
 _PURGE_PRODUCERS = """
 DELETE FROM producer WHERE stream = ?1 AND id IN (SELECT id FROM producer WHERE stream = ?1 ORDER BY id LIMIT ?2)"""
-_TAIL = "SELECT start + length(data) FROM record WHERE stream = ? ORDER BY start DESC LIMIT 1"
+# One row, so that loading a hundred streams gives up the interpreter lock once.
+_LOAD = """
+SELECT json_group_array(json_array(path, json(state),
+(SELECT start + length(data) FROM record WHERE record.stream = stream.id ORDER BY start DESC LIMIT 1)))
+FROM stream WHERE path IN (SELECT value FROM json_each(?))"""
 
 _SMALL = 16 << 10  # bytes: larger payloads are not worth a copy into the batch's blob
 _READERS = 2
@@ -80,7 +84,7 @@ _CHECKPOINT_PAGES = 4000
 _CACHE_KIB = 16 << 10
 
 _encode = msgspec.json.Encoder().encode
-_decode_state = msgspec.json.Decoder(StreamState).decode
+_decode_states = msgspec.json.Decoder(list[tuple[str, StreamState, int | None]]).decode
 
 
 class SqliteStore(LocalStore):
@@ -133,14 +137,15 @@ class _SqliteBackend:
 
     # -- reading
 
-    async def load(self, path: str) -> StreamState | None:
-        def load(connection: sqlite3.Connection) -> StreamState | None:
-            row = connection.execute("SELECT state FROM stream WHERE path = ?", (path,)).fetchone()
-            if row is None:
-                return None
-            state = _decode_state(row[0])
-            tail = connection.execute(_TAIL, (state.id,)).fetchone()
-            return state if tail is None else msgspec.structs.replace(state, tail=tail[0])
+    async def load(self, paths: list[str]) -> dict[str, StreamState]:
+        wanted = _encode(paths).decode()
+
+        def load(connection: sqlite3.Connection) -> dict[str, StreamState]:
+            found = _decode_states(connection.execute(_LOAD, (wanted,)).fetchone()[0])
+            return {
+                path: state if tail is None else msgspec.structs.replace(state, tail=tail)
+                for path, state, tail in found
+            }
 
         return await self._read_with(load)
 
