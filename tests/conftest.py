@@ -20,6 +20,11 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says something of the machine, not of the code.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 READY = re.compile(r"^durable-streams: serving http://127\.0\.0\.1:(\d+)(/v1/stream)\b")
 READY_WITHIN = 30.0  # seconds; it takes a fraction of one
