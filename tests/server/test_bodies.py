@@ -117,11 +117,14 @@ def test_too_large_is_refused_before_it_is_sent(either_server, stream: str) -> N
 def test_the_limit_itself(either_server, stream: str) -> None:
     either_server.create(stream)
     assert either_server.append(stream, b"x" * LIMIT).status == 204
-    assert either_server.append(stream, b"x" * (LIMIT + 1)).status == 413
+    more = head("POST", stream, f"Content-Length: {LIMIT + 1}") + b"x" * (LIMIT + 1)
+    answer = either_server.raw(more)
+    assert answer is None or answer.status == 413  # None: it closed before all of that was sent
     chunked = head("POST", stream, "Transfer-Encoding: chunked", "Connection: close")
     pieces = chunk(b"y" * (LIMIT // 2)) * 2
     assert either_server.raw(chunked + pieces + b"0\r\n\r\n").status == 204
-    assert either_server.raw(chunked + pieces + b"1\r\n!\r\n0\r\n\r\n").status == 413
+    answer = either_server.raw(chunked + pieces + b"1\r\n!\r\n0\r\n\r\n")
+    assert answer is None or answer.status == 413
     assert len(either_server.read_all(stream)) == 2 * LIMIT
 
 
