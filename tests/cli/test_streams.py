@@ -141,3 +141,10 @@ def test_the_token_goes_out_as_a_bearer_header(bare, http_peer):
 def test_a_token_never_shows_in_an_error(bare):
     message = bare.error("head", "http://127.0.0.1:1/x", env={"DURABLE_STREAMS_TOKEN": "hush\x01hush"})
     assert "hush" not in message
+
+
+def test_a_path_that_leads_elsewhere_is_refused(cli):
+    cli.ok("create", "elsewhere")
+    for path in ("a/../elsewhere", "a/./elsewhere", "..", f"{cli.root}/a/%2E%2e/elsewhere"):
+        assert "a segment . or .." in cli.error("delete", path)
+    cli.ok("head", "elsewhere")

@@ -52,6 +52,8 @@ ERROR_BODY_LIMIT = 64 * 1024
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_IN_HEADER = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
 _BAD_IN_URL = re.compile(r"[\x00-\x20\x7f]")
+# HTTP libraries resolve these on their own: another URL than the one that errors and checkpoints name.
+_DOT_SEGMENT = re.compile(r"/(?:\.|%2[Ee]){1,2}(?:/|\Z)")
 _SERVER_CODE = re.compile(r"[A-Z][A-Z0-9_]{1,63}")
 
 
@@ -101,6 +103,10 @@ def check_url(url: str) -> str:
     if parts.scheme not in {"http", "https"} or not host:
         raise ValueError(
             f"The URL {url!r} is not an absolute http:// or https:// URL; give the whole address."
+        )
+    if _DOT_SEGMENT.search(parts.path):
+        raise ValueError(
+            f"The URL {url!r} has a segment . or .., which would lead to another stream; leave it out."
         )
     path = quote(parts.path, safe="/%:@!$&'()*+,;=~-._")
     return urlunsplit(
