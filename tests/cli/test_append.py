@@ -132,7 +132,7 @@ def test_a_server_that_stays_away_is_an_error_that_says_what_is_safe(bare, servi
     process.stdin.close()
     assert process.wait() == 1
     message = process.stderr.read()
-    assert message.endswith(b"2 records were acknowledged before.\n")
+    assert message.endswith(b" (2 records were acknowledged before).\n")
     assert message.count(b"\n") == 1
 
 

@@ -15,7 +15,13 @@ from typing import Any, BinaryIO
 
 import click
 
-from durable_streams import DurableStream, DurableStreamError, IdempotentAppendResult, SyncIdempotentProducer
+from durable_streams import (
+    DurableStream,
+    DurableStreamError,
+    IdempotentAppendResult,
+    StaleEpochError,
+    SyncIdempotentProducer,
+)
 from durable_streams.cli.ndjson import flaw_of, records
 from durable_streams.cli.options import Settings, connection_options, emit, is_json, read_value, stdin_bytes
 
@@ -178,7 +184,7 @@ def _append_lines(settings: Settings, url: str, source: _Source, options: dict[s
             producer.close()
         except DurableStreamError as error:
             raise click.ClickException(
-                f"{str(error).rstrip('.')}; {tally.acknowledged:,} records were acknowledged before."
+                f"{_explained(error, options)} ({tally.acknowledged:,} records were acknowledged before)."
             ) from error
     seconds = time.monotonic() - began
     emit(
@@ -194,6 +200,15 @@ def _append_lines(settings: Settings, url: str, source: _Source, options: dict[s
         producer_id=producer.producer_id,
         epoch=producer.epoch,
     )
+
+
+def _explained(error: DurableStreamError, options: dict[str, Any]) -> str:
+    if isinstance(error, StaleEpochError) and options["epoch"] is not None:
+        return (
+            f"epoch {options['epoch']} of producer {options['producer_id']!r} was used before; "
+            "give a greater --epoch, or leave it out to take the next free one"
+        )
+    return str(error).rstrip(".")
 
 
 def _submit_all(producer: SyncIdempotentProducer, source: _Source, tally: _Tally) -> int:

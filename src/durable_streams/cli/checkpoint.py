@@ -51,7 +51,7 @@ def load(path: Path, stream: str) -> Checkpoint | None:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Replace the file in one step, on disk when it returns."""
+    """Replace the file in one step, on disk when it returns; raises ClickException where that fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -59,6 +59,13 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise click.ClickException(
+            f"cannot save the checkpoint {path}: {reason}; choose another file."
+        ) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -33,7 +33,7 @@ _MAX_TOUCH_SLACK = 60.0
 
 def not_found() -> Rejection:
     """Return the 404 of a path without a stream."""
-    return Rejection(404, "NOT_FOUND", "there is no stream at this path")
+    return Rejection(404, "NOT_FOUND", "there is no stream at this path, or it expired; create it first")
 
 
 def unknown_offset(position: int) -> Rejection:
