@@ -11,13 +11,20 @@ from durable_streams.protocol.commands import Rejection
 from durable_streams.server import parse
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.handlers import Handlers
-from durable_streams.server.http import BASE_HEADERS, METHODS, PREFLIGHT_HEADERS, Headers, Request, Response
+from durable_streams.server.http import (
+    BASE_HEADERS,
+    METHODS,
+    PREFLIGHT_HEADERS,
+    STREAM_ROOT,
+    Headers,
+    Request,
+    Response,
+)
 from durable_streams.server.live import LiveReads
 from durable_streams.stores.base import Store, StoreError, StoreFullError
 
 __all__ = ["App"]
 
-STREAM_ROOT = "/v1/stream/"
 _RESERVED = "__ds"  # subscriptions, protocol section 8
 _RETRY_AFTER = "1"  # seconds
 _log = logging.getLogger("durable_streams.server")
@@ -43,8 +50,9 @@ class App:
         }
 
     async def startup(self) -> None:
-        """Open the store; raises StoreError with one sentence."""
+        """Open the store; raises StoreError with one sentence. May follow a `shutdown`."""
         await self.store.open()
+        self.live.start()
 
     async def shutdown(self) -> None:
         """End the live reads, commit what was accepted, close the store."""

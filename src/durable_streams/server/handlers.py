@@ -11,14 +11,12 @@ from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import StreamState
 from durable_streams.server import parse
 from durable_streams.server.config import ServerConfig
-from durable_streams.server.http import BASE_HEADERS, Headers, Request, Response
+from durable_streams.server.http import BASE_HEADERS, STREAM_ROOT, Headers, Request, Response
 from durable_streams.server.live import LiveReads
 from durable_streams.server.positions import content, etag, position_of
 from durable_streams.stores.base import Chunk, Store
 
 __all__ = ["Handlers"]
-
-STREAM_ROOT = "/v1/stream/"
 
 
 class Handlers:

@@ -10,7 +10,18 @@ import msgspec
 from durable_streams.protocol import headers as names
 from durable_streams.protocol.commands import Rejection
 
-__all__ = ["BASE_HEADERS", "PREFLIGHT_HEADERS", "Request", "Response", "cut_short", "too_large", "unreadable"]
+__all__ = [
+    "BASE_HEADERS",
+    "METHODS",
+    "PREFLIGHT_HEADERS",
+    "STREAM_ROOT",
+    "Headers",
+    "Request",
+    "Response",
+    "cut_short",
+    "too_large",
+    "unreadable",
+]
 
 Headers = list[tuple[str, str]]
 
@@ -45,6 +56,7 @@ _ALLOWED = (
     names.PRODUCER_EPOCH,
     names.PRODUCER_SEQ,
 )
+STREAM_ROOT = "/v1/stream/"
 METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
 
 # Every response carries these (protocol section 7).

@@ -42,6 +42,10 @@ class LiveReads:
         self._stopping = False
         self._watches: set[Watch] = set()
 
+    def start(self) -> None:
+        """Let live reads wait, also after a `stop`."""
+        self._stopping = False
+
     def stop(self) -> None:
         """End every live read at its next safe point, now."""
         self._stopping = True
@@ -173,7 +177,7 @@ class LiveReads:
         That is: their bytes, the position that they commit, the one that they looked at (further by what is there
         of a character that is not whole yet), and whether the stream ends there.
         """
-        key = (position, state.tail, state.closed, cursor)
+        key = (state.id, position, state.tail, state.closed, cursor)
         known: tuple[bytes, int, int, bool] | None = watch.shared.get(key)
         if known is not None:
             return known

@@ -13,7 +13,18 @@ from durable_streams.protocol import headers as names
 from durable_streams.protocol.commands import Rejection
 from durable_streams.protocol.state import ProducerStamp
 
-__all__ = ["bad_request"]
+__all__ = [
+    "bad_request",
+    "content_type",
+    "decoded_path",
+    "expires_at",
+    "producer",
+    "query",
+    "sequence",
+    "stream_path",
+    "sub_offset",
+    "ttl",
+]
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110's word, not a secret
 _QUOTED = r'"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*"'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import resource
 import signal
@@ -15,8 +16,9 @@ from typing import Any
 from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 
-from durable_streams.server.app import STREAM_ROOT, App
+from durable_streams.server.app import App
 from durable_streams.server.config import ServerConfig
+from durable_streams.server.http import STREAM_ROOT
 from durable_streams.server.rsgi import RsgiAdapter
 from durable_streams.stores.base import Store, StoreError
 from durable_streams.stores.memory import MemoryStore
@@ -134,8 +136,11 @@ def _reserve(address: tuple[socket.AddressFamily, str, int], config: ServerConfi
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind((host, port))
     except OSError as error:
+        advice = "choose another port, 0 for a free one"
+        if error.errno == errno.EADDRNOTAVAIL:
+            advice = "choose an address of this machine"
         raise ServerStartError(
-            f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another port, 0 for a free one"
+            f"cannot listen on {config.host}:{config.port}: {error.strerror}; {advice}"
         ) from error
     with reserved:
         yield reserved

@@ -92,7 +92,12 @@ class LocalStore:
     # -- the contract
 
     async def open(self) -> None:
-        """Open the backend and start to look for expired streams."""
+        """Open the backend and start to look for expired streams; a closed store may be opened again."""
+        self._young, self._old, self._slots = {}, {}, WeakValueDictionary()
+        self._loading, self._to_load, self._loader = {}, [], None
+        self._idle = asyncio.Event()  # belongs to one event loop
+        self._idle.set()
+        self._closed = False
         self._last_id = await self._backend.open()
         self._sweeper = asyncio.create_task(self._sweep())
 

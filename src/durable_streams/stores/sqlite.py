@@ -103,6 +103,9 @@ class _SqliteBackend:
         self._work: queue.SimpleQueue[Callable[[sqlite3.Connection], None] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._garbage = False
+        self._begin()
+
+    def _begin(self) -> None:
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="durable-streams-read")
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
@@ -133,6 +136,8 @@ class _SqliteBackend:
         self._readers.shutdown()
         for connection in self._connections:
             connection.close()
+        self._writer = None
+        self._begin()
         self._lock.release()
 
     # -- reading
@@ -195,11 +200,13 @@ class _SqliteBackend:
     def commit(self, batch: Batch, committed: Committed) -> None:
         statements = _statements(batch)
         loop = asyncio.get_running_loop()
-        if batch.removed:
-            self._garbage = True
 
         def write(connection: sqlite3.Connection) -> None:
             error = _execute(connection, statements)
+            if batch.removed:
+                self._garbage = (
+                    True  # here, in the writer's thread: set earlier, a purge under way could clear it
+                )
             loop.call_soon_threadsafe(committed, error)
 
         self._work.put(write)
