@@ -86,6 +86,7 @@ def test_appends_from_many_connections(start_server, tmp_path, interface: str) -
                 if finished and "stream-up-to-date" in response.headers:
                     contents.append(seen)
                     return
+                done.wait(0.01)  # the machine is the writers' too
 
     def listen() -> None:
         seen, offset = b"", "-1"
