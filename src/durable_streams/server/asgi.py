@@ -9,7 +9,7 @@ from typing import Any
 
 from durable_streams.protocol.commands import Rejection
 from durable_streams.server.app import App, error_response
-from durable_streams.server.http import cut_short, too_large, unreadable
+from durable_streams.server.http import Disconnection, cut_short, too_large, unreadable
 from durable_streams.stores.base import StoreError
 
 __all__ = ["AsgiApp"]
@@ -66,7 +66,10 @@ class _Request:
             more = message.get("more_body", False)
         return b"".join(parts)
 
-    async def disconnected(self) -> None:
+    def disconnected(self) -> Disconnection:
+        return asyncio.ensure_future(self._disconnected())
+
+    async def _disconnected(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 

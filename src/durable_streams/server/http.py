@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Protocol
 
 import msgspec
 
@@ -74,6 +74,19 @@ PREFLIGHT_HEADERS: Headers = [
 ]
 
 
+class Disconnection(Protocol):
+    """What live reads need of a future."""
+
+    def add_done_callback(self, callback: Callable[[Any], object], /) -> None:
+        """Call ``callback`` on the event loop once the client has gone, or the wait was cancelled."""
+
+    def done(self) -> bool:
+        """Whether that has happened."""
+
+    def cancel(self) -> bool:
+        """Wait no more."""
+
+
 class Request(Protocol):
     """One HTTP request; header names in lower case, the path percent-decoded."""
 
@@ -90,8 +103,8 @@ class Request(Protocol):
     async def body(self, limit: int) -> bytes:
         """Return the whole body; raises the 413 without reading further than ``limit`` bytes."""
 
-    async def disconnected(self) -> None:
-        """Return once the client has gone away."""
+    def disconnected(self) -> Disconnection:
+        """Return a future that is done once the client has gone away."""
 
 
 class Response(msgspec.Struct):

@@ -6,7 +6,6 @@ readers that keep up, the others read from the store; an event stream ends at a 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
@@ -87,7 +86,7 @@ class LiveReads:
 
     async def _wait(self, watch: Watch, request: Request, state: StreamState, position: int) -> None:
         """Wait until there is something past ``position``, the stream ends, or the time is up."""
-        gone = asyncio.ensure_future(request.disconnected())
+        gone = request.disconnected()
         gone.add_done_callback(lambda _: watch.wake())
         deadline = time.monotonic() + self._config.long_poll_timeout
         self._watches.add(watch)
@@ -137,7 +136,8 @@ class LiveReads:
     async def _events(
         self, request: Request, watch: Watch, state: StreamState, position: int, cursor: str | None
     ) -> AsyncGenerator[bytes, None]:
-        gone = asyncio.ensure_future(request.disconnected())
+        gone = request.disconnected()
+        del request  # thousands of idle readers need no more of theirs
         gone.add_done_callback(lambda _: watch.wake())
         deadline = time.monotonic() + self._config.sse_max_age
         budget = self._config.sse_max_bytes

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from typing import Any
 
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # re-exported, but not in its __all__
 
 from durable_streams.server.app import App
-from durable_streams.server.http import cut_short, too_large, unreadable
+from durable_streams.server.http import Disconnection, cut_short, too_large, unreadable
 
 __all__ = ["RsgiAdapter"]
 
@@ -66,8 +65,10 @@ class _Request:
             raise cut_short()
         return b"".join(parts)
 
-    async def disconnected(self) -> None:
-        await self._protocol.client_disconnect()
+    def disconnected(self) -> Disconnection:
+        # A future already: a task to wait for it would cost each idle reader two kilobytes.
+        gone: Disconnection = self._protocol.client_disconnect()
+        return gone
 
 
 class RsgiAdapter:
@@ -85,10 +86,14 @@ class RsgiAdapter:
         body = response.body
         if not isinstance(body, bytes):
             transport = protocol.response_stream(response.status, response.headers)
-            async with aclosing(body) as parts:
-                async for part in parts:
+            del scope, protocol, response  # an idle event stream lives for long and needs none of them
+            try:
+                async for part in body:
                     await transport.send_bytes(part)
-        elif body and scope.method != "HEAD":
+            finally:
+                await body.aclose()
+            return
+        if body and scope.method != "HEAD":
             protocol.response_bytes(response.status, response.headers, body)
         else:
             protocol.response_empty(response.status, response.headers)

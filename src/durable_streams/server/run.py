@@ -27,6 +27,8 @@ from durable_streams.stores.sqlite import SqliteStore
 __all__ = ["ServerStartError", "build_store", "run_server", "run_to_end", "serve"]
 
 _BACKLOG = 1024
+# Live reads are requests under way for minutes: Granian would stop to accept at the size of the backlog.
+_CONNECTIONS = 1_000_000
 _GRACE = 3.0  # seconds for open connections to end
 # A full collection walks every stream in memory (100 ms for 100,000), and finds nothing: requests leave no old cycles.
 _GC_THRESHOLDS = (10_000, 10, 1_000)
@@ -108,6 +110,7 @@ def _granian(app: App, host: str, port: int) -> Server:
         http=HTTPModes.http1,
         websockets=False,
         backlog=_BACKLOG,
+        backpressure=_CONNECTIONS,
         log_enabled=False,
     )
 
