@@ -48,7 +48,8 @@ if settings.get("data_dir") is not None:
     settings["data_dir"] = pathlib.Path(settings["data_dir"])
 
 async def main():
-    listener = socket.socket()
+    # Named as TCP: asyncio turns off Nagle's algorithm only where it knows that it is TCP.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     app = asgi_app(ServerConfig(**settings))
     options = {"log_level": "error", "access_log": False, "lifespan": "on", "timeout_graceful_shutdown": 3}

@@ -42,7 +42,8 @@ sys.path.insert(0, sys.argv[1])
 from fastapi_app import app
 
 async def main():
-    listener = socket.socket()
+    # Named as TCP: asyncio turns off Nagle's algorithm only where it knows that it is TCP.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=3))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
