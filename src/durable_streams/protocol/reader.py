@@ -59,7 +59,7 @@ __all__ = ["Batch", "Mode", "Reader"]
 
 Mode = Literal["catch-up", "long-poll", "sse"]
 
-_LIVE_POLICY = replace(DEFAULT_POLICY, max_retries=ENDLESS)
+_LIVE_POLICY = replace(DEFAULT_POLICY, max_retries=ENDLESS, max_delay=2.0)
 _BODY_SLACK = 2 * 1024 * 1024  # a body may hold one append of the limit's size, and its JSON brackets
 _LONGEST_EMPTY_PAUSE = 1.0  # seconds between requests that end well and bring nothing
 _SHORT_LIFE = 5.0  # seconds: an event stream that ends sooner, with nothing new, was probably cut by a proxy

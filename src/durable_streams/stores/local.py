@@ -20,6 +20,7 @@ from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import Chunk, StoreError, StoreUnavailableError
 from durable_streams.stores.batch import Batch, LoadedProducer, NotLoadedError
 from durable_streams.stores.slots import Slot, SlotWatch
+from durable_streams.stores.timers import Timers
 
 __all__ = ["Backend", "LocalStore"]
 
@@ -79,6 +80,7 @@ class LocalStore:
         self._slots: WeakValueDictionary[str, Slot] = WeakValueDictionary()
         self._loading: dict[str, asyncio.Future[Slot]] = {}
         self._to_load: list[str] = []
+        self._timers = Timers()
         self._loader: asyncio.Task[None] | None = None
         self._loading_producers: dict[tuple[str, str], asyncio.Task[LoadedProducer]] = {}
         self._queue: deque[tuple[Callable[[Batch], Any], asyncio.Future[Any], int]] = deque()
@@ -95,6 +97,7 @@ class LocalStore:
         """Open the backend and start to look for expired streams; a closed store may be opened again."""
         self._young, self._old, self._slots = {}, {}, WeakValueDictionary()
         self._loading, self._to_load, self._loader = {}, [], None
+        self._timers = Timers()
         self._idle = asyncio.Event()  # belongs to one event loop
         self._idle.set()
         self._closed = False
@@ -193,7 +196,7 @@ class LocalStore:
 
     async def watch(self, path: str) -> SlotWatch:
         """Return a live view of the stream at a path."""
-        return SlotWatch(await self._slot(path), self._touch)
+        return SlotWatch(await self._slot(path), self._touch, self._timers)
 
     async def check(self) -> None:
         """Commit an empty probe."""
@@ -206,6 +209,8 @@ class LocalStore:
     # -- group commit
 
     def _submit(self, decide: Callable[[Batch], T], size: int = 0) -> asyncio.Future[T]:
+        if self._closed:
+            raise StoreUnavailableError("the server is stopping; nothing of this request was stored")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._queue.append((decide, future, size))
@@ -309,22 +314,26 @@ class LocalStore:
         """Load what is asked for; all that is asked for meanwhile is loaded together next."""
         while self._to_load:
             paths, self._to_load = self._to_load[:_LOAD_STREAMS], self._to_load[_LOAD_STREAMS:]
-            states: dict[str, StreamState] = {}
-            failure: Exception | None = None
             try:
-                states = await self._backend.load(paths)
-            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
-                failure = error
-            for path in paths:
-                loading = self._loading.pop(path)
-                if failure is not None:
-                    loading.add_done_callback(_ignore)
-                    loading.set_exception(_as_store_error(failure))
-                    continue
-                slot = self._slots[path] = Slot(path, states.get(path))
-                self._keep(slot)
-                loading.set_result(slot)
+                self._loaded(paths, await self._backend.load(paths))
+            except Exception:  # noqa: BLE001 - one unreadable stream must not take its neighbours along
+                await self._load_one_by_one(paths)
         self._loader = None
+
+    async def _load_one_by_one(self, paths: list[str]) -> None:
+        for path in paths:
+            try:
+                self._loaded([path], await self._backend.load([path]))
+            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+                loading = self._loading.pop(path)
+                loading.add_done_callback(_ignore)
+                loading.set_exception(_as_store_error(error))
+
+    def _loaded(self, paths: list[str], states: dict[str, StreamState]) -> None:
+        for path in paths:
+            slot = self._slots[path] = Slot(path, states.get(path))
+            self._keep(slot)
+            self._loading.pop(path).set_result(slot)
 
     def _keep(self, slot: Slot) -> None:
         if len(self._young) >= self._half:

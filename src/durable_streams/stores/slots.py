@@ -16,6 +16,7 @@ from typing import Any
 from durable_streams.protocol import rules
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import Chunk
+from durable_streams.stores.timers import Timers
 
 __all__ = ["Audience", "Slot", "SlotWatch"]
 
@@ -114,15 +115,27 @@ _start = attrgetter("start")
 class SlotWatch:
     """A live reader of a slot (the Watch contract)."""
 
-    __slots__ = ("_audience", "_deadline", "_slot", "_timer", "_touch", "_waiter", "_woken")
+    __slots__ = (
+        "_audience",
+        "_deadline",
+        "_slot",
+        "_tick",
+        "_tick_at",
+        "_timers",
+        "_touch",
+        "_waiter",
+        "_woken",
+    )
 
-    def __init__(self, slot: Slot, touch: Callable[[Slot], None]) -> None:
+    def __init__(self, slot: Slot, touch: Callable[[Slot], None], timers: Timers) -> None:
         self._slot = slot
         self._touch = touch
+        self._timers = timers
         self._audience: Audience | None = None
         self._woken = False
         self._deadline = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._tick: int | None = None
+        self._tick_at = 0.0
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -151,7 +164,7 @@ class SlotWatch:
         if not self._woken:
             loop = asyncio.get_running_loop()
             self._deadline = deadline = loop.time() + timeout
-            if self._timer is None or self._timer.when() > deadline:
+            if self._tick is None or self._tick_at > deadline:
                 self._set_timer(loop, deadline)
             self._waiter = waiter = loop.create_future()
             try:
@@ -162,16 +175,23 @@ class SlotWatch:
         return woken
 
     def _set_timer(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_at(deadline, self._time_up, loop)
+        self._cancel_timer()
+        self._tick_at = deadline
+        self._tick = self._timers.call_at(loop, deadline, self.time_up)
 
-    def _time_up(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _cancel_timer(self) -> None:
+        if self._tick is not None:
+            self._timers.cancel(self._tick, self.time_up)
+            self._tick = None
+
+    def time_up(self) -> None:
+        """End the present wait if it has lasted long enough; for Timers."""
         # One timer outlives many waits: setting one for each would cost more than the rest of a wake-up.
-        self._timer = None
+        self._tick = None
         waiter = self._waiter
         if waiter is None or waiter.done():
             return
+        loop = waiter.get_loop()
         if loop.time() < self._deadline:
             self._set_timer(loop, self._deadline)
         else:
@@ -188,9 +208,7 @@ class SlotWatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._cancel_timer()
         audience, self._audience = self._audience, None
         if audience is not None:
             audience.watches.discard(self)
