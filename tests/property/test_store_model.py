@@ -129,7 +129,8 @@ class Model:
             made = Stream(
                 source.content_type,
                 source.content[: fork[1]],
-                [end for end in source.ends if end <= fork[1]],
+                # Where a fork leaves its source is an end too, and stays one for the forks of it.
+                [*(end for end in source.ends if end < fork[1]), fork[1]],
                 ttl=source.ttl if ttl is None else ttl,
                 source=fork[0],
                 position=fork[1],
