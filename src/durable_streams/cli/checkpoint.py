@@ -52,7 +52,8 @@ def load(path: Path, stream: str) -> Checkpoint | None:
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Replace the file in one step, on disk when it returns; raises ClickException where that fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Always the same name: what a killed process left behind is used up by the next one.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(msgspec.json.encode(checkpoint) + b"\n")

@@ -30,8 +30,8 @@ _BACKLOG = 1024
 # Live reads are requests under way for minutes: Granian would stop to accept at the size of the backlog.
 _CONNECTIONS = 1_000_000
 _GRACE = 3.0  # seconds for open connections to end
-# A full collection walks every stream in memory (100 ms for 100,000), and finds nothing: requests leave no old cycles.
-_GC_THRESHOLDS = (10_000, 10, 1_000)
+# A full collection walks every stream in memory (100 ms for 100,000), and finds nothing: old cycles are rare.
+_GC_THRESHOLDS = (10_000, 10, 100)
 _SWITCH_INTERVAL = 0.0005  # seconds: the thread that waits for the disk must not wait for the interpreter
 
 
