@@ -13,8 +13,8 @@ from durable_streams.server import parse
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import BASE_HEADERS, STREAM_ROOT, Headers, Request, Response
 from durable_streams.server.live import LiveReads
-from durable_streams.server.positions import content, etag, position_of
-from durable_streams.stores.base import Chunk, Store
+from durable_streams.server.positions import content, etag, position_of, range_headers
+from durable_streams.stores.base import Store
 
 __all__ = ["Handlers"]
 
@@ -152,7 +152,7 @@ class Handlers:
         position = 0 if offset is None else position_of(offset, state)
         self._store.touch(path)
         if offset == names.OFFSET_NOW:
-            headers = _read_headers(state, Chunk(position, position, b""))
+            headers = _read_headers(state, position)
             headers.append(("cache-control", "no-store"))
             return Response(200, headers, content(state, b""))
         return await self._catch_up(request, state, position)
@@ -160,26 +160,17 @@ class Handlers:
     async def _catch_up(self, request: Request, state: StreamState, position: int) -> Response:
         chunk = await self._store.read(state, position, self._config.chunk_size)
         tag = etag(state, chunk.start, chunk.end)
-        headers = _read_headers(state, chunk)
+        headers = _read_headers(state, chunk.end)
         headers.append(("etag", tag))
-        headers.append(("cache-control", f"{self._config.cache}, max-age=60, stale-while-revalidate=300"))
+        headers.append(("cache-control", self._config.cache_control))
         known = request.header("if-none-match")
         if known is not None and _matches(known, tag):
             return Response(304, headers)
         return Response(200, headers, content(state, chunk.payload))
 
 
-def _read_headers(state: StreamState, chunk: Chunk) -> Headers:
-    headers = [
-        *BASE_HEADERS,
-        ("content-type", state.content_type),
-        (names.STREAM_NEXT_OFFSET, format_offset(chunk.end)),
-    ]
-    if chunk.end == state.tail:
-        headers.append((names.STREAM_UP_TO_DATE, "true"))
-        if state.closed:
-            headers.append((names.STREAM_CLOSED, "true"))
-    return headers
+def _read_headers(state: StreamState, end: int) -> Headers:
+    return [*range_headers(state, end), ("content-type", state.content_type)]
 
 
 def _description(state: StreamState) -> Headers:

@@ -20,7 +20,7 @@ from durable_streams.protocol.state import StreamState
 from durable_streams.server import parse
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import BASE_HEADERS, Headers, Request, Response
-from durable_streams.server.positions import content, etag
+from durable_streams.server.positions import content, etag, range_headers
 from durable_streams.stores.base import Chunk, Store, StoreError, Watch
 
 __all__ = ["LiveReads"]
@@ -81,7 +81,7 @@ class LiveReads:
             return Response(204, headers)
         headers.append(("content-type", state.content_type))
         headers.append(("etag", etag(state, chunk.start, chunk.end)))
-        headers.append(("cache-control", f"{self._config.cache}, max-age=60, stale-while-revalidate=300"))
+        headers.append(("cache-control", self._config.cache_control))
         return Response(200, headers, content(state, chunk.payload))
 
     async def _wait(self, watch: Watch, request: Request, state: StreamState, position: int) -> None:
@@ -103,13 +103,9 @@ class LiveReads:
             gone.cancel()
 
     def _live_headers(self, state: StreamState, end: int, cursor: str | None) -> Headers:
-        headers = [*BASE_HEADERS, (names.STREAM_NEXT_OFFSET, format_offset(end))]
-        if end == state.tail:
-            headers.append((names.STREAM_UP_TO_DATE, "true"))
-            if state.closed:
-                headers.append((names.STREAM_CLOSED, "true"))
-                return headers
-        headers.append((names.STREAM_CURSOR, next_cursor(time.time(), cursor, random)))
+        headers = range_headers(state, end)
+        if not (state.closed and end == state.tail):
+            headers.append((names.STREAM_CURSOR, next_cursor(time.time(), cursor, random)))
         return headers
 
     async def _chunk(self, watch: Watch, state: StreamState, position: int) -> Chunk:

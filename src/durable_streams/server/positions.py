@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from durable_streams.protocol import headers as names
 from durable_streams.protocol import jsonmode, rules
-from durable_streams.protocol.offsets import parse_offset
+from durable_streams.protocol.offsets import format_offset, parse_offset
 from durable_streams.protocol.state import StreamState
 from durable_streams.server import parse
+from durable_streams.server.http import BASE_HEADERS, Headers
 
-__all__ = ["content", "etag", "position_of"]
+__all__ = ["content", "etag", "position_of", "range_headers"]
 
 
 def position_of(offset: str, state: StreamState) -> int:
@@ -28,6 +29,16 @@ def position_of(offset: str, state: StreamState) -> int:
 def content(state: StreamState, payload: bytes) -> bytes:
     """Return stored bytes as a reader gets them."""
     return jsonmode.response_body(payload) if state.is_json else payload
+
+
+def range_headers(state: StreamState, end: int) -> Headers:
+    """Return what every read that reaches ``end`` says of its place: next offset, up to date, closed (section 5)."""
+    headers = [*BASE_HEADERS, (names.STREAM_NEXT_OFFSET, format_offset(end))]
+    if end == state.tail:
+        headers.append((names.STREAM_UP_TO_DATE, "true"))
+        if state.closed:
+            headers.append((names.STREAM_CLOSED, "true"))
+    return headers
 
 
 def etag(state: StreamState, start: int, end: int) -> str:
