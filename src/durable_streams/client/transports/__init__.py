@@ -12,7 +12,15 @@ from typing import Any, Protocol
 
 from durable_streams.protocol.request import Request
 
-__all__ = ["Exchange", "Interrupt", "Transport", "transport_for"]
+__all__ = [
+    "AsyncExchange",
+    "AsyncTransport",
+    "Exchange",
+    "Interrupt",
+    "Transport",
+    "async_transport_for",
+    "transport_for",
+]
 
 
 class Exchange(Protocol):
@@ -42,6 +50,39 @@ class Transport(Protocol):
 
         ``timeout``: seconds of silence before the read is given up, None for the default. ``interrupt``
         breaks the exchange from another thread.
+        """
+
+
+class AsyncExchange(Protocol):
+    """One answer. ``headers`` have lower-case names."""
+
+    @property
+    def status(self) -> int: ...  # noqa: D102
+
+    @property
+    def reason(self) -> str: ...  # noqa: D102
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...  # noqa: D102
+
+    async def read(self) -> bytes:
+        """Return the next bytes as soon as there are some, ``b""`` at the end; raises FetchError.
+
+        Cancelled in the middle, it leaves an exchange that can only be closed.
+        """
+
+    async def close(self) -> None:
+        """Release the connection: for reuse if the body was read to its end, else closed."""
+
+
+class AsyncTransport(Protocol):
+    """Sends requests. Safe to share between tasks, and between event loops."""
+
+    async def open(self, request: Request, timeout: float | None) -> AsyncExchange:
+        """Send, and return as soon as the answer's head is there; raises FetchError.
+
+        ``timeout``: seconds of silence before the read is given up, None for the default. Cancelling it
+        leaves nothing open.
         """
 
 
@@ -87,15 +128,53 @@ def transport_for(client: Any) -> Transport:
     Raises TypeError for an object that is no known kind of client.
     """
     # Imported late: HTTP libraries are slow to import, and most programs need one of them.
-    from durable_streams.client.transports import urllib3 as own  # noqa: PLC0415
+    if client is None or _is_from("urllib3", client):
+        from durable_streams.client.transports import urllib3 as own  # noqa: PLC0415
 
-    if client is None:
-        return own.shared()
-    if isinstance(client, own.PoolManager):
-        return own.Urllib3Transport(client)
-    if callable(getattr(client, "open", None)):
+        if client is None:
+            return own.shared()
+        if isinstance(client, own.PoolManager):
+            return own.Urllib3Transport(client)
+    elif _is_from("httpx", client) or _is_from("httpx2", client):
+        from durable_streams.client.transports import httpx  # noqa: PLC0415
+
+        return httpx.sync_transport(client)
+    elif callable(getattr(client, "open", None)):
         transport: Transport = client
         return transport
     raise TypeError(
-        f"client= takes a urllib3.PoolManager or a Transport, not {type(client).__module__}.{type(client).__name__}."
+        f"client= takes an httpx.Client, a urllib3.PoolManager or a Transport, not {_kind(client)}."
     )
+
+
+def async_transport_for(client: Any) -> AsyncTransport:
+    """Return the async transport for a ``client=`` argument: None for the one shared by the process.
+
+    Raises TypeError for an object that is no known kind of async client.
+    """
+    if client is None or _is_from("aiohttp", client):
+        from durable_streams.client.transports import aiohttp as own  # noqa: PLC0415
+
+        if client is None:
+            return own.shared()
+        if isinstance(client, own.ClientSession):
+            return own.AiohttpTransport(client)
+    elif _is_from("httpx", client) or _is_from("httpx2", client):
+        from durable_streams.client.transports import httpx  # noqa: PLC0415
+
+        return httpx.async_transport(client)
+    elif callable(getattr(client, "open", None)):
+        transport: AsyncTransport = client
+        return transport
+    raise TypeError(
+        f"client= takes an httpx.AsyncClient, an aiohttp.ClientSession or an AsyncTransport, not {_kind(client)}."
+    )
+
+
+def _is_from(library: str, client: Any) -> bool:
+    # By name, so that no library is imported that the caller does not use; subclasses count.
+    return any(kind.__module__.partition(".")[0] == library for kind in type(client).__mro__)
+
+
+def _kind(client: Any) -> str:
+    return f"{type(client).__module__}.{type(client).__name__}"
