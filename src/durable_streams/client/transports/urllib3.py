@@ -15,6 +15,7 @@ import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
+from traceback import walk_tb
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from durable_streams.client.transports import Interrupt
+from durable_streams.client.transports.failures import Failure, fetch_error
 from durable_streams.errors import FetchError
 from durable_streams.protocol.request import Request
 
@@ -198,32 +200,29 @@ def _mapped(url: str, interrupt: Interrupt, status: int | None = None) -> Iterat
 
 
 def _fetch_error(error: Exception, url: str, interrupt: Interrupt, status: int | None) -> FetchError:
-    host = urlsplit(url).netloc.rpartition("@")[2]
-    sent = not isinstance(error, _NEVER_SENT)
     if interrupt.is_set():
-        sentence, code = f"The read from {host} was closed.", "CLOSED"
+        failure = Failure.INTERRUPTED
     elif type(error) is urllib3.exceptions.ConnectTimeoutError:  # its subclasses are refusals
-        sentence, code = (
-            f"No connection to {host} within {CONNECT_TIMEOUT:g} seconds; is the address right?",
-            "TIMEOUT",
-        )
+        failure = Failure.CONNECT_TIMEOUT
     elif isinstance(error, (urllib3.exceptions.ReadTimeoutError, TimeoutError)):
-        sentence, code = f"{host} was silent for longer than the read timeout.", "TIMEOUT"
-    elif isinstance(error, (urllib3.exceptions.SSLError, ssl.SSLError)):
-        sentence, code, sent = f"TLS with {host} failed: {_cause(error)}.", "TLS", status is not None
-    elif not sent:
-        sentence, code = f"No connection to {host}: {_cause(error)}; is the server running?", "CONNECT"
+        failure = Failure.SILENCE
+    elif isinstance(error, urllib3.exceptions.SSLError) and _in_handshake(error):
+        failure = Failure.TLS
+    elif isinstance(error, _NEVER_SENT):
+        failure = Failure.REFUSED
+    elif isinstance(error, urllib3.exceptions.DecodeError):
+        failure = Failure.DECODING
     else:
-        sentence, code = f"The connection to {host} broke: {_cause(error)}.", "NETWORK"
-    return FetchError(sentence, original=error, may_have_been_sent=sent, url=url, status=status, code=code)
+        failure = Failure.BROKEN
+    return fetch_error(failure, url, error, status=status, limit=CONNECT_TIMEOUT)
 
 
-def _cause(error: BaseException) -> str:
-    inner = error
-    while (below := inner.__cause__ or inner.__context__) is not None:
-        inner = below
-    text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
-    return str(text).rstrip(".")
+def _in_handshake(error: urllib3.exceptions.SSLError) -> bool:
+    """Whether TLS failed before the request went out: the library reports a later failure by the same name."""
+    inner = error.args[0] if error.args else None
+    if not isinstance(inner, ssl.SSLError) or isinstance(inner, ssl.CertificateError):
+        return True  # what the library itself did not like about the certificate
+    return any(frame.f_code.co_name == "do_handshake" for frame, _ in walk_tb(inner.__traceback__))
 
 
 _shared = Urllib3Transport()

@@ -1,0 +1,79 @@
+"""What a failed exchange is called: one sentence, code and verdict for each kind, whichever library reports it.
+
+Invariants: nothing here knows an HTTP library; ``may_have_been_sent`` is false only where no byte of the
+request can have reached the server.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from urllib.parse import urlsplit
+
+from durable_streams.errors import DurableStreamError, FetchError
+
+__all__ = ["Failure", "client_closed", "fetch_error"]
+
+
+class Failure(Enum):
+    """A kind of failure: its code, whether the request may have been sent, its sentence."""
+
+    INTERRUPTED = ("CLOSED", True, "The read from {host} was closed.")
+    REFUSED = ("CONNECT", False, "No connection to {host}: {cause}; is the server running?")
+    CONNECT_TIMEOUT = ("TIMEOUT", False, "No connection to {host} within {limit}; is the address right?")
+    POOL_TIMEOUT = (
+        "TIMEOUT",
+        False,
+        "No connection to {host} was free within {limit}; the client allows too few for what it is asked.",
+    )
+    SILENCE = ("TIMEOUT", True, "{host} was silent for longer than the read timeout.")
+    TLS = ("TLS", False, "TLS with {host} failed: {cause}.")
+    BROKEN = ("NETWORK", True, "The connection to {host} broke: {cause}.")
+    DECODING = ("NETWORK", True, "The body from {host} is not what its content-encoding says: {cause}.")
+    NOT_SENT = ("NETWORK", False, "The request to {host} could not be sent: {cause}.")
+
+
+def fetch_error(
+    failure: Failure,
+    url: str,
+    original: BaseException,
+    *,
+    status: int | None = None,
+    limit: float | None = None,
+) -> FetchError:
+    """Return the error for a failure of an exchange with ``url``.
+
+    ``status``: of the answer, once there is one; then the request was sent in any case. ``limit``: the seconds
+    that were waited, None where only the caller's client knows.
+    """
+    code, sent, sentence = failure.value
+    message = sentence.format(
+        host=urlsplit(url).netloc.rpartition("@")[2],
+        cause=_cause(original),
+        limit="its time limit" if limit is None else f"{limit:g} seconds",
+    )
+    return FetchError(
+        message,
+        original=original,
+        may_have_been_sent=sent or status is not None,
+        url=url,
+        status=status,
+        code=code,
+    )
+
+
+def client_closed(url: str) -> DurableStreamError:
+    """Return the error for a client that its owner closed: no FetchError, for no retry mends it."""
+    return DurableStreamError(
+        "The client passed as client= is closed; pass one that is open for as long as it is used.",
+        code="CLIENT_CLOSED",
+        url=url,
+    )
+
+
+def _cause(error: BaseException) -> str:
+    """Return what the innermost exception says: the system's own words, without the library's wrapping."""
+    inner = error
+    while (below := inner.__cause__ or inner.__context__) is not None:
+        inner = below
+    text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    return str(text).rstrip(".")
