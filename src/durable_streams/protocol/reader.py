@@ -19,14 +19,10 @@ Invariants:
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
-
-import msgspec
 
 from durable_streams.errors import (
     DurableStreamError,
@@ -36,11 +32,13 @@ from durable_streams.errors import (
     StreamParseError,
 )
 from durable_streams.protocol import headers as h
+from durable_streams.protocol.eventstream import Control, EventStream
 from durable_streams.protocol.lines import DEFAULT_LIMIT
 from durable_streams.protocol.request import (
     ERROR_BODY_LIMIT,
     Request,
     Response,
+    check_header,
     content_length,
     error_from,
     parse_retry_after,
@@ -52,7 +50,6 @@ from durable_streams.protocol.retry import (
     RetryPolicy,
     is_retryable_status,
 )
-from durable_streams.protocol.sse import SSEDecoder, SSEEvent
 from durable_streams.types import LiveMode
 
 __all__ = ["Batch", "Mode", "Reader"]
@@ -82,7 +79,8 @@ class Reader:
     """Follows one stream. See the module's docstring for the loop that a driver runs.
 
     ``random`` gives numbers in [0, 1) for jitter; ``limit`` is the most bytes one event or append may have;
-    ``policy`` None means the default policy, and trying for ever once a live read has begun.
+    ``policy`` None means the default policy, and trying for ever once a live read has begun. ``etag``: of an
+    earlier read from the same offset, whose first answer is not transferred again if it would be the same.
     """
 
     def __init__(
@@ -93,6 +91,7 @@ class Reader:
         offset: str = h.OFFSET_START,
         live: LiveMode = True,
         cursor: str | None = None,
+        etag: str | None = None,
         policy: RetryPolicy | None = None,
         limit: int = DEFAULT_LIMIT,
     ) -> None:
@@ -112,11 +111,13 @@ class Reader:
         self.status: int | None = None
         self.headers: Mapping[str, str] = {}
         self.accepted = False
+        self.etag = etag
+        self._known_etag = None if etag is None else check_header("if-none-match", etag)
         self._random = random
         self._policy = policy
         self._limit = limit
         self._position, self._position_cursor = offset, cursor
-        self._at_tail = self._ended = self._failed = self._live_began = False
+        self._at_tail = self._ended = self._failed = self._began = self._live_began = False
         self._failures = self._empty_rounds = self._fruitless = 0
         self._request = Request("GET", url)
         self._started_at: float | None = None
@@ -141,6 +142,8 @@ class Reader:
             params[h.QUERY_LIVE] = self.mode
             if self._position_cursor is not None:
                 params[h.QUERY_CURSOR] = self._position_cursor
+        elif self._known_etag is not None and not self._began:
+            headers["if-none-match"] = self._known_etag
         if self.mode == "sse":
             headers["accept"] = h.SSE_CONTENT_TYPE
         self._request = Request(
@@ -162,22 +165,25 @@ class Reader:
         self._started_at = now
         self.delay = 0.0
         self.status, self.headers = status, headers
-        if status not in {200, 204}:
+        unchanged = status == 304 and "if-none-match" in self._request.headers
+        if status not in {200, 204} and not unchanged:
             return
         self.accepted = True
         if self.mode == "sse":
             self._start_events(headers)
             return
         self.content_type = headers.get("content-type", self.content_type)
-        self._expected = content_length(headers)
+        if not self._began:
+            self.etag = headers.get("etag")
+        self._expected = None if unchanged else content_length(headers)
         if self._expected is not None:
             self._check_size(self._expected)
 
     def receive(self, chunk: bytes) -> list[Batch]:
         """Take a piece of the body; return the batches that are certain now. Raises what no retry would mend."""
         self._received += len(chunk)
-        if self._decoder is not None:
-            return self._events(self._decoder, chunk)
+        if self._event_stream is not None:
+            return self._events(self._event_stream, chunk)
         if self.accepted:
             self._check_size(self._received)
             self._chunks.append(chunk)
@@ -232,16 +238,14 @@ class Reader:
         self._chunks: list[bytes] = []
         self._received = 0
         self._expected = None
-        self._decoder: SSEDecoder | None = None
-        self._uncommitted: list[bytes] = []
-        self._base64 = False
+        self._event_stream: EventStream | None = None
         self._progress = self._heard = False
 
     def _body_ended(self, lived: float) -> list[Batch]:
         headers = self.headers
         position = headers.get(h.STREAM_NEXT_OFFSET)
         if position is None:
-            if self.status == 200:
+            if self.status != 204:
                 raise self._fatal(
                     StreamParseError,
                     "The answer has no Stream-Next-Offset header; check that the URL is a durable stream.",
@@ -274,7 +278,7 @@ class Reader:
         self, data: bytes, position: str, cursor: str | None, up_to_date: bool, closed: bool
     ) -> Batch:
         self._progress = self._progress or position != self._position
-        self._live_began = self._live_began or self.live is not False
+        self._began, self._live_began = True, self.live is not False
         self._position = position
         self._position_cursor = cursor if cursor is not None else self._position_cursor
         self._at_tail, self._ended = up_to_date or closed, closed
@@ -297,65 +301,35 @@ class Reader:
         if self.status != 200 or media != h.SSE_CONTENT_TYPE:
             self.accepted = False  # response_ended turns to long-polling, or says that SSE is not supported
             return
-        encoding = headers.get(h.SSE_DATA_ENCODING, "").strip().lower()
-        if encoding not in {"", "base64"}:
-            raise self._fatal(
-                SSEEncodingError, f"The server sends events in the unknown encoding {encoding!r}."
-            )
-        self._base64 = bool(encoding)
-        limit = self._limit * 4 // 3 if self._base64 else self._limit
-        self._decoder = SSEDecoder(limit + _BODY_SLACK)
+        try:
+            self._event_stream = EventStream(headers, self._limit + _BODY_SLACK)
+        except SSEEncodingError as error:
+            raise self._fatal(SSEEncodingError, error.message) from None
 
-    def _events(self, decoder: SSEDecoder, chunk: bytes) -> list[Batch]:
+    def _events(self, event_stream: EventStream, chunk: bytes) -> list[Batch]:
         batches: list[Batch] = []
         try:
-            events = decoder.feed(chunk)
-        except StreamParseError as error:
-            raise self._fatal(StreamParseError, error.message, code=error.code) from None
-        for event in events:
+            controls = event_stream.feed(chunk)
+        except (StreamParseError, SSEEncodingError) as error:
+            raise self._fatal(type(error), error.message, code=error.code) from None
+        for control in controls:
             if self._ended:
                 break
-            if event.event == "data":
-                self._uncommitted.append(self._payload(event.data))
-            elif event.event == "control":
-                batches += self._control(event)
+            batches += self._control(control)
         return batches
 
-    def _payload(self, data: bytes) -> bytes:
-        if not self._base64:
-            return data
-        try:
-            return base64.b64decode(data.translate(None, b"\r\n"), validate=True)
-        except binascii.Error as error:
-            raise self._fatal(
-                SSEEncodingError, f"An event's data is not the base64 it should be: {error}."
-            ) from None
-
-    def _control(self, event: SSEEvent) -> list[Batch]:
-        try:
-            control: Any = msgspec.json.decode(event.data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise self._fatal(StreamParseError, f"A control event is not valid JSON: {error}.") from None
-        position = control.get("streamNextOffset") if isinstance(control, dict) else None
-        if not isinstance(position, str) or not position:
-            raise self._fatal(StreamParseError, "A control event has no streamNextOffset.")
-        cursor = control.get("streamCursor")
+    def _control(self, control: Control) -> list[Batch]:
         self._heard = True
-        payloads, self._uncommitted = self._uncommitted, []
+        *first, last = control.payloads or [b""]
         # Only the last of several payloads moves the position: the ones before it are not certain by
         # themselves.
-        first = [Batch(data, self._position, self._position_cursor, False, False) for data in payloads[:-1]]
-        last = self._advance(
-            payloads[-1] if payloads else b"",
-            position,
-            cursor if isinstance(cursor, str) else None,
-            control.get("upToDate") is True,
-            control.get("streamClosed") is True,
+        batches = [Batch(data, self._position, self._position_cursor, False, False) for data in first]
+        batches.append(
+            self._advance(last, control.next_offset, control.cursor, control.up_to_date, control.closed)
         )
-        return [*first, last]
+        return batches
 
     def _events_ended(self, error: FetchError | None, lived: float) -> list[Batch]:
-        self._uncommitted = []  # without its control event it comes again
         if not self._progress and (not self._heard or lived < _SHORT_LIFE):
             # Silence from the first byte on means that something on the way buffers: trying again is no use.
             silent = error is not None and _is_silence(error) and not self._received

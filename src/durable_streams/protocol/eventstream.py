@@ -1,0 +1,83 @@
+"""The body of a live=sse answer: payloads, each group committed by the control event after it (protocol section 5).
+
+Invariants: a payload without its control event is never given out; base64 is decoded only where the answer's
+header says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from durable_streams.errors import SSEEncodingError, StreamParseError
+from durable_streams.protocol import headers as h
+from durable_streams.protocol.sse import SSEDecoder, SSEEvent
+
+__all__ = ["Control", "EventStream"]
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A control event, with the payloads that it commits: ``next_offset`` is right after the last of them."""
+
+    payloads: list[bytes]
+    next_offset: str
+    cursor: str | None
+    up_to_date: bool
+    closed: bool
+
+
+class EventStream:
+    """Turns chunks of the body into controls. ``limit``: the most bytes of data one event may carry.
+
+    Raises SSEEncodingError for an encoding that it does not know.
+    """
+
+    def __init__(self, headers: Mapping[str, str], limit: int) -> None:
+        encoding = headers.get(h.SSE_DATA_ENCODING, "").strip().lower()
+        if encoding not in {"", "base64"}:
+            raise SSEEncodingError(f"The server sends events in the unknown encoding {encoding!r}.")
+        self._base64 = bool(encoding)
+        self._decoder = SSEDecoder(limit * 4 // 3 + 4 if self._base64 else limit)
+        self._payloads: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> list[Control]:
+        """Return the controls that this chunk completes; raises StreamParseError or SSEEncodingError."""
+        controls = []
+        for event in self._decoder.feed(chunk):
+            if event.event == "data":
+                self._payloads.append(self._payload(event.data))
+            elif event.event == "control":
+                controls.append(self._control(event))
+        return controls
+
+    def _payload(self, data: bytes) -> bytes:
+        if not self._base64:
+            return data
+        try:
+            return base64.b64decode(data.translate(None, b"\r\n"), validate=True)
+        except binascii.Error as error:
+            raise SSEEncodingError(f"An event's data is not the base64 it should be: {error}.") from None
+
+    def _control(self, event: SSEEvent) -> Control:
+        try:
+            control: Any = msgspec.json.decode(event.data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise StreamParseError(f"A control event is not valid JSON: {error}.") from None
+        position = control.get("streamNextOffset") if isinstance(control, dict) else None
+        if not isinstance(position, str) or not position:
+            raise StreamParseError("A control event has no streamNextOffset.")
+        cursor = control.get("streamCursor")
+        payloads, self._payloads = self._payloads, []
+        return Control(
+            payloads,
+            position,
+            cursor if isinstance(cursor, str) else None,
+            control.get("upToDate") is True,
+            control.get("streamClosed") is True,
+        )

@@ -1,0 +1,106 @@
+"""Following a stream: the loop around the reader, with every input and output left to a driver.
+
+The driver performs each effect and sends back what it gave, or throws the FetchError that it met:
+
+    Request    pause for its ``delay``, send it; give the answer's head (``status`` and ``headers``)
+    READ       give the next bytes of the answer's body, b"" at its end
+    RELEASE    close the answer; closing one that is closed already does nothing
+    Failure    give whether the caller mended the cause of its error; if not, the error is raised
+    Batch      hand it over, then come back for the next effect
+
+Invariants: there is a Request before any READ, and a RELEASE after each; the loop ends only when no request is
+left to send, or by raising an error that no retry mends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, Literal, Protocol
+
+from durable_streams.errors import DurableStreamError, FetchError
+from durable_streams.protocol.reader import Batch, Reader
+from durable_streams.protocol.request import ERROR_BODY_LIMIT, Request
+
+__all__ = ["READ", "RELEASE", "Effect", "Failure", "Flow", "Head", "follow"]
+
+
+class _Move(Enum):
+    READ = "read"
+    RELEASE = "release"
+
+
+READ: Final[Literal[_Move.READ]] = _Move.READ
+RELEASE: Final[Literal[_Move.RELEASE]] = _Move.RELEASE
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error that no retry mends; perhaps the caller does (``on_error``)."""
+
+    error: DurableStreamError
+
+
+class Head(Protocol):
+    """The head of an answer, header names in lower case."""
+
+    @property
+    def status(self) -> int: ...  # noqa: D102
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...  # noqa: D102
+
+
+Effect = Request | Literal[_Move.READ, _Move.RELEASE] | Failure | Batch
+Flow = Generator[Effect, Any, None]
+"""What `follow` is: yields effects, is sent what they gave."""
+
+
+def follow(reader: Reader, clock: Callable[[], float]) -> Flow:
+    """Return the loop that reads until ``reader`` is finished. ``clock`` gives seconds of any steady clock."""
+    while (request := reader.next_request()) is not None:
+        try:
+            yield from _round(reader, clock, request)
+        except DurableStreamError as error:
+            yield RELEASE
+            if not (yield Failure(error)):
+                raise
+            reader.resume()
+
+
+def _round(reader: Reader, clock: Callable[[], float], request: Request) -> Flow:
+    try:
+        head: Head = yield request
+    except FetchError as error:
+        yield from reader.response_ended(error, clock())
+        return
+    reader.response_started(head.status, head.headers, clock())
+    failure = yield from (_body(reader) if reader.accepted else _refusal(reader))
+    yield RELEASE
+    yield from reader.response_ended(failure, clock())
+
+
+def _body(reader: Reader) -> Generator[Effect, Any, FetchError | None]:
+    while not reader.finished:
+        try:
+            chunk: bytes = yield READ
+        except FetchError as error:
+            return error
+        if not chunk:
+            break
+        yield from reader.receive(chunk)
+    return None
+
+
+def _refusal(reader: Reader) -> Generator[Effect, Any, None]:
+    size = 0
+    while size < ERROR_BODY_LIMIT:
+        try:
+            chunk: bytes = yield READ
+        except FetchError:
+            return  # the status has decided already
+        if not chunk:
+            return
+        size += len(chunk)
+        reader.receive(chunk)
