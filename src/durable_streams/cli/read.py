@@ -10,10 +10,11 @@ from typing import Any, Literal, TypeVar, cast
 import click
 
 from durable_streams import DurableStream, StreamResponse, stream
-from durable_streams.cli import checkpoint as places
+from durable_streams.cli.checkpoint import CheckpointSaver
 from durable_streams.cli.ndjson import lines_of
 from durable_streams.cli.options import Settings, connection_options, is_json
 from durable_streams.cli.output import Output, open_output, when_reader_leaves
+from durable_streams.client.checkpoints import Checkpoint, FileCheckpoint
 from durable_streams.types import LiveMode
 
 __all__ = ["read", "tail"]
@@ -109,7 +110,8 @@ def tail(
     file is cut back to what the checkpoint covers: each byte arrives there exactly once.
     """
     url = settings.url(stream_)
-    saved = places.load(checkpoint, url) if checkpoint is not None else None
+    file = FileCheckpoint(checkpoint, url) if checkpoint is not None else None
+    saved = file.read() if file is not None else None
     start, kept = _start(settings, url, offset, saved)
     if checkpoint is not None and output is not None:
         _check_pair(checkpoint, output, saved)
@@ -119,18 +121,16 @@ def tail(
         )
         out = stack.enter_context(open_output(output, kept))
         saver = None
-        if checkpoint is not None:
+        if file is not None:
             if saved is None:
-                places.save(checkpoint, places.Checkpoint(url, start, out.length))
-            saver = stack.enter_context(places.CheckpointSaver(checkpoint, url, out.descriptor))
+                file.write(Checkpoint(start, url, out.length))
+            saver = stack.enter_context(CheckpointSaver(file, out.descriptor))
         if output is None:
             when_reader_leaves(response.close)
         _copy(response, out, ndjson=ndjson, saver=saver)
 
 
-def _start(
-    settings: Settings, url: str, offset: str, saved: places.Checkpoint | None
-) -> tuple[str, int | None]:
+def _start(settings: Settings, url: str, offset: str, saved: Checkpoint | None) -> tuple[str, int | None]:
     """Return the offset to begin at and how much of the output file to keep."""
     if saved is not None:
         return saved.offset, saved.bytes
@@ -141,7 +141,7 @@ def _start(
         return handle.head().offset or offset, None
 
 
-def _check_pair(checkpoint: Path, output: Path, saved: places.Checkpoint | None) -> None:
+def _check_pair(checkpoint: Path, output: Path, saved: Checkpoint | None) -> None:
     """Refuse a file whose content the checkpoint knows nothing of."""
     if saved is None and output.exists() and output.stat().st_size:
         raise click.ClickException(
@@ -153,9 +153,7 @@ def _check_pair(checkpoint: Path, output: Path, saved: places.Checkpoint | None)
         )
 
 
-def _copy(
-    response: StreamResponse, out: Output, *, ndjson: bool, saver: places.CheckpointSaver | None
-) -> None:
+def _copy(response: StreamResponse, out: Output, *, ndjson: bool, saver: CheckpointSaver | None) -> None:
     """Write batch after batch; a place is saved once all that lies before it was written and flushed."""
     place = response.offset
     for event in response.iter_events(mode="bytes"):

@@ -1,0 +1,145 @@
+"""Where a reader keeps its place between runs: anything that loads and saves an offset, or one small file.
+
+Invariants: the file always holds one complete checkpoint, replaced in one step and on disk when `save` returns;
+a checkpoint of one stream is never taken for another's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Annotated, Protocol, final, runtime_checkable
+
+import msgspec
+
+from durable_streams.errors import DurableStreamError
+
+__all__ = ["Checkpoint", "CheckpointStore", "FileCheckpoint", "as_store"]
+
+
+@runtime_checkable
+class CheckpointStore(Protocol):
+    """Keeps one offset for one reader; `FileCheckpoint` is one, a row in a database can be another."""
+
+    def load(self) -> str | None:
+        """Return the offset that was saved last, None if nothing was saved yet."""
+
+    def save(self, offset: str) -> None:
+        """Keep this offset: when this returns it is what `load` gives, also after a crash."""
+
+
+class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a checkpoint's file holds: ``offset`` is where to go on in ``stream`` (a URL, None for any stream).
+
+    ``bytes`` is the length that the reader's output had there, where it keeps one.
+    """
+
+    offset: Annotated[str, msgspec.Meta(min_length=1)]
+    stream: str | None = None
+    bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+@final
+class FileCheckpoint:
+    """A CheckpointStore that is one small JSON file.
+
+    ``stream`` is the URL of the stream it belongs to: it is kept in the file, and another stream's file is refused.
+    Without it, whatever the file holds is taken. One reader at a time may save to a file.
+
+    Its methods raise DurableStreamError (code ``CHECKPOINT``) for a file that is no checkpoint, and where the file
+    system refuses.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], stream: str | None = None) -> None:
+        self.path = Path(path)
+        if not self.path.name:
+            raise ValueError(f"A checkpoint is a file, and {str(path)!r} names none.")
+        self.stream = stream
+
+    def __repr__(self) -> str:
+        return f"FileCheckpoint({str(self.path)!r}, stream={self.stream!r})"
+
+    def load(self) -> str | None:
+        """Return the offset that was saved last, None if nothing was saved yet."""
+        checkpoint = self.read()
+        return checkpoint.offset if checkpoint is not None else None
+
+    def save(self, offset: str) -> None:
+        """Replace the file in one step; it is on disk when this returns."""
+        self.write(Checkpoint(offset, self.stream))
+
+    def read(self) -> Checkpoint | None:
+        """Return all that the file holds, None if there is no file yet."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            self._require_folder()
+            return None
+        except OSError as error:
+            raise self._failure("read", error) from error
+        try:
+            checkpoint = msgspec.json.decode(content, type=Checkpoint)
+            content.decode()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise _error(f"{self.path} is not a checkpoint; remove it to start from the beginning.") from None
+        if None not in (self.stream, checkpoint.stream) and checkpoint.stream != self.stream:
+            raise _error(
+                f"{self.path} is the checkpoint of {checkpoint.stream}, not of {self.stream}; "
+                "choose another file."
+            )
+        return checkpoint
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Replace the file in one step with this content; it is on disk when this returns."""
+        # Always the same name: what a killed process left behind is used up by the next one.
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(msgspec.json.encode(checkpoint) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise self._failure("save", error) from error
+            raise
+        _sync_folder(self.path.parent)
+
+    def _require_folder(self) -> None:
+        # Better now than after the first batch was processed.
+        if not self.path.parent.is_dir():
+            raise _error(
+                f"There is no folder {self.path.parent} for the checkpoint {self.path.name}; create it."
+            )
+
+    def _failure(self, what: str, error: OSError) -> DurableStreamError:
+        reason = error.strerror or str(error)
+        return _error(f"cannot {what} the checkpoint {self.path}: {reason}; choose another file.")
+
+
+def as_store(
+    checkpoint: CheckpointStore | str | os.PathLike[str], stream: str | None = None
+) -> CheckpointStore:
+    """Return the store itself, or for a path its FileCheckpoint for ``stream`` (a URL); raises TypeError for else."""
+    if isinstance(checkpoint, (str, os.PathLike)):
+        return FileCheckpoint(checkpoint, stream)
+    if isinstance(checkpoint, CheckpointStore):
+        return checkpoint
+    raise TypeError(f"A checkpoint is a path, or has load() and save(offset), not {checkpoint!r}.")
+
+
+def _error(message: str) -> DurableStreamError:
+    return DurableStreamError(message, code="CHECKPOINT")
+
+
+def _sync_folder(folder: Path) -> None:
+    # Not every file system lets a folder be synced; the file itself is complete either way.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
