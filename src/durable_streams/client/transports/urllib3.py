@@ -1,8 +1,9 @@
 """The default sync transport, over urllib3.
 
-Invariants: one pool for the process, made anew after a fork, with one TLS context; no exception of urllib3,
-http.client or the socket layer leaves this module, all become FetchError in `_mapped`; urllib3 follows no
-redirect and repeats nothing; whatever a thread is blocked in here, Interrupt wakes it.
+Invariants: one pool for the process and proxy, made anew after a fork, with one TLS context; no exception of
+urllib3, http.client or the socket layer leaves this module, all become FetchError in `_mapped`; urllib3 follows
+no redirect and repeats nothing; whatever a thread is blocked in here once it is connected, Interrupt wakes it
+(with a PoolManager of the caller's: once the answer's head is there).
 """
 
 from __future__ import annotations
@@ -10,33 +11,32 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import socket
 import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
 from traceback import walk_tb
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import urllib3
-from urllib3 import PoolManager
+from urllib3 import PoolManager, ProxyManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from durable_streams.client.transports import Interrupt
+from durable_streams.client.transports.coding import ended_early, with_accept_encoding
 from durable_streams.client.transports.failures import Failure, fetch_error
+from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
+from durable_streams.client.transports.proxies import proxy_for
+from durable_streams.client.transports.sockets import break_off
 from durable_streams.errors import FetchError
 from durable_streams.protocol.request import Request
 
 __all__ = ["PoolManager", "Urllib3Transport", "shared"]
 
-CONNECT_TIMEOUT = 10.0
-READ_TIMEOUT = 30.0
-LIVE_READ_TIMEOUT = 90.0
-"""Seconds of silence on a live read: longer than the minute after which servers end a connection (section 5)."""
-
-_READ_SIZE = 256 * 1024
+_READ_SIZE = 64 * 1024  # faster than any larger one: it stays in the processor's cache
+_DECODABLE: str = urllib3.util.make_headers(accept_encoding=True)["accept-encoding"]
 _POOL_SIZE = 64  # connections kept per host; more are opened when needed, and closed after use
 
 _current = threading.local()
@@ -57,15 +57,13 @@ class _Interruptible:
         # Kept here, because http.client forgets the socket of an answer that ends with its connection.
         sock = self.sock
 
-        def break_off() -> None:
-            # shutdown, unlike close, wakes a thread that is blocked in recv on this socket.
+        def break_mine() -> None:
             if self._holder is holder:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+                break_off(sock)
 
         self._holder = holder
         if holder is not None:
-            holder.attach(break_off)
+            holder.attach(break_mine)
         return super().getresponse()  # type: ignore[misc]
 
 
@@ -94,13 +92,18 @@ class _Exchange:
         self._url = url
         self.status = response.status
         self.reason = response.reason or ""
-        self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
+        self.headers: Mapping[str, str] = _merged(response.headers)
 
     def read(self) -> bytes:
+        response = self._response
         with _mapped(self._url, self._interrupt, status=self.status):
-            data: bytes | None = self._response.read1(_READ_SIZE)
+            data: bytes | None = response.read1(_READ_SIZE)
+            if data:
+                return data
             # None: a HEAD, or a body that was read to its end before.
-            return data or b""
+            if ended_early(getattr(response, "_decoder", None), response.tell()):
+                raise urllib3.exceptions.DecodeError("the compressed data is incomplete")
+            return b""
 
     def close(self) -> None:
         self._interrupt.detach()
@@ -111,23 +114,25 @@ class _Exchange:
 
 
 class Urllib3Transport:
-    """Sends requests through a PoolManager: one of its own, or the caller's, whose timeouts stay in force."""
+    """Sends requests through a PoolManager: one of its own, or the caller's, whose timeouts stay in force.
+
+    Its own uses the proxies that the environment names.
+    """
 
     def __init__(self, manager: PoolManager | None = None) -> None:
         self._given = manager
-        self._managers: dict[str, PoolManager] = {}
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget all connections. For a child after a fork, which must not write into its parent's sockets."""
+        self._managers: dict[tuple[str, str | None], PoolManager] = {}
         self._lock = threading.Lock()
 
     def open(self, request: Request, interrupt: Interrupt, timeout: float | None) -> _Exchange:
         """Send, and return the exchange as soon as the answer's head is there. See Transport."""
         options: dict[str, Any] = {}
         if timeout is not None or self._given is None or "timeout" not in self._given.connection_pool_kw:
-            silence = (
-                timeout if timeout is not None else LIVE_READ_TIMEOUT if request.streaming else READ_TIMEOUT
-            )
-            options["timeout"] = urllib3.Timeout(
-                connect=CONNECT_TIMEOUT, read=None if silence == float("inf") else silence
-            )
+            options["timeout"] = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=silence_of(request, timeout))
         _current.interrupt = interrupt
         try:
             with _mapped(request.url, interrupt):
@@ -135,7 +140,7 @@ class Urllib3Transport:
                     request.method,
                     request.url,
                     body=request.body,
-                    headers=dict(request.headers),
+                    headers=with_accept_encoding(request, _DECODABLE),
                     redirect=False,
                     retries=False,
                     preload_content=False,
@@ -153,12 +158,13 @@ class Urllib3Transport:
     def _manager(self, url: str) -> PoolManager:
         if self._given is not None:
             return self._given
-        scheme = urlsplit(url).scheme
-        manager = self._managers.get(scheme)
+        scheme, _, rest = url.partition("://")
+        route = scheme, proxy_for(f"{scheme}://{rest.partition('/')[0].partition('?')[0]}")
+        manager = self._managers.get(route)
         if manager is None:
             with self._lock:
-                manager = self._managers.get(scheme) or _new_manager(scheme)
-                self._managers[scheme] = manager
+                manager = self._managers.get(route) or _new_manager(*route)
+                self._managers[route] = manager
         return manager
 
 
@@ -167,13 +173,27 @@ def _shut_down(response: urllib3.BaseHTTPResponse) -> None:
         response.shutdown()
 
 
-def _new_manager(scheme: str) -> PoolManager:
-    # Loading the trusted certificates takes 50 ms, so there is one context, made when the first https URL
-    # comes.
-    options: dict[str, Any] = {"ssl_context": ssl.create_default_context()} if scheme == "https" else {}
-    manager = PoolManager(num_pools=64, maxsize=_POOL_SIZE, block=False, **options)
+def _new_manager(scheme: str, proxy: str | None) -> PoolManager:
+    options: dict[str, Any] = {"num_pools": 64, "maxsize": _POOL_SIZE, "block": False}
+    if scheme == "https":
+        # Loading the trusted certificates takes 50 ms, so there is one context, made when the first https URL comes.
+        options["ssl_context"] = ssl.create_default_context()
+    if proxy is None:
+        manager = PoolManager(**options)
+    else:
+        user = unquote(urlsplit(proxy).netloc.rpartition("@")[0])
+        credentials = urllib3.util.make_headers(proxy_basic_auth=user) if user else None
+        manager = ProxyManager(proxy, proxy_headers=credentials, **options)
     manager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
     return manager
+
+
+def _merged(headers: Mapping[str, str]) -> dict[str, str]:
+    merged: dict[str, str] = {}
+    for raw_name, value in headers.items():  # one that was sent twice comes twice
+        name = raw_name.lower()
+        merged[name] = f"{merged[name]}, {value}" if name in merged else value
+    return merged
 
 
 _NEVER_SENT = (
@@ -181,7 +201,6 @@ _NEVER_SENT = (
     urllib3.exceptions.ConnectTimeoutError,
     urllib3.exceptions.NameResolutionError,
     urllib3.exceptions.ProxyError,
-    urllib3.exceptions.LocationValueError,
 )
 
 
@@ -210,6 +229,8 @@ def _fetch_error(error: Exception, url: str, interrupt: Interrupt, status: int |
         failure = Failure.TLS
     elif isinstance(error, _NEVER_SENT):
         failure = Failure.REFUSED
+    elif isinstance(error, urllib3.exceptions.LocationValueError):
+        failure = Failure.NOT_SENT
     elif isinstance(error, urllib3.exceptions.DecodeError):
         failure = Failure.DECODING
     else:
@@ -233,11 +254,5 @@ def shared() -> Urllib3Transport:
     return _shared
 
 
-def _renew() -> None:
-    # A child must not write into its parent's sockets.
-    global _shared  # noqa: PLW0603
-    _shared = Urllib3Transport()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+    os.register_at_fork(after_in_child=_shared.renew)

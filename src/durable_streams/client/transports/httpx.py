@@ -1,0 +1,259 @@
+"""Transports over the caller's httpx or httpx2 client, sync and async.
+
+Invariants: neither library is imported here, the client brings its own; the client is never closed, and its
+timeouts, proxies, authentication and hooks stay in force; no exception of the library leaves this module.
+
+What Interrupt cannot wake is a sync request that waits for a connection or for a free place in the pool: the
+client's own timeouts bound both. On HTTP/2 it breaks nothing, since other requests share the connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import sys
+from collections.abc import AsyncGenerator, Generator, Iterator
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from durable_streams.client.transports import Interrupt
+from durable_streams.client.transports.coding import ended_early, with_accept_encoding
+from durable_streams.client.transports.failures import Failure, client_closed, fetch_error
+from durable_streams.client.transports.limits import silence_of
+from durable_streams.client.transports.sockets import break_off
+from durable_streams.errors import FetchError
+from durable_streams.protocol.request import Request
+
+__all__ = ["AsyncHttpxTransport", "HttpxTransport", "async_transport", "sync_transport"]
+
+
+def sync_transport(client: Any) -> HttpxTransport:
+    """Return the transport for an ``httpx.Client`` or ``httpx2.Client``; raises TypeError for an async one."""
+    return HttpxTransport(client, _library(client, "Client", "a sync call", "an httpx.Client"))
+
+
+def async_transport(client: Any) -> AsyncHttpxTransport:
+    """Return the transport for an ``httpx.AsyncClient`` or ``httpx2.AsyncClient``; raises TypeError for a sync one."""
+    library = _library(client, "AsyncClient", "an async call", "an httpx.AsyncClient")
+    return AsyncHttpxTransport(client, library)
+
+
+def _library(client: Any, kind: str, call: str, wanted: str) -> ModuleType:
+    for base in type(client).__mro__:
+        library = sys.modules.get(base.__module__.partition(".")[0])
+        if base.__name__ == kind and library is not None and base is getattr(library, kind, None):
+            return library
+    given = f"{type(client).__module__.partition('.')[0]}.{type(client).__name__}"
+    raise TypeError(f"client= of {call} takes {wanted}, not {given}.")
+
+
+_BEFORE_IT_WAITS = ("send_request_headers.started", "receive_response_headers.started")
+
+
+class _Interrupted(Exception):  # noqa: N818 - it never leaves this module
+    """Raised inside the library, to end a request that was interrupted."""
+
+
+class _Requests:
+    """What both transports share: how a request is put to the library, and what its exceptions mean."""
+
+    def __init__(self, client: Any, library: Any) -> None:
+        self._client = client
+        self._library = library
+        self._foreign = (
+            library.HTTPError,
+            library.InvalidURL,
+            library.StreamError,
+            library.CookieConflict,
+            OSError,
+            _Interrupted,
+        )
+
+    def _built(
+        self, request: Request, timeout: float | None, extensions: dict[str, Any] | None = None
+    ) -> Any:
+        client = self._client
+        if client.is_closed:
+            raise client_closed(request.url)
+        if timeout is None:
+            silence = client.timeout
+        else:
+            own = client.timeout
+            read = silence_of(request, timeout)
+            silence = self._library.Timeout(connect=own.connect, read=read, write=own.write, pool=own.pool)
+        return client.build_request(
+            request.method,
+            request.url,
+            content=request.body,
+            headers=with_accept_encoding(request, client.headers.get("accept-encoding", "identity")),
+            timeout=silence,
+            extensions=extensions,
+        )
+
+    def _kind(self, error: Exception) -> Failure:
+        library = self._library
+        if isinstance(error, library.ConnectTimeout):
+            return Failure.CONNECT_TIMEOUT
+        if isinstance(error, library.PoolTimeout):
+            return Failure.POOL_TIMEOUT
+        if isinstance(error, (library.TimeoutException, TimeoutError)):
+            return Failure.SILENCE
+        if isinstance(error, library.ConnectError):
+            return Failure.TLS if _about_tls(error) else Failure.REFUSED
+        if isinstance(error, library.ProxyError):
+            return Failure.REFUSED
+        if isinstance(error, library.DecodingError):
+            return Failure.DECODING
+        if isinstance(error, (library.UnsupportedProtocol, library.InvalidURL)):
+            return Failure.NOT_SENT
+        return Failure.BROKEN
+
+    @contextlib.contextmanager
+    def mapped(
+        self, url: str, interrupt: Interrupt | None = None, status: int | None = None
+    ) -> Iterator[None]:
+        """Turn whatever the library raises into a FetchError: the one boundary."""
+        try:
+            yield
+        except self._foreign as error:
+            raise self._failure(error, url, interrupt, status) from error
+        except (RuntimeError, ValueError, AttributeError) as error:
+            # What the library does when its client or its socket goes away under it; else an error of the program.
+            if not (self._client.is_closed or (interrupt is not None and interrupt.is_set())):
+                raise
+            raise self._failure(error, url, interrupt, status) from error
+
+    def _failure(
+        self, error: Exception, url: str, interrupt: Interrupt | None, status: int | None
+    ) -> FetchError:
+        interrupted = interrupt is not None and interrupt.is_set()
+        failure = Failure.INTERRUPTED if interrupted else self._kind(error)
+        return fetch_error(failure, url, error, status=status)
+
+
+class _Answer:
+    """The head of an answer, and what its end must be checked for."""
+
+    def __init__(self, response: Any, requests: _Requests, url: str) -> None:
+        self._response = response
+        self._requests = requests
+        self._url = url
+        self.status: int = response.status_code
+        self.reason: str = response.reason_phrase
+        self.headers: dict[str, str] = {}
+        headers = self.headers
+        for raw_name, raw_value in response.headers.raw:
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+
+    def _check_end(self) -> None:
+        response = self._response
+        if ended_early(getattr(response, "_decoder", None), response.num_bytes_downloaded):
+            raise self._requests._library.DecodingError("the compressed data is incomplete")  # noqa: SLF001
+
+
+class _Exchange(_Answer):
+    def __init__(self, response: Any, requests: _Requests, url: str, interrupt: Interrupt) -> None:
+        super().__init__(response, requests, url)
+        self._interrupt = interrupt
+        self._body: Generator[bytes, None, None] = response.iter_bytes()
+
+    def read(self) -> bytes:
+        with self._requests.mapped(self._url, self._interrupt, self.status):
+            for chunk in self._body:
+                if chunk:
+                    return chunk
+            self._check_end()
+            return b""
+
+    def close(self) -> None:
+        self._interrupt.detach()
+        with contextlib.suppress(Exception):
+            self._body.close()
+            self._response.close()
+
+
+class HttpxTransport(_Requests):
+    """Sends requests through the caller's sync client."""
+
+    def open(self, request: Request, interrupt: Interrupt, timeout: float | None) -> _Exchange:
+        """Send, and return the exchange as soon as the answer's head is there. See Transport."""
+
+        def trace(event: str, _details: Any) -> None:
+            # What was interrupted before there was a connection to break must not begin to wait on one.
+            if interrupt.is_set() and event.endswith(_BEFORE_IT_WAITS):
+                raise _Interrupted
+
+        try:
+            with self.mapped(request.url, interrupt):
+                outgoing = self._built(request, timeout, {"trace": trace})
+                interrupt.attach(partial(_break_waiting, self._client, outgoing))
+                response = self._client.send(outgoing, stream=True, follow_redirects=False)
+        except BaseException:
+            interrupt.detach()
+            raise
+        interrupt.attach(partial(_break_answer, response))
+        return _Exchange(response, self, request.url, interrupt)
+
+
+class _AsyncExchange(_Answer):
+    def __init__(self, response: Any, requests: _Requests, url: str) -> None:
+        super().__init__(response, requests, url)
+        self._body: AsyncGenerator[bytes, None] = response.aiter_bytes()
+
+    async def read(self) -> bytes:
+        with self._requests.mapped(self._url, status=self.status):
+            async for chunk in self._body:
+                if chunk:
+                    return chunk
+            self._check_end()
+            return b""
+
+    async def close(self) -> None:
+        with contextlib.suppress(Exception):
+            await self._body.aclose()
+        with contextlib.suppress(Exception):
+            await self._response.aclose()
+
+
+class AsyncHttpxTransport(_Requests):
+    """Sends requests through the caller's async client."""
+
+    async def open(self, request: Request, timeout: float | None) -> _AsyncExchange:
+        """Send, and return the exchange as soon as the answer's head is there. See AsyncTransport."""
+        with self.mapped(request.url):
+            outgoing = self._built(request, timeout)
+            response = await self._client.send(outgoing, stream=True, follow_redirects=False)
+        return _AsyncExchange(response, self, request.url)
+
+
+def _about_tls(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _break_answer(response: Any) -> None:
+    stream = response.extensions.get("network_stream")
+    if stream is not None and response.http_version.startswith("HTTP/1"):
+        break_off(stream.get_extra_info("socket"))
+
+
+def _break_waiting(client: Any, outgoing: Any) -> None:
+    """Break the connection on which a request waits for its answer's head.
+
+    The library tells it only together with the answer; until then its pool knows, which is not public: should
+    that change, the wait lasts until the read timeout.
+    """
+    with contextlib.suppress(Exception):
+        pool = client._transport_for_url(outgoing.url)._pool  # noqa: SLF001
+        for waiting in list(pool._requests):  # noqa: SLF001
+            if waiting.request.extensions is outgoing.extensions:
+                connection = waiting.connection
+                while (inner := getattr(connection, "_connection", None)) is not None:
+                    connection = inner
+                if hasattr(connection, "_h11_state"):
+                    break_off(connection._network_stream.get_extra_info("socket"))  # noqa: SLF001
