@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from durable_streams.errors import DurableStreamError
+
 __all__ = [
     "AppendResult",
+    "AsyncHeadersLike",
+    "AsyncOnError",
+    "AsyncParamsLike",
     "CloseResult",
     "HeadResult",
     "HeadersLike",
     "IdempotentAppendResult",
     "LiveMode",
     "Offset",
+    "OnError",
     "ParamsLike",
     "StreamEvent",
 ]
@@ -29,6 +35,19 @@ HeadersLike = Mapping[str, str | Callable[[], str]]
 
 ParamsLike = Mapping[str, str | Callable[[], str]]
 """Query parameters, or callables that give one for each attempt."""
+
+AsyncHeadersLike = Mapping[str, str | Callable[[], str | Awaitable[str]]]
+"""As HeadersLike, for async calls: the callables may be async."""
+
+AsyncParamsLike = Mapping[str, str | Callable[[], str | Awaitable[str]]]
+"""As ParamsLike, for async calls: the callables may be async."""
+
+OnError = Callable[[DurableStreamError], Mapping[str, Any] | None]
+"""Called with an error that would end a read. None lets it; a mapping, perhaps with fresh ``headers`` or ``params``,
+goes on reading from where it was."""
+
+AsyncOnError = Callable[[DurableStreamError], Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None]
+"""As OnError, for async calls: it may be async."""
 
 
 @dataclass(frozen=True, slots=True)

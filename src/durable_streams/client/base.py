@@ -1,59 +1,58 @@
-"""What the sync and the async facades share: how a call is made, and what a response knows. No I/O here.
+"""What the sync and the async facades share: how a call is made, and what handles and responses know. No I/O here.
 
-Invariants: everything public about a position comes from the reader's committed state; decoding happens
-before a commit, so that an exception in a user's decoder never moves the checkpoint past undelivered data.
+Invariants: everything public about a position comes from the reader's committed state; a position is saved to a
+checkpoint store only after the consumer has come back for what follows it.
 """
 
 from __future__ import annotations
 
-import codecs
 import random as _random
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import Any, Literal
+from os import PathLike
+from typing import Any
 
-from durable_streams.errors import DurableStreamError, StreamConsumedError, StreamParseError
+from durable_streams.client.checkpoints import CheckpointStore, as_store
+from durable_streams.errors import DurableStreamError, StreamConsumedError
 from durable_streams.protocol import headers as h
-from durable_streams.protocol.operations import decode_json
-from durable_streams.protocol.reader import Batch, Reader
+from durable_streams.protocol.following import Effect, Flow, follow
+from durable_streams.protocol.reader import Reader
 from durable_streams.protocol.request import check_url
 from durable_streams.protocol.retry import DEFAULT_POLICY, RetryPolicy
-from durable_streams.types import HeadersLike, LiveMode, Offset, ParamsLike, StreamEvent
+from durable_streams.types import LiveMode, Offset
 
 __all__ = [
     "Call",
-    "EventMode",
-    "Events",
-    "OnError",
+    "CheckpointLike",
+    "HandleBase",
     "ResponseBase",
-    "TextPieces",
-    "json_items",
+    "Saver",
     "make_call",
     "make_reader",
-    "merge_bodies",
+    "random",
 ]
 
-EventMode = Literal["auto", "json", "text", "bytes"]
-"""What ``StreamEvent.data`` is: a list of JSON values, text, or bytes; ``auto`` goes by the content type."""
-
-OnError = Callable[[DurableStreamError], Mapping[str, Any] | None]
-"""Called with an error that would end a read. None lets it; a mapping, perhaps with fresh ``headers`` or ``params``,
-goes on reading from where it was."""
+CheckpointLike = CheckpointStore | str | PathLike[str]
+"""Where a read's position is kept: a store, or the path of a file (see `FileCheckpoint`)."""
 
 random = _random.random
+
+_SAVE_EVERY = 1.0  # seconds: each save waits for the disk
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """How requests are made: everything of the caller's that is not the protocol's.
 
-    ``timeout``: seconds of silence before a read is given up; None for the defaults.
+    ``transport``: None for the one that the process shares. ``timeout``: seconds of silence before a read is
+    given up; None for the defaults.
     """
 
-    client: Any = None
-    headers: HeadersLike = field(default_factory=dict)
-    params: ParamsLike = field(default_factory=dict)
+    transport: Any = None
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
     timeout: float | None = None
     retry: RetryPolicy | None = None
 
@@ -62,7 +61,7 @@ class Call:
         """The retry policy of one-shot operations."""
         return self.retry if self.retry is not None else DEFAULT_POLICY
 
-    def changed(self, headers: HeadersLike | None, params: ParamsLike | None) -> Call:
+    def changed(self, headers: Mapping[str, Any] | None, params: Mapping[str, Any] | None) -> Call:
         """Return the same call with more headers and parameters."""
         if not headers and not params:
             return self
@@ -72,9 +71,9 @@ class Call:
 
 
 def make_call(
-    client: Any,
-    headers: HeadersLike | None,
-    params: ParamsLike | None,
+    transport: Any,
+    headers: Mapping[str, Any] | None,
+    params: Mapping[str, Any] | None,
     timeout: float | None,
     retry: RetryPolicy | None,
 ) -> Call:
@@ -83,33 +82,110 @@ def make_call(
         raise ValueError(
             f"timeout must be a positive number of seconds, or None for the default, not {timeout!r}."
         )
-    return Call(client, dict(headers or {}), dict(params or {}), timeout, retry)
+    return Call(transport, dict(headers or {}), dict(params or {}), timeout, retry)
 
 
 def make_reader(
     url: str,
+    saver: Saver,
+    retry: RetryPolicy | None,
+    *,
     offset: Offset | None,
     live: LiveMode,
     cursor: str | None,
-    retry: RetryPolicy | None,
+    etag: str | None,
 ) -> Reader:
-    """Return the machine behind a StreamResponse."""
+    """Return the machine behind a response; a saved position goes before ``offset``."""
     return Reader(
         check_url(url),
         random=random,
-        offset=h.OFFSET_START if offset is None else offset,
+        offset=saver.load() or (h.OFFSET_START if offset is None else offset),
         live=live,
         cursor=cursor,
+        etag=etag,
         policy=retry,
     )
+
+
+class Saver:
+    """Keeps the position that the consumer has left behind in a store, if there is one: at least once, not often."""
+
+    def __init__(self, checkpoint: CheckpointLike | None) -> None:
+        self._store = None if checkpoint is None else as_store(checkpoint)
+        self._passed: Offset | None = None
+        self._next_save = 0.0
+
+    def load(self) -> Offset | None:
+        """Return the saved position; None where there is none."""
+        return None if self._store is None else self._store.load()
+
+    def passed(self, offset: Offset) -> bool:
+        """Note that the consumer is done with everything before ``offset``; whether it is time to `save` it."""
+        if self._store is None:
+            return False
+        self._passed = offset
+        return time.monotonic() >= self._next_save
+
+    @property
+    def pending(self) -> bool:
+        """Whether a position was noted that is not saved."""
+        return self._passed is not None
+
+    def save(self) -> None:
+        """Save what was noted last."""
+        offset, self._passed = self._passed, None
+        if offset is not None and self._store is not None:
+            self._store.save(offset)
+            self._next_save = time.monotonic() + _SAVE_EVERY
+
+
+class HandleBase:
+    """What a handle knows of its stream."""
+
+    def __init__(self, url: str, content_type: str | None, call: Call, batching: bool) -> None:
+        self._url = check_url(url)
+        self._content_type = content_type
+        self._call = call
+        self._batching = batching
+
+    @property
+    def url(self) -> str:
+        """The stream's URL."""
+        return self._url
+
+    @property
+    def content_type(self) -> str | None:
+        """The stream's content type, None until it is known."""
+        return self._content_type
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._url!r})"
+
+    def _options(self) -> dict[str, Any]:
+        """Return the constructor's arguments for another handle that makes its calls as this one does."""
+        call = self._call
+        return {
+            "headers": call.headers,
+            "params": call.params,
+            "client": call.transport,
+            "timeout": call.timeout,
+            "retry": call.retry,
+            "batching": self._batching,
+        }
 
 
 class ResponseBase:
     """What is known of a read: where it is, and how the last answer went."""
 
-    _reader: Reader
-    _consumed: bool
-    _status_text: str
+    def __init__(self, reader: Reader, call: Call, saver: Saver, on_error: Any = None) -> None:
+        self._reader = reader
+        self._call = call
+        self._saver = saver
+        self._on_error = on_error
+        self._flow: Flow = follow(reader, time.monotonic)
+        self._effect: Effect | None = None
+        self._consumed = False
+        self._status_text = ""
 
     @property
     def url(self) -> str:
@@ -142,6 +218,11 @@ class ResponseBase:
         return self._reader.cursor
 
     @property
+    def etag(self) -> str | None:
+        """The tag of the first answer: pass it as ``etag`` to a later read from the same offset."""
+        return self._reader.etag
+
+    @property
     def up_to_date(self) -> bool:
         """Whether what was handed over reaches the stream's tail as the server saw it."""
         return self._reader.up_to_date
@@ -165,13 +246,34 @@ class ResponseBase:
 
     @property
     def ok(self) -> bool:
-        """Whether the last answer was a success."""
-        return self.status is not None and 200 <= self.status < 300
+        """Whether the last answer was a success; 304, nothing new, counts as one."""
+        return self.status is not None and (200 <= self.status < 300 or self.status == 304)
 
     @property
     def headers(self) -> Mapping[str, str]:
         """The headers of the last answer, with lower-case names."""
         return self._reader.headers
+
+    def _next_effect(self, answer: Any = None) -> Effect | None:
+        """Go on with what the last effect gave; None at the end."""
+        try:
+            return self._flow.send(answer)
+        except StopIteration:
+            return None
+
+    def _failed_effect(self, error: DurableStreamError) -> Effect | None:
+        """Go on with the error that the last effect met."""
+        try:
+            return self._flow.throw(error)
+        except StopIteration:
+            return None
+
+    def _mended(self, answer: Mapping[str, Any] | None) -> bool:
+        """Take what ``on_error`` answered; whether to go on."""
+        if answer is None:
+            return False
+        self._call = self._call.changed(answer.get("headers"), answer.get("params"))
+        return True
 
     def _consume(self) -> None:
         if self._consumed:
@@ -189,73 +291,3 @@ class ResponseBase:
                 code="BAD_CONTENT_TYPE",
                 url=self.url,
             )
-
-
-def json_items(reader: Reader, batch: Batch) -> list[Any]:
-    """Return the messages of a JSON batch; raises StreamParseError with the last safe offset."""
-    if not batch.data:
-        return []
-    items = decode_json(batch.data, reader.offset)
-    if not isinstance(items, list):
-        raise StreamParseError(
-            f"The JSON after offset {reader.offset} is not an array of messages.",
-            offset=reader.offset,
-            url=reader.url,
-        )
-    return items
-
-
-class TextPieces:
-    """Text out of batches: a character torn between two batches keeps the first one uncommitted."""
-
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-
-    def take(self, batch: Batch) -> str:
-        """Return the batch's text, committing it unless it ends inside a character; raises StreamParseError."""
-        try:
-            text = self._decoder.decode(batch.data, final=batch.closed)
-        except UnicodeDecodeError as error:
-            raise StreamParseError(
-                f"The data after offset {self._reader.offset} is not UTF-8: {error.reason}.",
-                offset=self._reader.offset,
-                url=self._reader.url,
-            ) from None
-        if not self._decoder.getstate()[0]:
-            self._reader.commit(batch)
-        return text
-
-
-class Events:
-    """Batches as StreamEvents, in the form that ``mode`` asks for."""
-
-    def __init__(self, reader: Reader, mode: EventMode) -> None:
-        if mode not in {"auto", "json", "text", "bytes"}:
-            raise ValueError(f"mode must be 'auto', 'json', 'text' or 'bytes', not {mode!r}.")
-        self._reader = reader
-        self._mode = mode
-        self._text = TextPieces(reader)
-
-    def take(self, batch: Batch) -> StreamEvent | None:
-        """Return the event of a batch and commit it; None for one that brings neither data nor news."""
-        reader, mode = self._reader, self._mode
-        news = (batch.up_to_date, batch.closed) != (reader.up_to_date, reader.stream_closed)
-        if mode == "auto":
-            content_type = reader.content_type or h.DEFAULT_CONTENT_TYPE
-            mode = "json" if h.is_json(content_type) else "text" if h.is_text(content_type) else "bytes"
-        data: Any = batch.data
-        if mode == "text":
-            data = self._text.take(batch)
-        else:
-            data = json_items(reader, batch) if mode == "json" else data
-            reader.commit(batch)
-        return StreamEvent(data, reader.offset, batch.up_to_date, batch.cursor) if data or news else None
-
-
-def merge_bodies(bodies: list[bytes], content_type: str | None) -> bytes:
-    """Return the bodies as one: joined, or for a JSON stream as one array of all messages."""
-    if content_type is None or not h.is_json(content_type):
-        return b"".join(bodies)
-    inner = (body.strip()[1:-1].strip() for body in bodies)
-    return b"[" + b",".join(part for part in inner if part) + b"]"

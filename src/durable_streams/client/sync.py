@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from durable_streams.client.base import OnError, make_call, make_reader
+from durable_streams.client.base import CheckpointLike, HandleBase, Saver, make_call, make_reader
 from durable_streams.client.sync_call import run
 from durable_streams.client.sync_response import StreamResponse
+from durable_streams.client.transports import transport_for
 from durable_streams.protocol import headers as h
 from durable_streams.protocol import operations
-from durable_streams.protocol.request import check_url
+from durable_streams.protocol.appends import AppendQueue, Entry
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.types import (
     AppendResult,
@@ -19,6 +21,7 @@ from durable_streams.types import (
     HeadResult,
     LiveMode,
     Offset,
+    OnError,
     ParamsLike,
 )
 
@@ -34,6 +37,8 @@ def stream(
     offset: Offset | None = h.OFFSET_START,
     live: LiveMode = True,
     cursor: str | None = None,
+    etag: str | None = None,
+    checkpoint: CheckpointLike | None = None,
     headers: HeadersLike | None = None,
     params: ParamsLike | None = None,
     on_error: OnError | None = None,
@@ -44,20 +49,30 @@ def stream(
     """Start to read a stream and return the response to consume (protocol section 5).
 
     The first request is made here, so that StreamNotFoundError and its like are raised here. ``live=False``
-    reads to the tail and stops; ``True`` catches up and then follows it. ``timeout``: seconds of silence
-    before a read counts as stalled (default: 30, for live reads 90). ``retry``: by default five retries until
-    the first answer, endless ones for a live read afterwards. Values of ``headers`` and ``params`` may be
-    callables, called for every attempt.
+    reads to the tail and stops; ``True`` catches up and then follows it.
+
+    ``checkpoint``: a store or a file's path. The read begins at the position saved there, if any, else at
+    ``offset``; positions are saved as the consumer comes back for more, so that what it was busy with when it
+    stopped comes again. ``etag``: that of an earlier read from the same offset, whose first answer is left out if
+    it would be the same. ``timeout``: seconds of silence before a read counts as stalled (default: 30, for live
+    reads 90). ``retry``: by default five retries until the first answer, endless ones for a live read afterwards.
+    Values of ``headers`` and ``params`` may be callables, called for every attempt. ``on_error`` is called with
+    an error that would end the read: None lets it; a mapping, perhaps with fresh ``headers`` or ``params``, goes
+    on from where it was. ``client``: an httpx.Client or urllib3.PoolManager; by default one is shared by all
+    calls of the process.
     """
-    call = make_call(client, headers, params, timeout, retry)
-    return StreamResponse(make_reader(url, offset, live, cursor, retry), call, on_error).start()
+    call = make_call(client and transport_for(client), headers, params, timeout, retry)
+    saver = Saver(checkpoint)
+    reader = make_reader(url, saver, retry, offset=offset, live=live, cursor=cursor, etag=etag)
+    return StreamResponse(reader, call, saver, on_error).start()
 
 
-class DurableStream:
+class DurableStream(HandleBase):
     """A handle for one stream. Making it does no I/O; it holds no connection of its own, and is thread-safe.
 
     ``timeout``: seconds of silence before a request is given up (default 30). ``retry``: for what may be
     repeated safely. ``content_type``: the stream's, asked for at the first append where not given.
+    ``batching``: appends of several threads at once go out together, in one request.
     """
 
     def __init__(
@@ -70,23 +85,12 @@ class DurableStream:
         client: Any = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        batching: bool = True,
     ) -> None:
-        self._url = check_url(url)
-        self._content_type = content_type
-        self._call = make_call(client, headers, params, timeout, retry)
-
-    @property
-    def url(self) -> str:
-        """The stream's URL."""
-        return self._url
-
-    @property
-    def content_type(self) -> str | None:
-        """The stream's content type, None until it is known."""
-        return self._content_type
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._url!r})"
+        call = make_call(client and transport_for(client), headers, params, timeout, retry)
+        super().__init__(url, content_type, call, batching)
+        self._queue: AppendQueue[threading.Event] = AppendQueue()
+        self._queue_lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -114,9 +118,18 @@ class DurableStream:
         client: Any = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        batching: bool = True,
     ) -> DurableStream:
         """Create a stream and return its handle; see `create_stream`."""
-        handle = cls(url, headers=headers, params=params, client=client, timeout=timeout, retry=retry)
+        handle = cls(
+            url,
+            headers=headers,
+            params=params,
+            client=client,
+            timeout=timeout,
+            retry=retry,
+            batching=batching,
+        )
         handle.create_stream(
             content_type=content_type,
             ttl_seconds=ttl_seconds,
@@ -136,9 +149,18 @@ class DurableStream:
         client: Any = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        batching: bool = True,
     ) -> DurableStream:
         """Return a handle of a stream that exists; raises StreamNotFoundError where it does not."""
-        handle = cls(url, headers=headers, params=params, client=client, timeout=timeout, retry=retry)
+        handle = cls(
+            url,
+            headers=headers,
+            params=params,
+            client=client,
+            timeout=timeout,
+            retry=retry,
+            batching=batching,
+        )
         handle.head()
         return handle
 
@@ -188,10 +210,47 @@ class DurableStream:
         Takes bytes or text; for a JSON stream any JSON value as one message, text and bytes being JSON
         already. ``seq`` must be greater than the last one, else SeqConflictError. Raises StreamClosedError on
         a closed stream; a FetchError says in ``may_have_been_sent`` whether the data may have been written.
+        With ``batching`` the position is that after the request's last record.
         """
-        op = operations.append(self._url, data, content_type=content_type or self._content_type, seq=seq)
-        result, self._content_type = run(op, self._call)
-        return result
+        if not self._batching or seq is not None or content_type is not None:
+            op = operations.append(self._url, data, content_type=content_type or self._content_type, seq=seq)
+            result, self._content_type = run(op, self._call)
+            return result
+        entry = Entry(data, threading.Event())
+        with self._queue_lock:
+            leads = self._queue.add(entry)
+        if not leads:
+            self._wait_for(entry)
+        if not entry.done:
+            self._lead()
+        return entry.outcome()
+
+    def _wait_for(self, entry: Entry[threading.Event]) -> None:
+        """Wait until the append is done, or has to lead."""
+        try:
+            entry.waiter.wait()
+        except BaseException:  # KeyboardInterrupt
+            with self._queue_lock:
+                led = entry.waiter.is_set()
+                if self._queue.take_back(entry) and led:
+                    self._hand_over()
+            raise
+
+    def _lead(self) -> None:
+        """Send one request for all appends that are waiting."""
+        try:
+            op = self._queue.send(self._url, self._content_type)
+            self._content_type = run(op, self._call) or self._content_type
+        finally:
+            with self._queue_lock:
+                for entry in self._queue.finish():
+                    entry.waiter.set()
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        leader = self._queue.hand_over()
+        if leader is not None:
+            leader.waiter.set()
 
     def close_stream(self, data: Any = None, *, content_type: str | None = None) -> CloseResult:
         """Close the stream for good, optionally with its last data; return where it ends (protocol section 4)."""
@@ -224,16 +283,7 @@ class DurableStream:
 
         ``sub_offset``: how much further past ``offset``, in messages for JSON and in bytes otherwise.
         """
-        call = self._call
-        fork = type(self)(
-            new_url,
-            content_type=content_type or self._content_type,
-            headers=call.headers,
-            params=call.params,
-            client=call.client,
-            timeout=call.timeout,
-            retry=call.retry,
-        )
+        fork = type(self)(new_url, content_type=content_type or self._content_type, **self._options())
         op = operations.create(
             fork.url,
             content_type=content_type,
@@ -243,7 +293,7 @@ class DurableStream:
             fork_offset=offset,
             fork_sub_offset=sub_offset,
         )
-        run(op, call)
+        run(op, self._call)
         return fork
 
     def stream(
@@ -252,12 +302,15 @@ class DurableStream:
         offset: Offset | None = h.OFFSET_START,
         live: LiveMode = True,
         cursor: str | None = None,
+        etag: str | None = None,
+        checkpoint: CheckpointLike | None = None,
         headers: HeadersLike | None = None,
         params: ParamsLike | None = None,
         on_error: OnError | None = None,
     ) -> StreamResponse:
         """Start to read the stream; see the function `stream`. Headers and parameters join the handle's own."""
-        call = self._call.changed(headers, params)
-        return StreamResponse(
-            make_reader(self._url, offset, live, cursor, call.retry), call, on_error
-        ).start()
+        saver = Saver(checkpoint)
+        reader = make_reader(
+            self._url, saver, self._call.retry, offset=offset, live=live, cursor=cursor, etag=etag
+        )
+        return StreamResponse(reader, self._call.changed(headers, params), saver, on_error).start()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from durable_streams.client.base import Call, random
-from durable_streams.client.transports import Exchange, Interrupt, transport_for
+from durable_streams.client.transports import Exchange, Interrupt, Transport, transport_for
 from durable_streams.errors import FetchError
 from durable_streams.protocol.request import ERROR_BODY_LIMIT, Op, Request, Response, with_caller
 from durable_streams.protocol.retry import with_retry
@@ -22,8 +22,10 @@ def _resolved(values: Mapping[str, str | Callable[[], str]]) -> dict[str, str]:
 
 def open_exchange(request: Request, call: Call, interrupt: Interrupt) -> Exchange:
     """Send one request with the caller's headers and parameters, resolved now; raises FetchError."""
-    outgoing = with_caller(request, _resolved(call.headers), _resolved(call.params))
-    return transport_for(call.client).open(outgoing, interrupt, call.timeout)
+    transport: Transport = call.transport or transport_for(None)
+    if call.headers or call.params:
+        request = with_caller(request, _resolved(call.headers), _resolved(call.params))
+    return transport.open(request, interrupt, call.timeout)
 
 
 def send(request: Request, call: Call, interrupt: Interrupt) -> Response:

@@ -20,13 +20,17 @@ from durable_streams.types import AppendResult, CloseResult, HeadResult
 
 __all__ = [
     "append",
+    "append_records",
     "close_stream",
+    "content_type_of",
     "create",
     "decode_json",
     "delete",
     "encode_json_message",
     "encode_payload",
+    "encode_record",
     "head",
+    "join_records",
 ]
 
 
@@ -103,22 +107,30 @@ def append(
 
     Never repeated when it may have been written: the FetchError says so (protocol section 4).
     """
-    known = content_type or (yield from _content_type(url))
-    headers = {"content-type": check_header("content-type", known)}
+    known = content_type or (yield from content_type_of(url))
+    result = yield from append_records(url, [encode_record(data, known)], known, seq=seq)
+    return result, known
+
+
+def append_records(
+    url: str, records: list[bytes], content_type: str, *, seq: str | None = None
+) -> Op[AppendResult]:
+    """Append encoded records in one request, all or none; not repeated either."""
+    headers = {"content-type": check_header("content-type", content_type)}
     if seq is not None:
         headers[h.STREAM_SEQ] = check_header(h.STREAM_SEQ, seq)
-    request = Request("POST", url, headers, encode_payload(data, known), idempotent=False)
+    request = Request("POST", url, headers, join_records(records, content_type), idempotent=False)
     response = yield request
     if response.status not in {200, 204}:
         raise error_from(response, request)
-    return AppendResult(_next_offset(response, request)), known
+    return AppendResult(_next_offset(response, request))
 
 
 def close_stream(url: str, data: Any = None, *, content_type: str | None = None) -> Op[CloseResult]:
     """Close the stream for good, with its last data where given; idempotent without data (protocol section 4)."""
     headers, body = {h.STREAM_CLOSED: "true"}, None
     if data is not None:
-        known = content_type or (yield from _content_type(url))
+        known = content_type or (yield from content_type_of(url))
         headers["content-type"] = check_header("content-type", known)
         body = encode_payload(data, known)
     request = Request("POST", url, headers, body, idempotent=body is None)
@@ -140,7 +152,8 @@ def delete(url: str) -> Op[None]:
     raise error
 
 
-def _content_type(url: str) -> Op[str]:
+def content_type_of(url: str) -> Op[str]:
+    """Return the stream's content type; raises StreamNotFoundError where there is no stream."""
     metadata = yield from head(url)
     return metadata.content_type or h.DEFAULT_CONTENT_TYPE
 
@@ -173,14 +186,26 @@ def _next_offset(response: Response, request: Request) -> str:
 
 
 def encode_payload(data: Any, content_type: str) -> bytes:
-    """Return the body that carries ``data`` as one append: for JSON streams as one message, else as bytes.
+    """Return the body that carries ``data`` as one append: for JSON streams as one message, else as bytes."""
+    return join_records([encode_record(data, content_type)], content_type)
+
+
+def encode_record(data: Any, content_type: str) -> bytes:
+    """Return the bytes of one message of a JSON stream, or of one piece of another.
 
     Raises ValueError for empty data or text that is not valid JSON, TypeError for what the stream cannot
     hold.
     """
-    if h.is_json(content_type):
-        # Wrapped, because the server flattens one level: a list stays one message.
-        return b"[" + encode_json_message(data) + b"]"
+    return encode_json_message(data) if h.is_json(content_type) else _encode_bytes(data, content_type)
+
+
+def join_records(records: list[bytes], content_type: str) -> bytes:
+    """Return the body that carries these records, in order."""
+    # An array even around one message, because the server flattens one level: a list stays one message.
+    return b"[" + b",".join(records) + b"]" if h.is_json(content_type) else b"".join(records)
+
+
+def _encode_bytes(data: Any, content_type: str) -> bytes:
     if isinstance(data, str):
         payload = data.encode()
     elif isinstance(data, (bytes, bytearray, memoryview)):

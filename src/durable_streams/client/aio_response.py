@@ -1,0 +1,262 @@
+"""The async read: I/O around the loop in `protocol.following`.
+
+Invariants: a connection is open only while a response is consumed, and is released on every way out; `aclose`
+from another task wakes whatever a read waits for; a task that is cancelled from outside stays cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections.abc import AsyncIterator, Callable, Generator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from durable_streams.client.aio_call import open_exchange, run
+from durable_streams.client.base import Call, ResponseBase, Saver
+from durable_streams.client.checkpoints import CheckpointStore
+from durable_streams.client.transports import AsyncExchange
+from durable_streams.client.views import Bytes, EventMode, Events, ItemLists, Items, Texts, View, merge_bodies
+from durable_streams.errors import FetchError
+from durable_streams.protocol import headers as h
+from durable_streams.protocol import operations
+from durable_streams.protocol.following import READ, RELEASE, Effect, Failure
+from durable_streams.protocol.reader import Batch, Reader
+from durable_streams.types import StreamEvent
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["AsyncStreamResponse", "Opening"]
+
+T = TypeVar("T")
+
+
+class AsyncStreamResponse(ResponseBase):
+    """A read in progress (protocol section 5). Consume it once: by iterating, or with one of its methods.
+
+    Iterating gives ``bytes``; for a JSON stream each piece is one array of messages, as the server sent it.
+    Use it in an ``async with`` block, or call `aclose`. Made by `astream`.
+    """
+
+    def __init__(self, reader: Reader, call: Call, saver: Saver, on_error: Any = None) -> None:
+        super().__init__(reader, call, saver, on_error)
+        self._exchange: AsyncExchange | None = None
+        self._closed = False
+        self._waiting: asyncio.Task[Any] | None = None
+        self._woken = False
+
+    async def start(self) -> Self:
+        """Make the first request, whose failure is raised here; return the response itself."""
+        try:
+            effect = self._next_effect()
+            while effect is not None and not (effect is READ and self._reader.accepted):
+                effect = await self._perform(effect)
+            self._effect = effect
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    @property
+    def closed(self) -> bool:
+        """Whether the read was ended and its connection released."""
+        return self._closed
+
+    async def aclose(self) -> None:
+        """End the read and release its connection. From another task it wakes a read that waits."""
+        self._closed = True
+        if self._waiting is None:
+            await self._release()
+        elif not self._woken:
+            # The task that reads releases its connection itself: it alone knows when it is done with it.
+            self._woken = True
+            self._waiting.cancel()
+
+    async def checkpoint(self, store: CheckpointStore) -> None:
+        """Save `offset` to a store, now (see `FileCheckpoint`)."""
+        await asyncio.to_thread(store.save, self.offset)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # -- consumption
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Iterate over the data as it arrives."""
+        return self._consumed_as(Bytes(self._reader))
+
+    def iter_text(self) -> AsyncIterator[str]:
+        """Iterate over the data as text; raises StreamParseError where it is not UTF-8."""
+        return self._consumed_as(Texts(self._reader))
+
+    @overload
+    def iter_json(self) -> AsyncIterator[Any]: ...
+    @overload
+    def iter_json(self, decode: type[T]) -> AsyncIterator[T]: ...
+    @overload
+    def iter_json(self, decode: Callable[[Any], T]) -> AsyncIterator[T]: ...
+    def iter_json(self, decode: Any = None) -> AsyncIterator[Any]:
+        """Iterate over the messages of a JSON stream.
+
+        ``decode``: a callable that each goes through, or the type that each must have (a msgspec Struct,
+        dataclass, TypedDict or Pydantic model). `offset` moves past a batch with its last message. Raises
+        StreamParseError for a message that is malformed or not of that type.
+        """
+        self._require_json()
+        return self._consumed_as(Items(self._reader, decode))
+
+    @overload
+    def iter_json_batches(self) -> AsyncIterator[list[Any]]: ...
+    @overload
+    def iter_json_batches(self, decode: type[T]) -> AsyncIterator[list[T]]: ...
+    @overload
+    def iter_json_batches(self, decode: Callable[[Any], T]) -> AsyncIterator[list[T]]: ...
+    def iter_json_batches(self, decode: Any = None) -> AsyncIterator[list[Any]]:
+        """Iterate over the messages of a JSON stream in the batches they came in; none is empty."""
+        self._require_json()
+        return self._consumed_as(ItemLists(self._reader, decode))
+
+    def iter_events(self, mode: EventMode = "auto") -> AsyncIterator[StreamEvent]:
+        """Iterate over batches with their positions, and over news of the tail without data."""
+        events = Events(self._reader, mode)
+        return self._consumed_as(events, learn=mode == "auto")
+
+    async def read_bytes(self) -> bytes:
+        """Return everything up to the present tail; for a JSON stream one array of all messages."""
+        bodies = [body async for body in self._consumed_as(Bytes(self._reader), to_tail=True)]
+        return merge_bodies(bodies, self.content_type)
+
+    async def read_text(self) -> str:
+        """Return everything up to the present tail as text; raises StreamParseError where it is not UTF-8."""
+        if self.content_type is not None and h.is_json(self.content_type):
+            return (await self.read_bytes()).decode()
+        return "".join([text async for text in self._consumed_as(Texts(self._reader), to_tail=True)])
+
+    @overload
+    async def read_json(self) -> list[Any]: ...
+    @overload
+    async def read_json(self, decode: type[T]) -> list[T]: ...
+    @overload
+    async def read_json(self, decode: Callable[[Any], T]) -> list[T]: ...
+    async def read_json(self, decode: Any = None) -> list[Any]:
+        """Return all messages up to the present tail; ``decode`` and what is raised as for `iter_json`."""
+        self._require_json()
+        return [item async for item in self._consumed_as(Items(self._reader, decode), to_tail=True)]
+
+    @overload
+    async def read_json_batches(self) -> list[list[Any]]: ...
+    @overload
+    async def read_json_batches(self, decode: type[T]) -> list[list[T]]: ...
+    @overload
+    async def read_json_batches(self, decode: Callable[[Any], T]) -> list[list[T]]: ...
+    async def read_json_batches(self, decode: Any = None) -> list[list[Any]]:
+        """Return all messages up to the present tail, in the batches they came in."""
+        self._require_json()
+        return [batch async for batch in self._consumed_as(ItemLists(self._reader, decode), to_tail=True)]
+
+    # -- the loop
+
+    def _consumed_as(self, view: View[T], *, to_tail: bool = False, learn: bool = False) -> AsyncIterator[T]:
+        self._consume()
+        return self._pieces(view, to_tail, learn)
+
+    async def _pieces(self, view: View[T], to_tail: bool, learn: bool) -> AsyncIterator[T]:
+        """Hand over every batch once; leave no connection behind on any way out."""
+        saver, reader = self._saver, self._reader
+        effect = self._effect
+        try:
+            if learn and reader.content_type is None:
+                # Event streams do not tell what the stream holds.
+                reader.content_type = (await run(operations.head(self.url), self._call)).content_type
+            while effect is not None:
+                if not isinstance(effect, Batch):
+                    effect = await self._perform(effect)
+                    continue
+                for piece in view.take(effect):
+                    yield piece
+                if saver.passed(reader.offset):
+                    await asyncio.to_thread(saver.save)
+                if to_tail and effect.up_to_date:
+                    break
+                effect = self._next_effect()
+        finally:
+            await self.aclose()
+            if saver.pending:
+                await asyncio.to_thread(saver.save)
+
+    async def _perform(self, effect: Effect) -> Effect | None:
+        """Do what the loop asks for; return its next effect, None at the end or once the read was closed."""
+        try:
+            if self._closed:
+                return None
+            self._waiting = asyncio.current_task()
+            answer = await self._do(effect)
+        except FetchError as error:
+            # Where the read was closed, the break is ours and no failure.
+            return None if self._closed else self._failed_effect(error)
+        except asyncio.CancelledError:
+            if not self._woken_by_us():
+                raise
+            return None
+        finally:
+            self._waiting = None
+            if self._closed:
+                await self._release()
+        return None if self._closed else self._next_effect(answer)
+
+    async def _do(self, effect: Effect) -> Any:
+        if effect is READ:
+            return await self._exchange.read() if self._exchange is not None else b""
+        if effect is RELEASE:
+            return await self._release()
+        if isinstance(effect, Failure):
+            await self._release()
+            if self._on_error is None:
+                return False
+            answer = self._on_error(effect.error)
+            return self._mended(await answer if inspect.isawaitable(answer) else answer)
+        if isinstance(effect, Batch):
+            return None
+        if effect.delay:
+            await asyncio.sleep(effect.delay)
+        self._exchange = await open_exchange(effect, self._call)
+        self._status_text = self._exchange.reason
+        return self._exchange
+
+    def _woken_by_us(self) -> bool:
+        """Whether a cancellation is only that of `aclose`, and take it back."""
+        if not self._woken or self._waiting is None:
+            return False
+        self._woken = False
+        # Python 3.10 cannot tell one cancellation from two.
+        return sys.version_info < (3, 11) or self._waiting.uncancel() == 0
+
+    async def _release(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            await exchange.close()
+
+
+class Opening:
+    """A read that is about to begin: ``await`` it, or enter it with ``async with``, for its AsyncStreamResponse."""
+
+    def __init__(self, response: AsyncStreamResponse) -> None:
+        self._response = response
+
+    def __await__(self) -> Generator[Any, None, AsyncStreamResponse]:
+        return self._response.start().__await__()
+
+    async def __aenter__(self) -> AsyncStreamResponse:
+        return await self._response.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._response.aclose()

@@ -1,0 +1,174 @@
+"""The default async transport, over aiohttp.
+
+Invariants: one session for each event loop, closed when its loop shuts down, and never shared with a process
+forked off; no exception of aiohttp or the socket layer leaves this module, all become FetchError in `_mapped`;
+aiohttp follows no redirect; no request has a time limit as a whole, only one on silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import ssl
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from typing import Any
+
+import aiohttp
+from aiohttp import ClientSession
+from yarl import URL
+
+from durable_streams.client.transports.failures import Failure, client_closed, fetch_error
+from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
+from durable_streams.protocol.request import Request
+
+__all__ = ["AiohttpTransport", "ClientSession", "shared"]
+
+_BUFFER_SIZE = 512 * 1024  # bytes of a body held at most, twice, before the server is told to wait
+_HEADER_SIZE = 64 * 1024
+
+
+class _Exchange:
+    """One answer of aiohttp, with its errors mapped."""
+
+    def __init__(self, response: aiohttp.ClientResponse, url: str) -> None:
+        self._response = response
+        self._url = url
+        self.status = response.status
+        self.reason = response.reason or ""
+        self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
+
+    async def read(self) -> bytes:
+        with _mapped(self._url, self.status):
+            return await self._response.content.readany()
+
+    async def close(self) -> None:
+        # A response that was read to its end has given its connection back already.
+        self._response.close()
+
+
+class AiohttpTransport:
+    """Sends requests through a ClientSession: one of its own, or the caller's, whose timeouts stay in force."""
+
+    def __init__(self, session: ClientSession | None = None) -> None:
+        self._given = session
+        self._sessions: dict[asyncio.AbstractEventLoop, _Session] = {}
+
+    async def open(self, request: Request, timeout: float | None) -> _Exchange:
+        """Send, and return the exchange as soon as the answer's head is there. See AsyncTransport."""
+        options: dict[str, Any] = {}
+        if timeout is not None or self._given is None:
+            options["timeout"] = aiohttp.ClientTimeout(
+                connect=CONNECT_TIMEOUT, sock_read=silence_of(request, timeout)
+            )
+        session = self._given or await self._own()
+        if session.closed:
+            raise client_closed(request.url)
+        with _mapped(request.url):
+            response = await session.request(
+                request.method,
+                URL(request.url, encoded=True),
+                headers=request.headers,
+                data=None if request.body is None else _Body(request.body),
+                allow_redirects=False,
+                **options,
+            )
+        return _Exchange(response, request.url)
+
+    async def _own(self) -> ClientSession:
+        loop = asyncio.get_running_loop()
+        kept = self._sessions.get(loop)
+        if kept is None:
+            # A loop that was closed without being shut down has left its session behind.
+            for old in [other for other in self._sessions if other.is_closed()]:
+                self._sessions.pop(old).abandon()
+            kept = self._sessions[loop] = _Session(self._sessions)
+            await kept.keep()
+        return kept.session
+
+    def forget(self) -> None:
+        """Leave all sessions alone, for they belong to another process."""
+        _left_alone.append(self._sessions)
+        self._sessions = {}
+
+
+_left_alone: list[object] = []  # collecting a parent's sessions would close its connections
+
+
+class _Session:
+    """A session that ends with its event loop."""
+
+    def __init__(self, home: dict[asyncio.AbstractEventLoop, _Session]) -> None:
+        self._home = home
+        self._connector = aiohttp.TCPConnector(limit=0)
+        self.session = ClientSession(
+            connector=self._connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=_BUFFER_SIZE,
+            max_line_size=_HEADER_SIZE,
+            max_field_size=_HEADER_SIZE,
+        )
+        self._keeper = self._until_the_end()
+
+    async def keep(self) -> None:
+        """Tie the session to the running loop: on its way down a loop closes every generator that has begun."""
+        await anext(self._keeper)
+
+    async def _until_the_end(self) -> AsyncGenerator[None, None]:
+        loop = asyncio.get_running_loop()
+        try:
+            yield
+        finally:
+            self._home.pop(loop, None)
+            await self.session.close()
+
+    def abandon(self) -> None:
+        """Let go of the session of a loop that is closed."""
+        self.session.detach()
+
+
+class _Body(aiohttp.BytesPayload):
+    """Bytes that the caller has in memory anyway, however many."""
+
+    def __init__(self, body: bytes) -> None:
+        # Past the direct base class, which warns of bodies over 1 MiB.
+        super(aiohttp.BytesPayload, self).__init__(body, content_type="application/octet-stream")
+        self._size = len(body)
+
+
+@contextlib.contextmanager
+def _mapped(url: str, status: int | None = None) -> Iterator[None]:
+    """Turn whatever the library raises into a FetchError: the one boundary."""
+    try:
+        yield
+    except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
+        limit = CONNECT_TIMEOUT if isinstance(error, aiohttp.ConnectionTimeoutError) else None
+        raise fetch_error(_failure(error), url, error, status=status, limit=limit) from error
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return Failure.CONNECT_TIMEOUT
+    if isinstance(error, asyncio.TimeoutError):
+        return Failure.SILENCE
+    if isinstance(error, (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch, ssl.SSLError)):
+        return Failure.TLS
+    if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError)):
+        return Failure.REFUSED
+    if isinstance(error, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):
+        return Failure.NOT_SENT
+    if isinstance(error.__cause__, aiohttp.http_exceptions.ContentEncodingError):
+        return Failure.DECODING
+    return Failure.BROKEN
+
+
+_shared = AiohttpTransport()
+
+
+def shared() -> AiohttpTransport:
+    """Return the transport that all calls of this process share."""
+    return _shared
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_shared.forget)

@@ -1,0 +1,141 @@
+"""What a read hands over: batches as bytes, text, JSON items or events, the same for both facades.
+
+Invariants: a view decodes before it commits, so that an error in a decoder never moves the checkpoint past
+data that was not handed over; a batch is committed together with its last piece.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar
+
+from durable_streams.client import decoding
+from durable_streams.errors import StreamParseError
+from durable_streams.protocol import headers as h
+from durable_streams.protocol.reader import Batch, Reader
+from durable_streams.types import StreamEvent
+
+__all__ = ["Bytes", "EventMode", "Events", "ItemLists", "Items", "Texts", "View", "merge_bodies"]
+
+T_co = TypeVar("T_co", covariant=True)
+
+EventMode = Literal["auto", "json", "text", "bytes"]
+"""What ``StreamEvent.data`` is: a list of JSON values, text, or bytes; ``auto`` goes by the content type."""
+
+
+class View(Protocol[T_co]):
+    """A form in which batches are handed over."""
+
+    def take(self, batch: Batch) -> Iterable[T_co]:
+        """Return the batch's pieces, committing it before the last of them is handed over."""
+
+
+class Bytes:
+    """Each batch's bytes."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def take(self, batch: Batch) -> Iterable[bytes]:
+        """See View."""
+        self._reader.commit(batch)
+        return (batch.data,) if batch.data else ()
+
+
+class Texts:
+    """Text: a character torn between two batches keeps the first one uncommitted. Raises StreamParseError."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def take(self, batch: Batch) -> Iterable[str]:
+        """See View."""
+        text = self.text(batch)
+        return (text,) if text else ()
+
+    def text(self, batch: Batch) -> str:
+        """Return the batch's text, committing it unless it ends inside a character."""
+        try:
+            text = self._decoder.decode(batch.data, final=batch.closed)
+        except UnicodeDecodeError as error:
+            raise StreamParseError(
+                f"The data after offset {self._reader.offset} is not UTF-8: {error.reason}.",
+                offset=self._reader.offset,
+                url=self._reader.url,
+            ) from None
+        if not self._decoder.getstate()[0]:
+            self._reader.commit(batch)
+        return text
+
+
+class Items:
+    """The messages of a JSON stream one by one, through ``decode`` (see `item_decoder`)."""
+
+    def __init__(self, reader: Reader, decode: Any = None) -> None:
+        self._reader = reader
+        self._decode = decoding.item_decoder(decode)
+
+    def items(self, batch: Batch) -> decoding.Items[Any]:
+        """Return the batch's messages, uncommitted; iterating over them may raise StreamParseError."""
+        reader = self._reader
+        return self._decode(batch.data, reader.offset, reader.url) if batch.data else []
+
+    def take(self, batch: Batch) -> Iterable[Any]:
+        """See View."""
+        return decoding.deliver(self.items(batch), partial(self._reader.commit, batch))
+
+
+class ItemLists(Items):
+    """The messages of a JSON stream in the batches they came in; none is empty."""
+
+    def take(self, batch: Batch) -> Iterable[list[Any]]:
+        """See View."""
+        items = list(self.items(batch))
+        self._reader.commit(batch)
+        return (items,) if items else ()
+
+
+class Events:
+    """Batches with their positions, and news of the tail without data."""
+
+    def __init__(self, reader: Reader, mode: EventMode) -> None:
+        if mode not in {"auto", "json", "text", "bytes"}:
+            raise ValueError(f"mode must be 'auto', 'json', 'text' or 'bytes', not {mode!r}.")
+        self._reader = reader
+        self._mode = mode
+        self._texts = Texts(reader)
+        self._items = Items(reader)
+
+    def take(self, batch: Batch) -> Iterable[StreamEvent]:
+        """See View."""
+        reader = self._reader
+        news = (batch.up_to_date, batch.closed) != (reader.up_to_date, reader.stream_closed)
+        data = self._data(batch)
+        if not (data or news):
+            return ()
+        return (StreamEvent(data, reader.offset, batch.up_to_date, batch.cursor),)
+
+    def _data(self, batch: Batch) -> Any:
+        mode = self._resolved_mode()
+        if mode == "text":
+            return self._texts.text(batch)
+        data = list(self._items.items(batch)) if mode == "json" else batch.data
+        self._reader.commit(batch)
+        return data
+
+    def _resolved_mode(self) -> EventMode:
+        if self._mode != "auto":
+            return self._mode
+        content_type = self._reader.content_type or h.DEFAULT_CONTENT_TYPE
+        return "json" if h.is_json(content_type) else "text" if h.is_text(content_type) else "bytes"
+
+
+def merge_bodies(bodies: list[bytes], content_type: str | None) -> bytes:
+    """Return the bodies as one: joined, or for a JSON stream as one array of all messages."""
+    if content_type is None or not h.is_json(content_type):
+        return b"".join(bodies)
+    inner = (body.strip()[1:-1].strip() for body in bodies)
+    return b"[" + b",".join(part for part in inner if part) + b"]"

@@ -1,0 +1,147 @@
+"""Concurrent appends to one stream, sent together: while one request is under way the next one gathers.
+
+The driver's part, for each append: where ``add`` says so its caller leads, else it waits until its entry is done
+or told to lead. A leader runs the operation ``send``, then wakes every entry that ``finish`` returns, then the
+next leader, which ``hand_over`` names.
+
+Invariants: appends go out in the order in which they were added, in one request at a time; whatever becomes of
+one request, the entries behind it get a leader; an entry that was taken back is in no later request.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Generic, TypeVar
+
+from durable_streams.errors import DurableStreamError, FetchError
+from durable_streams.protocol import operations
+from durable_streams.protocol.request import Op
+from durable_streams.types import AppendResult
+
+__all__ = ["MAX_BATCH_BYTES", "AppendQueue", "Entry"]
+
+MAX_BATCH_BYTES = 1024 * 1024
+
+W = TypeVar("W")
+
+
+class Entry(Generic[W]):
+    """One append: its data, what became of it, and ``waiter``, by which the driver wakes its caller."""
+
+    __slots__ = ("data", "error", "result", "waiter")
+
+    def __init__(self, data: Any, waiter: W) -> None:
+        self.data = data
+        self.waiter = waiter
+        self.result: AppendResult | None = None
+        self.error: Exception | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it is known what became of it."""
+        return self.result is not None or self.error is not None
+
+    def outcome(self) -> AppendResult:
+        """Return the result, or raise the error."""
+        if self.result is not None:
+            return self.result
+        raise self.error or AssertionError("not done")
+
+
+class AppendQueue(Generic[W]):
+    """The appends of one handle that are waiting. Not thread-safe: the driver serialises its calls."""
+
+    def __init__(self) -> None:
+        self._entries: deque[Entry[W]] = deque()
+        self._taken: list[Entry[W]] = []
+        self._led = False
+
+    def add(self, entry: Entry[W]) -> bool:
+        """Queue an append; return whether its caller must lead: send the next request."""
+        self._entries.append(entry)
+        leads, self._led = not self._led, True
+        return leads
+
+    def take_back(self, entry: Entry[W]) -> bool:
+        """Forget an append whose caller has gone; whether it was still waiting."""
+        try:
+            self._entries.remove(entry)
+        except ValueError:
+            return False
+        return True
+
+    def hand_over(self) -> Entry[W] | None:
+        """End the leader's turn; return the entry whose caller leads now, None where none is left."""
+        self._led = bool(self._entries)
+        return self._entries[0] if self._entries else None
+
+    def send(self, url: str, content_type: str | None) -> Op[str | None]:
+        """Send what is queued, as much as fits into one request; returns the stream's content type if known.
+
+        Only the leader's own append fails where the content type cannot be had: the next leader asks again.
+        """
+        self._taken = [self._entries.popleft()]
+        try:
+            known = content_type or (yield from operations.content_type_of(url))
+        except DurableStreamError as error:
+            self._taken[0].error = error
+            return None
+        yield from _append(url, *self._take(known), known)
+        return known
+
+    def finish(self) -> list[Entry[W]]:
+        """Return the entries whose callers to wake: what the last request decided."""
+        taken, self._taken = self._taken, []
+        for entry in taken:
+            if not entry.done:  # something ended the leader in the middle of its request
+                entry.error = FetchError(
+                    "The request that carried this append was broken off; the append may have been written.",
+                    code="INTERRUPTED",
+                )
+        return taken
+
+    def _take(self, content_type: str) -> tuple[list[Entry[W]], list[bytes]]:
+        """Return the entries of the next request and their records: the one taken already, and what fits with it.
+
+        One whose data the stream cannot hold is done with that error, and is in no request.
+        """
+        entries: list[Entry[W]] = []
+        records: list[bytes] = []
+        size, entry = 0, self._taken[0]
+        while True:
+            try:
+                record = operations.encode_record(entry.data, content_type)
+            except Exception as error:  # noqa: BLE001 - whatever encoding it raises is its caller's to hear
+                entry.error = error
+            else:
+                entries.append(entry)
+                records.append(record)
+                size += len(record) + 1
+            try:
+                if size >= MAX_BATCH_BYTES:
+                    return entries, records
+                entry = self._entries.popleft()
+            except IndexError:
+                return entries, records
+            self._taken.append(entry)
+
+
+def _append(url: str, entries: list[Entry[W]], records: list[bytes], content_type: str) -> Op[None]:
+    """Append the records in one request, and note in their entries what became of it.
+
+    Where the server finds the request too large (413), each record goes on its own.
+    """
+    if not records:
+        return
+    try:
+        result = yield from operations.append_records(url, records, content_type)
+    except DurableStreamError as error:
+        if error.status == 413 and len(entries) > 1:
+            for entry, record in zip(entries, records, strict=True):
+                yield from _append(url, [entry], [record], content_type)
+            return
+        for entry in entries:
+            entry.error = error
+    else:
+        for entry in entries:
+            entry.result = result
