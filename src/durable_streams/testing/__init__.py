@@ -1,7 +1,30 @@
-"""For tests: a real server in a thread, and the contract that every store must pass."""
+"""For tests: a real server in a thread, faults on demand or at random, and the contract of every store.
+
+The names are imported at first use: every pytest run of every user imports this package, for its plugin.
+"""
 
 from __future__ import annotations
 
-from durable_streams.testing.server import InMemoryStreamServer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["InMemoryStreamServer"]
+if TYPE_CHECKING:
+    from durable_streams.testing.chaos import ChaosProxy
+    from durable_streams.testing.faults import Faults
+    from durable_streams.testing.server import InMemoryStreamServer
+
+__all__ = ["ChaosProxy", "Faults", "InMemoryStreamServer"]
+
+_HOMES = {"ChaosProxy": "chaos", "Faults": "faults", "InMemoryStreamServer": "server"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

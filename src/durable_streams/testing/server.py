@@ -1,15 +1,20 @@
-"""A real server on a free port, in a thread of the test's process."""
+"""A real server on a free port, in a thread of the test's process, with faults on demand."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from concurrent.futures import Future
+import socket
+from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
+from urllib.parse import urlsplit
 
 from durable_streams.server.config import ServerConfig
-from durable_streams.server.run import run_server, run_to_end
+from durable_streams.server.http import STREAM_ROOT
+from durable_streams.server.run import ServerStartError, run_server
+from durable_streams.testing.background import Background
+from durable_streams.testing.faults import Faults
+from durable_streams.testing.proxy import Proxy
 
 __all__ = ["InMemoryStreamServer"]
 
@@ -18,36 +23,50 @@ class InMemoryStreamServer:
     """The durable-streams server with a store in memory, running when the constructor returns.
 
     ``port`` 0 picks a free one; ``config`` sets everything else. ``base_url`` is the server's origin,
-    ``url("/test")`` a stream's URL. Use it as a context manager, or call ``stop()``. Raises ServerStartError
-    if the port is taken.
+    ``url("/test")`` a stream's URL, ``faults`` arms what its next requests meet. Use it as a context manager, or
+    call ``stop()``. Raises ServerStartError if the port is taken.
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0, *, config: ServerConfig | None = None) -> None:
-        self._config = replace(config or ServerConfig(), host=host, port=port)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        started: Future[str] = Future()
-        self._thread = threading.Thread(
-            target=self._run, args=(started,), name="durable-streams-test-server", daemon=True
-        )
-        self._thread.start()
-        self._root = started.result()
+        self._config = replace(config or ServerConfig(), host="127.0.0.1", port=0)
+        self._faults = Faults()
+        listener = _listen(host, port)
+        shown = f"[{host}]" if ":" in host else host
+        self._base_url = f"http://{shown}:{listener.getsockname()[1]}"
+
+        async def main(stop: asyncio.Event, ready: Callable[[None], None]) -> None:
+            proxy = Proxy(self._faults.take)
+            await proxy.open(listener)
+
+            def serving(root: str) -> None:
+                parts = urlsplit(root)
+                proxy.upstream.set_result((parts.hostname or "", parts.port or 0))
+                ready(None)
+
+            try:
+                await run_server(self._config, stop, serving)
+            finally:
+                await proxy.close()
+
+        self._background = Background("durable-streams-test-server", main)
 
     @property
     def base_url(self) -> str:
         """The server's origin, such as ``http://127.0.0.1:49152``."""
-        return self._root.removesuffix("/v1/stream")
+        return self._base_url
+
+    @property
+    def faults(self) -> Faults:
+        """What the next requests meet, such as ``server.faults.respond(503, retry_after=1)``."""
+        return self._faults
 
     def url(self, path: str) -> str:
         """Return the URL of the stream at ``path``, such as ``/test``."""
-        return f"{self._root}/{path.lstrip('/')}"
+        return f"{self._base_url}{STREAM_ROOT}{path.lstrip('/')}"
 
     def stop(self) -> None:
         """End all reads, stop the server and forget its streams. Calling it again does nothing."""
-        loop, stop = self._loop, self._stop
-        if loop is not None and stop is not None and self._thread.is_alive():
-            loop.call_soon_threadsafe(stop.set)
-            self._thread.join()
+        self._background.stop()
 
     def __enter__(self) -> InMemoryStreamServer:
         return self
@@ -57,15 +76,12 @@ class InMemoryStreamServer:
     ) -> None:
         self.stop()
 
-    def _run(self, started: Future[str]) -> None:
-        async def main() -> None:
-            self._loop = asyncio.get_running_loop()
-            self._stop = asyncio.Event()
-            await run_server(self._config, self._stop, started.set_result)
 
-        try:
-            run_to_end(main())
-        except BaseException as error:
-            if started.done():
-                raise
-            started.set_exception(error)
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except OSError as error:
+        raise ServerStartError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another port, 0 for a free one"
+        ) from error

@@ -1,0 +1,52 @@
+"""An event loop in a thread of its own, for what has to run beside a test."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
+
+from durable_streams.server.run import run_to_end
+
+__all__ = ["Background"]
+
+T = TypeVar("T")
+
+Main = Callable[[asyncio.Event, Callable[[T], None]], Coroutine[Any, Any, None]]
+
+
+class Background(Generic[T]):
+    """Runs ``main(stop, ready)`` in a daemon thread; the constructor returns once ``ready(value)`` was called.
+
+    ``value`` is what ``ready`` was given. Raises what ``main`` raises before that.
+    """
+
+    def __init__(self, name: str, main: Main[T]) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        started: Future[T] = Future()
+        self._thread = threading.Thread(target=self._run, args=(main, started), name=name, daemon=True)
+        self._thread.start()
+        self.value: T = started.result()
+
+    def stop(self) -> None:
+        """Set ``main``'s stop event and wait for its end. Calling it again does nothing."""
+        loop, stop = self._loop, self._stop
+        if loop is not None and stop is not None and self._thread.is_alive():
+            loop.call_soon_threadsafe(stop.set)
+            self._thread.join()
+
+    def _run(self, main: Main[T], started: Future[T]) -> None:
+        async def run() -> None:
+            self._loop = asyncio.get_running_loop()
+            self._stop = asyncio.Event()
+            await main(self._stop, started.set_result)
+
+        try:
+            run_to_end(run())
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
