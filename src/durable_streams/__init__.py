@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from durable_streams.client.aio import AsyncDurableStream, AsyncStreamResponse, astream
+    from durable_streams.client.aio_producer import IdempotentProducer
+    from durable_streams.client.checkpoints import CheckpointStore, FileCheckpoint
     from durable_streams.client.sync import DurableStream, StreamResponse, stream
     from durable_streams.client.sync_producer import SyncIdempotentProducer
     from durable_streams.errors import (
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from durable_streams.protocol.retry import RetryPolicy
     from durable_streams.types import (
         AppendResult,
+        AsyncHeadersLike,
+        AsyncParamsLike,
         CloseResult,
         HeadersLike,
         HeadResult,
@@ -42,13 +47,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AppendResult",
+    "AsyncDurableStream",
+    "AsyncHeadersLike",
+    "AsyncParamsLike",
+    "AsyncStreamResponse",
+    "CheckpointStore",
     "CloseResult",
     "DurableStream",
     "DurableStreamError",
     "FetchError",
+    "FileCheckpoint",
     "HeadResult",
     "HeadersLike",
     "IdempotentAppendResult",
+    "IdempotentProducer",
     "LiveMode",
     "Offset",
     "ParamsLike",
@@ -67,10 +79,17 @@ __all__ = [
     "StreamParseError",
     "StreamResponse",
     "SyncIdempotentProducer",
+    "astream",
     "stream",
 ]
 
 _HOMES = {
+    "AsyncDurableStream": "client.aio",
+    "AsyncStreamResponse": "client.aio",
+    "astream": "client.aio",
+    "IdempotentProducer": "client.aio_producer",
+    "CheckpointStore": "client.checkpoints",
+    "FileCheckpoint": "client.checkpoints",
     "DurableStream": "client.sync",
     "StreamResponse": "client.sync",
     "stream": "client.sync",
@@ -79,6 +98,8 @@ _HOMES = {
     **dict.fromkeys(
         (
             "AppendResult",
+            "AsyncHeadersLike",
+            "AsyncParamsLike",
             "CloseResult",
             "HeadResult",
             "HeadersLike",

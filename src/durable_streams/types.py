@@ -6,12 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from durable_streams.errors import DurableStreamError
-
 __all__ = [
     "AppendResult",
     "AsyncHeadersLike",
-    "AsyncOnError",
     "AsyncParamsLike",
     "CloseResult",
     "HeadResult",
@@ -19,7 +16,6 @@ __all__ = [
     "IdempotentAppendResult",
     "LiveMode",
     "Offset",
-    "OnError",
     "ParamsLike",
     "StreamEvent",
 ]
@@ -41,13 +37,6 @@ AsyncHeadersLike = Mapping[str, str | Callable[[], str | Awaitable[str]]]
 
 AsyncParamsLike = Mapping[str, str | Callable[[], str | Awaitable[str]]]
 """As ParamsLike, for async calls: the callables may be async."""
-
-OnError = Callable[[DurableStreamError], Mapping[str, Any] | None]
-"""Called with an error that would end a read. None lets it; a mapping, perhaps with fresh ``headers`` or ``params``,
-goes on reading from where it was."""
-
-AsyncOnError = Callable[[DurableStreamError], Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None]
-"""As OnError, for async calls: it may be async."""
 
 
 @dataclass(frozen=True, slots=True)

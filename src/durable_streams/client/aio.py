@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from durable_streams.client.aio_call import run
 from durable_streams.client.aio_response import AsyncStreamResponse, Opening
-from durable_streams.client.base import CheckpointLike, HandleBase, Saver, make_call, make_reader
+from durable_streams.client.base import (
+    AsyncOnError,
+    CheckpointLike,
+    HandleBase,
+    Saver,
+    make_call,
+    make_reader,
+)
 from durable_streams.client.transports import async_transport_for
 from durable_streams.protocol import headers as h
 from durable_streams.protocol import operations
@@ -18,7 +25,6 @@ from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.types import (
     AppendResult,
     AsyncHeadersLike,
-    AsyncOnError,
     AsyncParamsLike,
     CloseResult,
     HeadResult,

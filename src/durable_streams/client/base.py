@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random as _random
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from os import PathLike
@@ -24,9 +24,11 @@ from durable_streams.protocol.retry import DEFAULT_POLICY, RetryPolicy
 from durable_streams.types import LiveMode, Offset
 
 __all__ = [
+    "AsyncOnError",
     "Call",
     "CheckpointLike",
     "HandleBase",
+    "OnError",
     "ResponseBase",
     "Saver",
     "make_call",
@@ -36,6 +38,13 @@ __all__ = [
 
 CheckpointLike = CheckpointStore | str | PathLike[str]
 """Where a read's position is kept: a store, or the path of a file (see `FileCheckpoint`)."""
+
+OnError = Callable[[DurableStreamError], Mapping[str, Any] | None]
+"""Called with an error that would end a read. None lets it; a mapping, perhaps with fresh ``headers`` or ``params``,
+goes on reading from where it was."""
+
+AsyncOnError = Callable[[DurableStreamError], Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None]
+"""As OnError, for async calls: it may be async."""
 
 random = _random.random
 

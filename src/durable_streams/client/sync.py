@@ -6,7 +6,7 @@ import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from durable_streams.client.base import CheckpointLike, HandleBase, Saver, make_call, make_reader
+from durable_streams.client.base import CheckpointLike, HandleBase, OnError, Saver, make_call, make_reader
 from durable_streams.client.sync_call import run
 from durable_streams.client.sync_response import StreamResponse
 from durable_streams.client.transports import transport_for
@@ -21,7 +21,6 @@ from durable_streams.types import (
     HeadResult,
     LiveMode,
     Offset,
-    OnError,
     ParamsLike,
 )
 

@@ -7,7 +7,6 @@ normally after a loss.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -16,14 +15,13 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from durable_streams.client.base import make_call, random
+from durable_streams.client.base import make_call
+from durable_streams.client.producer_base import ProducerBase
 from durable_streams.client.sync_call import run, send
-from durable_streams.client.transports import Interrupt
+from durable_streams.client.transports import Interrupt, transport_for
 from durable_streams.errors import DurableStreamError, FetchError
-from durable_streams.protocol import headers as h
 from durable_streams.protocol import operations
-from durable_streams.protocol.producer import PRODUCER_POLICY, Outcome, Producer, Send, Settings
-from durable_streams.protocol.request import check_url
+from durable_streams.protocol.producer import Outcome, Send
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.types import HeadersLike, IdempotentAppendResult, ParamsLike
 
@@ -32,10 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SyncIdempotentProducer"]
 
-logger = logging.getLogger("durable_streams")
 
-
-class SyncIdempotentProducer:
+class SyncIdempotentProducer(ProducerBase):
     """Appends that are written exactly once and in order, in batches, several in flight (protocol section 4).
 
     Thread-safe. `append` returns at once and waits only when ``max_pending_bytes`` are queued; `submit` gives
@@ -69,82 +65,54 @@ class SyncIdempotentProducer:
         retry_timeout: float = 120.0,
         max_pending_bytes: int = 64 * 1024 * 1024,
     ) -> None:
-        settings = Settings(
-            max_batch_bytes=max_batch_bytes,
-            linger=linger_ms / 1000,
-            max_in_flight=max_in_flight,
-            max_pending_bytes=max_pending_bytes,
-            retry_timeout=retry_timeout,
-            policy=retry or PRODUCER_POLICY,
-        )
-        self._call = make_call(client, headers, params, timeout, retry)
-        self._machine = Producer(
-            check_url(url),
+        super().__init__(
+            url,
             producer_id,
-            random=random,
+            make_call(client and transport_for(client), headers, params, timeout, retry),
+            on_error=on_error,
             content_type=content_type,
             epoch=epoch,
             auto_claim=auto_claim,
-            settings=settings,
+            linger_ms=linger_ms,
+            max_batch_bytes=max_batch_bytes,
+            max_in_flight=max_in_flight,
+            max_pending_bytes=max_pending_bytes,
+            retry_timeout=retry_timeout,
         )
         self._max_senders = max_in_flight
-        self._on_error = on_error
         # One lock with two queues: senders wait for work, callers for what becomes of it.
-        lock = threading.RLock()
-        self._changed = threading.Condition(lock)
-        self._work = threading.Condition(lock)
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._work = threading.Condition(self._lock)
         self._learning = threading.Lock()
         self._senders: list[threading.Thread] = []
         self._interrupts: list[Interrupt] = []
         self._idle_senders = 0
-        self._stopping = False
+        self._closing = self._stopping = False
         self._process = os.getpid()
-
-    # -- what is known
-
-    @property
-    def url(self) -> str:
-        """The stream's URL."""
-        return self._machine.url
-
-    @property
-    def producer_id(self) -> str:
-        """The producer's stable identifier."""
-        return self._machine.producer_id
-
-    @property
-    def epoch(self) -> int:
-        """The present epoch; it grows with `restart` and, under ``auto_claim``, when another producer claimed it."""
-        return self._machine.epoch
-
-    @property
-    def next_seq(self) -> int:
-        """The sequence number of the next batch."""
-        return self._machine.next_seq
-
-    @property
-    def pending_count(self) -> int:
-        """How many records are not acknowledged yet."""
-        return self._machine.pending_count
-
-    @property
-    def in_flight_count(self) -> int:
-        """How many requests are under way."""
-        return self._machine.in_flight_count
 
     # -- appending
 
     def append(self, data: Any) -> None:
-        """Queue data; bytes and text as they are, for a JSON stream any value as one message.
+        """Queue data: bytes and text as they are, for a JSON stream any value as one message.
 
-        Raises ValueError or TypeError for data that the stream cannot take, and the error that ended the
-        producer.
+        Waits while ``max_pending_bytes`` are queued. Raises ValueError or TypeError for data that the stream
+        cannot take, and the error that ended the producer.
         """
-        self._add(data, None)
+        if self._machine.content_type is None:
+            self._learn_content_type()
+        record = self._machine.encode(data)
+        with self._lock:
+            if self._machine.fits(record):
+                return
+        self._add(record, None)
+
+    put = append
+    """The same, by the name that it has in the async producer."""
 
     def append_nowait(self, data: Any) -> None:
-        """Do as `append` does."""
-        self._add(data, None)
+        """Do as `append` does, but raise DurableStreamError with code QUEUE_FULL instead of waiting for room."""
+        self._add(self._encoded(data), None, wait=False)
 
     def submit(self, data: Any) -> Future[IdempotentAppendResult]:
         """Queue data as `append` does; return a future that is done when the data is durable.
@@ -153,17 +121,23 @@ class SyncIdempotentProducer:
         """
         future: Future[IdempotentAppendResult] = Future()
         future.set_running_or_notify_cancel()  # from here on it cannot be cancelled: it will be sent
-        self._add(data, future)
+        self._add(self._encoded(data), future)
         return future
 
-    def _add(self, data: Any, ticket: Future[IdempotentAppendResult] | None) -> None:
-        machine, changed = self._machine, self._changed
-        if machine.content_type is None:
+    def _encoded(self, data: Any) -> bytes:
+        if self._machine.content_type is None:
             self._learn_content_type()
-        record = machine.encode(data)
+        return self._machine.encode(data)
+
+    def _add(
+        self, record: bytes, ticket: Future[IdempotentAppendResult] | None, *, wait: bool = True
+    ) -> None:
+        machine, changed = self._machine, self._changed
         with changed:
             self._check_usable()
             while machine.error is None and not machine.has_room(len(record)):
+                if not wait:
+                    raise self._full()
                 changed.wait()
                 self._check_usable()
             if machine.add(record, time.monotonic(), ticket):
@@ -172,27 +146,30 @@ class SyncIdempotentProducer:
     def _learn_content_type(self) -> None:
         with self._learning:
             if self._machine.content_type is None:
-                known = run(operations.head(self.url), self._call).content_type
-                self._machine.content_type = known or h.DEFAULT_CONTENT_TYPE
+                self._machine.content_type = run(operations.content_type_of(self.url), self._call)
 
     def _check_usable(self) -> None:
+        self._check_process()
+        if self._closing and self._machine.error is None:
+            raise self._closed()
+
+    def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise DurableStreamError(
                 "A producer cannot be used after a fork; make one in each process.",
                 code="FORKED",
                 url=self.url,
             )
-        if self._stopping and self._machine.error is None:
-            raise DurableStreamError("This producer is closed.", code="PRODUCER_CLOSED", url=self.url)
 
     # -- waiting
 
     def flush(self) -> None:
         """Send what is queued and wait until all of it is durable; raises the error that lost any of it."""
         with self._changed:
-            self._machine.flush()
+            self._check_process()
+            barrier = self._machine.flush()
             self._wake_sender()
-            self._changed.wait_for(lambda: self._machine.idle or self._machine.error is not None)
+            self._changed.wait_for(lambda: self._machine.passed(barrier))
             if self._machine.error is not None:
                 raise self._machine.error
 
@@ -201,11 +178,7 @@ class SyncIdempotentProducer:
 
         Returns where the stream ends. The producer takes nothing more afterwards.
         """
-        record = None
-        if final is not None:
-            if self._machine.content_type is None:
-                self._learn_content_type()
-            record = self._machine.encode(final)
+        record = None if final is None else self._encoded(final)
         future: Future[IdempotentAppendResult] = Future()
         with self._changed:
             self._check_usable()
@@ -229,9 +202,10 @@ class SyncIdempotentProducer:
 
     def close(self) -> None:
         """Flush, and release the threads. The stream stays open. Raises the error that lost any data."""
+        with self._changed:
+            self._closing = True
         try:
-            if not self._stopping or self._machine.error is not None:
-                self.flush()
+            self.flush()
         finally:
             self._stop()
 
@@ -248,13 +222,6 @@ class SyncIdempotentProducer:
         for sender in self._senders:
             if sender is not current:
                 sender.join()
-
-    def _abandoned(self) -> DurableStreamError:
-        return DurableStreamError(
-            f"The producer was closed before {self.pending_count} records were acknowledged.",
-            code="PRODUCER_CLOSED",
-            url=self.url,
-        )
 
     def __enter__(self) -> Self:
         return self
@@ -291,7 +258,7 @@ class SyncIdempotentProducer:
                 with self._changed:
                     outcomes = self._machine.failed(job.token, error, time.monotonic())
             except Exception as error:  # noqa: BLE001 - a header callable, say; nobody else would see it
-                wrapped = self._wrapped(error)
+                wrapped = self._failed_request(error)
                 with self._changed:
                     outcomes = self._machine.failed(job.token, wrapped, time.monotonic())
                     outcomes += self._machine.fail(wrapped)
@@ -319,15 +286,6 @@ class SyncIdempotentProducer:
                 self._idle_senders -= 1
         return None
 
-    def _wrapped(self, error: Exception) -> FetchError:
-        return FetchError(
-            f"A request of producer {self.producer_id!r} could not be made: {error}.",
-            original=error,
-            may_have_been_sent=False,
-            code="REQUEST_FAILED",
-            url=self.url,
-        )
-
     def _resolve(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
             future: Future[IdempotentAppendResult] = outcome.ticket
@@ -335,14 +293,3 @@ class SyncIdempotentProducer:
                 future.set_exception(outcome.error)
             elif outcome.result is not None:
                 future.set_result(outcome.result)
-
-    def _report(self) -> None:
-        with self._changed:
-            error, report = self._machine.error, self._on_error
-            if error is None or report is None:
-                return
-            self._on_error = None
-        try:
-            report(error)
-        except Exception:
-            logger.exception("on_error of producer %s failed", self.producer_id)

@@ -26,12 +26,12 @@ from typing import Any
 
 from durable_streams.errors import DurableStreamError, FetchError, SequenceGapError, StaleEpochError
 from durable_streams.protocol import headers as h
-from durable_streams.protocol.operations import encode_json_message, encode_payload
+from durable_streams.protocol.operations import encode_record, join_records
 from durable_streams.protocol.request import Request, Response, check_header, error_from, parse_retry_after
 from durable_streams.protocol.retry import ENDLESS, RetryPolicy, is_retryable_status
 from durable_streams.types import IdempotentAppendResult
 
-__all__ = ["PRODUCER_POLICY", "Outcome", "Producer", "Send", "Settings"]
+__all__ = ["PRODUCER_POLICY", "Barrier", "Outcome", "Producer", "Send", "Settings"]
 
 PRODUCER_POLICY = RetryPolicy(max_retries=ENDLESS, initial_delay=0.05, max_delay=2.0)
 """A producer's default: endless within its ``retry_timeout``, and quick to notice that a server is back."""
@@ -55,8 +55,13 @@ class _Batch:
     closing: bool = False
     state: _State = _State.READY
     attempts: int = 0
+    done: bool = False
     oldest: int = 0
     """The oldest unacknowledged number when this was last sent: everything before it is on the server."""
+
+
+Barrier = tuple[_Batch, ...]
+"""The batches that a `flush` waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,9 @@ class Producer:
     ``content_type`` may be set later, but before `encode`. ``random`` gives numbers in [0, 1) for jitter.
     """
 
+    _size: int
+    _fits_to: int
+
     def __init__(
         self,
         url: str,
@@ -127,8 +135,7 @@ class Producer:
         self.next_seq = 0
         self.error: DurableStreamError | None = None
         self.closing = False
-        self.pending_count = 0
-        self.pending_bytes = 0
+        self._sealed_count = self._sealed_bytes = 0
         self._settings = settings or Settings()
         self._random = random
         # Unacknowledged, by number, oldest first. Ordered, because a dict walks over all it ever lost at its front.
@@ -148,51 +155,75 @@ class Producer:
 
     def encode(self, data: Any) -> bytes:
         """Return the record's bytes, checked; raises ValueError or TypeError. Changes nothing: needs no lock."""
-        content_type = self.content_type or h.DEFAULT_CONTENT_TYPE
-        return encode_json_message(data) if h.is_json(content_type) else encode_payload(data, content_type)
+        return encode_record(data, self.content_type or h.DEFAULT_CONTENT_TYPE)
+
+    @property
+    def pending_count(self) -> int:
+        """How many records are not acknowledged."""
+        return self._sealed_count + len(self._records)
+
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes of records are not acknowledged."""
+        return self._sealed_bytes + self._size - 1 - len(self._records)
 
     def has_room(self, size: int) -> bool:
         """Whether a record of so many bytes may be added now; one always may when nothing is pending."""
-        return not self.pending_bytes or self.pending_bytes + size <= self._settings.max_pending_bytes
+        pending = self.pending_bytes
+        return not pending or pending + size <= self._settings.max_pending_bytes
+
+    def fits(self, record: bytes) -> bool:
+        """Queue an encoded record if that is all there is to do: it joins the open batch. Else call `add`."""
+        size = self._size + len(record) + 1
+        if size > self._fits_to:
+            return False
+        self._size = size
+        self._records.append(record)
+        return True
 
     def add(self, record: bytes, now: float, ticket: Any = None) -> bool:
         """Queue an encoded record; return whether a sender must be woken. Raises the sticky error, if any."""
-        if self.error is not None:
-            raise self.error
-        if self.closing:
-            raise self._closed_error()
+        self._require_open()
+        settings = self._settings
         woken = False
-        size = len(record) + 1
-        if self._records and self._size + size > self._settings.max_batch_bytes:
+        if self._records and self._size + len(record) + 1 > settings.max_batch_bytes:
             self._seal()
             woken = True
         if not self._records:
-            self._due = now + self._settings.linger
+            self._due = now + settings.linger
             woken = True
         self._records.append(record)
-        self._size += size
-        self.pending_count += 1
-        self.pending_bytes += len(record)
+        self._size += len(record) + 1
         if ticket is not None:
             self._tickets.append(ticket)
-        return woken or self._size >= self._settings.max_batch_bytes
+        self._fits_to = min(
+            settings.max_batch_bytes - 1, self._size + settings.max_pending_bytes - self.pending_bytes
+        )
+        return woken or self._is_full()
 
-    def flush(self) -> None:
-        """Let what is queued go out without lingering."""
-        self._urgent = bool(self._records)
+    def flush(self) -> Barrier:
+        """Let what is queued go out without lingering; return what `passed` takes."""
+        self._seal()
+        return tuple(self._batches.values())
+
+    @staticmethod
+    def passed(barrier: Barrier) -> bool:
+        """Whether everything that was queued when `flush` gave this is acknowledged, or has failed."""
+        return all(batch.done for batch in barrier)
 
     def close_stream(self, record: bytes | None, ticket: Any) -> None:
         """Queue the close of the stream, with its last data where given, behind everything else."""
+        self._require_open()
+        self._seal()
+        self.closing = True
+        records = [] if record is None else [record]
+        self._enqueue(records, len(record or b""), [ticket], closing=True)
+
+    def _require_open(self) -> None:
         if self.error is not None:
             raise self.error
         if self.closing:
             raise self._closed_error()
-        self._seal()
-        self.closing = True
-        records = [] if record is None else [record]
-        self._enqueue(records, [ticket], closing=True)
-        self.pending_count += len(records)
-        self.pending_bytes += sum(map(len, records))
 
     @property
     def in_flight_count(self) -> int:
@@ -232,7 +263,7 @@ class Producer:
         if any(self._may_go(batch) for batch in self._batches.values()):
             return max(now, self._not_before)
         if self._records and not self._troubled:
-            return max(self._not_before, now if self._is_full() or self._urgent else self._due)
+            return max(self._not_before, now if self._is_full() else self._due)
         return None
 
     def _sendable(self, now: float) -> _Batch | None:
@@ -241,7 +272,7 @@ class Producer:
         for batch in self._batches.values():
             if self._may_go(batch):
                 return batch
-        if self._records and (self._urgent or self._is_full() or now >= self._due) and not self._troubled:
+        if self._records and (self._is_full() or now >= self._due) and not self._troubled:
             return self._seal()
         return None
 
@@ -275,27 +306,27 @@ class Producer:
         self._records: list[bytes] = []
         self._tickets: list[Any] = []
         self._size = 1  # the brackets of a JSON body, less the comma that the last record has not
+        self._fits_to = 0  # the size up to which the open batch takes records without further ado
         self._due = 0.0
-        self._urgent = False
 
     def _seal(self) -> _Batch | None:
         if not self._records:
             return None
-        batch = self._enqueue(self._records, self._tickets)
+        size = self._size - 1 - len(self._records)
+        batch = self._enqueue(self._records, size, self._tickets)
         self._new_open_batch()
         return batch
 
-    def _enqueue(self, records: list[bytes], tickets: list[Any], *, closing: bool = False) -> _Batch:
-        body = self._body(records) if records else None
-        batch = _Batch(self.next_seq, body, len(records), sum(map(len, records)), tickets, closing)
+    def _enqueue(
+        self, records: list[bytes], size: int, tickets: list[Any], *, closing: bool = False
+    ) -> _Batch:
+        body = join_records(records, self.content_type or h.DEFAULT_CONTENT_TYPE) if records else None
+        batch = _Batch(self.next_seq, body, len(records), size, tickets, closing)
+        self._sealed_count += batch.records
+        self._sealed_bytes += batch.size
         self._batches[batch.seq] = batch
         self.next_seq += 1
         return batch
-
-    def _body(self, records: list[bytes]) -> bytes:
-        if h.is_json(self.content_type or h.DEFAULT_CONTENT_TYPE):
-            return b"[" + b",".join(records) + b"]"
-        return b"".join(records)
 
     def _renumber(self) -> bool:
         """Begin the claimed epoch, unless requests of the old one are still under way; whether it began."""
@@ -357,9 +388,11 @@ class Producer:
         if self.error is None:
             self.error = error
         tickets = [ticket for batch in self._batches.values() for ticket in batch.tickets] + self._tickets
+        for batch in self._batches.values():
+            batch.done = True
         self._batches = OrderedDict()
         self._new_open_batch()
-        self.pending_count = self.pending_bytes = 0
+        self._sealed_count = self._sealed_bytes = 0
         self._claim = None
         return [Outcome(ticket, error=self.error) for ticket in tickets]
 
@@ -385,11 +418,12 @@ class Producer:
             )
             return self._overtaken(error, self.epoch, None)
         del self._batches[batch.seq]
+        batch.done = True
         self._established, self._troubled = True, False
         self._failures = self._claims = 0
         self._failing_since = None
-        self.pending_count -= batch.records
-        self.pending_bytes -= batch.size
+        self._sealed_count -= batch.records
+        self._sealed_bytes -= batch.size
         offset = response.headers.get(h.STREAM_NEXT_OFFSET, "")
         result = IdempotentAppendResult(offset, duplicate)
         return [Outcome(ticket, result) for ticket in batch.tickets]

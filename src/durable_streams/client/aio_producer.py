@@ -1,0 +1,341 @@
+"""The async idempotent producer: tasks around the producer machine.
+
+Invariants: the machine is asked for work after everything that may give it some (`_turn`), so that no task waits
+in the background; whatever goes wrong in a request ends in the machine's sticky error, so that `flush` and
+`close` never return normally after a loss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from durable_streams.client.aio_call import run, send
+from durable_streams.client.base import make_call
+from durable_streams.client.producer_base import ProducerBase
+from durable_streams.client.transports import async_transport_for
+from durable_streams.errors import DurableStreamError, FetchError
+from durable_streams.protocol import operations
+from durable_streams.protocol.producer import Outcome, Send
+from durable_streams.protocol.retry import RetryPolicy
+from durable_streams.types import AsyncHeadersLike, AsyncParamsLike, IdempotentAppendResult
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["IdempotentProducer"]
+
+_Ticket = asyncio.Future[IdempotentAppendResult]
+_UNKNOWN_SIZE = 256  # what a value that is not encoded yet counts for, in bytes
+
+
+class IdempotentProducer(ProducerBase):
+    """Appends that are written exactly once and in order, in batches, several in flight (protocol section 4).
+
+    Used within one event loop. `append` returns at once, and raises once ``max_pending_bytes`` are queued; `put`
+    waits for room; `submit` gives a future; `flush` and `close` wait for everything and raise what was lost.
+    ``epoch`` must grow with every start under the same ``producer_id``; with ``auto_claim`` the producer takes the
+    next free one by itself.
+
+    ``linger_ms``: milliseconds that a batch waits for more; ``max_batch_bytes``: its size, unless one record
+    is larger; ``retry_timeout``: seconds that a failing server is tried again; ``timeout``: seconds of
+    silence before a request counts as failed (default 30); ``content_type``: the stream's, asked for at the
+    first append where not given; ``on_error``: called once with the error that ends the producer.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        producer_id: str,
+        *,
+        client: Any = None,
+        epoch: int = 0,
+        auto_claim: bool = False,
+        max_batch_bytes: int = 1024 * 1024,
+        linger_ms: float = 5,
+        max_in_flight: int = 5,
+        content_type: str | None = None,
+        headers: AsyncHeadersLike | None = None,
+        params: AsyncParamsLike | None = None,
+        on_error: Callable[[Exception], None] | None = None,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+        retry_timeout: float = 120.0,
+        max_pending_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        super().__init__(
+            url,
+            producer_id,
+            make_call(client and async_transport_for(client), headers, params, timeout, retry),
+            on_error=on_error,
+            content_type=content_type,
+            epoch=epoch,
+            auto_claim=auto_claim,
+            linger_ms=linger_ms,
+            max_batch_bytes=max_batch_bytes,
+            max_in_flight=max_in_flight,
+            max_pending_bytes=max_pending_bytes,
+            retry_timeout=retry_timeout,
+        )
+        self._max_early_bytes = max_pending_bytes
+        # What was appended before the stream's content type is known, which says how to encode it.
+        self._early: deque[tuple[Any, _Ticket | None]] = deque()
+        self._early_bytes = 0
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._learning = self._closing = False
+
+    @property
+    def pending_count(self) -> int:
+        """How many records are not acknowledged yet."""
+        return self._machine.pending_count + len(self._early)
+
+    # -- appending
+
+    def append(self, data: Any) -> None:
+        """Queue data: bytes and text as they are, for a JSON stream any value as one message.
+
+        Raises ValueError or TypeError for data that the stream cannot take, DurableStreamError with code
+        QUEUE_FULL when ``max_pending_bytes`` are queued, and the error that ended the producer.
+        """
+        if self._machine.content_type is None:
+            self._add_early(data, None)
+            return
+        record = self._machine.encode(data)
+        if not self._machine.fits(record):
+            self._add(record, None)
+
+    append_nowait = append
+    """The same."""
+
+    async def put(self, data: Any) -> None:
+        """Queue data as `append` does, but wait while ``max_pending_bytes`` are queued."""
+        machine = self._machine
+        if machine.content_type is None:
+            await self._learned()
+        record = machine.encode(data)
+        if machine.fits(record):
+            return
+        while machine.error is None and not machine.has_room(len(record)):
+            await self._change()
+        self._add(record, None)
+
+    def submit(self, data: Any) -> asyncio.Future[IdempotentAppendResult]:
+        """Queue data as `append` does; return a future that is done when the data is durable.
+
+        Its result's ``offset`` is the position after the batch that carried the data.
+        """
+        ticket: _Ticket = asyncio.get_running_loop().create_future()
+        if self._machine.content_type is None:
+            self._add_early(data, ticket)
+        else:
+            self._add(self._machine.encode(data), ticket)
+        return ticket
+
+    def _add(self, record: bytes, ticket: _Ticket | None) -> None:
+        machine = self._machine
+        self._check_usable()
+        if machine.error is None and not machine.has_room(len(record)):
+            raise self._full()
+        if machine.add(record, time.monotonic(), ticket):
+            self._turn()
+
+    def _check_usable(self) -> None:
+        if self._closing and self._machine.error is None:
+            raise self._closed()
+
+    # -- before the content type is known
+
+    def _add_early(self, data: Any, ticket: _Ticket | None) -> None:
+        self._check_usable()
+        if self._machine.error is not None:
+            raise self._machine.error
+        size = len(data) if isinstance(data, (bytes, bytearray, str)) else _UNKNOWN_SIZE
+        if self._early_bytes and self._early_bytes + size > self._max_early_bytes:
+            raise self._full()
+        self._early.append((data, ticket))
+        self._early_bytes += size
+        self._learn()
+
+    async def _learned(self) -> None:
+        """Wait until the content type is known and what came before it is queued; raises where it cannot be had."""
+        self._check_usable()
+        self._learn()
+        while self._machine.content_type is None:
+            if self._machine.error is not None:
+                raise self._machine.error
+            await self._change()
+
+    def _learn(self) -> None:
+        if not self._learning:
+            self._learning = True
+            self._start(self._ask_content_type())
+
+    async def _ask_content_type(self) -> None:
+        try:
+            known = await run(operations.content_type_of(self.url), self._call)
+        except DurableStreamError as error:
+            self._settle(self._fail(error))
+        except Exception as error:  # noqa: BLE001 - a header callable, say; nobody else would see it
+            self._settle(self._fail(self._failed_request(error)))
+        else:
+            self._machine.content_type = known
+            self._settle(self._queue_early())
+        finally:
+            self._learning = False
+
+    def _queue_early(self) -> list[Outcome]:
+        while self._early:
+            data, ticket = self._early.popleft()
+            try:
+                self._machine.add(self._machine.encode(data), time.monotonic(), ticket)
+            except Exception as error:  # noqa: BLE001 - its caller has gone on: as lost as by any other failure
+                self._early.appendleft((data, ticket))
+                return self._fail(self._unfit(error))
+        self._early_bytes = 0
+        return []
+
+    def _unfit(self, error: Exception) -> DurableStreamError:
+        if isinstance(error, DurableStreamError):
+            return error
+        return DurableStreamError(
+            f"A record cannot be appended to {self.url}: {error} "
+            "With content_type= given, append itself tells of such records.",
+            code="BAD_RECORD",
+            url=self.url,
+        )
+
+    def _fail(self, error: DurableStreamError) -> list[Outcome]:
+        """End the producer: everything unacknowledged fails with this error."""
+        early, self._early, self._early_bytes = self._early, deque(), 0
+        tickets = [Outcome(ticket, error=error) for _, ticket in early if ticket is not None]
+        return self._machine.fail(error) + tickets
+
+    # -- waiting
+
+    @property
+    def _settled(self) -> bool:
+        return self._machine.error is not None or (self._machine.idle and not self._early)
+
+    async def _change(self) -> None:
+        await self._changed.wait()
+
+    async def flush(self) -> None:
+        """Send what is queued and wait until all of it is durable; raises the error that lost any of it."""
+        while self._early:
+            await self._change()
+        barrier = self._machine.flush()
+        self._turn()
+        while not self._machine.passed(barrier):
+            await self._change()
+        if self._machine.error is not None:
+            raise self._machine.error
+
+    async def close_stream(self, final: Any = None) -> IdempotentAppendResult:
+        """Close the stream for good behind everything queued, optionally with its last data; idempotent.
+
+        Returns where the stream ends. The producer takes nothing more afterwards.
+        """
+        self._check_usable()
+        if self._early or (final is not None and self._machine.content_type is None):
+            await self._learned()
+        record = None if final is None else self._machine.encode(final)
+        ticket: _Ticket = asyncio.get_running_loop().create_future()
+        self._machine.close_stream(record, ticket)
+        self._turn()
+        return await ticket
+
+    async def restart(self) -> None:
+        """Wait for what is under way, then begin the next epoch and forget the error that ended the producer."""
+        self._check_usable()
+        while self._machine.in_flight_count or not self._settled:
+            self._machine.flush()
+            self._turn()
+            await self._change()
+        self._machine.restart()
+        self._turn()
+
+    async def close(self) -> None:
+        """Flush, and release everything. The stream stays open. Raises the error that lost any data."""
+        self._closing = True
+        try:
+            await self.flush()
+        finally:
+            if not self._settled:
+                self._settle(self._fail(self._abandoned()))
+            self._cancel_timer()
+            tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self.close()
+        except DurableStreamError:
+            if error is None:
+                raise  # else the block's own error matters more
+
+    # -- sending
+
+    def _turn(self) -> None:
+        """Start every request that the machine has, and come back when the next one is due."""
+        now = time.monotonic()
+        while (job := self._machine.next_request(now)) is not None:
+            self._start(self._send(job))
+        wake = self._machine.wake_at(now)
+        self._cancel_timer()
+        if wake is not None:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, wake - now), self._turn)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _start(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, job: Send) -> None:
+        machine = self._machine
+        try:
+            response = await send(job.request, self._call)
+        except FetchError as error:
+            self._settle(machine.failed(job.token, error, time.monotonic()))
+        except Exception as error:  # noqa: BLE001 - a header callable, say; nobody else would see it
+            wrapped = self._failed_request(error)
+            self._settle(machine.failed(job.token, wrapped, time.monotonic()) + self._fail(wrapped))
+        else:
+            self._settle(machine.answered(job.token, response, time.monotonic()))
+
+    def _settle(self, outcomes: list[Outcome]) -> None:
+        """Tell everybody who waits what has been decided, and go on."""
+        for outcome in outcomes:
+            _resolve(outcome.ticket, outcome)
+        self._report()
+        # Wakes those who wait now; those who wait later wait for the next change.
+        self._changed.set()
+        self._changed.clear()
+        self._turn()
+
+
+def _resolve(ticket: _Ticket, outcome: Outcome) -> None:
+    if ticket.done():
+        return  # its owner has cancelled it
+    if outcome.result is not None:
+        ticket.set_result(outcome.result)
+    elif outcome.error is not None:
+        ticket.set_exception(outcome.error)
+        ticket.exception()  # `flush` and `close` raise it too: no complaint of the loop's if nobody looks here

@@ -1,0 +1,117 @@
+"""What the sync and the async producer share: the machine, its settings, and what is known of it. No I/O here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from durable_streams.client.base import Call, random
+from durable_streams.errors import DurableStreamError, FetchError
+from durable_streams.protocol.producer import PRODUCER_POLICY, Producer, Settings
+from durable_streams.protocol.request import check_url
+
+__all__ = ["ProducerBase"]
+
+logger = logging.getLogger("durable_streams")
+
+
+class ProducerBase:
+    """A producer's state, as its owner sees it."""
+
+    def __init__(
+        self,
+        url: str,
+        producer_id: str,
+        call: Call,
+        *,
+        on_error: Callable[[Exception], None] | None,
+        content_type: str | None,
+        epoch: int,
+        auto_claim: bool,
+        linger_ms: float,
+        **settings: Any,
+    ) -> None:
+        self._call = call
+        self._on_error = on_error
+        self._machine = Producer(
+            check_url(url),
+            producer_id,
+            random=random,
+            content_type=content_type,
+            epoch=epoch,
+            auto_claim=auto_claim,
+            settings=Settings(linger=linger_ms / 1000, policy=call.retry or PRODUCER_POLICY, **settings),
+        )
+
+    @property
+    def url(self) -> str:
+        """The stream's URL."""
+        return self._machine.url
+
+    @property
+    def producer_id(self) -> str:
+        """The producer's stable identifier."""
+        return self._machine.producer_id
+
+    @property
+    def epoch(self) -> int:
+        """The present epoch; it grows with `restart` and, under ``auto_claim``, when another producer claimed it."""
+        return self._machine.epoch
+
+    @property
+    def next_seq(self) -> int:
+        """The sequence number of the next batch."""
+        return self._machine.next_seq
+
+    @property
+    def pending_count(self) -> int:
+        """How many records are not acknowledged yet."""
+        return self._machine.pending_count
+
+    @property
+    def in_flight_count(self) -> int:
+        """How many requests are under way."""
+        return self._machine.in_flight_count
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r}, {self.producer_id!r}, epoch={self.epoch})"
+
+    def _report(self) -> None:
+        """Tell ``on_error`` of the error that ended the producer, once."""
+        error, report = self._machine.error, self._on_error
+        if error is None or report is None:
+            return
+        self._on_error = None
+        try:
+            report(error)
+        except Exception:
+            logger.exception("on_error of producer %s failed", self.producer_id)
+
+    def _closed(self) -> DurableStreamError:
+        return DurableStreamError("This producer is closed.", code="PRODUCER_CLOSED", url=self.url)
+
+    def _full(self) -> DurableStreamError:
+        return DurableStreamError(
+            f"The producer's queue is full: {self.pending_count} records are not acknowledged yet; "
+            "use put() to wait for room, or raise max_pending_bytes.",
+            code="QUEUE_FULL",
+            url=self.url,
+        )
+
+    def _abandoned(self) -> DurableStreamError:
+        return DurableStreamError(
+            f"The producer was closed before {self.pending_count} records were acknowledged.",
+            code="PRODUCER_CLOSED",
+            url=self.url,
+        )
+
+    def _failed_request(self, error: Exception) -> FetchError:
+        """Return the error for a request that could not be made at all: a header callable failed, say."""
+        return FetchError(
+            f"A request of producer {self.producer_id!r} could not be made: {error}.",
+            original=error,
+            may_have_been_sent=False,
+            code="REQUEST_FAILED",
+            url=self.url,
+        )
