@@ -306,16 +306,36 @@ def server_command() -> Callable[..., list[str]]:
     return server_arguments
 
 
-@pytest.fixture(scope="session")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """Give one server on SQLite for all tests of this process that do it no harm."""
-    folder = tmp_path_factory.mktemp("shared-server")
-    # Short waits, so that tests that wait for the end of a live read are quick.
-    server = ServerProcess(server_arguments(folder, long_poll_timeout=1.0, sse_max_age=30.0))
+@contextlib.contextmanager
+def serving(data_dir: Path | None, interface: str = "rsgi", **settings: object) -> Iterator[ServerProcess]:
+    """A server that is ready, killed at the end."""
+    server = ServerProcess(server_arguments(data_dir, interface, **settings))
     try:
         yield server.wait_until_ready()
     finally:
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Give one server on SQLite for all tests of this process that do it no harm."""
+    # Short waits, so that tests that wait for the end of a live read are quick.
+    with serving(tmp_path_factory.mktemp("shared-server"), long_poll_timeout=1.0, sse_max_age=30.0) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_memory_server() -> Iterator[ServerProcess]:
+    """Give one server that keeps streams in memory, for all tests of this process that do it no harm."""
+    with serving(None, long_poll_timeout=1.0, sse_max_age=30.0) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def small_server() -> Iterator[ServerProcess]:
+    """Give a shared server with small answers and very short waits: reads take many requests."""
+    with serving(None, chunk_size=1024, long_poll_timeout=0.2, sse_max_age=0.2) as server:
+        yield server
 
 
 @pytest.fixture(scope="session", params=["rsgi", "asgi"])
@@ -324,12 +344,8 @@ def either_server(
 ) -> Iterator[ServerProcess]:
     """Give a shared server on SQLite, once as ``serve`` runs it and once under an ASGI server."""
     folder = tmp_path_factory.mktemp(f"shared-{request.param}")
-    settings = {"long_poll_timeout": 1.0, "max_body": 1 << 20}
-    server = ServerProcess(server_arguments(folder, request.param, **settings))
-    try:
-        yield server.wait_until_ready()
-    finally:
-        server.kill()
+    with serving(folder, request.param, long_poll_timeout=1.0, max_body=1 << 20) as server:
+        yield server
 
 
 _numbers = count()
@@ -342,9 +358,19 @@ def stream(request: pytest.FixtureRequest) -> str:
     return f"{name[:80]}-{next(_numbers)}"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "every_transport: run over every HTTP library, not only the default ones"
+    )
+    config.addinivalue_line("markers", "every_store: run against a server on each store, not only SQLite")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     crash = parser.getgroup("crash", "tests that kill servers")
     crash.addoption("--crash-kills", type=int, default=20, help="how often to kill the server (default 20)")
     crash.addoption(
         "--crash-seed", type=int, default=None, help="the seed of a run to repeat (default: a new one)"
     )
+    chaos = parser.getgroup("chaos", "tests through a network that fails at random")
+    chaos.addoption("--chaos-seeds", type=int, default=200, help="how many seeds to run (default 200)")
+    chaos.addoption("--chaos-seed", type=int, default=None, help="the one seed to run")

@@ -1,134 +1,102 @@
-"""Fixtures of the driver suite: a stream's URL on the shared server, and a server that says what a test wants."""
+"""Fixtures of the driver suite: an API over a transport, a stream on a real server, a server with a script.
+
+A test that takes ``facade`` runs on both APIs, each over its own HTTP library; marked ``every_transport``, over all of
+them. ``url`` is a stream on SQLite; marked ``every_store``, one in memory too.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import re
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # the suite's own modules, for the tests beside them
+
+from facade import (
+    ASYNC_TRANSPORTS,
+    SYNC_TRANSPORTS,
+    AsyncFacade,
+    Facade,
+    Loop,
+    SyncFacade,
+    make_client,
+)
+from scripted import ScriptedServer
 
 _numbers = count()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marked = metafunc.definition.get_closest_marker
+    if "facade" in metafunc.fixturenames:
+        every = (*SYNC_TRANSPORTS, *ASYNC_TRANSPORTS)
+        names = every if marked("every_transport") else (SYNC_TRANSPORTS[0], ASYNC_TRANSPORTS[0])
+        metafunc.parametrize("facade", names, indirect=True)
+    if "store" in metafunc.fixturenames and marked("every_store"):
+        metafunc.parametrize("store", ["sqlite", "memory"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def loop() -> Iterator[Loop]:
+    """Give the event loop that all async facades of this process share."""
+    loop = Loop()
+    yield loop
+    loop.stop()
+
+
+@pytest.fixture(scope="session")
+def facades(loop: Loop) -> Iterator[dict[str, Facade]]:
+    """Give the facades that were made in this process, by transport, and close their clients with it."""
+    made: dict[str, Facade] = {}
+    yield made
+    for facade in made.values():
+        if facade.client is not None:
+            if isinstance(facade, AsyncFacade):
+                loop.call(facade.client.aclose)
+            else:
+                facade.client.close()
+
+
 @pytest.fixture
-def url(shared_server: object, request: pytest.FixtureRequest) -> str:
-    """Give the URL of a stream that no other test uses, on the shared server."""
+def facade(request: pytest.FixtureRequest, facades: dict[str, Facade], loop: Loop) -> Facade:
+    """Give an API over a transport."""
+    transport = request.param
+    if transport not in facades:
+        if transport in SYNC_TRANSPORTS:
+            facades[transport] = SyncFacade(transport, make_client(transport))
+        else:
+            client = loop.run(_made(transport))
+            facades[transport] = AsyncFacade(transport, loop, client)
+    return facades[transport]
+
+
+async def _made(transport: str) -> Any:
+    return make_client(transport)
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest) -> str:
+    """Give the kind of store that the test's server has."""
+    return getattr(request, "param", "sqlite")
+
+
+@pytest.fixture
+def root(request: pytest.FixtureRequest, store: str) -> str:
+    """Give the URL under which a real server, shared with other tests, has its streams."""
+    server = request.getfixturevalue("shared_server" if store == "sqlite" else "shared_memory_server")
+    return str(server.root)
+
+
+@pytest.fixture
+def url(root: str, request: pytest.FixtureRequest) -> str:
+    """Give the URL of a stream that no other test uses."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name).strip("-")
-    return f"{shared_server.root}/drivers/{name[:60]}-{next(_numbers)}"  # type: ignore[attr-defined]
-
-
-Reply = Callable[[socket.socket], None]
-
-
-@dataclass
-class ScriptedServer:
-    """Answers each request with the next reply of its script; the last reply answers all that follow."""
-
-    replies: list[Reply] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-    arrived: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    ended: threading.Event = field(default_factory=threading.Event)
-    gone: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-
-    def __post_init__(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.root = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.threads = [threading.Thread(target=self._accept, daemon=True)]
-        self.connections: list[socket.socket] = []
-        self.threads[0].start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self.listener.accept()
-                self.connections.append(connection)
-                thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-                self.threads.append(thread)
-                thread.start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection:
-            while (request := _read_request(connection)) is not None:
-                self.requests.append(request)
-                reply = self.replies[min(len(self.requests), len(self.replies)) - 1]
-                self.arrived.release()
-                reply(connection)
-        self.gone.release()
-
-    def stop(self) -> None:
-        self.ended.set()
-        with contextlib.suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)  # close alone would not wake the thread in accept
-        self.listener.close()
-        for connection in self.connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
-
-    # -- replies
-
-    def stall(self, first: bytes = b"") -> Reply:
-        """Send this much, then nothing until the test ends or the client goes away."""
-
-        def reply(connection: socket.socket) -> None:
-            connection.sendall(first)
-            while not self.ended.is_set() and connection.recv(1024):
-                pass
-            raise ConnectionAbortedError
-
-        return reply
-
-    @staticmethod
-    def send(wire: bytes, *, close: bool = False) -> Reply:
-        def reply(connection: socket.socket) -> None:
-            connection.sendall(wire)
-            if close:
-                raise ConnectionAbortedError
-
-        return reply
-
-    @staticmethod
-    def reset(_: socket.socket) -> None:
-        """End the connection without an answer."""
-        raise ConnectionAbortedError
-
-    @staticmethod
-    def response(status: int, body: bytes = b"", *, length: int | None = None, **headers: str) -> bytes:
-        lines = [
-            f"HTTP/1.1 {status} Status",
-            *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items()),
-        ]
-        lines.append(f"content-length: {len(body) if length is None else length}")
-        return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-
-    @staticmethod
-    def events(wire: bytes, **headers: str) -> bytes:
-        """An event stream that ends with its connection."""
-        lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-        head = ["HTTP/1.1 200 OK", "content-type: text/event-stream", "connection: close", *lines]
-        return "\r\n".join(head).encode() + b"\r\n\r\n" + wire
-
-
-def _read_request(connection: socket.socket) -> str | None:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        part = connection.recv(65536)
-        if not part:
-            return None
-        data += part
-    head, _, body = data.partition(b"\r\n\r\n")
-    found = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
-    missing = int(found[1]) - len(body) if found else 0
-    while missing > 0:
-        part = connection.recv(65536)
-        body += part
-        missing -= len(part)
-    return (head + b"\r\n\r\n" + body).decode()
+    return f"{root}/drivers/{name[:60]}-{next(_numbers)}"
 
 
 @pytest.fixture
