@@ -6,6 +6,7 @@ request can have reached the server.
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from urllib.parse import urlsplit
 
@@ -75,5 +76,9 @@ def _cause(error: BaseException) -> str:
     inner = error
     while (below := inner.__cause__ or inner.__context__) is not None:
         inner = below
-    text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
-    return str(text).rstrip(".")
+    if type(inner).__module__ == "builtins" and isinstance(inner, OSError) and inner.errno:
+        text = os.strerror(inner.errno)  # asyncio puts a text of its own in its place
+    else:
+        text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    printable = "".join(character if character.isprintable() else " " for character in text[:500])
+    return " ".join(printable.split())[:200].rstrip(". ")

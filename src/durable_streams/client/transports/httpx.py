@@ -18,8 +18,9 @@ from types import ModuleType
 from typing import Any
 
 from durable_streams.client.transports import Interrupt
-from durable_streams.client.transports.coding import ended_early, with_accept_encoding
+from durable_streams.client.transports.coding import ended_early
 from durable_streams.client.transports.failures import Failure, client_closed, fetch_error
+from durable_streams.client.transports.heads import answer_headers, request_headers
 from durable_streams.client.transports.limits import silence_of
 from durable_streams.client.transports.sockets import break_off
 from durable_streams.errors import FetchError
@@ -86,7 +87,7 @@ class _Requests:
             request.method,
             request.url,
             content=request.body,
-            headers=with_accept_encoding(request, client.headers.get("accept-encoding", "identity")),
+            headers=request_headers(request),
             timeout=silence,
             extensions=extensions,
         )
@@ -141,11 +142,9 @@ class _Answer:
         self._url = url
         self.status: int = response.status_code
         self.reason: str = response.reason_phrase
-        self.headers: dict[str, str] = {}
-        headers = self.headers
-        for raw_name, raw_value in response.headers.raw:
-            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        self.headers = answer_headers(
+            (name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers.raw
+        )
 
     def _check_end(self) -> None:
         response = self._response

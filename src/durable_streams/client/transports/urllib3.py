@@ -25,8 +25,9 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from durable_streams.client.transports import Interrupt
-from durable_streams.client.transports.coding import ended_early, with_accept_encoding
+from durable_streams.client.transports.coding import ended_early
 from durable_streams.client.transports.failures import Failure, fetch_error
+from durable_streams.client.transports.heads import answer_headers, request_headers
 from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
 from durable_streams.client.transports.proxies import proxy_for
 from durable_streams.client.transports.sockets import break_off
@@ -42,10 +43,44 @@ _POOL_SIZE = 64  # connections kept per host; more are opened when needed, and c
 _current = threading.local()
 
 
+class _Head:
+    """An answer's lines, of which http.client would take a part for the whole: half an offset, say."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._began = False
+
+    def readline(self, limit: int) -> bytes:
+        line: bytes = self._file.readline(limit)
+        if not line.endswith(b"\n") and len(line) < limit and (line or self._began):
+            raise http.client.IncompleteRead(line)
+        self._began = True
+        return line
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _WholeHeadResponse(http.client.HTTPResponse):
+    """An answer whose head counts only if it came to its end."""
+
+    fp: Any
+
+    def begin(self) -> None:
+        file = self.fp
+        self.fp = _Head(file)
+        try:
+            super().begin()
+        finally:
+            if self.fp is not None:
+                self.fp = file
+
+
 class _Interruptible:
     """A connection that tells the Interrupt of the call in progress how to break it."""
 
     sock: Any
+    response_class: Any = _WholeHeadResponse
     _holder: Interrupt | None = None
 
     def request(self, *args: Any, **kwargs: Any) -> None:
@@ -92,7 +127,7 @@ class _Exchange:
         self._url = url
         self.status = response.status
         self.reason = response.reason or ""
-        self.headers: Mapping[str, str] = _merged(response.headers)
+        self.headers: Mapping[str, str] = answer_headers(response.headers.items())
 
     def read(self) -> bytes:
         response = self._response
@@ -140,7 +175,7 @@ class Urllib3Transport:
                     request.method,
                     request.url,
                     body=request.body,
-                    headers=with_accept_encoding(request, _DECODABLE),
+                    headers=request_headers(request, _DECODABLE),
                     redirect=False,
                     retries=False,
                     preload_content=False,
@@ -186,14 +221,6 @@ def _new_manager(scheme: str, proxy: str | None) -> PoolManager:
         manager = ProxyManager(proxy, proxy_headers=credentials, **options)
     manager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
     return manager
-
-
-def _merged(headers: Mapping[str, str]) -> dict[str, str]:
-    merged: dict[str, str] = {}
-    for raw_name, value in headers.items():  # one that was sent twice comes twice
-        name = raw_name.lower()
-        merged[name] = f"{merged[name]}, {value}" if name in merged else value
-    return merged
 
 
 _NEVER_SENT = (
