@@ -15,14 +15,17 @@ from urllib.request import getproxies, proxy_bypass
 __all__ = ["proxy_for"]
 
 
+def proxy_for(url: str) -> str | None:
+    """Return the URL of the proxy that leads to this URL's host, None for none."""
+    scheme, _, rest = url.partition("://")
+    return _proxy(scheme, rest.partition("/")[0].partition("?")[0].rpartition("@")[2])
+
+
 @lru_cache(maxsize=1024)
-def proxy_for(origin: str) -> str | None:
-    """Return the URL of the proxy for an origin such as ``https://host:8443``, None for none."""
-    parts = urlsplit(origin)
-    host = parts.hostname or ""
+def _proxy(scheme: str, host: str) -> str | None:
     proxies = getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or _is_this_machine(host) or proxy_bypass(parts.netloc.rpartition("@")[2]):
+    proxy = proxies.get(scheme) or proxies.get("all")
+    if not proxy or _is_this_machine(urlsplit(f"//{host}").hostname or "") or proxy_bypass(host):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
 

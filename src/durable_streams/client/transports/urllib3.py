@@ -193,8 +193,7 @@ class Urllib3Transport:
     def _manager(self, url: str) -> PoolManager:
         if self._given is not None:
             return self._given
-        scheme, _, rest = url.partition("://")
-        route = scheme, proxy_for(f"{scheme}://{rest.partition('/')[0].partition('?')[0]}")
+        route = url.partition(":")[0], proxy_for(url)
         manager = self._managers.get(route)
         if manager is None:
             with self._lock:
