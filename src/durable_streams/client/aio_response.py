@@ -17,9 +17,18 @@ from durable_streams.client.aio_call import open_exchange, run
 from durable_streams.client.base import Call, ResponseBase, Saver
 from durable_streams.client.checkpoints import CheckpointStore
 from durable_streams.client.transports import AsyncExchange
-from durable_streams.client.views import Bytes, EventMode, Events, ItemLists, Items, Texts, View, merge_bodies
+from durable_streams.client.views import (
+    Bytes,
+    EventMode,
+    Events,
+    ItemLists,
+    Items,
+    Texts,
+    View,
+    merge_bodies,
+    merge_texts,
+)
 from durable_streams.errors import FetchError
-from durable_streams.protocol import headers as h
 from durable_streams.protocol import operations
 from durable_streams.protocol.following import READ, RELEASE, Effect, Failure
 from durable_streams.protocol.reader import Batch, Reader
@@ -43,12 +52,14 @@ class AsyncStreamResponse(ResponseBase):
     def __init__(self, reader: Reader, call: Call, saver: Saver, on_error: Any = None) -> None:
         super().__init__(reader, call, saver, on_error)
         self._exchange: AsyncExchange | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._waiting: asyncio.Task[Any] | None = None
         self._woken = False
 
     async def start(self) -> Self:
         """Make the first request, whose failure is raised here; return the response itself."""
+        self._loop = asyncio.get_running_loop()
         try:
             effect = self._next_effect()
             while effect is not None and not (effect is READ and self._reader.accepted):
@@ -85,6 +96,12 @@ class AsyncStreamResponse(ResponseBase):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def __del__(self) -> None:
+        # Neither consumed nor closed: its connection must not wait for the garbage collector's mercy.
+        exchange, loop = self._exchange, self._loop
+        if exchange is not None and loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(lambda: loop.create_task(exchange.close()))
 
     # -- consumption
 
@@ -131,13 +148,16 @@ class AsyncStreamResponse(ResponseBase):
     async def read_bytes(self) -> bytes:
         """Return everything up to the present tail; for a JSON stream one array of all messages."""
         bodies = [body async for body in self._consumed_as(Bytes(self._reader), to_tail=True)]
+        if len(bodies) > 1:
+            await self._learn_content_type()
         return merge_bodies(bodies, self.content_type)
 
     async def read_text(self) -> str:
         """Return everything up to the present tail as text; raises StreamParseError where it is not UTF-8."""
-        if self.content_type is not None and h.is_json(self.content_type):
-            return (await self.read_bytes()).decode()
-        return "".join([text async for text in self._consumed_as(Texts(self._reader), to_tail=True)])
+        texts = [text async for text in self._consumed_as(Texts(self._reader), to_tail=True)]
+        if len(texts) > 1:
+            await self._learn_content_type()
+        return merge_texts(texts, self.content_type)
 
     @overload
     async def read_json(self) -> list[Any]: ...
@@ -161,6 +181,11 @@ class AsyncStreamResponse(ResponseBase):
         self._require_json()
         return [batch async for batch in self._consumed_as(ItemLists(self._reader, decode), to_tail=True)]
 
+    async def _learn_content_type(self) -> None:
+        """Ask for the content type where only an event stream was opened, which does not tell."""
+        if self._reader.content_type is None:
+            self._reader.content_type = await run(operations.content_type_of(self.url), self._call)
+
     # -- the loop
 
     def _consumed_as(self, view: View[T], *, to_tail: bool = False, learn: bool = False) -> AsyncIterator[T]:
@@ -172,9 +197,8 @@ class AsyncStreamResponse(ResponseBase):
         saver, reader = self._saver, self._reader
         effect = self._effect
         try:
-            if learn and reader.content_type is None:
-                # Event streams do not tell what the stream holds.
-                reader.content_type = (await run(operations.head(self.url), self._call)).content_type
+            if learn:
+                await self._learn_content_type()
             while effect is not None:
                 if not isinstance(effect, Batch):
                     effect = await self._perform(effect)

@@ -14,9 +14,18 @@ from durable_streams.client.base import Call, ResponseBase, Saver
 from durable_streams.client.checkpoints import CheckpointStore
 from durable_streams.client.sync_call import open_exchange, run
 from durable_streams.client.transports import Exchange, Interrupt
-from durable_streams.client.views import Bytes, EventMode, Events, ItemLists, Items, Texts, View, merge_bodies
+from durable_streams.client.views import (
+    Bytes,
+    EventMode,
+    Events,
+    ItemLists,
+    Items,
+    Texts,
+    View,
+    merge_bodies,
+    merge_texts,
+)
 from durable_streams.errors import FetchError
-from durable_streams.protocol import headers as h
 from durable_streams.protocol import operations
 from durable_streams.protocol.following import READ, RELEASE, Effect, Failure
 from durable_streams.protocol.reader import Batch, Reader
@@ -123,22 +132,23 @@ class StreamResponse(ResponseBase):
     def iter_events(self, mode: EventMode = "auto") -> Iterator[StreamEvent]:
         """Iterate over batches with their positions, and over news of the tail without data."""
         events = Events(self._reader, mode)
-        iterator = self._consumed_as(events)
-        if mode == "auto" and self._reader.content_type is None:
-            # Event streams do not tell what the stream holds.
-            self._reader.content_type = run(operations.head(self.url), self._call).content_type
-        return iterator
+        if mode == "auto":
+            self._learn_content_type()
+        return self._consumed_as(events)
 
     def read_bytes(self) -> bytes:
         """Return everything up to the present tail; for a JSON stream one array of all messages."""
         bodies = list(self._consumed_as(Bytes(self._reader), to_tail=True))
+        if len(bodies) > 1:
+            self._learn_content_type()
         return merge_bodies(bodies, self.content_type)
 
     def read_text(self) -> str:
         """Return everything up to the present tail as text; raises StreamParseError where it is not UTF-8."""
-        if self.content_type is not None and h.is_json(self.content_type):
-            return self.read_bytes().decode()
-        return "".join(self._consumed_as(Texts(self._reader), to_tail=True))
+        texts = list(self._consumed_as(Texts(self._reader), to_tail=True))
+        if len(texts) > 1:
+            self._learn_content_type()
+        return merge_texts(texts, self.content_type)
 
     @overload
     def read_json(self) -> list[Any]: ...
@@ -161,6 +171,11 @@ class StreamResponse(ResponseBase):
         """Return all messages up to the present tail, in the batches they came in."""
         self._require_json()
         return list(self._consumed_as(ItemLists(self._reader, decode), to_tail=True))
+
+    def _learn_content_type(self) -> None:
+        """Ask for the content type where only an event stream was opened, which does not tell."""
+        if self._reader.content_type is None:
+            self._reader.content_type = run(operations.content_type_of(self.url), self._call)
 
     # -- the loop
 

@@ -17,7 +17,17 @@ from durable_streams.protocol import headers as h
 from durable_streams.protocol.reader import Batch, Reader
 from durable_streams.types import StreamEvent
 
-__all__ = ["Bytes", "EventMode", "Events", "ItemLists", "Items", "Texts", "View", "merge_bodies"]
+__all__ = [
+    "Bytes",
+    "EventMode",
+    "Events",
+    "ItemLists",
+    "Items",
+    "Texts",
+    "View",
+    "merge_bodies",
+    "merge_texts",
+]
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -139,3 +149,10 @@ def merge_bodies(bodies: list[bytes], content_type: str | None) -> bytes:
         return b"".join(bodies)
     inner = (body.strip()[1:-1].strip() for body in bodies)
     return b"[" + b",".join(part for part in inner if part) + b"]"
+
+
+def merge_texts(texts: list[str], content_type: str | None) -> str:
+    """Return the texts as one, as `merge_bodies` does."""
+    if content_type is None or not h.is_json(content_type):
+        return "".join(texts)
+    return merge_bodies([text.encode() for text in texts], content_type).decode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,15 +46,13 @@ class EventStream:
         self._decoder = SSEDecoder(limit * 4 // 3 + 4 if self._base64 else limit)
         self._payloads: list[bytes] = []
 
-    def feed(self, chunk: bytes) -> list[Control]:
-        """Return the controls that this chunk completes; raises StreamParseError or SSEEncodingError."""
-        controls = []
+    def feed(self, chunk: bytes) -> Iterator[Control]:
+        """Yield the controls that this chunk completes; raises StreamParseError or SSEEncodingError."""
         for event in self._decoder.feed(chunk):
             if event.event == "data":
                 self._payloads.append(self._payload(event.data))
             elif event.event == "control":
-                controls.append(self._control(event))
-        return controls
+                yield self._control(event)
 
     def _payload(self, data: bytes) -> bytes:
         if not self._base64:

@@ -180,7 +180,10 @@ class Reader:
             self._check_size(self._expected)
 
     def receive(self, chunk: bytes) -> list[Batch]:
-        """Take a piece of the body; return the batches that are certain now. Raises what no retry would mend."""
+        """Take a piece of the body; return the batches that are certain now. Raises what no retry would mend.
+
+        Once the reader is `finished` there is nothing more to read, and `response_ended` is next.
+        """
         self._received += len(chunk)
         if self._event_stream is not None:
             return self._events(self._event_stream, chunk)
@@ -196,6 +199,8 @@ class Reader:
 
         Raises the error that no retry mends. Otherwise `next_request` says how to go on.
         """
+        if self._broken is not None:
+            raise self._broken
         if self.finished:
             return []
         began = self._started_at if self._started_at is not None else self._sent_at
@@ -239,6 +244,7 @@ class Reader:
         self._received = 0
         self._expected = None
         self._event_stream: EventStream | None = None
+        self._broken: DurableStreamError | None = None
         self._progress = self._heard = False
 
     def _body_ended(self, lived: float) -> list[Batch]:
@@ -309,13 +315,15 @@ class Reader:
     def _events(self, event_stream: EventStream, chunk: bytes) -> list[Batch]:
         batches: list[Batch] = []
         try:
-            controls = event_stream.feed(chunk)
+            for control in event_stream.feed(chunk):
+                if self._ended:
+                    break
+                batches += self._control(control)
         except (StreamParseError, SSEEncodingError) as error:
-            raise self._fatal(type(error), error.message, code=error.code) from None
-        for control in controls:
-            if self._ended:
-                break
-            batches += self._control(control)
+            broken = self._fatal(type(error), error.message, code=error.code)
+            if not batches:
+                raise broken from None
+            self._broken = broken  # what came before it is handed over first
         return batches
 
     def _control(self, control: Control) -> list[Batch]:

@@ -19,7 +19,9 @@ from aiohttp import ClientSession
 from yarl import URL
 
 from durable_streams.client.transports.failures import Failure, client_closed, fetch_error
+from durable_streams.client.transports.heads import answer_headers, request_headers
 from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
+from durable_streams.client.transports.proxies import proxy_for
 from durable_streams.protocol.request import Request
 
 __all__ = ["AiohttpTransport", "ClientSession", "shared"]
@@ -36,7 +38,7 @@ class _Exchange:
         self._url = url
         self.status = response.status
         self.reason = response.reason or ""
-        self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
+        self.headers: Mapping[str, str] = answer_headers(response.headers.items())
 
     async def read(self) -> bytes:
         with _mapped(self._url, self.status):
@@ -56,7 +58,10 @@ class AiohttpTransport:
 
     async def open(self, request: Request, timeout: float | None) -> _Exchange:
         """Send, and return the exchange as soon as the answer's head is there. See AsyncTransport."""
+        url = URL(request.url, encoded=True)
         options: dict[str, Any] = {}
+        if self._given is None:
+            options["proxy"] = proxy_for(str(url.origin()))
         if timeout is not None or self._given is None:
             options["timeout"] = aiohttp.ClientTimeout(
                 connect=CONNECT_TIMEOUT, sock_read=silence_of(request, timeout)
@@ -67,8 +72,9 @@ class AiohttpTransport:
         with _mapped(request.url):
             response = await session.request(
                 request.method,
-                URL(request.url, encoded=True),
-                headers=request.headers,
+                url,
+                headers=request_headers(request),
+                skip_auto_headers=("content-type",),
                 data=None if request.body is None else _Body(request.body),
                 allow_redirects=False,
                 **options,
@@ -108,6 +114,8 @@ class _Session:
             max_line_size=_HEADER_SIZE,
             max_field_size=_HEADER_SIZE,
         )
+        # What may be repeated is ours to say: a DELETE repeated in silence would find nothing to delete.
+        self.session._retry_connection = False  # noqa: SLF001
         self._keeper = self._until_the_end()
 
     async def keep(self) -> None:
