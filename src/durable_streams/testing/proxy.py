@@ -229,12 +229,6 @@ class _Connection:
             await self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = b"".join([part async for part in _body(self._client.reader, head)])
         await asyncio.sleep(fault.delay)
-        if fault.answer is not None:
-            whole = (
-                fault.answer if head.method != "HEAD" else fault.answer.partition(_HEAD_END)[0] + _HEAD_END
-            )
-            await self._client.send(whole, fault.pieces)
-            return True
         request = head.alone + body
         if fault.upload is not None:
             await self._break_off(request[: fault.upload], fault)
@@ -313,12 +307,13 @@ async def _body(reader: asyncio.StreamReader, head: Head) -> AsyncIterator[bytes
         async for part in _exactly(reader, int(head.headers.get("content-length", "0"))):
             yield part
         return
-    size = 1
-    while size:
+    while True:
         line = await reader.readuntil(b"\r\n")
         yield line
         size = _chunk_size(line)
-        async for part in _exactly(reader, size + 2 if size else 0):
+        if not size:
+            break
+        async for part in _exactly(reader, size + 2):
             yield part
     while line != b"\r\n":  # trailers
         line = await reader.readuntil(b"\r\n")
