@@ -18,7 +18,7 @@ help:
 	@echo "make test         the test suite"
 	@echo "make lint types   ruff; mypy --strict"
 	@echo "make conformance  the protocol's public conformance suite (Node >= 18)"
-	@echo "make bench        the benchmarks"
+	@echo "make bench        the benchmarks of server and client; ARGS=\"client --quick\" chooses"
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make clean        remove .venv, node_modules and caches"
 
@@ -46,7 +46,7 @@ conformance: .venv/dev.stamp
 	$(BIN)/python tests/conformance/run --store $(STORE) --interface $(INTERFACE) $(ARGS)
 
 bench: .venv/dev.stamp
-	$(BIN)/python benchmarks/server.py $(ARGS)
+	$(BIN)/python benchmarks $(ARGS)
 
 clean:
 	rm -rf .venv tests/conformance/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis

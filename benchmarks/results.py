@@ -99,8 +99,8 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def show(console: Console, verdicts: list[Verdict], caption: str) -> None:
-    table = Table(title="Durable Streams: ours against the reference server", caption=caption)
+def show(console: Console, verdicts: list[Verdict], caption: str, peer: str = "reference server") -> None:
+    table = Table(title=f"Durable Streams: ours against the {peer}", caption=caption)
     table.add_column("measurement")
     table.add_column("ours", justify="right")
     table.add_column("against", justify="right")
@@ -114,8 +114,8 @@ def show(console: Console, verdicts: list[Verdict], caption: str) -> None:
 
 def show_samples(console: Console, results: Results) -> None:
     table = Table(title="Samples", caption="median, lowest and highest of all rounds")
-    for title in ("measurement", "server", "median", "lowest", "highest", "rounds"):
-        table.add_column(title, justify="left" if title in ("measurement", "server") else "right")
+    for title in ("measurement", "who", "median", "lowest", "highest", "rounds"):
+        table.add_column(title, justify="left" if title in ("measurement", "who") else "right")
     for name, values in sorted(results.samples.items()):
         measurement, server = name.split("|")
         table.add_row(

@@ -1,0 +1,28 @@
+"""Measure both sides: python benchmarks [server | client] [OPTIONS of benchmarks/server.py or benchmarks/client.py]."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SIDES = ("server", "client")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the benchmarks named first, else all of them; return 0 if every one could be measured."""
+    sides = SIDES
+    if arguments and arguments[0] in SIDES:
+        sides, arguments = (arguments[0],), arguments[1:]
+    scripts = (Path(__file__).with_name(f"{side}.py") for side in sides)
+    return max(
+        subprocess.run([sys.executable, str(script), *arguments], check=False).returncode
+        for script in scripts
+    )
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
