@@ -458,10 +458,11 @@ def test_an_interrupt_after_the_end_breaks_nobody_else(
     scripted.replies = [scripted.send(scripted.response(200, b"abc"))]
     with wire_over(name, loop) as wire:
         first = Interrupt()
-        wire.get(scripted.root + "/x", interrupt=first)
-        with wire.open(scripted.root + "/x") as answer:
-            first.set()
-            assert answer.body() == b"abc"
+        with wire.open(scripted.root + "/x", interrupt=first) as ended:
+            assert ended.body() == b"abc"
+            with wire.open(scripted.root + "/x") as answer:
+                first.set()
+                assert answer.body() == b"abc"
         assert len(scripted.connections) == 1
 
 

@@ -237,7 +237,8 @@ def _about_tls(error: BaseException | None) -> bool:
 
 def _break_answer(response: Any) -> None:
     stream = response.extensions.get("network_stream")
-    if stream is not None and response.http_version.startswith("HTTP/1"):
+    # Once it is closed, by its end too, the connection may serve others.
+    if stream is not None and not response.is_closed and response.http_version.startswith("HTTP/1"):
         break_off(stream.get_extra_info("socket"))
 
 
