@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ __all__ = [
     "encode_json_message",
     "encode_payload",
     "encode_record",
+    "encoder_for",
     "head",
     "join_records",
 ]
@@ -196,7 +198,14 @@ def encode_record(data: Any, content_type: str) -> bytes:
     Raises ValueError for empty data or text that is not valid JSON, TypeError for what the stream cannot
     hold.
     """
-    return encode_json_message(data) if h.is_json(content_type) else _encode_bytes(data, content_type)
+    return encoder_for(content_type)(data)
+
+
+def encoder_for(content_type: str) -> Callable[[Any], bytes]:
+    """Return `encode_record` for one content type."""
+    return (
+        encode_json_message if h.is_json(content_type) else partial(_encode_bytes, content_type=content_type)
+    )
 
 
 def join_records(records: list[bytes], content_type: str) -> bytes:
@@ -226,6 +235,8 @@ _encode_json = msgspec.json.Encoder().encode
 
 def encode_json_message(data: Any) -> bytes:
     """Return one JSON message: text and bytes are JSON already (and checked to be), other values are serialised."""
+    if type(data) is bytes:
+        return _checked_json(data)
     if isinstance(data, (str, bytes, bytearray, memoryview)):
         return _checked_json(data.encode() if isinstance(data, str) else bytes(data))
     try:
@@ -243,7 +254,8 @@ def _checked_json(text: bytes) -> bytes:
     try:
         if not text.isascii():
             text.decode()  # msgspec does not look inside strings
-        return bytes(_check_json(text))
+        _check_json(text)
+        return text.strip(b" \t\r\n")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
             f"The text is not valid JSON ({error}); JSON streams take text as JSON that is already serialised, "

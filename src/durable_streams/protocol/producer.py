@@ -26,7 +26,7 @@ from typing import Any
 
 from durable_streams.errors import DurableStreamError, FetchError, SequenceGapError, StaleEpochError
 from durable_streams.protocol import headers as h
-from durable_streams.protocol.operations import encode_record, join_records
+from durable_streams.protocol.operations import encoder_for, join_records
 from durable_streams.protocol.request import Request, Response, check_header, error_from, parse_retry_after
 from durable_streams.protocol.retry import ENDLESS, RetryPolicy, is_retryable_status
 from durable_streams.types import IdempotentAppendResult
@@ -129,6 +129,8 @@ class Producer:
             raise ValueError(f"epoch must be a whole number from 0 to 2**53 - 1, not {epoch!r}.")
         self.url = url
         self.producer_id = check_header(h.PRODUCER_ID, producer_id)
+        self.encode: Callable[[Any], bytes] = encoder_for(h.DEFAULT_CONTENT_TYPE)
+        """Returns a record's bytes, checked; raises ValueError or TypeError. Changes nothing: needs no lock."""
         self.content_type = content_type
         self.epoch = epoch
         self.auto_claim = auto_claim
@@ -153,9 +155,16 @@ class Producer:
 
     # -- records in
 
-    def encode(self, data: Any) -> bytes:
-        """Return the record's bytes, checked; raises ValueError or TypeError. Changes nothing: needs no lock."""
-        return encode_record(data, self.content_type or h.DEFAULT_CONTENT_TYPE)
+    @property
+    def content_type(self) -> str | None:
+        """The stream's content type, None while it is not known."""
+        return self._content_type
+
+    @content_type.setter
+    def content_type(self, content_type: str | None) -> None:
+        self._content_type = content_type
+        if content_type is not None:
+            self.encode = encoder_for(content_type)
 
     @property
     def pending_count(self) -> int:
