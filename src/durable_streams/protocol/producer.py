@@ -48,16 +48,25 @@ class _State(Enum):
 @dataclass(slots=True)
 class _Batch:
     seq: int
-    body: bytes | None
-    records: int
+    records: list[bytes]
+    count: int
     size: int
     tickets: list[Any]
+    content_type: str
     closing: bool = False
     state: _State = _State.READY
     attempts: int = 0
     done: bool = False
     oldest: int = 0
     """The oldest unacknowledged number when this was last sent: everything before it is on the server."""
+    _body: bytes | None = None
+
+    @property
+    def body(self) -> bytes | None:
+        """The request's body, the same for every attempt."""
+        if self.records:
+            self._body, self.records = join_records(self.records, self.content_type), []
+        return self._body
 
 
 Barrier = tuple[_Batch, ...]
@@ -69,7 +78,14 @@ class Send:
     """A request to send, and the token to report its end under."""
 
     token: int
-    request: Request
+    _url: str
+    _headers: dict[str, str]
+    _batch: _Batch
+
+    @property
+    def request(self) -> Request:
+        """The request. Its body is put together here, where a driver holds no lock."""
+        return Request("POST", self._url, self._headers, self._batch.body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +277,7 @@ class Producer:
         self._highest_sent = max(self._highest_sent, batch.seq)
         self._last_token += 1
         self._in_flight[self._last_token] = batch
-        return Send(self._last_token, self._request(batch))
+        return Send(self._last_token, self.url, self._headers(batch), batch)
 
     def wake_at(self, now: float) -> float | None:
         """Return when `next_request` should be asked again without anything else happening; None for never."""
@@ -297,17 +313,17 @@ class Producer:
     def _is_full(self) -> bool:
         return self._size >= self._settings.max_batch_bytes
 
-    def _request(self, batch: _Batch) -> Request:
+    def _headers(self, batch: _Batch) -> dict[str, str]:
         headers = {
             h.PRODUCER_ID: self.producer_id,
             h.PRODUCER_EPOCH: str(self.epoch),
             h.PRODUCER_SEQ: str(batch.seq),
         }
-        if batch.body is not None:
-            headers["content-type"] = self.content_type or h.DEFAULT_CONTENT_TYPE
+        if batch.count:
+            headers["content-type"] = batch.content_type
         if batch.closing:
             headers[h.STREAM_CLOSED] = "true"
-        return Request("POST", self.url, headers, batch.body)
+        return headers
 
     # -- batches
 
@@ -329,9 +345,9 @@ class Producer:
     def _enqueue(
         self, records: list[bytes], size: int, tickets: list[Any], *, closing: bool = False
     ) -> _Batch:
-        body = join_records(records, self.content_type or h.DEFAULT_CONTENT_TYPE) if records else None
-        batch = _Batch(self.next_seq, body, len(records), size, tickets, closing)
-        self._sealed_count += batch.records
+        content_type = self.content_type or h.DEFAULT_CONTENT_TYPE
+        batch = _Batch(self.next_seq, records, len(records), size, tickets, content_type, closing)
+        self._sealed_count += batch.count
         self._sealed_bytes += batch.size
         self._batches[batch.seq] = batch
         self.next_seq += 1
@@ -374,7 +390,7 @@ class Producer:
             return []
         if response.status in {200, 204}:
             return self._accepted(batch, response)
-        request = self._request(batch)
+        request = Request("POST", self.url, self._headers(batch))
         error = error_from(response, request)
         if isinstance(error, StaleEpochError):
             known = error.current_epoch if error.current_epoch is not None else self.epoch
@@ -413,7 +429,7 @@ class Producer:
         return batch
 
     def _accepted(self, batch: _Batch, response: Response) -> list[Outcome]:
-        duplicate = response.status == 204 and batch.body is not None
+        duplicate = response.status == 204 and batch.count > 0
         highest = response.headers.get(h.PRODUCER_SEQ, "")
         beyond = duplicate and highest.isascii() and highest.isdigit() and int(highest) > self._highest_sent
         # Data that was never sent before cannot be there already: this epoch is someone else's.
@@ -431,7 +447,7 @@ class Producer:
         self._established, self._troubled = True, False
         self._failures = self._claims = 0
         self._failing_since = None
-        self._sealed_count -= batch.records
+        self._sealed_count -= batch.count
         self._sealed_bytes -= batch.size
         offset = response.headers.get(h.STREAM_NEXT_OFFSET, "")
         result = IdempotentAppendResult(offset, duplicate)
