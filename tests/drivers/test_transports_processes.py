@@ -7,11 +7,14 @@ told on its standard error, which has to stay empty.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 from scripted import ScriptedServer
+
+from durable_streams.protocol.sse import encode_control, encode_data
 
 WITHIN = 60.0
 
@@ -152,6 +155,41 @@ async def main():
     await begun.wait()
 asyncio.run(main())
 """,
+    "async, a loop closed in the middle": """
+async def main():
+    res = await astream(root + "/live", live="sse")
+    chunks = aiter(res)
+    assert await anext(chunks) == b"hello"
+    return res, chunks
+loop = asyncio.new_event_loop()
+kept = loop.run_until_complete(main())
+loop.run_until_complete(loop.shutdown_asyncgens())
+loop.close()
+del kept
+gc.collect()
+asyncio.run(aread())
+""",
+    "async, a loop closed in the middle of a read": """
+async def main():
+    async def follow():
+        async with astream(root + "/live", live="sse") as res:
+            async for chunk in res:
+                begun.set()
+    begun = asyncio.Event()
+    main.task = asyncio.ensure_future(follow())
+    await begun.wait()
+    await asyncio.sleep(0.05)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+main.task.cancel()
+try:
+    loop.run_until_complete(main.task)
+except asyncio.CancelledError:
+    pass
+loop.run_until_complete(loop.shutdown_asyncgens())
+loop.close()
+asyncio.run(aread())
+""",
     "async, one loop after the other": "asyncio.run(aread()); asyncio.run(aread())",
     "async, two loops at once": "in_threads(lambda: [asyncio.run(aread()) for _ in range(3)])",
     "async, a fork between loops": """
@@ -172,28 +210,46 @@ asyncio.run(main())
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_nothing_is_left_open(name: str, scripted: ScriptedServer) -> None:
-    if "fork" in name and not hasattr(os, "fork"):
-        pytest.skip("there is no fork here")
+@pytest.fixture
+def root(scripted: ScriptedServer) -> str:
+    """Give the URL of a server with a closed stream, ``text``, and an endless event stream, ``live``."""
     closed = {"stream_next_offset": "5", "stream_closed": "true", "content_type": "text/plain"}
-    event = b'event: data\ndata: hello\n\nevent: control\ndata: {"streamNextOffset":"5","upToDate":true}\n\n'
+    event = encode_data(b"hello", text=True) + encode_control("5", up_to_date=True)
 
-    def reply(connection: object) -> None:
+    def reply(connection: socket.socket) -> None:
         target = scripted.requests[-1].target
-        if target.startswith("/missing"):
-            scripted.send(scripted.response(404))(connection)  # type: ignore[arg-type]
-        elif target.startswith("/live"):
-            scripted.stall(scripted.events(event))(connection)  # type: ignore[arg-type]
+        if target.startswith("/live"):
+            scripted.stall(scripted.events(event))(connection)
+        elif target.startswith("/text"):
+            connection.sendall(scripted.response(200, b"hello", **closed))
         else:
-            scripted.send(scripted.response(200, b"hello", **closed))(connection)  # type: ignore[arg-type]
+            connection.sendall(scripted.response(404))
 
     scripted.replies = [reply]
-    run = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", COMMON + PROGRAMS[name], scripted.root],
-        capture_output=True,
-        timeout=WITHIN,
-        check=False,
+    return scripted.root
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_nothing_is_left_open(name: str, root: str) -> None:
+    if "fork" in name and not hasattr(os, "fork"):
+        pytest.skip("there is no fork here")
+    assert run(COMMON + PROGRAMS[name], root, "-X", "dev", "-W", "error") == ""
+
+
+def test_a_loop_that_was_not_shut_down_does_the_next_one_no_harm(root: str) -> None:
+    program = """
+loop = asyncio.new_event_loop()
+loop.run_until_complete(aread())
+loop.close()
+asyncio.run(aread())
+"""
+    run(COMMON + program, root)
+
+
+def run(program: str, root: str, *options: str) -> str:
+    """Run a program to its good end, and return what it said on its standard error."""
+    ended = subprocess.run(
+        [sys.executable, *options, "-c", program, root], capture_output=True, timeout=WITHIN, check=False
     )
-    assert run.stderr.decode() == ""
-    assert run.returncode == 0
+    assert ended.returncode == 0, ended.stderr.decode()
+    return ended.stderr.decode()

@@ -97,18 +97,23 @@ print(json.dumps(asyncio.run(main())))
 programs = pytest.mark.parametrize("program", [SYNC_PROGRAM, ASYNC_PROGRAM], ids=["sync", "async"])
 
 
-def offsets(program: str, *urls: str, **environment: str) -> list[str]:
-    """Return the offsets that a process with this environment finds at the URLs."""
+def run(program: str, *arguments: str, **environment: str) -> bytes:
+    """Return what a program prints in this environment."""
     clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    run = subprocess.run(
-        [sys.executable, "-c", program, *urls],
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
         env={**clean, **environment},
         capture_output=True,
         timeout=WITHIN,
         check=False,
     )
-    assert run.returncode == 0, run.stderr.decode()
-    found: list[str] = json.loads(run.stdout)
+    assert ended.returncode == 0, ended.stderr.decode()
+    return ended.stdout
+
+
+def offsets(program: str, *urls: str, **environment: str) -> list[str]:
+    """Return the offsets that a process with this environment finds at the URLs."""
+    found: list[str] = json.loads(run(program, *urls, **environment))
     return found
 
 
@@ -193,3 +198,47 @@ def test_this_machine_has_none(environment: pytest.MonkeyPatch, host: str) -> No
     environment.setenv("all_proxy", "http://proxy.example:3128")
     assert proxies.proxy_for("https://streams.example/a") == "http://proxy.example:3128"
     assert proxies.proxy_for(f"http://{host}/a") is None
+
+
+SYNC_FAILURE = """
+import sys
+from durable_streams import DurableStream, DurableStreamError, RetryPolicy
+try:
+    DurableStream(sys.argv[1], retry=RetryPolicy(max_retries=0)).head()
+except DurableStreamError as error:
+    print(error.code, *([error.may_have_been_sent] if hasattr(error, "original") else []), error)
+"""
+ASYNC_FAILURE = """
+import asyncio, sys
+from durable_streams import AsyncDurableStream, DurableStreamError, RetryPolicy
+async def main():
+    try:
+        await AsyncDurableStream(sys.argv[1], retry=RetryPolicy(max_retries=0)).head()
+    except DurableStreamError as error:
+        print(error.code, *([error.may_have_been_sent] if hasattr(error, "original") else []), error)
+asyncio.run(main())
+"""
+failures = pytest.mark.parametrize("program", [SYNC_FAILURE, ASYNC_FAILURE], ids=["sync", "async"])
+
+
+@failures
+def test_a_proxy_that_is_not_there(program: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        said = run(program, "https://streams.example/a", https_proxy=address)
+    assert said.startswith(b"CONNECT False No connection to streams.example: ")
+
+
+@failures
+def test_a_proxy_that_refuses(program: str, proxy: Proxy, scripted: ScriptedServer) -> None:
+    scripted.replies = [scripted.send(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n")]
+    said = run(program, "https://streams.example/a", https_proxy=scripted.root)
+    assert said.startswith(b"CONNECT False No connection to streams.example: ")
+    assert b"403" in said or b"Forbidden" in said
+
+
+@failures
+def test_a_kind_of_proxy_that_is_not_supported(program: str) -> None:
+    said = run(program, "http://streams.example/a", all_proxy="socks5://127.0.0.1:1080")
+    assert said.startswith(b"PROXY The environment names a socks5 proxy for streams.example; only http")

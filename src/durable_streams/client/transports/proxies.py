@@ -12,11 +12,16 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from durable_streams.errors import DurableStreamError
+
 __all__ = ["proxy_for"]
 
 
 def proxy_for(url: str) -> str | None:
-    """Return the URL of the proxy that leads to this URL's host, None for none."""
+    """Return the URL of the proxy that leads to this URL's host, None for none.
+
+    Raises DurableStreamError for a kind of proxy that is not supported.
+    """
     scheme, _, rest = url.partition("://")
     return _proxy(scheme, rest.partition("/")[0].partition("?")[0].rpartition("@")[2])
 
@@ -27,7 +32,15 @@ def _proxy(scheme: str, host: str) -> str | None:
     proxy = proxies.get(scheme) or proxies.get("all")
     if not proxy or _is_this_machine(urlsplit(f"//{host}").hostname or "") or proxy_bypass(host):
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    kind = urlsplit(proxy).scheme
+    if kind not in {"http", "https"}:
+        raise DurableStreamError(
+            f"The environment names a {kind} proxy for {host}; only http and https proxies are supported, "
+            "for others pass a client of your own as client=.",
+            code="PROXY",
+        )
+    return proxy
 
 
 def _is_this_machine(host: str) -> bool:
