@@ -59,23 +59,22 @@ def in_threads(check):
 """
 
 PROGRAMS = {
-    "sync": "read(); read()",
-    "sync, an error": """
+    "sync": """
+# to the end
+read(); read()
+# an error
 try:
     stream(root + "/missing")
 except DurableStreamError as error:
     assert error.status == 404
-""",
-    "sync, left in the middle": """
+# left in the middle
 for chunk in stream(root + "/live", live="sse"):
     break
 gc.collect()
-""",
-    "sync, closed in the middle": """
+# closed in the middle
 with stream(root + "/live", live="sse") as res:
     assert next(iter(res)) == b"hello"
-""",
-    "sync, an exception in the middle": """
+# an exception in the middle
 class Stop(Exception): pass
 try:
     with stream(root + "/live", live="sse") as res:
@@ -83,41 +82,44 @@ try:
             raise Stop
 except Stop:
     pass
+# never read
+res = stream(root + "/live", live="sse")
+# two threads
+read(); in_threads(read)
 """,
-    "sync, never read": 'res = stream(root + "/live", live="sse")',
-    "sync, two threads": "read(); in_threads(read)",
-    "sync, a fork": "read(); in_child(read); read()",
-    "sync, a fork of a reader": """
+    "sync forks": """
+# a fork
+read(); in_child(read); read()
+# a fork of a reader
 with stream(root + "/live", live="sse") as res:
     chunks = iter(res)
     assert next(chunks) == b"hello"
     in_child(read)
 read()
 """,
-    "async": "asyncio.run(aread())",
-    "async, an error": """
+    "async": """
+# to the end
+asyncio.run(aread())
+# an error
 async def main():
     try:
         await astream(root + "/missing")
     except DurableStreamError as error:
         assert error.status == 404
 asyncio.run(main())
-""",
-    "async, left in the middle": """
+# left in the middle
 async def main():
     async for chunk in await astream(root + "/live", live="sse"):
         break
 asyncio.run(main())
-""",
-    "async, closed in the middle": """
+# closed in the middle
 async def main():
     async with astream(root + "/live", live="sse") as res:
         async for chunk in res:
             assert chunk == b"hello"
             break
 asyncio.run(main())
-""",
-    "async, an exception in the middle": """
+# an exception in the middle
 class Stop(Exception): pass
 async def main():
     async with astream(root + "/live", live="sse") as res:
@@ -127,8 +129,7 @@ try:
     asyncio.run(main())
 except Stop:
     pass
-""",
-    "async, cancelled in the middle": """
+# cancelled in the middle
 async def main():
     async def follow():
         async with astream(root + "/live", live="sse") as res:
@@ -143,8 +144,7 @@ async def main():
     except asyncio.CancelledError:
         pass
 asyncio.run(main())
-""",
-    "async, a task left to the end of the loop": """
+# a task left to the end of the loop
 async def main():
     async def follow():
         async with astream(root + "/live", live="sse") as res:
@@ -155,7 +155,8 @@ async def main():
     await begun.wait()
 asyncio.run(main())
 """,
-    "async, a loop closed in the middle": """
+    "async loops": """
+# a loop closed in the middle
 async def main():
     res = await astream(root + "/live", live="sse")
     chunks = aiter(res)
@@ -168,8 +169,7 @@ loop.close()
 del kept
 gc.collect()
 asyncio.run(aread())
-""",
-    "async, a loop closed in the middle of a read": """
+# a loop closed in the middle of a read
 async def main():
     async def follow():
         async with astream(root + "/live", live="sse") as res:
@@ -189,15 +189,17 @@ except asyncio.CancelledError:
 loop.run_until_complete(loop.shutdown_asyncgens())
 loop.close()
 asyncio.run(aread())
+# one loop after the other
+asyncio.run(aread()); asyncio.run(aread())
+# two loops at once
+in_threads(lambda: [asyncio.run(aread()) for _ in range(3)])
 """,
-    "async, one loop after the other": "asyncio.run(aread()); asyncio.run(aread())",
-    "async, two loops at once": "in_threads(lambda: [asyncio.run(aread()) for _ in range(3)])",
-    "async, a fork between loops": """
+    "async forks": """
+# a fork between loops
 asyncio.run(aread())
 in_child(lambda: asyncio.run(aread()))
 asyncio.run(aread())
-""",
-    "async, a fork inside a loop": """
+# a fork inside a loop
 async def main():
     await aread()
     def check():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from facade import Loop
 
+from durable_streams import DurableStreamError, FetchError
 from durable_streams.client.transports import Interrupt, async_transport_for, transport_for
 from durable_streams.protocol.request import Request
 
@@ -127,3 +128,15 @@ def wire_over(name: str, loop: Loop, timeout: float = CLIENT_TIMEOUT) -> Iterato
         yield wire
     finally:
         wire.end()
+
+
+def failure(wire: Wire, url: str, **options: Any) -> FetchError:
+    """Return the error of a read; it must be ours, and know what it stands for."""
+    with pytest.raises(DurableStreamError) as caught:
+        wire.get(url, **options)
+    error = caught.value
+    assert type(error) is FetchError
+    assert error.original is not None
+    assert error.url == url
+    assert str(error).count("\n") == 0
+    return error
