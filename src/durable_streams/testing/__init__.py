@@ -12,10 +12,16 @@ if TYPE_CHECKING:
     from durable_streams.testing.chaos import ChaosProxy
     from durable_streams.testing.faults import Faults
     from durable_streams.testing.server import InMemoryStreamServer
+    from durable_streams.testing.x_stream import XFilteredStream
 
-__all__ = ["ChaosProxy", "Faults", "InMemoryStreamServer"]
+__all__ = ["ChaosProxy", "Faults", "InMemoryStreamServer", "XFilteredStream"]
 
-_HOMES = {"ChaosProxy": "chaos", "Faults": "faults", "InMemoryStreamServer": "server"}
+_HOMES = {
+    "ChaosProxy": "chaos",
+    "Faults": "faults",
+    "InMemoryStreamServer": "server",
+    "XFilteredStream": "x_stream",
+}
 
 
 def __getattr__(name: str) -> Any:
