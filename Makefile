@@ -8,60 +8,67 @@ PYTHON ?= python3
 ARGS ?=
 STORE ?= sqlite
 INTERFACE ?= rsgi
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHONS ?= 3.10 3.13
 
-.PHONY: help demo serve test lint format types conformance bench clean
+.PHONY: help demo serve test test-pythons lint format types conformance bench clean
 
 help:
 	@echo "make demo         write 20,000 real records through a server that keeps being killed, and count them"
 	@echo "make serve        the server, on http://127.0.0.1:4437/v1/stream"
 	@echo "make test         the test suite"
-	@echo "make lint types   ruff; mypy --strict"
+	@echo "make test-pythons the client's tests on other Pythons; PYTHONS=\"3.10 3.13\" chooses"
+	@echo "make lint types   ruff; mypy --strict, and pyright for the public names"
 	@echo "make conformance  the protocol's public conformance suite (Node >= 18)"
 	@echo "make bench        the benchmarks of server and client; ARGS=\"client --quick\" chooses"
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make clean        remove .venv, node_modules and caches"
 
-demo: .venv/runtime.stamp
+demo: $(VENV)/runtime.stamp
 	@$(BIN)/durable-streams demo $(ARGS)
 
-serve: .venv/runtime.stamp
+serve: $(VENV)/runtime.stamp
 	@$(BIN)/durable-streams serve $(ARGS)
 
-test: .venv/dev.stamp
+test: $(VENV)/dev.stamp
 	$(BIN)/pytest -n auto $(ARGS)
 
-lint: .venv/dev.stamp
+test-pythons:
+	.ci/pythons $(PYTHONS)
+
+lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-format: .venv/dev.stamp
+format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-types: .venv/dev.stamp
+types: $(VENV)/dev.stamp
 	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing
 
-conformance: .venv/dev.stamp
+conformance: $(VENV)/dev.stamp
 	$(BIN)/python tests/conformance/run --store $(STORE) --interface $(INTERFACE) $(ARGS)
 
-bench: .venv/dev.stamp
+bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv tests/conformance/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* tests/conformance/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The stamps make a second run start at once; a changed pyproject.toml installs again.
-.venv/pip.stamp:
+$(VENV)/pip.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "durable-streams needs Python >= 3.10; set PYTHON=...")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	@touch $@
 
-.venv/runtime.stamp: .venv/pip.stamp pyproject.toml
+$(VENV)/runtime.stamp: $(VENV)/pip.stamp pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-.venv/dev.stamp: .venv/runtime.stamp
+$(VENV)/dev.stamp: $(VENV)/runtime.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
 	@touch $@

@@ -24,6 +24,7 @@ from facade import (
     Facade,
     Loop,
     SyncFacade,
+    is_installed,
     make_client,
 )
 from scripted import ScriptedServer
@@ -34,8 +35,8 @@ _numbers = count()
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marked = metafunc.definition.get_closest_marker
     if "facade" in metafunc.fixturenames:
-        every = (*SYNC_TRANSPORTS, *ASYNC_TRANSPORTS)
-        names = every if marked("every_transport") else (SYNC_TRANSPORTS[0], ASYNC_TRANSPORTS[0])
+        every = [name for name in (*SYNC_TRANSPORTS, *ASYNC_TRANSPORTS) if is_installed(name)]
+        names = every if marked("every_transport") else [SYNC_TRANSPORTS[0], ASYNC_TRANSPORTS[0]]
         metafunc.parametrize("facade", names, indirect=True)
     if "store" in metafunc.fixturenames and marked("every_store"):
         metafunc.parametrize("store", ["sqlite", "memory"], indirect=True)

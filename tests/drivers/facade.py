@@ -9,6 +9,8 @@ thread there, so they must not call the facade.
 from __future__ import annotations
 
 import asyncio
+import importlib
+import importlib.util
 import inspect
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -229,10 +231,15 @@ class _AsyncBound:
 Facade = SyncFacade | AsyncFacade
 
 
+def is_installed(transport: str) -> bool:
+    """Whether the transport's library is there: httpx2 does not support every Python that we do."""
+    return importlib.util.find_spec(transport.rpartition("-")[2]) is not None
+
+
 def make_client(transport: str) -> Any:
     """Return a client of this kind, None for the default ones. Async ones must be made in their loop."""
     if transport in {"urllib3", "aiohttp"}:
         return None
     kind, _, library = transport.rpartition("-")
-    module = __import__(library)
+    module = importlib.import_module(library)
     return (module.AsyncClient if kind else module.Client)(timeout=CLIENT_TIMEOUT)
