@@ -39,8 +39,15 @@ def test_the_twenty_lines(cli):
         assert done.stdout.splitlines()[1] == "{'flight': 'the last one', 'delay': 0}"
 
 
+def test_the_same_with_await(cli):
+    code = blocks("python")[1].replace(SERVED, cli.root)
+    for _ in range(2):
+        done = python(cli, code)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "Every token arrives once .\n", "")
+
+
 def test_the_asgi_application(cli):
-    done = python(cli, blocks("python")[1])
+    done = python(cli, blocks("python")[2])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

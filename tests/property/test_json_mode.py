@@ -74,12 +74,17 @@ def test_one_value_is_kept_as_it_is(text: str, before: str, after: str) -> None:
 def test_an_array_is_flattened_by_one_level(messages: list[str], blank: str) -> None:
     body = f"{blank}[{blank}" + f"{blank},{blank}".join(messages) + f"{blank}]{blank}"
     payload = payload_from_body(body.encode())
-    assert payload == b"".join(message.encode() + b"," for message in messages)
-    position = 0
-    for count, message in enumerate(messages):
-        assert message_end(payload, count) == position
-        position += len(message.encode()) + 1
-    assert message_end(payload, len(messages)) == position == len(payload)
+    pieces = f"{blank},{blank}".join(messages).encode() + b"," if messages else b""
+    assert payload == pieces
+    assert message_end(payload, 0) == 0
+    for count in range(1, len(messages) + 1):
+        # Between any two messages, right after the comma: either side is a payload of its own.
+        end = message_end(payload, count)
+        assert end is not None
+        assert payload[:end].rstrip(b", \t\r\n") == f"{blank},{blank}".join(messages[:count]).encode()
+        assert payload[end:].strip() == f"{blank},{blank}".join(messages[count:]).encode() + b"," * (
+            count < len(messages)
+        )
     assert message_end(payload, len(messages) + 1) is None
 
 

@@ -42,10 +42,11 @@ class LineDecoder:
             return []
         if self._bare_cr:
             chunk = self._normalised(chunk)
+        if b"\n" not in chunk:
+            self._hold(chunk)
+            return []
         head, *rest = chunk.split(b"\n")
         self._hold(head)
-        if not rest:
-            return []
         tail = rest.pop()
         lines = [b"".join(self._parts), *rest]
         self._parts, self._size = [], 0
