@@ -19,6 +19,7 @@ from durable_streams import (
     StreamNotFoundError,
     StreamParseError,
 )
+from durable_streams.client.transports import limits
 from durable_streams.protocol.sse import encode_control, encode_data
 
 QUICK = RetryPolicy(max_retries=5, initial_delay=0.001, max_delay=0.01)
@@ -97,6 +98,19 @@ def test_a_silent_connection_is_given_up_and_read_again(facade: Facade, scripted
         scripted.send(scripted.response(200, b"hello", **TAIL)),
     ]
     assert list(facade.stream(scripted.root + "/s", live=False, retry=QUICK, timeout=0.2)) == [b"hello"]
+
+
+@pytest.mark.parametrize("live", [False, "long-poll", "sse"])
+def test_silence_has_a_limit_by_default(
+    facade: Facade, scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch, live: Any
+) -> None:
+    """Pitfall 8: no call waits for ever because nobody named a timeout."""
+    assert 0 < limits.READ_TIMEOUT < limits.LIVE_READ_TIMEOUT < float("inf")
+    monkeypatch.setattr(limits, "READ_TIMEOUT" if live is False else "LIVE_READ_TIMEOUT", 0.2)
+    scripted.replies = [scripted.stall()]
+    with pytest.raises(FetchError) as caught:
+        facade.stream(scripted.root + "/s", live=live, retry=RetryPolicy(max_retries=0))
+    assert caught.value.code == "TIMEOUT"
 
 
 @pytest.mark.every_transport

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from facade import Facade
 
-from durable_streams import DurableStreamError, StreamConsumedError, StreamEvent, StreamParseError
+from durable_streams import (
+    DurableStreamError,
+    RetentionGoneError,
+    StreamConsumedError,
+    StreamEvent,
+    StreamNotFoundError,
+    StreamParseError,
+)
 
 LIVE_MODES = [True, "long-poll", "sse"]
 MODES = [False, *LIVE_MODES]
@@ -299,6 +306,32 @@ def test_the_end_of_a_wait_is_not_the_end_of_the_read(
         timer.start()
         assert next(items) == 1
         timer.join()
+
+
+@pytest.mark.parametrize("live", LIVE_MODES)
+@pytest.mark.every_store
+def test_a_stream_deleted_under_a_reader_is_told(facade: Facade, url: str, live: Any) -> None:
+    """Neither a silent end nor an endless wait."""
+    handle = facade.DurableStream.create(url, content_type="application/json", body="1")
+    with facade.stream(url, live=live) as response:
+        items = response.iter_json()
+        assert next(items) == 1
+        threading.Timer(0.1, handle.delete).start()
+        with pytest.raises((StreamNotFoundError, RetentionGoneError)):
+            next(items)
+    assert response.closed
+
+
+def test_many_readers_at_once(facade: Facade, url: str) -> None:
+    """More open event streams than a pool has places: none starves the others, nor a write."""
+    handle = facade.DurableStream.create(url, content_type="application/json")
+    readers = [facade.stream(url, live="sse", offset="now") for _ in range(80)]
+    handle.append("1")
+    try:
+        assert [next(reader.iter_json()) for reader in readers] == [1] * 80
+    finally:
+        for reader in readers:
+            reader.close()
 
 
 @pytest.mark.every_transport

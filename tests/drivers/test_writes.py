@@ -225,6 +225,47 @@ def test_one_append_with_bad_data_fails_alone(
     assert sorted(record["n"] for record in appends.records) == list(range(5))
 
 
+def test_a_header_callable_that_fails_strands_nobody(facade: Facade, url: str) -> None:
+    """Pitfall 17: the error of the caller's own code reaches who met it; everybody gets an answer."""
+    turns = iter(range(100))
+
+    def token() -> str:
+        if next(turns) < 3:
+            raise LookupError("no token")
+        return "Bearer x"
+
+    facade.DurableStream.create(url, content_type="text/plain")
+    headers = {"authorization": facade.callable(token)}
+    handle = facade.DurableStream(url, content_type="text/plain", headers=headers)
+    with ThreadPoolExecutor(8) as pool:
+        errors = [future.exception(WITHIN) for future in [pool.submit(handle.append, "x") for _ in range(8)]]
+    assert any(isinstance(error, LookupError) for error in errors)
+    assert all(error is None or isinstance(error, (LookupError, DurableStreamError)) for error in errors)
+    assert handle.append("y").next_offset
+    assert handle.stream(live=False).read_text() == "x" * errors.count(None) + "y"
+
+
+def test_appends_at_once_that_are_too_large_together_go_alone(
+    facade: Facade, scripted: ScriptedServer, appends: Appends
+) -> None:
+    """A server's limit on bodies is not met by what no caller sent."""
+    limit = 60
+    answer = scripted.answer
+    assert answer is not None
+    scripted.answer = lambda request: scripted.response(413) if len(request.body) > limit else answer(request)
+    handle = facade.DurableStream(scripted.root + "/s", content_type="application/json")
+    with ThreadPoolExecutor(12) as pool:
+        futures = started(pool, appends, handle, 10)
+        futures.append(pool.submit(handle.append, '"' + "x" * limit + '"'))
+        appends.gate.set()
+        for future in futures[:10]:
+            assert future.result(WITHIN).next_offset
+        error = futures[10].exception(WITHIN)
+    assert isinstance(error, DurableStreamError)
+    assert error.status == 413
+    assert sorted(record["n"] for record in appends.records) == list(range(10))
+
+
 def test_appends_at_once_to_a_closed_stream_are_all_told(facade: Facade, url: str) -> None:
     """Pitfall 17."""
     handle = facade.DurableStream.create(url, content_type="text/plain", closed=True)
