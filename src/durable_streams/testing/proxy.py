@@ -83,6 +83,7 @@ class Proxy:
         self.upstream: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._closing = False
 
     async def open(self, listener: socket.socket) -> None:
         """Accept connections."""
@@ -90,14 +91,19 @@ class Proxy:
 
     async def close(self) -> None:
         """End all connections and wait until they have ended."""
+        self._closing = True
         if self._server is not None:
             self._server.close()
+        await asyncio.sleep(0)  # a task that is cancelled before it began could not end its connection
         for connection in self._connections:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
         self.upstream.cancel()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closing:
+            writer.transport.abort()
+            return
         connection = asyncio.ensure_future(_Connection(self, _Side(reader, writer)).run())
         self._connections.add(connection)
         connection.add_done_callback(self._connections.discard)
@@ -130,6 +136,12 @@ class _Side:
         """End it, once what was written is sent."""
         self._writer.close()
 
+    async def ended(self) -> None:
+        """Wait until it has ended."""
+        with contextlib.suppress(OSError):
+            # Shielded, because a cancelled wait could not be repeated.
+            await asyncio.shield(asyncio.ensure_future(self._writer.wait_closed()))
+
     def reset(self) -> None:
         """Break it."""
         if not self._writer.is_closing():
@@ -156,14 +168,33 @@ class _Connection:
         except asyncio.IncompleteReadError as end:
             await self._no_more_requests(end.partial)
         except OSError:
-            for side in self._sides:
-                side.reset()
+            self._reset()
+        except asyncio.CancelledError:
+            self._reset()
+            raise
         finally:
-            if self._answers is not None:
-                self._answers.cancel()
-                await asyncio.gather(self._answers, return_exceptions=True)
-            for side in self._sides:
-                side.close()
+            await self._end()
+
+    def _reset(self) -> None:
+        for side in self._sides:
+            side.reset()
+
+    async def _end(self) -> None:
+        # Closed before anything is waited for: the wait may be cancelled.
+        if self._answers is not None:
+            self._answers.cancel()
+        for side in self._sides:
+            side.close()
+        try:
+            await self._ended()
+        except asyncio.CancelledError:
+            self._reset()  # whoever should read what was written does not
+            await self._ended()
+            raise
+
+    async def _ended(self) -> None:
+        tasks = [] if self._answers is None else [self._answers]
+        await asyncio.gather(*tasks, *(side.ended() for side in self._sides), return_exceptions=True)
 
     async def _requests(self) -> None:
         reader = self._client.reader
