@@ -145,13 +145,21 @@ def test_an_interrupt_wakes_a_read(name: str, loop: Loop, scripted: ScriptedServ
 def test_an_interrupt_after_the_end_breaks_nobody_else(
     name: str, loop: Loop, scripted: ScriptedServer
 ) -> None:
-    scripted.replies = [scripted.send(scripted.response(200, b"abc"))]
+    go_on = threading.Event()
+
+    def in_two(connection: socket.socket) -> None:
+        connection.sendall(scripted.response(200, b"ab", length=3))
+        go_on.wait(AT_ONCE)
+        connection.sendall(b"c")
+
+    scripted.replies = [scripted.send(scripted.response(200, b"abc")), in_two]
     with wire_over(name, loop) as wire:
         first = Interrupt()
         with wire.open(scripted.root + "/x", interrupt=first) as ended:
             assert ended.body() == b"abc"
             with wire.open(scripted.root + "/x") as answer:
                 first.set()
+                go_on.set()
                 assert answer.body() == b"abc"
         assert len(scripted.connections) == 1
 
@@ -166,7 +174,9 @@ def test_an_interrupt_before_the_request_sends_nothing_for_long(
     with wire_over(name, loop, timeout=60.0) as wire:
         interrupt = Interrupt()
         interrupt.set()
+        began = time.monotonic()
         assert failure(wire, scripted.root + "/x", interrupt=interrupt).code == "CLOSED"
+        assert time.monotonic() - began < AT_ONCE
 
 
 @pytest.mark.parametrize("name", ASYNC)

@@ -248,6 +248,19 @@ asyncio.run(aread())
     run(COMMON + program, root)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize(
+    ("read", "connections"), [("read()", 2), ("asyncio.run(aread())", 3)], ids=["sync", "async"]
+)
+def test_a_child_has_connections_of_its_own(
+    read: str, connections: int, root: str, scripted: ScriptedServer
+) -> None:
+    """One of the parent's, which it uses again (unless its loop ended meanwhile), and one of the child's."""
+    run(f"{COMMON}\n{read}\nin_child(lambda: {read})\n{read}", root)
+    assert len(scripted.requests) == 3
+    assert len(scripted.connections) == connections
+
+
 def run(program: str, root: str, *options: str) -> str:
     """Run a program to its good end, and return what it said on its standard error."""
     ended = subprocess.run(
