@@ -248,8 +248,11 @@ class AsyncDurableStream(HandleBase):
         entry: _Entry = Entry(data, loop.create_future())
         if not queue.add(entry):
             await self._wait_for(entry, queue)
-        if not entry.done:
-            # A task of its own: whoever leads may be cancelled, and must not take the others along.
+        if entry.done:
+            return entry.outcome()
+        if len(queue) == 1 and self._content_type is not None:
+            await self._lead(queue)  # a request that carries this append alone may be cancelled with it
+        else:
             leading = loop.create_task(self._lead(queue))
             self._leading.add(leading)
             leading.add_done_callback(self._leading.discard)

@@ -62,6 +62,9 @@ class AppendQueue(Generic[W]):
         leads, self._led = not self._led, True
         return leads
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def take_back(self, entry: Entry[W]) -> bool:
         """Forget an append whose caller has gone; whether it was still waiting."""
         try:
