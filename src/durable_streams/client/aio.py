@@ -79,15 +79,9 @@ _Entry = Entry[asyncio.Future[None]]
 _Queue = AppendQueue[asyncio.Future[None]]
 
 
-def _wake(entry: _Entry) -> None:
-    if not entry.waiter.done():
+def _wake(entry: _Entry | None) -> None:
+    if entry is not None and not entry.waiter.done():
         entry.waiter.set_result(None)
-
-
-def _hand_over(queue: _Queue) -> None:
-    leader = queue.hand_over()
-    if leader is not None:
-        _wake(leader)
 
 
 class AsyncDurableStream(HandleBase):
@@ -264,9 +258,7 @@ class AsyncDurableStream(HandleBase):
         try:
             await entry.waiter
         except asyncio.CancelledError:
-            led = entry.waiter.done() and not entry.waiter.cancelled()
-            if queue.take_back(entry) and led:
-                _hand_over(queue)
+            _wake(queue.take_back(entry))
             raise
 
     async def _lead(self, queue: _Queue) -> None:
@@ -277,7 +269,7 @@ class AsyncDurableStream(HandleBase):
         finally:
             for entry in queue.finish():
                 _wake(entry)
-            _hand_over(queue)
+            _wake(queue.hand_over())
 
     async def close_stream(self, data: Any = None, *, content_type: str | None = None) -> CloseResult:
         """Close the stream for good, optionally with its last data; return where it ends (protocol section 4)."""

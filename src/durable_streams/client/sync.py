@@ -66,6 +66,11 @@ def stream(
     return StreamResponse(reader, call, saver, on_error).start()
 
 
+def _wake(entry: Entry[threading.Event] | None) -> None:
+    if entry is not None:
+        entry.waiter.set()
+
+
 class DurableStream(HandleBase):
     """A handle for one stream. Making it does no I/O; it holds no connection of its own, and is thread-safe.
 
@@ -230,9 +235,7 @@ class DurableStream(HandleBase):
             entry.waiter.wait()
         except BaseException:  # KeyboardInterrupt
             with self._queue_lock:
-                led = entry.waiter.is_set()
-                if self._queue.take_back(entry) and led:
-                    self._hand_over()
+                _wake(self._queue.take_back(entry))
             raise
 
     def _lead(self) -> None:
@@ -243,13 +246,8 @@ class DurableStream(HandleBase):
         finally:
             with self._queue_lock:
                 for entry in self._queue.finish():
-                    entry.waiter.set()
-                self._hand_over()
-
-    def _hand_over(self) -> None:
-        leader = self._queue.hand_over()
-        if leader is not None:
-            leader.waiter.set()
+                    _wake(entry)
+                _wake(self._queue.hand_over())
 
     def close_stream(self, data: Any = None, *, content_type: str | None = None) -> CloseResult:
         """Close the stream for good, optionally with its last data; return where it ends (protocol section 4)."""

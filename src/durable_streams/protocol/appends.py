@@ -11,6 +11,7 @@ one request, the entries behind it get a leader; an entry that was taken back is
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from durable_streams.errors import DurableStreamError, FetchError
@@ -55,6 +56,7 @@ class AppendQueue(Generic[W]):
         self._entries: deque[Entry[W]] = deque()
         self._taken: list[Entry[W]] = []
         self._led = False
+        self._next_leader: Entry[W] | None = None
 
     def add(self, entry: Entry[W]) -> bool:
         """Queue an append; return whether its caller must lead: send the next request."""
@@ -65,24 +67,24 @@ class AppendQueue(Generic[W]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def take_back(self, entry: Entry[W]) -> bool:
-        """Forget an append whose caller has gone; whether it was still waiting."""
-        try:
+    def take_back(self, entry: Entry[W]) -> Entry[W] | None:
+        """Forget an append whose caller has gone; return the entry that leads in its place, if it was to lead."""
+        with suppress(ValueError):  # it is in a request already
             self._entries.remove(entry)
-        except ValueError:
-            return False
-        return True
+        return self.hand_over() if entry is self._next_leader else None
 
     def hand_over(self) -> Entry[W] | None:
         """End the leader's turn; return the entry whose caller leads now, None where none is left."""
-        self._led = bool(self._entries)
-        return self._entries[0] if self._entries else None
+        self._next_leader = self._entries[0] if self._entries else None
+        self._led = self._next_leader is not None
+        return self._next_leader
 
     def send(self, url: str, content_type: str | None) -> Op[str | None]:
         """Send what is queued, as much as fits into one request; returns the stream's content type if known.
 
         Only the leader's own append fails where the content type cannot be had: the next leader asks again.
         """
+        self._next_leader = None
         self._taken = [self._entries.popleft()]
         try:
             known = content_type or (yield from operations.content_type_of(url))
