@@ -17,7 +17,17 @@ import msgspec
 from durable_streams.errors import StreamParseError
 from durable_streams.protocol.operations import decode_json
 
-__all__ = ["Decode", "ItemDecoder", "Items", "JSONValidator", "LazyItems", "deliver", "item_decoder"]
+__all__ = [
+    "Decode",
+    "ItemDecoder",
+    "Items",
+    "JSONValidator",
+    "LazyItems",
+    "deliver",
+    "is_data_type",
+    "is_pydantic",
+    "item_decoder",
+]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -95,7 +105,7 @@ def item_decoder(decode: Any = None) -> ItemDecoder[Any]:
         return _values
     if not isinstance(decode, type) and hasattr(decode, "validate_json"):
         return _Typed(None, _of_raw(decode.validate_json), ValueError, "item of that type")
-    if _is_data_type(decode):
+    if is_data_type(decode):
         # Unions that differ in their order alone are equal, but not to Pydantic: hence the text.
         return _cached(decode, str(decode)) if _is_hashable(decode) else _typed(decode)
     if callable(decode):
@@ -133,7 +143,7 @@ def _applied(function: Callable[[Any], T]) -> ItemDecoder[T]:
 # -- types
 
 
-def _is_data_type(decode: Any) -> bool:
+def is_data_type(decode: Any) -> bool:
     """Whether it says how data is shaped, so that a library can read JSON into it."""
     if get_origin(decode) is not None or decode is Any:
         return True
@@ -148,16 +158,17 @@ def _is_data_type(decode: Any) -> bool:
     )
 
 
-def _is_pydantic(kind: Any) -> bool:
+def is_pydantic(kind: Any) -> bool:
+    """Whether it is for Pydantic to read: a model, or a type with one in it."""
     if hasattr(kind, "__pydantic_validator__") or type(kind).__module__.partition(".")[0] == "pydantic":
         return True
     inner = [getattr(kind, "__value__", None), getattr(kind, "__supertype__", None), *get_args(kind)]
-    return any(_is_pydantic(part) for part in inner if part is not None)
+    return any(is_pydantic(part) for part in inner if part is not None)
 
 
 def _typed(kind: Any) -> ItemDecoder[Any]:
     try:
-        return _pydantic_decoder(kind) if _is_pydantic(kind) else _msgspec_decoder(kind)
+        return _pydantic_decoder(kind) if is_pydantic(kind) else _msgspec_decoder(kind)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise TypeError(f"decode={_name(kind)} is not a type that JSON can be read into: {reason}") from error

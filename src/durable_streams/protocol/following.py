@@ -23,16 +23,18 @@ from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol.reader import Batch, Reader
 from durable_streams.protocol.request import ERROR_BODY_LIMIT, Request
 
-__all__ = ["READ", "RELEASE", "Effect", "Failure", "Flow", "Head", "follow"]
+__all__ = ["READ", "RELEASE", "Effect", "Failure", "Flow", "Head", "Move", "follow"]
 
 
-class _Move(Enum):
+class Move(Enum):
+    """What is done with the answer in progress."""
+
     READ = "read"
     RELEASE = "release"
 
 
-READ: Final[Literal[_Move.READ]] = _Move.READ
-RELEASE: Final[Literal[_Move.RELEASE]] = _Move.RELEASE
+READ: Final[Literal[Move.READ]] = Move.READ
+RELEASE: Final[Literal[Move.RELEASE]] = Move.RELEASE
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Head(Protocol):
     def headers(self) -> Mapping[str, str]: ...  # noqa: D102
 
 
-Effect = Request | Literal[_Move.READ, _Move.RELEASE] | Failure | Batch
+Effect = Request | Literal[Move.READ, Move.RELEASE] | Failure | Batch
 Flow = Generator[Effect, Any, None]
 """What `follow` is: yields effects, is sent what they gave."""
 

@@ -77,6 +77,11 @@ class SSEDecoder:
         self._data: list[bytes] = []
         self._size = 0
 
+    @property
+    def pending(self) -> bool:
+        """Whether the beginning of an event is held."""
+        return self._lines.pending > 0 or bool(self._data)
+
     def feed(self, chunk: bytes) -> list[SSEEvent]:
         """Return the events that this chunk completes; raises StreamParseError for one over the limit."""
         events: list[SSEEvent] = []

@@ -1,0 +1,58 @@
+"""Endless feeds over HTTP, such as line-delimited JSON or event streams: their records, across every reconnect.
+
+The names here are the whole public engine. They are imported at first use, so that importing the package is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from durable_streams.firehose.aio import AsyncFirehoseStream, astream_with_retry
+    from durable_streams.firehose.params import backfill
+    from durable_streams.firehose.sync import FirehoseStream, stream_with_retry
+    from durable_streams.protocol.feed_config import (
+        X_SCHEDULE,
+        Attempt,
+        Linear,
+        Schedule,
+        StreamConfig,
+        StreamState,
+    )
+    from durable_streams.protocol.feed_errors import StreamError, StreamErrorType
+
+__all__ = [
+    "X_SCHEDULE",
+    "AsyncFirehoseStream",
+    "Attempt",
+    "FirehoseStream",
+    "Linear",
+    "Schedule",
+    "StreamConfig",
+    "StreamError",
+    "StreamErrorType",
+    "StreamState",
+    "astream_with_retry",
+    "backfill",
+    "stream_with_retry",
+]
+
+_HOMES = {
+    **dict.fromkeys(("AsyncFirehoseStream", "astream_with_retry"), "firehose.aio"),
+    **dict.fromkeys(("FirehoseStream", "stream_with_retry"), "firehose.sync"),
+    **dict.fromkeys(("StreamError", "StreamErrorType"), "protocol.feed_errors"),
+    "backfill": "firehose.params",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"durable_streams.{_HOMES.get(name, 'protocol.feed_config')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

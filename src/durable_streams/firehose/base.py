@@ -1,0 +1,116 @@
+"""What the sync and the async firehose share: the request of each attempt, callbacks, settings. No I/O here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from durable_streams.firehose.models import decoder_for
+from durable_streams.protocol.feed import Feed
+from durable_streams.protocol.feed_config import Attempt, StreamConfig, StreamState
+from durable_streams.protocol.feed_errors import StreamError, StreamErrorType
+from durable_streams.protocol.request import Request, check_url, with_caller
+
+__all__ = ["AsyncValues", "Source", "Values", "callable_failed", "logger", "make_feed"]
+
+logger = logging.getLogger("durable_streams")
+
+Values = Mapping[str, Any] | Callable[[Attempt], Mapping[str, Any]]
+"""Parameters or headers: a mapping, in which values may be callables that give one for each attempt, or a callable
+that gives all of them for an attempt."""
+
+AsyncValues = Mapping[str, Any] | Callable[[Attempt], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
+"""As Values, for async feeds: the callables may be async."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a feed comes from: what of its request is the same in every attempt, and what is not."""
+
+    method: str
+    url: str
+    params: Any = None
+    headers: Any = None
+    body: bytes | None = None
+
+    def request(self, params: Mapping[str, Any], headers: Mapping[str, str]) -> Request:
+        """Return the request of an attempt, with these parameters and headers."""
+        own = {} if self.body is None else {"content-type": "application/json"}
+        query = urlencode(list(_pairs(params)))
+        url = self.url + (("&" if "?" in self.url else "?") + query if query else "")
+        request = Request(self.method, url, {}, self.body, streaming=True)
+        return with_caller(request, {**own, **_named(headers)}, {})
+
+
+def make_source(method: str, url: str, params: Any, headers: Any, json_data: Any) -> Source:
+    """Return the source for these arguments; raises ValueError for a URL that is none."""
+    body = None if json_data is None else json.dumps(json_data, allow_nan=False).encode()
+    return Source(method.upper(), check_url(url), params, headers, body)
+
+
+def make_feed(url: str, config: StreamConfig | None, response_model: Any) -> Feed:
+    """Return the machine behind a feed."""
+    return Feed(
+        url,
+        config if config is not None else StreamConfig(),
+        decoder_for(response_model),
+        clock=time.monotonic,
+        now=time.time,
+        random=random.random,
+    )
+
+
+def _named(headers: Mapping[str, Any]) -> dict[str, str]:
+    named = {}
+    for name, value in headers.items():
+        if value is not None:
+            named[name.lower()] = value.decode("latin-1") if isinstance(value, bytes) else value
+    return named
+
+
+def _pairs(params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in params.items():
+        for one in value if isinstance(value, (list, tuple, set, frozenset)) else (value,):
+            if one is not None:
+                yield name, str(one).lower() if isinstance(one, bool) else str(one)
+
+
+def callable_failed(error: Exception) -> StreamError:
+    """Return what it means that the caller's callable for headers or parameters raised: a failed attempt.
+
+    It may have asked the network for a token, which may work the next time.
+    """
+    logger.warning("A callable for the headers or parameters of a feed raised.", exc_info=error)
+    return StreamError(
+        f"The callable for the headers or parameters of the feed raised {type(error).__name__}: {error}".rstrip(
+            "."
+        )
+        + ".",
+        StreamErrorType.CONNECTION_ERROR,
+        error,
+    )
+
+
+class HandleBase:
+    """What a handle knows of its feed."""
+
+    _feed: Feed
+
+    @property
+    def url(self) -> str:
+        """The feed's URL."""
+        return self._feed.url
+
+    @property
+    def state(self) -> StreamState:
+        """What is known of the feed right now."""
+        return self._feed.state
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._feed.url!r})"

@@ -1,0 +1,196 @@
+"""Records out of the chunks of a feed: JSON texts, one a line or one an event.
+
+Invariants: where chunks are cut never changes the records; a record counts only with its end; every byte is looked
+at a constant number of times; what precedes a record that is too long is given out; nothing that is not UTF-8
+becomes a value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from durable_streams.errors import StreamParseError
+from durable_streams.protocol.lines import DEFAULT_LIMIT, LineDecoder
+from durable_streams.protocol.operations import decode_json
+from durable_streams.protocol.sse import SSEDecoder
+
+__all__ = ["Decode", "Invalid", "Item", "Problem", "RecordDecoder", "RecordSplitter", "key_at"]
+
+Decode = Callable[[bytes], Any]
+"""From one record's bytes to what is handed over; raises for what it does not take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """A record that does not parse or validate."""
+
+    raw: bytes
+    cause: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A record that is no data but the feed's own report of an error."""
+
+    raw: bytes
+    payload: dict[str, Any]
+
+
+Item = list[Any] | Invalid | Problem
+"""What comes out of records: values in a row, never none, or what interrupts them."""
+
+
+class RecordSplitter:
+    """Cuts chunks into records, still encoded. Empty lines and comments (heartbeats) are none.
+
+    ``limit``: the most bytes one record may have. One that has more sets `error`, and ends the splitter's use.
+    """
+
+    def __init__(self, form: Literal["ndjson", "sse"] = "ndjson", limit: int = DEFAULT_LIMIT) -> None:
+        self._lines = LineDecoder(limit)
+        self._events = SSEDecoder(limit) if form == "sse" else None
+        self._limit = limit
+        self.error: StreamParseError | None = None
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the records that this chunk completes."""
+        # In a chunk below the limit only the first record can break it: no other one is lost with it.
+        pieces = (chunk,) if len(chunk) <= self._limit else chunk.splitlines(keepends=True)
+        records: list[bytes] = []
+        for piece in pieces:
+            try:
+                records += self._split(piece)
+            except StreamParseError as error:
+                self.error = error
+                break
+        return records
+
+    def _split(self, piece: bytes) -> list[bytes]:
+        if self._events is not None:
+            return [event.data for event in self._events.feed(piece)]
+        return [line for line in self._lines.feed(piece) if line]
+
+    @property
+    def pending(self) -> bool:
+        """Whether the beginning of a record is held."""
+        return self._lines.pending > 0 if self._events is None else self._events.pending
+
+    def finish(self) -> list[bytes]:
+        """Return the last record of a body that ended cleanly, if it only lacks its newline; else `pending` stays.
+
+        A number cannot be told from the beginning of a longer one; what has brackets or quotes can.
+        """
+        if self._events is not None or not self.pending:
+            return []
+        line = self._lines.flush()
+        try:
+            if line.lstrip()[:1] in {b"{", b"[", b'"'}:
+                decode_json(line)
+                return [line]
+        except StreamParseError:
+            pass
+        self._lines.feed(line)
+        return []
+
+
+class RecordDecoder:
+    """Makes values of records: as ``decode`` says, or plain JSON values.
+
+    ``problems``: whether records that report an error, such as ``{"errors": [...]}`` without ``data``, are a
+    Problem.
+    """
+
+    def __init__(self, decode: Decode | None = None, *, problems: bool = True) -> None:
+        self._decode = decode or _decode
+        self._one = decode or decode_json
+        self._typed = decode is not None
+        self._problems = problems
+
+    def items(self, records: list[bytes]) -> Iterator[Item]:
+        """Yield what the records are, in their order."""
+        try:
+            values = self._all(records)
+        except Exception:  # noqa: BLE001 - a validator's own; met again, and named, one by one
+            yield from self._one_by_one(records)
+        else:
+            if values is None:
+                yield from self._one_by_one(records)
+            elif values:
+                yield values
+
+    def _all(self, records: list[bytes]) -> list[Any] | None:
+        """Return all values; None where one may be a problem."""
+        if self._typed and self._problems and any(map(_may_be_problem, records)):
+            return None
+        text = b"\n".join(records)
+        if not text.isascii():
+            text.decode()  # msgspec does not look inside strings
+        decode = self._decode
+        values = [decode(record) for record in records]
+        if self._problems and not self._typed:
+            for value in values:
+                if type(value) is dict and "data" not in value and _is_problem(value):
+                    return None
+        return values
+
+    def _one_by_one(self, records: list[bytes]) -> Iterator[Item]:
+        values: list[Any] = []
+        for record in records:
+            if record.isspace():
+                continue
+            item = self._item(record)
+            if not isinstance(item, (Invalid, Problem)):
+                values.append(item)
+                continue
+            if values:
+                yield values
+                values = []
+            yield item
+        if values:
+            yield values
+
+    def _item(self, record: bytes) -> Any:
+        try:
+            if not record.isascii():
+                record.decode()
+            if self._problems and _may_be_problem(record):
+                payload = decode_json(record)
+                if isinstance(payload, dict) and _is_problem(payload):
+                    return Problem(record, payload)
+            return self._one(record)
+        except Exception as error:  # noqa: BLE001 - a validator's own
+            return Invalid(record, error)
+
+
+_decode = msgspec.json.Decoder().decode
+_PROBLEM_MARKS = re.compile(rb'"(?:errors|disconnect_type|connection_issue)"')
+
+
+def _may_be_problem(record: bytes) -> bool:
+    return not record.startswith(b'{"data"') and _PROBLEM_MARKS.search(record) is not None
+
+
+def _is_problem(payload: dict[str, Any]) -> bool:
+    if "data" in payload:
+        return False  # partial errors: what could not be looked up for these data
+    errors = payload.get("errors")
+    if isinstance(errors, list) and errors and all(isinstance(error, dict) for error in errors):
+        return True
+    return "disconnect_type" in payload or "connection_issue" in payload
+
+
+def key_at(path: str) -> Callable[[Any], Hashable]:
+    """Return what finds the value at a path such as ``data.id`` in mappings and objects; it gives None for none."""
+    names = path.split(".")
+
+    def key(record: Any) -> Hashable:
+        for name in names:
+            record = record.get(name) if isinstance(record, dict) else getattr(record, name, None)
+        return record if isinstance(record, Hashable) else None
+
+    return key
