@@ -124,7 +124,9 @@ class IdempotentProducer(ProducerBase):
         while machine.error is None and not machine.has_room(len(record)):
             await self._change()
         self._add(record, None)
-        await asyncio.sleep(0)  # a batch has begun: whoever puts in a tight loop lets the one before it go out
+        await asyncio.sleep(
+            0
+        )  # a batch has begun: whoever puts in a tight loop lets the one before it go out
 
     def submit(self, data: Any) -> asyncio.Future[IdempotentAppendResult]:
         """Queue data as `append` does; return a future that is done when the data is durable.

@@ -139,11 +139,15 @@ def transport_for(client: Any) -> Transport:
         from durable_streams.client.transports import httpx  # noqa: PLC0415
 
         return httpx.sync_transport(client)
+    elif _is_from("requests", client) and callable(getattr(client, "request", None)):
+        from durable_streams.client.transports import requests  # noqa: PLC0415
+
+        return requests.RequestsTransport(client)
     elif callable(getattr(client, "open", None)):
         transport: Transport = client
         return transport
     raise TypeError(
-        f"client= takes an httpx.Client, a urllib3.PoolManager or a Transport, not {_kind(client)}."
+        f"client= takes an httpx.Client, a requests.Session, a urllib3.PoolManager or a Transport, not {_kind(client)}."
     )
 
 

@@ -61,7 +61,7 @@ class AiohttpTransport:
         url = URL(request.url, encoded=True)
         options: dict[str, Any] = {}
         if self._given is None:
-            options["proxy"] = proxy_for(str(url.origin()))
+            options["proxy"] = proxy_for(request.url)
         if timeout is not None or self._given is None:
             options["timeout"] = aiohttp.ClientTimeout(
                 connect=CONNECT_TIMEOUT, sock_read=silence_of(request, timeout)
@@ -132,6 +132,8 @@ class _Session:
 
     def abandon(self) -> None:
         """Let go of the session of a loop that is closed."""
+        with contextlib.suppress(AttributeError):
+            self._connector._conns.clear()  # noqa: SLF001 - it would complain of what its loop cannot close any more
         self.session.detach()
 
 
@@ -151,7 +153,7 @@ def _mapped(url: str, status: int | None = None) -> Iterator[None]:
         yield
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
         limit = CONNECT_TIMEOUT if isinstance(error, aiohttp.ConnectionTimeoutError) else None
-        raise fetch_error(_failure(error), url, error, status=status, limit=limit) from error
+        raise fetch_error(_failure(error), url, error, status=status, limit=limit) from None
 
 
 def _failure(error: Exception) -> Failure:

@@ -118,12 +118,12 @@ class _Requests:
         try:
             yield
         except self._foreign as error:
-            raise self._failure(error, url, interrupt, status) from error
+            raise self._failure(error, url, interrupt, status) from None
         except (RuntimeError, ValueError, AttributeError) as error:
             # What the library does when its client or its socket goes away under it; else an error of the program.
             if not (self._client.is_closed or (interrupt is not None and interrupt.is_set())):
                 raise
-            raise self._failure(error, url, interrupt, status) from error
+            raise self._failure(error, url, interrupt, status) from None
 
     def _failure(
         self, error: Exception, url: str, interrupt: Interrupt | None, status: int | None

@@ -13,7 +13,7 @@ import http.client
 import os
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from traceback import walk_tb
 from typing import Any
@@ -38,6 +38,7 @@ __all__ = ["PoolManager", "Urllib3Transport", "shared"]
 
 _READ_SIZE = 64 * 1024  # faster than any larger one: it stays in the processor's cache
 _DECODABLE: str = urllib3.util.make_headers(accept_encoding=True)["accept-encoding"]
+_SMALL_BODY = 64 * 1024
 _POOL_SIZE = 64  # connections kept per host; more are opened when needed, and closed after use
 
 _current = threading.local()
@@ -82,10 +83,22 @@ class _Interruptible:
     sock: Any
     response_class: Any = _WholeHeadResponse
     _holder: Interrupt | None = None
+    _body_follows = False
+    _head = b""
 
-    def request(self, *args: Any, **kwargs: Any) -> None:
+    def request(self, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any) -> None:
         self._holder = None  # whoever used this connection before can no longer break it
-        super().request(*args, **kwargs)  # type: ignore[misc]
+        self._head = b""
+        self._body_follows = isinstance(body, bytes) and 0 < len(body) <= _SMALL_BODY
+        super().request(method, url, body, *args, **kwargs)  # type: ignore[misc]
+
+    def send(self, data: Any) -> None:
+        # Head and body of a small request in one piece: one call into the system and one packet instead of two.
+        if self._body_follows:
+            self._body_follows, self._head = False, data
+            return
+        head, self._head = self._head, b""
+        super().send(head + data if head else data)  # type: ignore[misc]
 
     def getresponse(self) -> Any:
         holder: Interrupt | None = getattr(_current, "interrupt", None)
@@ -131,14 +144,23 @@ class _Exchange:
 
     def read(self) -> bytes:
         response = self._response
-        with _mapped(self._url, self._interrupt, status=self.status):
+        if response.length_remaining == 0 and not response.tell():
+            response.release_conn()  # there is no body, and reading none takes its time
+            return b""
+        try:
             data: bytes | None = response.read1(_READ_SIZE)
             if data:
                 return data
             # None: a HEAD, or a body that was read to its end before.
             if ended_early(getattr(response, "_decoder", None), response.tell()):
                 raise urllib3.exceptions.DecodeError("the compressed data is incomplete")
-            return b""
+        except _FOREIGN as error:
+            raise _fetch_error(error, self._url, self._interrupt, self.status) from None
+        except _AFTER_AN_INTERRUPT as error:
+            if not self._interrupt.is_set():
+                raise
+            raise _fetch_error(error, self._url, self._interrupt, self.status) from None
+        return b""
 
     def close(self) -> None:
         self._interrupt.detach()
@@ -161,34 +183,49 @@ class Urllib3Transport:
     def renew(self) -> None:
         """Forget all connections. For a child after a fork, which must not write into its parent's sockets."""
         self._managers: dict[tuple[str, str | None], PoolManager] = {}
+        self._pools: dict[str, HTTPConnectionPool] = {}  # by origin, where no proxy is in between
         self._lock = threading.Lock()
 
     def open(self, request: Request, interrupt: Interrupt, timeout: float | None) -> _Exchange:
         """Send, and return the exchange as soon as the answer's head is there. See Transport."""
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"retries": _NO_RETRY, "redirect": False, "preload_content": False}
         if timeout is not None or self._given is None or "timeout" not in self._given.connection_pool_kw:
             options["timeout"] = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=silence_of(request, timeout))
         _current.interrupt = interrupt
         try:
-            with _mapped(request.url, interrupt):
-                response = self._manager(request.url).urlopen(
-                    request.method,
-                    request.url,
-                    body=request.body,
-                    headers=request_headers(request, _DECODABLE),
-                    redirect=False,
-                    retries=False,
-                    preload_content=False,
-                    **options,
-                )
-                if self._given is not None and hasattr(response, "shutdown"):
-                    interrupt.attach(partial(_shut_down, response))
-                return _Exchange(response, interrupt, request.url)
+            response = self._send(request, options)
+            if self._given is not None and hasattr(response, "shutdown"):
+                interrupt.attach(partial(_shut_down, response))
+            return _Exchange(response, interrupt, request.url)
+        except _FOREIGN as error:
+            interrupt.detach()
+            raise _fetch_error(error, request.url, interrupt, None) from None
+        except _AFTER_AN_INTERRUPT as error:
+            interrupt.detach()
+            if not interrupt.is_set():
+                raise
+            raise _fetch_error(error, request.url, interrupt, None) from None
         except BaseException:
             interrupt.detach()
             raise
         finally:
             _current.interrupt = None
+
+    def _send(self, request: Request, options: dict[str, Any]) -> urllib3.BaseHTTPResponse:
+        method, url, body = request.method, request.url, request.body
+        headers = request_headers(request, _DECODABLE)
+        slash = url.find("/", 8)
+        pool = self._pools.get(url[:slash]) if slash > 0 else None
+        if pool is not None:
+            # Straight to the host's connections: finding them takes the manager as long as all the rest.
+            return pool.urlopen(
+                method, url[slash:], body=body, headers=headers, assert_same_host=False, **options
+            )
+        manager = self._manager(url)
+        response = manager.urlopen(method, url, body=body, headers=headers, **options)
+        if slash > 0 and manager is not self._given and not isinstance(manager, ProxyManager):
+            self._pools[url[:slash]] = manager.connection_from_url(url)
+        return response
 
     def _manager(self, url: str) -> PoolManager:
         if self._given is not None:
@@ -230,18 +267,11 @@ _NEVER_SENT = (
 )
 
 
-@contextlib.contextmanager
-def _mapped(url: str, interrupt: Interrupt, status: int | None = None) -> Iterator[None]:
-    """Turn whatever the library raises into a FetchError: the one boundary."""
-    try:
-        yield
-    except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-        raise _fetch_error(error, url, interrupt, status) from error
-    except (AttributeError, ValueError) as error:
-        # What the library does when its socket goes away under it; anything else is an error of the program.
-        if not interrupt.is_set():
-            raise
-        raise _fetch_error(error, url, interrupt, status) from error
+_FOREIGN = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
+_AFTER_AN_INTERRUPT = (AttributeError, ValueError)
+"""What the library does when its socket goes away under it; at other times it is an error of the program."""
+
+_NO_RETRY = urllib3.Retry(False)
 
 
 def _fetch_error(error: Exception, url: str, interrupt: Interrupt, status: int | None) -> FetchError:
