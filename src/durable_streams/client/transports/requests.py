@@ -1,0 +1,193 @@
+"""The sync transport over the caller's ``requests.Session``.
+
+Invariants: requests is not imported here, the session brings it; the session is never closed, and its adapters,
+authentication, cookies, proxies and hooks stay in force; no exception of requests, urllib3 or the socket layer
+leaves this module. Redirects are the session's: a feed that moved is found as its user expects.
+
+Nothing of requests can be woken before an answer's head is there, so that the wait for it takes place in a thread
+of its own, which an Interrupt leaves behind: it closes its answer, should one come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import http.client
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import urllib3
+
+from durable_streams.client.transports import Interrupt
+from durable_streams.client.transports.coding import ended_early
+from durable_streams.client.transports.failures import Failure, fetch_error
+from durable_streams.client.transports.heads import answer_headers, request_headers
+from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
+from durable_streams.client.transports.sockets import break_off
+from durable_streams.protocol.request import Request
+
+__all__ = ["RequestsTransport"]
+
+_READ_SIZE = 64 * 1024
+
+
+class RequestsTransport:
+    """Sends requests through the caller's session."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def open(self, request: Request, interrupt: Interrupt, timeout: float | None) -> _Exchange:
+        """Send, and return the exchange as soon as the answer's head is there. See Transport."""
+        options = {
+            "data": request.body,
+            "headers": self._headers(request),
+            "stream": True,
+            "timeout": (CONNECT_TIMEOUT, silence_of(request, timeout)),
+        }
+        with _mapped(request.url, interrupt):
+            opening = _Opening(lambda: self._session.request(request.method, request.url, **options))
+            return _Exchange(opening.result(interrupt), interrupt, request.url)
+
+    def _headers(self, request: Request) -> dict[str, str]:
+        headers = request_headers(request)
+        chosen = self._session.headers.get("accept-encoding")
+        if chosen != sys.modules["requests"].utils.default_headers().get("accept-encoding"):
+            headers.pop("accept-encoding", None)  # the session's own choice goes out
+        headers.update(request.headers)
+        return headers
+
+
+class _Opening:
+    """A call in a thread of its own, which can be left behind."""
+
+    def __init__(self, send: Any) -> None:
+        self._send = send
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._left = False
+        self._response: Any = None
+        self._error: BaseException | None = None
+
+    def result(self, interrupt: Interrupt) -> Any:
+        """Return the answer, or raise what the call raised; an Interrupt raises _Interrupted."""
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(self._run,), name="feed-request", daemon=True).start()
+        interrupt.attach(self._over.set)
+        try:
+            self._over.wait()
+        finally:
+            interrupt.detach()
+            with self._lock:
+                self._left = self._response is None and self._error is None
+        if self._left:
+            raise _Interrupted
+        if self._error is not None:
+            raise self._error
+        return self._response
+
+    def _run(self) -> None:
+        response: Any = None
+        error: BaseException | None = None
+        try:
+            response = self._send()
+        except BaseException as raised:  # noqa: BLE001 - it is raised again where it was waited for
+            error = raised
+        with self._lock:
+            self._response, self._error = response, error
+            left = self._left
+        self._over.set()
+        if left and response is not None:
+            response.close()
+
+
+class _Interrupted(Exception):  # noqa: N818 - it never leaves this module
+    """The wait for an answer was given up."""
+
+
+class _Exchange:
+    """One answer of requests, read below the library's own buffers, with its errors mapped."""
+
+    def __init__(self, response: Any, interrupt: Interrupt, url: str) -> None:
+        self._response = response
+        self._raw = response.raw
+        self._raw.decode_content = True
+        self._interrupt = interrupt
+        self._url = url
+        self.status: int = response.status_code
+        self.reason: str = response.reason or ""
+        self.headers: Mapping[str, str] = answer_headers(response.headers.items())
+        # Kept here, because http.client forgets the socket of an answer that ends with its connection.
+        sock = getattr(getattr(self._raw, "connection", None), "sock", None)
+        interrupt.attach(lambda: self._break(sock))
+
+    def _break(self, sock: Any) -> None:
+        if sock is not None:
+            break_off(sock)
+        elif hasattr(self._raw, "shutdown"):
+            with contextlib.suppress(Exception):  # it may be over, or its connection released
+                self._raw.shutdown()
+
+    def read(self) -> bytes:
+        with _mapped(self._url, self._interrupt, self.status):
+            data: bytes | None = self._raw.read1(_READ_SIZE)
+            if data:
+                return data
+            if ended_early(getattr(self._raw, "_decoder", None), self._raw.tell()):
+                raise urllib3.exceptions.DecodeError("the compressed data is incomplete")
+            return b""
+
+    def close(self) -> None:
+        self._interrupt.detach()
+        # Closing one that was not read to its end closes its connection; else it is back in the pool already.
+        with contextlib.suppress(Exception):
+            self._response.close()
+
+
+@contextlib.contextmanager
+def _mapped(url: str, interrupt: Interrupt, status: int | None = None) -> Iterator[None]:
+    """Turn whatever is raised into a FetchError: the one boundary."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - adapters and authentication raise what they like
+        failure = Failure.INTERRUPTED if interrupt.is_set() else _failure(error, status)
+        raise fetch_error(failure, url, error, status=status, limit=CONNECT_TIMEOUT) from None
+
+
+_NEVER_SENT = (
+    urllib3.exceptions.NewConnectionError,
+    urllib3.exceptions.NameResolutionError,
+    urllib3.exceptions.ProxyError,
+)
+_BROKEN = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
+
+
+def _failure(error: Exception, status: int | None) -> Failure:
+    kinds = sys.modules["requests"].exceptions
+    reason = _reason(error)
+    if isinstance(error, (kinds.ConnectTimeout,)) or type(reason) is urllib3.exceptions.ConnectTimeoutError:
+        return Failure.CONNECT_TIMEOUT
+    if isinstance(error, (kinds.Timeout, TimeoutError)) or isinstance(reason, _SILENT):
+        return Failure.SILENCE
+    if isinstance(error, kinds.SSLError):
+        return Failure.TLS
+    if isinstance(error, kinds.ProxyError) or isinstance(reason, _NEVER_SENT):
+        return Failure.REFUSED
+    if isinstance(error, urllib3.exceptions.DecodeError):
+        return Failure.DECODING
+    if status is None and (
+        isinstance(error, (ValueError, kinds.TooManyRedirects)) or not isinstance(error, _BROKEN)
+    ):
+        return Failure.NOT_SENT  # a bad URL or header, or what the session itself does not allow
+    return Failure.BROKEN
+
+
+_SILENT = (urllib3.exceptions.ReadTimeoutError, TimeoutError)
+
+
+def _reason(error: Exception) -> Any:
+    """Return what the library wrapped, once or twice."""
+    inner = error.args[0] if error.args else None
+    return getattr(inner, "reason", inner) if isinstance(inner, Exception) else error
