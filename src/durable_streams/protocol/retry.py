@@ -115,7 +115,7 @@ def _attempts(request: Request, policy: RetryPolicy, random: Callable[[], float]
             wait = policy.delay(retry, random)
         else:
             if not (policy.allows(retry) and _may_repeat(request, response)):
-                return replace(response, after_doubt=doubt)
+                return replace(response, after_doubt=True) if doubt else response
             doubt = doubt or response.status >= 500
             wait = policy.delay(retry, random, parse_retry_after(response.headers))
         request = replace(request, delay=wait)
