@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlencode
 
 from durable_streams.firehose.models import decoder_for
@@ -17,7 +17,16 @@ from durable_streams.protocol.feed_config import Attempt, StreamConfig, StreamSt
 from durable_streams.protocol.feed_errors import StreamError, StreamErrorType
 from durable_streams.protocol.request import Request, check_url, with_caller
 
-__all__ = ["AsyncValues", "Source", "Values", "callable_failed", "logger", "make_feed"]
+__all__ = [
+    "AsyncValues",
+    "HandleBase",
+    "Source",
+    "Values",
+    "callable_failed",
+    "logger",
+    "make_feed",
+    "make_source",
+]
 
 logger = logging.getLogger("durable_streams")
 
@@ -54,11 +63,11 @@ def make_source(method: str, url: str, params: Any, headers: Any, json_data: Any
     return Source(method.upper(), check_url(url), params, headers, body)
 
 
-def make_feed(url: str, config: StreamConfig | None, response_model: Any) -> Feed:
+def make_feed(url: str, config: StreamConfig, response_model: Any) -> Feed:
     """Return the machine behind a feed."""
     return Feed(
         url,
-        config if config is not None else StreamConfig(),
+        config,
         decoder_for(response_model),
         clock=time.monotonic,
         now=time.time,
@@ -99,6 +108,9 @@ def callable_failed(error: Exception) -> StreamError:
 
 class HandleBase:
     """What a handle knows of its feed."""
+
+    default_config: ClassVar[type[StreamConfig]] = StreamConfig
+    """Whose defaults hold where no ``config`` is given."""
 
     _feed: Feed
 

@@ -164,7 +164,7 @@ class FirehoseStream(HandleBase):
         client: Any = None,
     ) -> None:
         source = make_source(method, url, params, headers, json_data)
-        self._feed = make_feed(source.url, config, response_model)
+        self._feed = make_feed(source.url, config or self.default_config(), response_model)
         self._driver = _Driver(self._feed, source, client)
         self._records = self._driver.records()
 
@@ -238,4 +238,4 @@ def stream_with_retry(  # noqa: PLR0917 - the signature that users know
     URL that is none.
     """
     source = make_source(method, url, params, headers, json_data)
-    return _Driver(make_feed(source.url, config, response_model), source, session).records()
+    return _Driver(make_feed(source.url, config or StreamConfig(), response_model), source, session).records()
