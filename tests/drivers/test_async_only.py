@@ -291,6 +291,47 @@ def test_a_cancelled_append_hangs_no_other(scripted: ScriptedServer, transport: 
     assert len(server.records) == len(set(server.records))
 
 
+@pytest.mark.parametrize("transport", ASYNC_INSTALLED)
+def test_who_leads_a_request_may_be_cancelled_without_the_others_in_it(
+    scripted: ScriptedServer, transport: str
+) -> None:
+    """Pitfall 17: several appends share a request; one of their owners goes away while it is under way."""
+    gates = [threading.Event(), threading.Event()]
+    requests = iter(gates)
+    records: list[Any] = []
+
+    def answer(request: Received) -> bytes:
+        gate = next(requests, None)
+        scripted.arrived.release()
+        assert gate is None or gate.wait(WITHIN)
+        records.extend(json.loads(request.body))
+        return scripted.response(204, stream_next_offset="1")
+
+    scripted.answer = answer
+
+    async def main() -> None:
+        async with client_of(transport) as client:
+            handle = AsyncDurableStream(scripted.root + "/s", content_type="application/json", client=client)
+            first = asyncio.create_task(handle.append(0))
+            await arrived(scripted)
+            tasks = [asyncio.create_task(handle.append(number)) for number in range(1, 6)]
+            await asyncio.sleep(0.1)
+            gates[0].set()
+            await first
+            await arrived(scripted, 2)  # that the first was answered, and the second request
+            tasks[0].cancel()
+            await asyncio.sleep(0.1)
+            gates[1].set()
+            done, pending = await asyncio.wait(tasks, timeout=WITHIN)
+            assert not pending
+            assert len(done) == 5
+            assert [task.cancelled() for task in tasks] == [True, False, False, False, False]
+            assert {task.result().next_offset for task in tasks[1:]} == {"1"}
+
+    asyncio.run(main())
+    assert sorted(records) == [0, 1, 2, 3, 4, 5]
+
+
 def test_a_time_limit_around_appends(scripted: ScriptedServer) -> None:
     """Pitfall 17."""
     server = SlowFirst(scripted)

@@ -183,6 +183,18 @@ def test_text_that_ends_inside_a_character_is_committed_with_its_rest(
         assert handle.stream(live=False, offset=offset).read_text() == rest
 
 
+@pytest.mark.parametrize("live", MODES)
+def test_a_checkpoint_never_lies_inside_a_character(facade: Facade, url: str, live: Any) -> None:
+    """Pitfalls 4 and 7: the tail ends in half of one."""
+    handle = facade.DurableStream.create(url, content_type="text/plain", body=b"a")
+    handle.append("é".encode()[:1])
+    response = facade.stream(url, live=live)
+    assert response.read_text() == "a"
+    handle.append("é".encode()[1:])
+    handle.close_stream()
+    assert facade.stream(url, live=live, offset=response.offset).read_text() in {"é", "aé"}
+
+
 def test_text_that_is_none_is_told(facade: Facade, url: str) -> None:
     broken = facade.DurableStream.create(url, content_type="application/x", body=b"a\xff")
     for read in ("read_text", "iter_text"):
