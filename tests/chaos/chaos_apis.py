@@ -137,9 +137,14 @@ class OnALoop:
         """Iterate over a response, or over what a method of it gives."""
         source = response if method is None else getattr(response, method)(*arguments)
         iterator = source.__aiter__()
+
+        async def step() -> Any:
+            # On the loop from the first step on, so that the loop ends what is left in the middle.
+            return await iterator.__anext__()
+
         with contextlib.suppress(StopAsyncIteration):
             while True:
-                yield self.wait(iterator.__anext__())
+                yield self.wait(step())
 
     @contextlib.contextmanager
     def producer(self, url: str, name: str, **options: Any) -> Iterator[Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from chaos_apis import APIS
-from chaos_scenario import NETWORK, Follower, Scenario
+from chaos_scenario import NETWORK, Follower, Scenario, Store
 
 from durable_streams import DurableStreamError, FetchError
 
@@ -38,21 +38,24 @@ class Reader:
         self._live = self._chance.choice(MODES)
         self._ways = self._chance.choice(WAYS[scenario.kind])
         self._restless = self._chance.choice([0.0, 0.3, 0.9])
-        self._options = {**NETWORK, "params": {"reader": role}}
+        self._store = Store() if self._chance.random() < 0.3 else None
+        self._options = {**NETWORK, "params": {"reader": role}, "live": self._live}
 
     def __call__(self) -> None:
         """Read until the stream is closed and all of it was seen."""
         follower, closed = self.follower, False
         with self._api:
             while not closed:
-                follower.restart()
-                reading = self._api.reading(
-                    self._scenario.url, offset=follower.offset, live=self._live, **self._options
-                )
-                with contextlib.suppress(_BusyElsewhereError), reading as response:
+                with contextlib.suppress(_BusyElsewhereError), self._next_read() as response:
+                    follower.restart(response.start_offset)
                     self._consume(response)
                 follower.take(self._scenario.nothing, response.offset)
                 closed = response.stream_closed
+
+    def _next_read(self) -> Any:
+        """Go on where the position was kept: by the consumer itself, or by the library in a store."""
+        place = {"offset": self.follower.offset} if self._store is None else {"checkpoint": self._store}
+        return self._api.reading(self._scenario.url, **place, **self._options)
 
     def _consume(self, response: Any) -> None:
         """Consume a response in some way, to its end or not."""

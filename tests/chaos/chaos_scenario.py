@@ -14,7 +14,7 @@ from durable_streams import DurableStream, RetryPolicy, stream
 from durable_streams.protocol.offsets import parse_offset
 from durable_streams.testing import ChaosProxy, InMemoryStreamServer
 
-__all__ = ["NETWORK", "Follower", "Scenario"]
+__all__ = ["NETWORK", "Follower", "Scenario", "Store"]
 
 LONGEST = 0.25  # seconds of a stall or a delay
 NETWORK: dict[str, Any] = {
@@ -131,20 +131,35 @@ class Scenario:
 
 
 class Follower:
-    """A consumer: what it has, and how much of that its checkpoint covers."""
+    """A consumer: what it has, and how much of that each checkpoint covers."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
         self.offset = "-1"
         self.have = scenario.nothing
-        self._safe = 0
+        self._covered = {"-1": 0, scenario.start: 0}
 
     def take(self, piece: Any, offset: str) -> None:
         """Take what was handed over while the response's offset was this."""
         self.have += piece
         if offset != self.offset:
-            self.offset, self._safe = offset, self._scenario.before(offset, len(self.have))
+            self.offset = offset
+            self._covered[offset] = self._scenario.before(offset, len(self.have))
 
-    def restart(self) -> None:
+    def restart(self, offset: str) -> None:
         """Forget what the checkpoint does not cover, as a process does that starts again."""
-        del self.have[self._safe :]
+        self.offset = offset
+        del self.have[self._covered[offset] :]
+
+
+class Store:
+    """A CheckpointStore in memory."""
+
+    def __init__(self) -> None:
+        self._saved: str | None = None
+
+    def load(self) -> str | None:
+        return self._saved
+
+    def save(self, offset: str) -> None:
+        self._saved = offset
