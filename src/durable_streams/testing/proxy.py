@@ -268,7 +268,9 @@ class _Connection:
         for _ in range(fault.copies):
             upstream = await self._connect()
             await upstream.send(request, fault.pieces)
-            answers.append((upstream, await self._while_connected(upstream.reader.readuntil(_HEAD_END))))
+            answering = upstream.reader.readuntil(_HEAD_END)
+            # What is late is executed even if its sender has gone, so that its connection has to last.
+            answers.append((upstream, await (answering if fault.delay else self._while_connected(answering))))
         if fault.answer is None:
             await self._while_connected(self._answer(*answers[fault.answered_by], fault))
             return False
