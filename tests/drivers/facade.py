@@ -9,11 +9,12 @@ thread there, so they must not call the facade.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -243,3 +244,17 @@ def make_client(transport: str) -> Any:
     kind, _, library = transport.rpartition("-")
     module = importlib.import_module(library)
     return (module.AsyncClient if kind else module.Client)(timeout=CLIENT_TIMEOUT)
+
+
+@contextlib.asynccontextmanager
+async def client_of(transport: str) -> AsyncIterator[Any]:
+    """Give a client of this kind inside a loop, closed with the block."""
+    client = make_client(transport)
+    try:
+        yield client
+    finally:
+        if client is not None:
+            await client.aclose()
+
+
+ASYNC_INSTALLED = [transport for transport in ASYNC_TRANSPORTS if is_installed(transport)]

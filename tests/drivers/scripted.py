@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import socket
@@ -164,3 +165,14 @@ def _read_request(connection: socket.socket) -> Received | None:
         body += part
         missing -= len(part)
     return Received((head + b"\r\n\r\n" + body).decode("utf-8", "replace"))
+
+
+async def arrived(scripted: ScriptedServer, count: int = 1) -> None:
+    """Wait until so many more requests are there, without holding up the event loop."""
+    for _ in range(count):
+        assert await asyncio.to_thread(scripted.arrived.acquire, timeout=30)
+
+
+async def gone(scripted: ScriptedServer) -> None:
+    """Wait until one more connection has ended."""
+    assert await asyncio.to_thread(scripted.gone.acquire, timeout=30)
