@@ -6,6 +6,7 @@ them. ``url`` is a stream on SQLite; marked ``every_store``, one in memory too.
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 from collections.abc import Iterator
@@ -47,7 +48,9 @@ def loop() -> Iterator[Loop]:
     """Give the event loop that all async facades of this process share."""
     loop = Loop()
     yield loop
+    gc.collect()
     loop.stop()
+    assert loop.complaints == []
 
 
 @pytest.fixture(scope="session")

@@ -68,10 +68,12 @@ class _Bound:
 
 
 class Loop:
-    """An event loop in a thread."""
+    """An event loop in a thread. ``complaints``: what it would log, such as errors that nobody asked for."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self.complaints: list[dict[str, Any]] = []
+        self.loop.set_exception_handler(lambda _, context: self.complaints.append(context))
         self._thread = threading.Thread(target=self._serve, name="test-loop", daemon=True)
         self._thread.start()
 
