@@ -84,6 +84,9 @@ class AsyncStreamResponse(ResponseBase):
             # The task that reads releases its connection itself: it alone knows when it is done with it.
             self._woken = True
             self._waiting.cancel()
+        # Now, not when the loop finds the abandoned iterator: by then another read may be under way.
+        if self._saver.pending:
+            await asyncio.to_thread(self._saver.save)
 
     async def checkpoint(self, store: CheckpointStore) -> None:
         """Save `offset` to a store, now (see `FileCheckpoint`)."""
@@ -212,8 +215,6 @@ class AsyncStreamResponse(ResponseBase):
                 effect = self._next_effect()
         finally:
             await self.aclose()
-            if saver.pending:
-                await asyncio.to_thread(saver.save)
 
     async def _perform(self, effect: Effect) -> Effect | None:
         """Do what the loop asks for; return its next effect, None at the end or once the read was closed."""

@@ -125,12 +125,27 @@ class LiveReads:
             ("cache-control", "no-cache"),
             ("x-accel-buffering", "no"),
         ]
-        if not names.is_text(state.content_type):
+        text = names.is_text(state.content_type) and not await self._is_torn(state, position)
+        if not text:
             headers.append((names.SSE_DATA_ENCODING, "base64"))
-        return Response(200, headers, self._events(request, watch, state, position, cursor))
+        return Response(200, headers, self._events(request, watch, state, position, cursor, text))
+
+    async def _is_torn(self, state: StreamState, position: int) -> bool:
+        """Whether a position is inside a character, so that what follows it is no text by itself."""
+        if state.is_json or position == 0:
+            return False
+        before = max(0, position - _MAX_CHARACTER + 1)
+        chunk = await self._store.read(state, before, position - before)
+        return _incomplete(chunk.payload[: position - before]) > 0
 
     async def _events(
-        self, request: Request, watch: Watch, state: StreamState, position: int, cursor: str | None
+        self,
+        request: Request,
+        watch: Watch,
+        state: StreamState,
+        position: int,
+        cursor: str | None,
+        text: bool,
     ) -> AsyncGenerator[bytes, None]:
         gone = request.disconnected()
         del request  # thousands of idle readers need no more of theirs
@@ -146,7 +161,9 @@ class LiveReads:
                     if now is None or now.id != identity or now.deleted:
                         return
                     if reached < now.tail or now.closed:
-                        event, position, reached, done = await self._event(watch, now, position, cursor)
+                        event, position, reached, done = await self._event(
+                            watch, now, position, cursor, text
+                        )
                         yield event
                         budget -= len(event)
                         if done or budget <= 0:
@@ -166,14 +183,14 @@ class LiveReads:
                 gone.cancel()
 
     async def _event(
-        self, watch: Watch, state: StreamState, position: int, cursor: str | None
+        self, watch: Watch, state: StreamState, position: int, cursor: str | None, text: bool
     ) -> tuple[bytes, int, int, bool]:
         """Return the data and control events from ``position``.
 
         That is: their bytes, the position that they commit, the one that they looked at (further by what is there
         of a character that is not whole yet), and whether the stream ends there.
         """
-        key = (state.id, position, state.tail, state.closed, cursor)
+        key = (state.id, position, state.tail, state.closed, cursor, text)
         known: tuple[bytes, int, int, bool] | None = watch.shared.get(key)
         if known is not None:
             return known
@@ -183,7 +200,9 @@ class LiveReads:
         end, data = chunk.end, b""
         at_tail = end == state.tail
         if chunk.payload:
-            data, held = self._data(state, chunk.payload, last=at_tail and state.closed)
+            data, held = self._data(
+                state, chunk.payload, text=text, last=at_tail and state.closed
+            )
             end -= held
         done = at_tail and state.closed
         control = sse.encode_control(
@@ -199,17 +218,17 @@ class LiveReads:
             watch.shared[key] = event
         return event
 
-    def _data(self, state: StreamState, payload: bytes, *, last: bool) -> tuple[bytes, int]:
+    def _data(self, state: StreamState, payload: bytes, *, text: bool, last: bool) -> tuple[bytes, int]:
         """Return the data event, and how many bytes of a character that is not whole yet it leaves out."""
-        if not names.is_text(state.content_type):
+        if not text:
             return sse.encode_data(payload, text=False), 0
         if state.is_json:
             return sse.encode_data(content(state, payload), text=True), 0
         held = 0 if last else _incomplete(payload)
-        text = payload[: len(payload) - held]
-        if not text.isascii():
-            text = text.decode("utf-8", errors="replace").encode()
-        return (sse.encode_data(text, text=True) if text else b""), held
+        whole = payload[: len(payload) - held]
+        if not whole.isascii():
+            whole = whole.decode("utf-8", errors="replace").encode()
+        return (sse.encode_data(whole, text=True) if whole else b""), held
 
 
 def _incomplete(payload: bytes) -> int:
