@@ -1,0 +1,141 @@
+"""Names, defaults, and what is asked of the server."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from types import GeneratorType
+
+from observe import Trace
+from probes import probe
+from wire import Reply, feed, record, records
+
+GROUP = "Names and requests"
+NAMES = ["StreamConfig", "StreamError", "StreamErrorType", "StreamState", "stream_with_retry"]
+SETTINGS = [
+    "max_retries",
+    "initial_backoff",
+    "max_backoff",
+    "backoff_multiplier",
+    "jitter",
+    "timeout",
+    "chunk_size",
+    "on_connect",
+    "on_disconnect",
+    "on_reconnect",
+    "on_error",
+]
+
+
+@probe(GROUP, "public names")
+def names(t: Trace) -> None:
+    t.note(", ".join(name for name in NAMES if hasattr(t.s, name)))
+
+
+@probe(GROUP, "defaults of `StreamConfig`")
+def defaults(t: Trace) -> None:
+    config = t.s.StreamConfig()
+    for name in SETTINGS:
+        t.note(f"{name} {getattr(config, name)}")
+
+
+@probe(GROUP, "`StreamConfig` by position, as a dataclass")
+def positional(t: Trace) -> None:
+    config = t.s.StreamConfig(3, 2.0, 4.0, 1.5, False, 9.0, 512, None, None, None, None)
+    t.note(config.max_retries, config.max_backoff, config.timeout, config.chunk_size)
+    t.note("replace" if dataclasses.replace(config, timeout=1).timeout == 1 else "no replace")
+    t.note("equal" if t.s.StreamConfig() == t.s.StreamConfig() else "not equal")
+
+
+@probe(GROUP, "settings that make no sense")
+def nonsense(t: Trace) -> None:
+    for settings in ({"initial_backoff": -1}, {"backoff_multiplier": 0}, {"max_retries": -2}):
+        try:
+            t.s.StreamConfig(**settings)
+        except ValueError:
+            t.note("ValueError")
+        else:
+            t.note("accepted")
+
+
+@probe(GROUP, "members of `StreamErrorType`")
+def error_types(t: Trace) -> None:
+    t.note(
+        ", ".join(
+            f"{kind.name}={kind.value}" for kind in sorted(t.s.StreamErrorType, key=lambda kind: kind.name)
+        )
+    )
+
+
+@probe(GROUP, "which error types are retryable")
+def retryable(t: Trace) -> None:
+    kinds = sorted(t.s.StreamErrorType, key=lambda kind: kind.name)
+    t.note(" ".join(kind.value for kind in kinds if t.s.StreamError("x", kind).is_retryable))
+
+
+@probe(GROUP, "`StreamError` by position: attributes, text")
+def error_attributes(t: Trace) -> None:
+    cause = OSError("broken")
+    error = t.s.StreamError("it failed", t.s.StreamErrorType.SERVER_ERROR, cause, 503, "busy")
+    t.note(
+        str(error),
+        error.error_type.value,
+        error.original_exception is cause,
+        error.status_code,
+        error.response_body,
+    )
+
+
+@probe(GROUP, "defaults of `StreamState`")
+def state_defaults(t: Trace) -> None:
+    state = t.s.StreamState()
+    for name in ("retry_count", "current_backoff", "is_connected", "total_items_received", "last_error"):
+        t.note(name, getattr(state, name))
+
+
+@probe(GROUP, "parameters of `stream_with_retry`")
+def parameters(t: Trace) -> None:
+    found = list(inspect.signature(t.s.stream_with_retry).parameters.values())[:8]
+    t.note(", ".join(f"{p.name}" + ("" if p.default is p.empty else f"={p.default}") for p in found))
+
+
+@probe(GROUP, "what it returns; when it connects", feed(record(1), ending="hold"))
+def lazy(t: Trace) -> None:
+    stream = t.open(config=t.loud())
+    t.note("generator" if isinstance(stream, GeneratorType) else type(stream).__name__)
+    t.note("connected" if t.events[-1] == "on_connect" else "not connected before the first next()")
+    next(stream)
+    stream.close()
+
+
+def _echo() -> list[Reply]:
+    return []  # the runner answers with what it was asked
+
+
+@probe(GROUP, "method, params, headers, JSON body, the session's headers and cookies", fresh=_echo)
+def request_parts(t: Trace) -> None:
+    import requests
+
+    session = requests.Session()
+    session.headers["Authorization"] = "Bearer secret"
+    session.cookies.set("seen", "yes")
+    stream = t.s.stream_with_retry(
+        session,
+        "post",
+        t.url,
+        t.quiet(),
+        {"backfill_minutes": 2, "ids": ["1", "2"]},
+        {"X-Mine": "1"},
+        {"a": [1]},
+    )
+    t.note(next(stream))
+    stream.close()
+
+
+@probe(GROUP, "an endless feed of a `with` session that is used again", feed(records(1, 2), ending="hold"))
+def session_is_usable(t: Trace) -> None:
+    import requests
+
+    with requests.Session() as session:
+        for _ in range(2):
+            t.run(1, session=session, config=t.quiet())
