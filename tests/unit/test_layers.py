@@ -20,8 +20,9 @@ ALLOWED = {
     "server": {"stores", "protocol"},
     "client": {"protocol", "errors", "types"},
     "firehose": {"client", "protocol", "errors", "types"},
+    "relay": {"firehose", "client", "protocol", "errors", "types"},
     "testing": {"server", "stores", "protocol", "client", "errors", "types"},
-    "cli": {"client", "server", "protocol", "errors", "types", "__init__"},
+    "cli": {"relay", "client", "server", "protocol", "errors", "types", "__init__"},
 }
 
 

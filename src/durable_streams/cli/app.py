@@ -35,6 +35,7 @@ _COMMANDS = {
     "close": "manage",
     "delete": "manage",
     "fork": "manage",
+    "relay": "relay",
     "demo": "demo",
 }
 

@@ -1,0 +1,272 @@
+"""``relay``: a feed, a file or standard input into a stream, until it ends or is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import click
+
+from durable_streams.cli.options import Settings, connection_options, emit, full_content_type
+from durable_streams.relay import Relay, RelayReport, source_for
+from durable_streams.relay.open import Form
+
+__all__ = ["relay"]
+
+_SECONDS = click.FloatRange(min=0)
+_REDRAWS = 4  # a second
+
+
+@click.command()
+@click.argument("source")
+@click.argument("target")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where the place is kept between runs. [default: a file in ~/.local/state/durable-streams]",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["auto", "ndjson", "sse", "stream"]),
+    default="auto",
+    show_default=True,
+    help="What a URL as SOURCE is: a feed of JSON lines, of server-sent events, or a durable stream.",
+)
+@click.option(
+    "--follow/--no-follow",
+    default=None,
+    help="Go on at the source's end. [default: for URLs, not for files]",
+)
+@click.option("--id-field", metavar="PATH", help="Where a record has its id, such as data.id.")
+@click.option(
+    "--id-window",
+    type=click.IntRange(min=1),
+    default=100_000,
+    metavar="COUNT",
+    show_default=True,
+    help="How many ids are remembered.",
+)
+@click.option(
+    "--gap-events", is_flag=True, help="Store a record where the source may have sent what is lost."
+)
+@click.option("--close", is_flag=True, help="Close TARGET for good when SOURCE has ended.")
+@click.option("--no-create", is_flag=True, help="Fail where TARGET is missing.")
+@click.option(
+    "--content-type",
+    "-t",
+    callback=lambda ctx, parameter, value: full_content_type(ctx, parameter, value) if value else None,
+    help="Of a new TARGET; json and text are short names. [default: what fits the source]",
+)
+@click.option(
+    "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="For requests to SOURCE; repeatable."
+)
+@click.option(
+    "--source-token",
+    metavar="VARIABLE",
+    help="The environment variable with the bearer token for SOURCE, such as X_BEARER_TOKEN.",
+)
+@click.option(
+    "--stall-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Reconnect to a feed that is silent for so long, heartbeats included. [default: never]",
+)
+@click.option(
+    "--backoff",
+    type=_SECONDS,
+    default=1.0,
+    metavar="SECONDS",
+    show_default=True,
+    help="The first wait before a feed is connected again; doubled each time, up to 64.",
+)
+@click.option(
+    "--retry-for",
+    type=_SECONDS,
+    default=float("inf"),
+    metavar="SECONDS",
+    help="How long to try a target that is down or failing. [default: for ever]",
+)
+@click.option(
+    "--grace",
+    type=_SECONDS,
+    default=10.0,
+    metavar="SECONDS",
+    show_default=True,
+    help="How long Ctrl-C and SIGTERM wait for the last acknowledgements.",
+)
+@connection_options
+@click.pass_obj
+def relay(
+    settings: Settings, /, *, source: str, target: str, no_create: bool, state: Path | None, **options: Any
+) -> None:
+    """Relay the records of SOURCE into the stream TARGET, each of them once wherever that is possible.
+
+    SOURCE is a URL (an NDJSON feed, server-sent events, or a durable stream), a file, or - for standard input. The
+    first line says which guarantee holds for it. A relay that was stopped or killed goes on where TARGET ends.
+    Ctrl-C and SIGTERM end it once everything that was read is stored.
+    """
+    url = settings.url(target)
+    names = ("id_field", "id_window", "gap_events", "close", "content_type", "retry_for", "grace")
+    given = {name: options[name] for name in names}
+    try:
+        running = Relay(
+            _source(source, options),
+            url,
+            state=state,
+            create=not no_create,
+            headers=settings.headers,
+            **given,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    _announce(settings, running, source, url)
+    with _stopped_by_signals(running), _status(running):
+        report = running.run()
+    emit(settings, _summary(report), event="ended", url=url, **asdict(report))
+
+
+def _source(source: str, options: dict[str, Any]) -> Any:
+    headers = dict(_header(text) for text in options["headers"])
+    variable = options["source_token"]
+    if variable is not None:
+        if not os.environ.get(variable):
+            raise click.UsageError(f"--source-token: the environment has no variable {variable!r}")
+        headers["Authorization"] = f"Bearer {os.environ[variable].strip()}"
+    form: Form = options["form"]
+    return source_for(
+        source,
+        form=form,
+        headers=headers,
+        follow=options["follow"],
+        stall_timeout=options["stall_timeout"],
+        backoff=options["backoff"],
+    )
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise click.UsageError(f"--header takes 'Name: value', not {text!r}")
+    return name.strip(), value.strip()
+
+
+def _announce(settings: Settings, running: Relay, source: str, url: str) -> None:
+    if settings.json_output:
+        emit(
+            settings,
+            "",
+            event="started",
+            source=source,
+            url=url,
+            guarantee=running.guarantee,
+            state=running.state_path,
+        )
+    else:
+        click.echo(f"durable-streams: {running.guarantee}", err=True)
+        if running.state_path is not None:
+            click.echo(f"durable-streams: its place is kept in {running.state_path}", err=True)
+    sys.stdout.flush()
+
+
+def _summary(report: RelayReport) -> str:
+    notes = [
+        text
+        for count, text in (
+            (report.skipped, f"{report.skipped:,} were there already"),
+            (report.invalid, f"{report.invalid:,} were no JSON and left out"),
+            (report.gaps, f"{report.gaps:,} gaps"),
+            (report.reconnects, f"{report.reconnects:,} reconnects"),
+        )
+        if count
+    ]
+    more = f" ({', '.join(notes)})" if notes else ""
+    return f"stored {report.records:,} records{more} in {report.seconds:.1f} s, next offset {report.offset}"
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(running: Relay) -> Iterator[None]:
+    """Let the first signal stop the relay, the second not wait any more, and the third end the process."""
+    # A handler runs in the middle of anything, locks included: all it may do is wake a thread.
+    told: SimpleQueue[None] = SimpleQueue()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    taken = []
+
+    def take(number: int, _frame: object) -> None:
+        taken.append(number)
+        if len(taken) > 2:
+            raise KeyboardInterrupt
+        told.put(None)
+
+    def wait() -> None:
+        told.get()
+        running.stop()
+        told.get()
+        running.stop(grace=0)
+
+    before = {number: signal.signal(number, take) for number in numbers}
+    threading.Thread(target=wait, name="relay-signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _status(running: Relay) -> Iterator[None]:
+    """Show one line on standard error while it runs, if that is a terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield
+        return
+    # Not at the top: pipes and services should not wait for an import that only draws.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.live import Live  # noqa: PLC0415
+
+    line = _StatusLine(running)
+    with Live(
+        console=Console(stderr=True),
+        get_renderable=line.text,
+        refresh_per_second=_REDRAWS,
+        transient=True,
+    ):
+        yield
+
+
+class _StatusLine:
+    """Records, rate over the last seconds, what is read and not stored yet, reconnects."""
+
+    _OVER = 3.0  # seconds
+
+    def __init__(self, running: Relay) -> None:
+        self._running = running
+        self._seen: list[tuple[float, int]] = []
+
+    def text(self) -> str:
+        """Return the line of this moment."""
+        report, now = self._running.report(), time.monotonic()
+        self._seen = [(at, count) for at, count in self._seen if now - at < self._OVER]
+        self._seen.append((now, report.records))
+        since, before = self._seen[0]
+        rate = (report.records - before) / (now - since) if now > since else 0.0
+        parts = [f"{report.records:,} records", f"{rate:,.0f}/s", f"lag {report.pending:,}"]
+        for count, name in (
+            (report.reconnects, "reconnects"),
+            (report.skipped, "known"),
+            (report.invalid, "invalid"),
+            (report.gaps, "gaps"),
+        ):
+            if count:
+                parts.append(f"{count:,} {name}")
+        return " · ".join(parts)

@@ -1,0 +1,155 @@
+"""HTTP feeds as a relay's source: NDJSON, or server-sent events, which can be resumed where they carry ids.
+
+Invariants: a feed is reconnected for ever unless it says that this cannot help; what may have been sent while nobody
+listened is told as a gap, once, before the next record.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import msgspec
+
+from durable_streams.firehose import FirehoseStream, StreamConfig
+from durable_streams.protocol.feed_config import Attempt
+from durable_streams.protocol.operations import decode_json
+from durable_streams.protocol.retry import ENDLESS
+from durable_streams.relay.events import EventTransport
+from durable_streams.relay.source import Gap, Record, Source
+
+__all__ = ["FeedSource", "FirehoseSource"]
+
+_decode_event = msgspec.json.Decoder(tuple[str, str]).decode
+
+
+class FeedSource(Source):
+    """An HTTP feed of NDJSON or, by its content type, of server-sent events.
+
+    ``resumable``: whether it takes Last-Event-ID. ``headers``: of every attempt. ``follow``: reconnect after a clean
+    end too; without it the end is the source's end. Its records are the data of events and the lines of NDJSON.
+    """
+
+    skips_invalid = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        resumable: bool = False,
+        headers: Mapping[str, Any] | None = None,
+        follow: bool = True,
+        stall_timeout: float | None = None,
+        backoff: float = 1.0,
+        client: Any = None,
+    ) -> None:
+        super().__init__()
+        self.name = url.partition("?")[0]  # a query may carry secrets
+        self.resumable = resumable
+        self._follow = follow
+        self._headers = dict(headers or {})
+        self._last_id = ""
+        self._gaps: deque[Gap] = deque()
+        self._transport = EventTransport(client)
+        self._stream = FirehoseStream(
+            url,
+            config=StreamConfig(
+                max_retries=ENDLESS,
+                stall_timeout=stall_timeout,
+                initial_backoff=backoff,
+                on_gap=self._gap,
+                on_disconnect=self._ended,
+            ),
+            headers=self._attempt_headers,
+            response_model=self,
+            client=self._transport,
+        )
+
+    @property
+    def key(self) -> str:
+        """The whole URL."""
+        return self._stream.url
+
+    @property
+    def promise(self) -> str:
+        """See Source."""
+        if self.resumable:
+            return (
+                f"exactly once, as long as {self.name} gives its events ids and resumes after the Last-Event-ID "
+                "that it is sent."
+            )
+        return (
+            f"gaps possible: {self.name} cannot be resumed, so what it sends while it is not listened to is lost, "
+            "and what it sends again is stored again; an id field prevents the latter."
+        )
+
+    @property
+    def reconnects(self) -> int:  # type: ignore[override]
+        """How often it was connected again."""
+        return max(0, self._stream.state.connects - 1)
+
+    def records(self, saved: Any = None) -> Generator[Record | Gap, None, None]:
+        """Iterate over the records; the place of an event is its id."""
+        self._last_id = saved or ""
+        with self._stream:
+            for record in self._stream:
+                while self._gaps:
+                    yield self._gaps.popleft()
+                self._last_id = record.place or ""
+                yield record
+
+    def stop(self) -> None:
+        """End the feed."""
+        super().stop()
+        self._stream.stop()
+
+    def validate_json(self, line: bytes) -> Record:
+        """Return the record of a line as the transport gives it; raises for what is not JSON."""
+        if not self._transport.events:
+            decode_json(line)
+            return Record(line)
+        event_id, data = _decode_event(line)
+        return Record(data.encode(), event_id or None)
+
+    def _attempt_headers(self, _attempt: Attempt) -> dict[str, Any]:
+        headers = {name: value() if callable(value) else value for name, value in self._headers.items()}
+        return {**headers, "Last-Event-ID": self._last_id} if self._last_id else headers
+
+    def _gap(self, _last: Any, down_for: float) -> None:
+        if not (self.resumable and self._last_id):
+            self._gaps.append(Gap(down_for))
+
+    def _ended(self, error: Exception | None) -> None:
+        if error is None and not self._follow:
+            self._stream.stop()
+
+
+class FirehoseSource(Source):
+    """A FirehoseStream of the caller's own making: its settings, callbacks and models stay in force."""
+
+    skips_invalid = True
+
+    def __init__(self, stream: FirehoseStream) -> None:
+        super().__init__()
+        self._stream = stream
+        self.name = stream.url.partition("?")[0]
+
+    promise = FeedSource.promise
+
+    @property
+    def reconnects(self) -> int:  # type: ignore[override]
+        """How often it was connected again."""
+        return max(0, self._stream.state.connects - 1)
+
+    def records(self, saved: Any = None) -> Generator[Record | Gap, None, None]:
+        """Iterate over what the feed gives."""
+        _ = saved
+        with self._stream:
+            for record in self._stream:
+                yield Record(record)
+
+    def stop(self) -> None:
+        """End the feed."""
+        super().stop()
+        self._stream.stop()

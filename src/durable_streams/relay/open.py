@@ -1,0 +1,85 @@
+"""Which source stands behind what a relay was given."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from durable_streams.client.sync import DurableStream
+from durable_streams.errors import DurableStreamError
+from durable_streams.protocol import headers as h
+from durable_streams.protocol.retry import RetryPolicy
+from durable_streams.relay.source import FileSource, IterableSource, PipeSource, Source, source_error
+
+__all__ = ["Form", "source_for"]
+
+Form = Literal["auto", "ndjson", "sse", "stream"]
+"""What a URL is: a feed of lines, a feed of server-sent events, or a durable stream; ``auto`` asks it."""
+
+_ONE_LOOK = RetryPolicy(max_retries=2)
+_LOOK_FOR = 10.0  # seconds
+
+
+def source_for(
+    source: Source | Iterable[Any] | str | os.PathLike[str],
+    *,
+    form: Form = "auto",
+    headers: Mapping[str, Any] | None = None,
+    follow: bool | None = None,
+    **feed: Any,
+) -> Source:
+    """Return the source that a path, ``-``, a URL, a FirehoseStream or an iterable names.
+
+    ``headers``: for requests to a URL. ``follow``: go on at its end; by default for URLs, not for files.
+    ``feed``: more settings of a FeedSource. Raises TypeError for anything else.
+    """
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        if str(source).startswith(("http://", "https://")):
+            return _remote(str(source), form, headers, follow is not False, feed)
+        return _local(source, bool(follow))
+    if type(source).__name__ == "FirehoseStream":
+        from durable_streams.relay.feeds import FirehoseSource  # noqa: PLC0415 - only where there is one
+
+        return FirehoseSource(source)  # type: ignore[arg-type]
+    if isinstance(source, Iterable):
+        return IterableSource(source)
+    raise TypeError(f"A relay reads a path, a URL, a Source or an iterable, not {type(source).__name__}.")
+
+
+def _local(source: str | os.PathLike[str], follow: bool) -> Source:
+    if source != "-":
+        return FileSource(source, follow=follow)
+    if sys.stdin is None:
+        raise source_error("Standard input is closed.")
+    return PipeSource(sys.stdin.fileno())
+
+
+def _remote(
+    url: str, form: Form, headers: Mapping[str, Any] | None, follow: bool, feed: dict[str, Any]
+) -> Source:
+    content_type = None
+    if form == "auto":
+        form, content_type = _look(url, headers)
+    if form == "stream":
+        from durable_streams.relay.streams import StreamSource  # noqa: PLC0415 - files need no client
+
+        return StreamSource(url, headers=headers, follow=follow, content_type=content_type)
+    from durable_streams.relay.feeds import FeedSource  # noqa: PLC0415 - nor the firehose
+
+    return FeedSource(url, resumable=form == "sse", headers=headers, follow=follow, **feed)
+
+
+def _look(url: str, headers: Mapping[str, Any] | None) -> tuple[Form, str | None]:
+    """Ask a URL what it is. A feed need not answer HEAD: then its content type tells once it is read."""
+    try:
+        found = DurableStream(url, headers=headers, retry=_ONE_LOOK, timeout=_LOOK_FOR).head()
+    except DurableStreamError:
+        return "ndjson", None
+    if found.offset is not None:
+        return "stream", found.content_type
+    sse = h.media_type(found.content_type or "") == h.SSE_CONTENT_TYPE
+    return ("sse" if sse else "ndjson"), None

@@ -1,0 +1,399 @@
+"""The relay itself: records out of a source, through an idempotent producer, into a durable stream.
+
+Invariants:
+* the state file is never ahead of the target: a place is saved with the offset at which the target has just that;
+* a run begins with what the target holds, not with what the last run believed: what is there is not sent again;
+* after a run that was killed nothing is sent before that run's last request is settled (`Target.claim`);
+* what is read and not acknowledged is bounded: a slow target stops the reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from durable_streams.errors import DurableStreamError, StreamNotFoundError
+from durable_streams.protocol.request import check_url
+from durable_streams.relay.open import source_for
+from durable_streams.relay.source import Gap, Record, Source
+from durable_streams.relay.state import State, StateFile, default_path, new_producer_id
+from durable_streams.relay.stored import Known, id_reader
+from durable_streams.relay.target import Producer, Target
+from durable_streams.types import HeadersLike, IdempotentAppendResult
+
+__all__ = ["Relay", "RelayReport", "relay"]
+
+_SAVE_EVERY = 1.0  # seconds: a save waits for the disk
+
+
+@dataclass(frozen=True)
+class RelayReport:
+    """What a relay did so far.
+
+    ``records``: stored by this run and acknowledged; ``skipped``: stored before, or twice in the source;
+    ``invalid``: left out; ``gaps``: breaks in which the source may have sent what is lost; ``pending``: read and not
+    acknowledged yet; ``place``: of the source, where it has places; ``offset``: the target's, after the last record.
+    """
+
+    records: int
+    skipped: int
+    invalid: int
+    gaps: int
+    reconnects: int
+    pending: int
+    seconds: float
+    place: Any
+    offset: str
+    closed: bool
+    guarantee: str
+
+
+class _Acknowledged:
+    """What is stored, in order: the pairs of place and offset that a state may hold."""
+
+    def __init__(self, place: Any, offset: str) -> None:
+        self.records = 0
+        self.latest = self.settled = (place, 0, offset)
+        self._sent: deque[tuple[Any, int]] = deque()
+
+    def sent(self, place: Any, ids: int, future: Future[IdempotentAppendResult]) -> None:
+        """Take note of a record on its way; ``ids`` were added up to it."""
+        self._sent.append((place, ids))
+        future.add_done_callback(self._done)
+
+    def _done(self, future: Future[IdempotentAppendResult]) -> None:
+        if future.exception() is not None:
+            return  # the producer raises it
+        place, ids = self._sent.popleft()
+        offset = future.result().offset
+        # An offset is that after a whole batch: the pair is right once all of the batch is counted.
+        if offset != self.latest[2]:
+            self.settled = self.latest
+        self.latest = (place, ids, offset)
+        self.records += 1
+
+
+class Relay:
+    """Relays a source into the durable stream at ``target`` (a URL); `run` it once.
+
+    ``source``: a path, ``-`` (standard input), a URL (an NDJSON or SSE feed, or a durable stream), a
+    FirehoseStream, a `Source`, or any iterable of records. ``state``: the file that keeps the place between runs; by
+    default one in the user's state folder, named after source and target. ``id_field``: where a record has its id
+    (``data.id``); an id that is among the last ``id_window`` stored ones is not stored again.
+
+    ``create``: make the target where it is missing, with ``content_type`` or one that fits. ``close``: close it when
+    the source has ended. ``gap_events``: store a record ``{"relay": "gap", ...}`` where the source may have sent what
+    nobody received. ``headers``: of all requests to the target. ``retry_for``: seconds that a failing target is tried
+    again (default: for ever). ``grace``: seconds that `stop` waits for acknowledgements.
+    """
+
+    def __init__(
+        self,
+        source: Source | Iterable[Any] | str | os.PathLike[str],
+        target: str,
+        *,
+        state: str | os.PathLike[str] | None = None,
+        id_field: str | None = None,
+        id_window: int = 100_000,
+        create: bool = True,
+        content_type: str | None = None,
+        close: bool = False,
+        gap_events: bool = False,
+        headers: HeadersLike | None = None,
+        retry_for: float = math.inf,
+        grace: float = 10.0,
+    ) -> None:
+        if id_window < 1:
+            raise ValueError(f"id_window must be a count from 1, not {id_window!r}.")
+        self.source = source_for(source)
+        self._target = Target(
+            check_url(target), headers=headers, content_type=content_type, retry_for=retry_for
+        )
+        self._id_field, self._id_window = id_field, id_window
+        self._id_of = id_reader(id_field) if id_field is not None else None
+        self._file = self._state_file(state)
+        self._create, self._close, self._gap_events, self._grace = create, close, gap_events, grace
+        self._taken = self._skipped = self._invalid = self._gaps = 0
+        self._closed = self._gave_up = False
+        self._unsettled = False
+        self._began = self._saved_at = time.monotonic()
+        self._timer: threading.Timer | None = None
+        self._producer: Producer | None = None
+        self._known: Known | None = None
+        self._state = State(offset="-1", stream=target, source=self.source.key, producer_id=new_producer_id())
+        self._acknowledged = _Acknowledged(None, "-1")
+        self._place: Any = None
+
+    def _state_file(self, path: str | os.PathLike[str] | None) -> StateFile | None:
+        """Return the file of the state, None where there is nothing to keep: no places and no ids."""
+        name, url = self.source.key, self._target.url
+        if path is None:
+            if not self.source.resumable and self._id_of is None:
+                return None
+            path = default_path(name, url)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return StateFile(path, name, url)
+
+    @property
+    def guarantee(self) -> str:
+        """One sentence, beginning with ``exactly once``, ``at least once`` or ``gaps possible``."""
+        if self._id_field is None or self.source.resumable:
+            return self.source.promise
+        return (
+            f"exactly once for what {self.source.name} sends or sends again while the relay runs: a record is known "
+            f"by its {self._id_field} among the last {self._id_window:,}; what it sends at other times only is lost."
+        )
+
+    @property
+    def state_path(self) -> str | None:
+        """Where the state is kept, None where nothing is."""
+        return str(self._file.path) if self._file is not None else None
+
+    def report(self) -> RelayReport:
+        """Return what was done so far; from any thread."""
+        place, _, offset = self._acknowledged.latest
+        producer = self._producer
+        return RelayReport(
+            records=self._acknowledged.records,
+            skipped=self._skipped,
+            invalid=self._invalid,
+            gaps=self._gaps,
+            reconnects=self.source.reconnects,
+            pending=producer.pending_count if producer is not None else 0,
+            seconds=time.monotonic() - self._began,
+            place=place,
+            offset=offset,
+            closed=self._closed,
+            guarantee=self.guarantee,
+        )
+
+    def stop(self, grace: float | None = None) -> None:
+        """Stop reading, and let `run` return once all that was read is stored; from any thread.
+
+        ``grace``: seconds to wait for that, instead of the relay's own; another call may shorten it. A signal handler
+        must not call this, but may wake a thread that does.
+        """
+        if self._timer is None or grace is not None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = threading.Timer(self._grace if grace is None else grace, self._give_up)
+            self._timer.daemon = True
+            self._timer.start()
+        self.source.stop()
+
+    def run(self) -> RelayReport:
+        """Relay until the source ends or `stop` is called; return what was done.
+
+        Raises DurableStreamError for a source that cannot be read, a target that cannot be written, and a record
+        that is not JSON where the source does not skip it; everything before it is stored then.
+        """
+        self._began = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            if self._file is not None:
+                stack.enter_context(self._file.locked())
+            stack.callback(self._release)
+            self._open()
+            try:
+                self._pump()
+            except Exception:
+                with contextlib.suppress(DurableStreamError):
+                    self._settle()
+                raise
+            self._settle()
+            if self._close and not self.source.stopped and self.source.ends:
+                self._target.close_stream()
+                self._closed = True
+        return self.report()
+
+    # -- the beginning
+
+    def _open(self) -> None:
+        """Find the target, and what it has of the source."""
+        saved = self._file.load() if self._file is not None else None
+        make = self._create and saved is None
+        try:
+            found, _ = self._target.open(self.source.content_type if make else None)
+        except StreamNotFoundError as error:
+            if saved is None:
+                raise
+            raise self._lost_target() from error
+        tail = found.offset or "-1"
+        if saved is not None and tail < saved.offset:
+            raise self._lost_target()
+        if saved is None or saved.clean:
+            # Nothing is under way: all that the source has up to the place is before the tail.
+            self._state = msgspec.structs.replace(saved or self._state, offset=tail, clean=True)
+        else:
+            self._state = saved
+        self._place = self._state.place
+        self._acknowledged = _Acknowledged(self._place, self._state.offset)
+        if self._id_of is not None or (self.source.resumable and not self._state.clean):
+            self._known = Known(
+                self._target,
+                self._id_of,
+                self._id_window,
+                self._state.window or "-1",
+                self._state.offset if self.source.resumable else None,
+            )
+            if self._state.clean:
+                self._known.forget_tail()
+        self._unsettled = self._known is not None and not self._state.clean
+        if saved is not None and not self.source.resumable:
+            self._take_gap(Gap(max(0.0, time.time() - saved.saved)))
+
+    def _lost_target(self) -> DurableStreamError:
+        return DurableStreamError(
+            f"{self._target.url} is not the stream any more to which the state in {self.state_path} belongs: it is "
+            "gone or shorter; remove that file to relay from the beginning.",
+            code="CHECKPOINT",
+            url=self._target.url,
+        )
+
+    # -- record by record
+
+    def _pump(self) -> None:
+        with contextlib.closing(self.source.records(self._state.place)) as items:
+            for item in items:
+                if isinstance(item, Gap):
+                    self._take_gap(item)
+                else:
+                    self._take(item)
+                if self._producer is not None and time.monotonic() - self._saved_at > _SAVE_EVERY:
+                    self._save(*self._acknowledged.settled)
+
+    def _take(self, record: Record) -> None:
+        self._taken += 1
+        try:
+            data = self._target.encode(record.data)
+        except (ValueError, TypeError) as error:
+            if not self.source.skips_invalid:
+                raise self._flawed(error) from None
+            self._invalid += 1
+            self._place = record.place
+            return
+        known = self._known
+        key = known.id_of(data) if known is not None else None
+        if known is not None and (
+            known.has(data, key) or (self._unsettled and self._claimed(known, data, key))
+        ):
+            self._skipped += 1
+        else:
+            self._send(data, key, record.place)
+        self._place = record.place
+
+    def _claimed(self, known: Known, data: bytes, key: str | int | None) -> bool:
+        """Settle what a killed run left under way, by means of this record; return whether it is stored now."""
+        epoch = self._target.claim(
+            self._state.producer_id, self._state.epoch, data, lambda: self.source.stopped
+        )
+        self._state = msgspec.structs.replace(self._state, epoch=epoch)
+        self._unsettled = False
+        known.extend()
+        return known.has(data, key)
+
+    def _send(self, data: bytes, key: str | int | None, place: Any) -> None:
+        producer = self._producer or self._begin()
+        known = self._known
+        if known is not None:
+            known.forget_tail()
+            if key is not None:
+                known.ids.add(key)
+        future = producer.submit(data)
+        self._acknowledged.sent(place, known.ids.added if known is not None else 0, future)
+
+    def _begin(self) -> Producer:
+        """Make the producer, under an epoch that no run had before."""
+        epoch = self._state.epoch + 1
+        self._state = msgspec.structs.replace(self._state, epoch=epoch, clean=False)
+        self._write_state()
+        self._producer = self._target.producer(self._state.producer_id, epoch)
+        return self._producer
+
+    def _take_gap(self, gap: Gap) -> None:
+        self._gaps += 1
+        if self._gap_events:
+            event = {
+                "relay": "gap",
+                "source": self.source.name,
+                "seconds": round(gap.seconds, 3),
+                "last_seen": gap.last_seen,
+            }
+            self._send(self._target.encode(msgspec.json.encode(event)), None, self._place)
+
+    def _flawed(self, error: Exception) -> DurableStreamError:
+        reason = str(error).partition(";")[0].rstrip(".")
+        reason = reason[:1].lower() + reason[1:]
+        return DurableStreamError(
+            f"Record {self._taken:,} of {self.source.name} cannot be stored: {reason}; what is before it was stored, "
+            "nothing after it.",
+            code="INVALID_RECORD",
+        )
+
+    # -- the end
+
+    def _settle(self) -> None:
+        """Wait until everything read is stored, and keep that in the state."""
+        producer = self._producer
+        if producer is not None:
+            try:
+                producer.flush()
+            except DurableStreamError as error:
+                raise self._unfinished(error) from error
+        if not self._unsettled:
+            _, ids, offset = self._acknowledged.latest
+            self._state = msgspec.structs.replace(self._state, clean=True)
+            self._save(self._place, ids, offset)
+
+    def _unfinished(self, error: DurableStreamError) -> DurableStreamError:
+        if not self._gave_up:
+            return error
+        again = (
+            "the next start brings them" if self.source.resumable else "they are lost unless they come again"
+        )
+        return DurableStreamError(
+            f"{self._target.url} did not acknowledge the last records within {self._grace:g} seconds; {again}.",
+            code="UNACKNOWLEDGED",
+            url=self._target.url,
+        )
+
+    def _save(self, place: Any, ids: int, offset: str) -> None:
+        self._saved_at = time.monotonic()
+        window = self._state.window
+        if self._known is not None and self._id_of is not None:
+            self._known.ids.mark(ids, offset)
+            window = self._known.ids.start
+        frozen = self.source.freeze(place) if place is not None else None
+        self._state = msgspec.structs.replace(self._state, place=frozen, offset=offset, window=window)
+        self._write_state()
+
+    def _write_state(self) -> None:
+        if self._file is not None:
+            self._file.save(msgspec.structs.replace(self._state, saved=time.time()))
+
+    def _give_up(self) -> None:
+        self._gave_up = True
+        if self._producer is not None:
+            self._producer.abandon()
+
+    def _release(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._producer is not None:
+            self._producer.abandon()
+
+
+def relay(
+    source: Source | Iterable[Any] | str | os.PathLike[str], target: str, **options: Any
+) -> RelayReport:
+    """Relay a source into a durable stream until it ends, and return what was done; options as for `Relay`."""
+    return Relay(source, target, **options).run()

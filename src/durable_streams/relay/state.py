@@ -1,0 +1,108 @@
+"""What a relay keeps between runs: one small file, replaced in one step.
+
+Invariants: ``offset`` and ``place`` belong together: at ``offset`` the target holds what the source has up to
+``place``, and nothing of it is further on; an epoch is in the file before the first request that carries it;
+``clean`` is true only while no request can be under way; one relay at a time uses a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from durable_streams.client.checkpoints import Checkpoint, FileCheckpoint
+from durable_streams.errors import DurableStreamError
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["State", "StateFile", "default_path"]
+
+
+class State(Checkpoint, frozen=True, kw_only=True, omit_defaults=True):
+    """``offset`` in ``stream`` (the target's URL), ``place`` in ``source``, and the producer that writes.
+
+    ``window``: the offset from which the target holds the ids that are remembered. ``saved``: when, in seconds
+    since 1970.
+    """
+
+    source: str
+    producer_id: str
+    epoch: int = 0
+    clean: bool = False
+    place: Any = None
+    window: str | None = None
+    saved: float = 0.0
+
+
+def new_producer_id() -> str:
+    """Return a name that no other relay has."""
+    return f"relay-{uuid.uuid4()}"
+
+
+def default_path(source: str, target: str) -> Path:
+    """Return where the state of this source and target is kept unless told otherwise."""
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    name = hashlib.sha256(f"{source}\n{target}".encode()).hexdigest()[:16]
+    return Path(base).expanduser() / "durable-streams" / "relay" / f"{name}.json"
+
+
+class StateFile:
+    """The file of one relay. Raises DurableStreamError (code ``CHECKPOINT``) as FileCheckpoint does."""
+
+    def __init__(self, path: str | os.PathLike[str], source: str, target: str) -> None:
+        self._file = FileCheckpoint(path, target)
+        self._source = source
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self._file.path
+
+    def load(self) -> State | None:
+        """Return what was saved last, None at the first start; raises for the state of another relay."""
+        if self._file.read() is None:
+            return None
+        try:
+            state = msgspec.json.decode(self.path.read_bytes(), type=State)
+        except msgspec.DecodeError:
+            raise _error(f"{self.path} is not the state of a relay; choose another file.") from None
+        if state.source != self._source:
+            raise _error(f"{self.path} is the state of a relay from {state.source}; choose another file.")
+        return state
+
+    def save(self, state: State) -> None:
+        """Replace the file; it is on disk when this returns."""
+        self._file.write(state)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other relays off the file; raises DurableStreamError where one uses it."""
+        if sys.platform == "win32":
+            yield  # two relays on one file are the user's care there: the younger one fences the elder
+            return
+        # Beside the file, which is replaced all the time.
+        try:
+            lock = self.path.with_name(f".{self.path.name}.lock").open("wb")
+        except OSError as error:
+            raise _error(f"cannot use {self.path}: {error.strerror}; choose another file.") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _error(
+                    f"another relay uses {self.path}; stop it, or choose another state file."
+                ) from None
+            yield
+
+
+def _error(message: str) -> DurableStreamError:
+    return DurableStreamError(message, code="CHECKPOINT")

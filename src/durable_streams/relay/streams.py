@@ -1,0 +1,72 @@
+"""A durable stream as a relay's source.
+
+Invariants: a place is an offset that the source's server gave, and how many records further: batches are cut anew
+by every read, records are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from durable_streams.client.sync import StreamResponse, stream
+from durable_streams.protocol import headers as h
+from durable_streams.protocol.lines import LineDecoder
+from durable_streams.relay.source import Gap, Record, Source
+from durable_streams.relay.target import split_messages
+from durable_streams.types import HeadersLike
+
+__all__ = ["StreamSource"]
+
+
+class StreamSource(Source):
+    """The messages of a JSON stream, or the lines of another: to its end, with ``follow``, or to its present tail."""
+
+    resumable = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: HeadersLike | None = None,
+        follow: bool = True,
+        content_type: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = url
+        self.content_type = content_type
+        self.ends = True
+        self._headers = headers
+        self._follow = follow
+        self._response: StreamResponse | None = None
+
+    def records(self, saved: Any = None) -> Generator[Record | Gap, None, None]:
+        """Iterate over the records; a place is ``[offset, records after it]``."""
+        base, skip = saved or (h.OFFSET_START, 0)
+        lines = LineDecoder()
+        response = stream(self.name, offset=base, live=self._follow, headers=self._headers)
+        self._response = response
+        count = 0
+        with response:
+            if self.stopped:
+                return
+            for event in response.iter_events(mode="bytes"):
+                content_type = response.content_type or self.content_type or h.JSON_CONTENT_TYPE
+                records = split_messages(event.data) if h.is_json(content_type) else lines.feed(event.data)
+                whole = not lines.pending
+                for number, record in enumerate(records, start=1):
+                    count += 1
+                    last = whole and number == len(records)
+                    if count > skip and record.strip():
+                        yield Record(record, [event.next_offset, 0] if last else [base, count])
+                if whole:
+                    base, count, skip = event.next_offset, 0, max(0, skip - count)
+        self.ends = response.stream_closed
+        if self.ends and lines.pending:
+            yield Record(lines.flush(), [response.offset, 0])
+
+    def stop(self) -> None:
+        """End the read."""
+        super().stop()
+        if self._response is not None:
+            self._response.close()

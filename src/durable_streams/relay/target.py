@@ -1,0 +1,172 @@
+"""The stream that a relay writes to, and what it holds already.
+
+Invariants: one request of a relay's producer is under way at a time, so that `claim` can tell for certain what
+became of the last one of a run that was killed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from durable_streams.client.sync import DurableStream, stream
+from durable_streams.client.sync_producer import SyncIdempotentProducer
+from durable_streams.errors import DurableStreamError, FetchError, SequenceGapError, StreamNotFoundError
+from durable_streams.protocol import headers as h
+from durable_streams.protocol.lines import LineDecoder
+from durable_streams.protocol.operations import decode_json, encode_record
+from durable_streams.protocol.retry import RetryPolicy, is_retryable_status
+from durable_streams.types import HeadersLike, HeadResult
+
+__all__ = ["Producer", "Target", "split_messages"]
+
+_PATIENCE = RetryPolicy(max_retries=9, max_delay=5.0)
+"""About 20 seconds: a server that is being restarted is waited for, a wrong address is told."""
+_AGAIN = 0.2  # seconds until a claim whose outcome is unknown is sent again
+_PENDING = 8 * 1024 * 1024  # bytes read from the source and not acknowledged yet; then reading waits
+
+_split = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class Producer(SyncIdempotentProducer):
+    """The relay's producer: tries for as long as it is asked to, and can be given up."""
+
+    def abandon(self) -> None:
+        """Give up what is not acknowledged, whatever the server does; `flush` and `append` raise."""
+        self._stop()
+
+
+class Target:
+    """One stream. ``headers`` go with every request; ``retry_for`` is in seconds."""
+
+    def __init__(
+        self, url: str, *, headers: HeadersLike | None, content_type: str | None, retry_for: float
+    ) -> None:
+        self.url = url
+        self._headers = dict(headers or {})
+        self._retry_for = retry_for
+        self.content_type = content_type or h.JSON_CONTENT_TYPE
+        self._given_type = content_type
+
+    @property
+    def is_json(self) -> bool:
+        """Whether it holds JSON messages; else it holds lines."""
+        return h.is_json(self.content_type)
+
+    def open(self, content_type: str | None) -> tuple[HeadResult, bool]:
+        """Return its metadata and whether it was made just now, of this type (None: not to be made).
+
+        Raises StreamNotFoundError, or DurableStreamError (code ``BAD_CONTENT_TYPE``) where it holds something else
+        than was asked for.
+        """
+        with self._handle() as handle:
+            try:
+                found, new = handle.head(), False
+            except StreamNotFoundError:
+                if content_type is None:
+                    raise
+                found, new = handle.create_stream(content_type=self._given_type or content_type), True
+                found = handle.head()
+        self.content_type = found.content_type or h.DEFAULT_CONTENT_TYPE
+        given = self._given_type
+        if given is not None and h.media_type(given) != h.media_type(self.content_type):
+            raise DurableStreamError(
+                f"{self.url} holds {self.content_type}, not {given}.", code="BAD_CONTENT_TYPE", url=self.url
+            )
+        return found, new
+
+    def encode(self, data: Any) -> bytes:
+        """Return a record as the target holds it: a JSON message, or a line with its end. Raises ValueError."""
+        if self.is_json:
+            return encode_record(data, self.content_type)
+        line = data.encode() if isinstance(data, str) else data
+        if not isinstance(line, bytes) or b"\n" in line:
+            raise ValueError("a stream that is not JSON takes records of one line of text or bytes")
+        return line + b"\n"
+
+    def batches(self, offset: str) -> Iterator[tuple[list[bytes], str]]:
+        """Iterate over what it holds from an offset to its tail: records, and the offset after them."""
+        lines = LineDecoder()
+        response = stream(self.url, offset=offset, live=False, headers=self._headers, retry=_PATIENCE)
+        with response:
+            for event in response.iter_events(mode="bytes"):
+                if self.is_json:
+                    yield split_messages(event.data), event.next_offset
+                else:
+                    yield [line + b"\n" for line in lines.feed(event.data)], event.next_offset
+
+    def claim(self, producer_id: str, epoch: int, record: bytes, stopped: Callable[[], bool]) -> int:
+        """Store a record in the place of the request that a killed run may have under way; return the epoch used.
+
+        Both carry the same epoch and number, so that the server stores one of them and takes the other for its
+        repetition: afterwards nothing of that run can arrive any more. Which of the two it was, the target's tail
+        tells. The number is asked for with one that is too great, which stores nothing.
+        """
+        seq = h.MAX_SAFE_INTEGER
+        while True:
+            stamp = {h.PRODUCER_ID: producer_id, h.PRODUCER_EPOCH: str(epoch), h.PRODUCER_SEQ: str(seq)}
+            try:
+                with self._handle(stamp) as handle:
+                    handle.append(record)
+            except SequenceGapError as error:
+                if error.expected_seq is None or error.expected_seq == seq:
+                    raise
+                seq = error.expected_seq
+            except DurableStreamError as error:
+                newer = error.headers.get(h.PRODUCER_EPOCH, "")
+                if error.status == 403 and newer.isdigit() and int(newer) > epoch:
+                    epoch, seq = int(newer), h.MAX_SAFE_INTEGER  # the state file is older than the target
+                elif error.status == 400 and seq == h.MAX_SAFE_INTEGER:
+                    seq = 0  # the epoch is new to the server: nothing of it is under way
+                elif stopped() or not _worth_another(error):
+                    raise
+                else:
+                    time.sleep(_AGAIN)
+            else:
+                return epoch
+
+    def producer(self, producer_id: str, epoch: int) -> Producer:
+        """Return the producer for this epoch, which must be new."""
+        return Producer(
+            self.url,
+            producer_id,
+            epoch=epoch,
+            max_in_flight=1,  # see `claim`
+            max_pending_bytes=_PENDING,
+            content_type=self.content_type,
+            headers=self._headers,
+            retry_timeout=self._retry_for,
+        )
+
+    def close_stream(self) -> str:
+        """Close it for good; return where it ends."""
+        with self._handle() as handle:
+            return handle.close_stream().final_offset
+
+    def _handle(self, more: dict[str, str] | None = None) -> DurableStream:
+        return DurableStream(
+            self.url,
+            headers={**self._headers, **(more or {})},
+            retry=_PATIENCE,
+            batching=False,
+            content_type=self.content_type if more else None,
+        )
+
+
+def _worth_another(error: DurableStreamError) -> bool:
+    if isinstance(error, FetchError):
+        return error.may_have_been_sent
+    return error.status is not None and is_retryable_status(error.status)
+
+
+def split_messages(body: bytes) -> list[bytes]:
+    """Return the messages of a JSON stream's body, each with its bytes as they came."""
+    if not body:
+        return []
+    try:
+        return [bytes(raw) for raw in _split(body)]
+    except msgspec.DecodeError:  # a number beyond a double, say
+        return [encode_record(value, h.JSON_CONTENT_TYPE) for value in decode_json(body)]
