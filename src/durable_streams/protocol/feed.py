@@ -269,8 +269,8 @@ class Feed:
         return delay
 
     def _exhausted(self, failure: StreamError | None) -> StreamError:
-        attempts = self.state.retry_count + 1
-        message = f"Gave up after {attempts} attempt{'s' * (attempts > 1)} in a row without data"
+        retries = self.state.retry_count
+        message = f"Gave up after {retries} {'retry' if retries == 1 else 'retries'} in a row without data"
         if failure is None:
             return StreamError(
                 f"{message}: the feed ended each time.", StreamErrorType.STREAM_INTERRUPTED, url=self.url

@@ -136,6 +136,10 @@ class StreamConfig:
     record_format: RecordFormat = "auto"
 
     def __post_init__(self) -> None:
+        for name, least in (("initial_backoff", 0), ("max_backoff", 0), ("backoff_multiplier", 1)):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= least):
+                raise ValueError(f"{name} must be a finite number of at least {least}, not {value!r}.")
         self.waits()
         for name in ("timeout", "stall_timeout"):
             value = getattr(self, name)

@@ -1,0 +1,104 @@
+"""A feed's machine, played against a script with a clock of its own: no socket, no waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from durable_streams.errors import DurableStreamError, FetchError
+from durable_streams.protocol.feed import READ, RELEASE, Feed, Pause, Records, Tell
+from durable_streams.protocol.feed_config import Attempt, StreamConfig
+from durable_streams.protocol.feed_errors import StreamError
+
+REFUSED = FetchError("refused", code="CONNECT", may_have_been_sent=False)
+CUT = FetchError("cut", code="NETWORK")
+STALL = FetchError("silent", code="TIMEOUT")
+
+
+@dataclass
+class Answer:
+    """An answer's head and body; an error in the body is raised, a number is the seconds that pass."""
+
+    status: int = 200
+    body: tuple[Any, ...] = ()
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Player:
+    """What happened, in order, when a script of answers and errors was played."""
+
+    def __init__(self, config: StreamConfig, *, now: float = 1_000_000.0, chance: float = 0.0) -> None:
+        self.time = 0.0
+        self.log: list[Any] = []
+        self.pauses: list[float] = []
+        self.attempts: list[Attempt] = []
+        self.error: StreamError | None = None
+        self.feed = Feed(
+            "http://feed.test/",
+            config,
+            clock=lambda: self.time,
+            now=lambda: now + self.time,
+            random=lambda: chance,
+        )
+        self.state = self.feed.state
+        self._body: Iterator[Any] = iter(())
+
+    def play(self, *script: Answer | DurableStreamError) -> Player:
+        """Play until the script is over (the next attempt is not made) or the feed fails."""
+        return self.play_all(iter(script))
+
+    def play_all(self, left: Iterator[Any]) -> Player:
+        """Play a script that is made on the way."""
+        flow = self.feed.run()
+        try:
+            effect = next(flow)
+            while True:
+                try:
+                    answer = self._perform(effect, left)
+                except DurableStreamError as error:
+                    effect = flow.throw(error)
+                else:
+                    effect = flow.send(answer)
+        except StreamError as error:
+            self.error = error
+        except _OverError:
+            pass
+        return self
+
+    def _perform(self, effect: Any, script: Iterator[Any]) -> Any:
+        if effect is READ:
+            for piece in self._body:
+                if isinstance(piece, float):
+                    self.time += piece
+                elif isinstance(piece, DurableStreamError):
+                    raise piece
+                else:
+                    return piece
+            return b""
+        if isinstance(effect, Pause):
+            self.pauses.append(effect.seconds)
+            self.time += effect.seconds
+        elif isinstance(effect, Tell):
+            self.log.append(effect.callback)
+        elif isinstance(effect, Records):
+            self.log += effect.values
+            self.state.total_items_received += len(effect.values)
+        elif isinstance(effect, Attempt):
+            return self._attempt(effect, script)
+        else:
+            assert effect is RELEASE
+        return None
+
+    def _attempt(self, attempt: Attempt, script: Iterator[Any]) -> Answer:
+        for answer in script:
+            self.attempts.append(attempt)
+            if isinstance(answer, DurableStreamError):
+                raise answer
+            self._body = iter(answer.body)
+            return answer  # type: ignore[no-any-return]
+        raise _OverError
+
+
+class _OverError(Exception):
+    """The script is over."""
