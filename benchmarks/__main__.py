@@ -1,4 +1,4 @@
-"""Measure both sides: python benchmarks [server | client] [OPTIONS of benchmarks/server.py or benchmarks/client.py]."""
+"""Measure everything: python benchmarks [server | client | firehose] [OPTIONS of benchmarks/server.py and so on]."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SIDES = ("server", "client")
+SIDES = ("server", "client", "firehose")
 
 
 def main(arguments: list[str]) -> int:
