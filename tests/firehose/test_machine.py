@@ -156,7 +156,7 @@ def test_two_hours_of_outage() -> None:
             sizes.append(tracemalloc.get_traced_memory()[0])
             player.log.clear()
             player.attempts.clear()
-            yield REFUSED
+            yield FetchError("refused", code="CONNECT", may_have_been_sent=False)
 
     tracemalloc.start()
     try:
