@@ -61,7 +61,8 @@ def astream(
 
     ``checkpoint``: a store or a file's path. The read begins at the position saved there, if any, else at
     ``offset``; positions are saved as the consumer comes back for more, so that what it was busy with when it
-    stopped comes again. ``etag``: that of an earlier read from the same offset, whose first answer is left out if
+    stopped comes again; that of a ``read_`` method when it returns, or when the ``with`` block around it ends
+    without an error. ``etag``: that of an earlier read from the same offset, whose first answer is left out if
     it would be the same. ``timeout``: seconds of silence before a read counts as stalled (default: 30, for live
     reads 90). ``retry``: by default five retries until the first answer, endless ones for a live read afterwards.
     Values of ``headers`` and ``params`` may be callables, async ones too, called for every attempt. ``on_error``
@@ -266,10 +267,16 @@ class AsyncDurableStream(HandleBase):
         try:
             op = queue.send(self._url, self._content_type)
             self._content_type = await run(op, self._call) or self._content_type
-        finally:
-            for entry in queue.finish():
-                _wake(entry)
-            _wake(queue.hand_over())
+        except BaseException as error:
+            self._end_turn(queue, error)
+            raise
+        self._end_turn(queue)
+
+    @staticmethod
+    def _end_turn(queue: _Queue, cause: BaseException | None = None) -> None:
+        for entry in queue.finish(cause):
+            _wake(entry)
+        _wake(queue.hand_over())
 
     async def close_stream(self, data: Any = None, *, content_type: str | None = None) -> CloseResult:
         """Close the stream for good, optionally with its last data; return where it ends (protocol section 4)."""

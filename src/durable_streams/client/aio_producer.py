@@ -269,13 +269,18 @@ class IdempotentProducer(ProducerBase):
         try:
             await self.flush()
         finally:
-            if not self._settled:
-                self._settle(self._fail(self._abandoned()))
-            self._cancel_timer()
-            tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        """Release everything; what is not acknowledged fails."""
+        self._closing = True
+        if not self._settled:
+            self._settle(self._fail(self._abandoned()))
+        self._cancel_timer()
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
         return self
@@ -283,6 +288,9 @@ class IdempotentProducer(ProducerBase):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            await self._let_go()  # who is told to stop must not wait for a server
+            return
         try:
             await self.close()
         except DurableStreamError:

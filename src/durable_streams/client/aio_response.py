@@ -85,19 +85,20 @@ class AsyncStreamResponse(ResponseBase):
             self._woken = True
             self._waiting.cancel()
         # Now, not when the loop finds the abandoned iterator: by then another read may be under way.
-        if self._saver.pending:
-            await asyncio.to_thread(self._saver.save)
+        await self._save()
 
     async def checkpoint(self, store: CheckpointStore) -> None:
         """Save `offset` to a store, now (see `FileCheckpoint`)."""
         await asyncio.to_thread(store.save, self.offset)
 
     async def __aenter__(self) -> Self:
+        self._entered = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._leave(error)
         await self.aclose()
 
     def __del__(self) -> None:
@@ -150,16 +151,12 @@ class AsyncStreamResponse(ResponseBase):
 
     async def read_bytes(self) -> bytes:
         """Return everything up to the present tail; for a JSON stream one array of all messages."""
-        bodies = [body async for body in self._consumed_as(Bytes(self._reader), to_tail=True)]
-        if len(bodies) > 1:
-            await self._learn_content_type()
+        bodies = await self._whole(Bytes(self._reader), learn=True)
         return merge_bodies(bodies, self.content_type)
 
     async def read_text(self) -> str:
         """Return everything up to the present tail as text; raises StreamParseError where it is not UTF-8."""
-        texts = [text async for text in self._consumed_as(Texts(self._reader), to_tail=True)]
-        if len(texts) > 1:
-            await self._learn_content_type()
+        texts = await self._whole(Texts(self._reader), learn=True)
         return merge_texts(texts, self.content_type)
 
     @overload
@@ -171,7 +168,7 @@ class AsyncStreamResponse(ResponseBase):
     async def read_json(self, decode: Any = None) -> list[Any]:
         """Return all messages up to the present tail; ``decode`` and what is raised as for `iter_json`."""
         self._require_json()
-        return [item async for item in self._consumed_as(Items(self._reader, decode), to_tail=True)]
+        return await self._whole(Items(self._reader, decode))
 
     @overload
     async def read_json_batches(self) -> list[list[Any]]: ...
@@ -182,7 +179,20 @@ class AsyncStreamResponse(ResponseBase):
     async def read_json_batches(self, decode: Any = None) -> list[list[Any]]:
         """Return all messages up to the present tail, in the batches they came in."""
         self._require_json()
-        return [batch async for batch in self._consumed_as(ItemLists(self._reader, decode), to_tail=True)]
+        return await self._whole(ItemLists(self._reader, decode))
+
+    async def _whole(self, view: View[T], *, learn: bool = False) -> list[T]:
+        """Return all pieces up to the present tail, or move nothing; the place is saved as `stream` says."""
+        with self._all_or_nothing():
+            pieces = [piece async for piece in self._consumed_as(view, to_tail=True)]
+            if learn and len(pieces) > 1:
+                await self._learn_content_type()
+        await self._save()
+        return pieces
+
+    async def _save(self) -> None:
+        if self._saver.pending:
+            await asyncio.to_thread(self._saver.save)
 
     async def _learn_content_type(self) -> None:
         """Ask for the content type where only an event stream was opened, which does not tell."""
@@ -208,7 +218,7 @@ class AsyncStreamResponse(ResponseBase):
                     continue
                 for piece in view.take(effect):
                     yield piece
-                if saver.passed(reader.offset):
+                if not to_tail and saver.passed(reader.offset):
                     await asyncio.to_thread(saver.save)
                 if to_tail and effect.up_to_date:
                     break
@@ -279,9 +289,9 @@ class Opening:
         return self._response.start().__await__()
 
     async def __aenter__(self) -> AsyncStreamResponse:
-        return await self._response.start()
+        return await (await self._response.start()).__aenter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._response.aclose()
+        await self._response.__aexit__(kind, error, trace)

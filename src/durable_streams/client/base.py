@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random as _random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from os import PathLike
@@ -193,7 +194,7 @@ class ResponseBase:
         self._on_error = on_error
         self._flow: Flow = follow(reader, time.monotonic)
         self._effect: Effect | None = None
-        self._consumed = False
+        self._consumed = self._entered = self._collected = False
         self._status_text = ""
 
     @property
@@ -276,6 +277,24 @@ class ResponseBase:
             return self._flow.throw(error)
         except StopIteration:
             return None
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Around collecting a whole result: where that fails, nothing was handed over, and the position stays."""
+        place = self._reader.place
+        try:
+            yield
+        except BaseException:
+            self._reader.commit(place)
+            raise
+        self._collected = True
+        if not self._entered:
+            self._leave(None)  # there is no end of a block to wait for
+
+    def _leave(self, error: BaseException | None) -> None:
+        """Note that the caller's block ended well: then it is done with what was collected for it, too."""
+        if error is None and self._collected:
+            self._saver.passed(self.offset)
 
     def _mended(self, answer: Mapping[str, Any] | None) -> bool:
         """Take what ``on_error`` answered; whether to go on."""

@@ -52,7 +52,8 @@ def stream(
 
     ``checkpoint``: a store or a file's path. The read begins at the position saved there, if any, else at
     ``offset``; positions are saved as the consumer comes back for more, so that what it was busy with when it
-    stopped comes again. ``etag``: that of an earlier read from the same offset, whose first answer is left out if
+    stopped comes again; that of a ``read_`` method when it returns, or when the ``with`` block around it ends
+    without an error. ``etag``: that of an earlier read from the same offset, whose first answer is left out if
     it would be the same. ``timeout``: seconds of silence before a read counts as stalled (default: 30, for live
     reads 90). ``retry``: by default five retries until the first answer, endless ones for a live read afterwards.
     Values of ``headers`` and ``params`` may be callables, called for every attempt. ``on_error`` is called with
@@ -243,11 +244,16 @@ class DurableStream(HandleBase):
         try:
             op = self._queue.send(self._url, self._content_type)
             self._content_type = run(op, self._call) or self._content_type
-        finally:
-            with self._queue_lock:
-                for entry in self._queue.finish():
-                    _wake(entry)
-                _wake(self._queue.hand_over())
+        except BaseException as error:
+            self._end_turn(error)
+            raise
+        self._end_turn()
+
+    def _end_turn(self, cause: BaseException | None = None) -> None:
+        with self._queue_lock:
+            for entry in self._queue.finish(cause):
+                _wake(entry)
+            _wake(self._queue.hand_over())
 
     def close_stream(self, data: Any = None, *, content_type: str | None = None) -> CloseResult:
         """Close the stream for good, optionally with its last data; return where it ends (protocol section 4)."""

@@ -75,17 +75,20 @@ class StreamResponse(ResponseBase):
         # A thread that reads releases its connection itself: it alone knows when it is done with it.
         if not self._busy:
             self._release()
+        self._save()
 
     def checkpoint(self, store: CheckpointStore) -> None:
         """Save `offset` to a store, now (see `FileCheckpoint`)."""
         store.save(self.offset)
 
     def __enter__(self) -> Self:
+        self._entered = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._leave(error)
         self.close()
 
     def __del__(self) -> None:
@@ -138,16 +141,12 @@ class StreamResponse(ResponseBase):
 
     def read_bytes(self) -> bytes:
         """Return everything up to the present tail; for a JSON stream one array of all messages."""
-        bodies = list(self._consumed_as(Bytes(self._reader), to_tail=True))
-        if len(bodies) > 1:
-            self._learn_content_type()
+        bodies = self._whole(Bytes(self._reader), learn=True)
         return merge_bodies(bodies, self.content_type)
 
     def read_text(self) -> str:
         """Return everything up to the present tail as text; raises StreamParseError where it is not UTF-8."""
-        texts = list(self._consumed_as(Texts(self._reader), to_tail=True))
-        if len(texts) > 1:
-            self._learn_content_type()
+        texts = self._whole(Texts(self._reader), learn=True)
         return merge_texts(texts, self.content_type)
 
     @overload
@@ -159,7 +158,7 @@ class StreamResponse(ResponseBase):
     def read_json(self, decode: Any = None) -> list[Any]:
         """Return all messages up to the present tail; ``decode`` and what is raised as for `iter_json`."""
         self._require_json()
-        return list(self._consumed_as(Items(self._reader, decode), to_tail=True))
+        return self._whole(Items(self._reader, decode))
 
     @overload
     def read_json_batches(self) -> list[list[Any]]: ...
@@ -170,7 +169,20 @@ class StreamResponse(ResponseBase):
     def read_json_batches(self, decode: Any = None) -> list[list[Any]]:
         """Return all messages up to the present tail, in the batches they came in."""
         self._require_json()
-        return list(self._consumed_as(ItemLists(self._reader, decode), to_tail=True))
+        return self._whole(ItemLists(self._reader, decode))
+
+    def _whole(self, view: View[T], *, learn: bool = False) -> list[T]:
+        """Return all pieces up to the present tail, or move nothing; the place is saved as `stream` says."""
+        with self._all_or_nothing():
+            pieces = list(self._consumed_as(view, to_tail=True))
+            if learn and len(pieces) > 1:
+                self._learn_content_type()
+        self._save()
+        return pieces
+
+    def _save(self) -> None:
+        if self._saver.pending:
+            self._saver.save()
 
     def _learn_content_type(self) -> None:
         """Ask for the content type where only an event stream was opened, which does not tell."""
@@ -193,15 +205,13 @@ class StreamResponse(ResponseBase):
                     effect = self._perform(effect)
                     continue
                 yield from view.take(effect)
-                if saver.passed(reader.offset):
+                if not to_tail and saver.passed(reader.offset):
                     saver.save()
                 if to_tail and effect.up_to_date:
                     break
                 effect = self._next_effect()
         finally:
             self.close()
-            if saver.pending:
-                saver.save()
 
     def _perform(self, effect: Effect) -> Effect | None:
         """Do what the loop asks for; return its next effect, None at the end or once the read was closed."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
+from copy import copy
 from typing import Any, Generic, TypeVar
 
 from durable_streams.errors import DurableStreamError, FetchError
@@ -94,15 +95,15 @@ class AppendQueue(Generic[W]):
         yield from _append(url, *self._take(known), known)
         return known
 
-    def finish(self) -> list[Entry[W]]:
-        """Return the entries whose callers to wake: what the last request decided."""
+    def finish(self, cause: BaseException | None = None) -> list[Entry[W]]:
+        """Return the entries whose callers to wake: what the last request decided.
+
+        ``cause``: what ended the leader in the middle, if anything did.
+        """
         taken, self._taken = self._taken, []
         for entry in taken:
-            if not entry.done:  # something ended the leader in the middle of its request
-                entry.error = FetchError(
-                    "The request that carried this append was broken off; the append may have been written.",
-                    code="INTERRUPTED",
-                )
+            if not entry.done:
+                entry.error = _broken_off(cause)
         return taken
 
     def _take(self, content_type: str) -> tuple[list[Entry[W]], list[bytes]]:
@@ -146,7 +147,23 @@ def _append(url: str, entries: list[Entry[W]], records: list[bytes], content_typ
                 yield from _append(url, [entry], [record], content_type)
             return
         for entry in entries:
-            entry.error = error
+            entry.error = copy(error)  # each caller's own: it collects the traceback of whoever raises it
     else:
         for entry in entries:
             entry.result = result
+
+
+def _broken_off(cause: BaseException | None) -> FetchError:
+    if isinstance(
+        cause, Exception
+    ):  # a header callable, say: whatever fails here fails before anything is sent
+        return FetchError(
+            f"The request that carries this append could not be made: {cause}.",
+            original=cause,
+            may_have_been_sent=False,
+            code="REQUEST_FAILED",
+        )
+    return FetchError(
+        "The request that carried this append was broken off; the append may have been written.",
+        code="INTERRUPTED",
+    )

@@ -224,6 +224,11 @@ class Reader:
             return []
         return self._body_ended(lived)
 
+    @property
+    def place(self) -> Batch:
+        """The public position, as what to `commit` in order to come back to it."""
+        return Batch(b"", self.offset, self.cursor, self.up_to_date, self.stream_closed)
+
     def commit(self, batch: Batch) -> None:
         """Move the public position past a batch, together with handing over its last piece."""
         self.offset, self.cursor = batch.next_offset, batch.cursor

@@ -128,7 +128,7 @@ class LiveReads:
         text = names.is_text(state.content_type) and not await self._is_torn(state, position)
         if not text:
             headers.append((names.SSE_DATA_ENCODING, "base64"))
-        return Response(200, headers, self._events(request, watch, state, position, cursor, text))
+        return Response(200, headers, self._events(request, watch, state, position, cursor, text=text))
 
     async def _is_torn(self, state: StreamState, position: int) -> bool:
         """Whether a position is inside a character, so that what follows it is no text by itself."""
@@ -145,6 +145,7 @@ class LiveReads:
         state: StreamState,
         position: int,
         cursor: str | None,
+        *,
         text: bool,
     ) -> AsyncGenerator[bytes, None]:
         gone = request.disconnected()
@@ -161,9 +162,7 @@ class LiveReads:
                     if now is None or now.id != identity or now.deleted:
                         return
                     if reached < now.tail or now.closed:
-                        event, position, reached, done = await self._event(
-                            watch, now, position, cursor, text
-                        )
+                        event, position, reached, done = await self._event(watch, now, position, cursor, text)
                         yield event
                         budget -= len(event)
                         if done or budget <= 0:
@@ -200,9 +199,7 @@ class LiveReads:
         end, data = chunk.end, b""
         at_tail = end == state.tail
         if chunk.payload:
-            data, held = self._data(
-                state, chunk.payload, text=text, last=at_tail and state.closed
-            )
+            data, held = self._data(state, chunk.payload, text=text, last=at_tail and state.closed)
             end -= held
         done = at_tail and state.closed
         control = sse.encode_control(
