@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from durable_streams.errors import FetchError
-from durable_streams.protocol.producer import Producer, Send, Settings
+from durable_streams.protocol.batches import Send, Settings
+from durable_streams.protocol.producer import Producer
 from durable_streams.protocol.request import Request, Response
 
 URL = "http://host/stream"

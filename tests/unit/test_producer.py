@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from durable_streams import errors
-from durable_streams.protocol.producer import Outcome, Producer, Send, Settings
+from durable_streams.protocol.batches import Outcome, Send, Settings
+from durable_streams.protocol.producer import Producer
 from durable_streams.protocol.request import Response
 from durable_streams.protocol.retry import RetryPolicy
 

@@ -20,7 +20,7 @@ from durable_streams.client.producer_base import ProducerBase
 from durable_streams.client.transports import async_transport_for
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol import operations
-from durable_streams.protocol.producer import Outcome, Send
+from durable_streams.protocol.batches import Outcome, Send
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.types import AsyncHeadersLike, AsyncParamsLike, IdempotentAppendResult
 

@@ -21,7 +21,7 @@ from durable_streams.client.sync_call import run, send
 from durable_streams.client.transports import Interrupt, transport_for
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol import operations
-from durable_streams.protocol.producer import Outcome, Send
+from durable_streams.protocol.batches import Outcome, Send
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.types import HeadersLike, IdempotentAppendResult, ParamsLike
 

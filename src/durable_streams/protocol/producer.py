@@ -20,103 +20,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 from durable_streams.errors import DurableStreamError, FetchError, SequenceGapError, StaleEpochError
 from durable_streams.protocol import headers as h
-from durable_streams.protocol.operations import encoder_for, join_records
+from durable_streams.protocol.batches import Barrier, Batch, BatchState, Outcome, Send, Settings
+from durable_streams.protocol.operations import encoder_for
 from durable_streams.protocol.request import Request, Response, check_header, error_from, parse_retry_after
-from durable_streams.protocol.retry import ENDLESS, RetryPolicy, is_retryable_status
+from durable_streams.protocol.retry import is_retryable_status
 from durable_streams.types import IdempotentAppendResult
 
-__all__ = ["PRODUCER_POLICY", "Barrier", "Outcome", "Producer", "Send", "Settings"]
-
-PRODUCER_POLICY = RetryPolicy(max_retries=ENDLESS, initial_delay=0.05, max_delay=2.0)
-"""A producer's default: endless within its ``retry_timeout``, and quick to notice that a server is back."""
+__all__ = ["Producer"]
 
 _MOST_CLAIMS = 10  # in a row without one acknowledgement: then another producer is alive and claims too
-
-
-class _State(Enum):
-    READY = "ready"
-    IN_FLIGHT = "in flight"
-    HELD = "held"  # refused because it overtook an earlier batch
-
-
-@dataclass(slots=True)
-class _Batch:
-    seq: int
-    records: list[bytes]
-    count: int
-    size: int
-    tickets: list[Any]
-    content_type: str
-    closing: bool = False
-    state: _State = _State.READY
-    attempts: int = 0
-    done: bool = False
-    oldest: int = 0
-    """The oldest unacknowledged number when this was last sent: everything before it is on the server."""
-    _body: bytes | None = None
-
-    @property
-    def body(self) -> bytes | None:
-        """The request's body, the same for every attempt."""
-        if self.records:
-            self._body, self.records = join_records(self.records, self.content_type), []
-        return self._body
-
-
-Barrier = tuple[_Batch, ...]
-"""The batches that a `flush` waits for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """A request to send, and the token to report its end under."""
-
-    token: int
-    _url: str
-    _headers: dict[str, str]
-    _batch: _Batch
-
-    @property
-    def request(self) -> Request:
-        """The request. Its body is put together here, where a driver holds no lock."""
-        return Request("POST", self._url, self._headers, self._batch.body)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a ticket's record."""
-
-    ticket: Any
-    result: IdempotentAppendResult | None = None
-    error: DurableStreamError | None = None
-
-
-@dataclass(slots=True)
-class Settings:
-    """A producer's limits. Times in seconds, sizes in bytes."""
-
-    max_batch_bytes: int = 1024 * 1024
-    linger: float = 0.005
-    max_in_flight: int = 5
-    max_pending_bytes: int = 64 * 1024 * 1024
-    retry_timeout: float = 120.0
-    policy: RetryPolicy = field(default_factory=lambda: PRODUCER_POLICY)
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch_bytes", "max_in_flight", "max_pending_bytes"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number from 1, not {value!r}.")
-        for name in ("linger", "retry_timeout"):
-            value = getattr(self, name)
-            if not value >= 0:
-                raise ValueError(f"{name} must not be negative, but is {value!r}.")
 
 
 class Producer:
@@ -157,8 +73,8 @@ class Producer:
         self._settings = settings or Settings()
         self._random = random
         # Unacknowledged, by number, oldest first. Ordered, because a dict walks over all it ever lost at its front.
-        self._batches: OrderedDict[int, _Batch] = OrderedDict()
-        self._in_flight: dict[int, _Batch] = {}  # by token
+        self._batches: OrderedDict[int, Batch] = OrderedDict()
+        self._in_flight: dict[int, Batch] = {}  # by token
         self._last_token = 0
         self._highest_sent = -1
         self._new_open_batch()
@@ -271,7 +187,7 @@ class Producer:
         batch = self._sendable(now)
         if batch is None:
             return None
-        batch.state = _State.IN_FLIGHT
+        batch.state = BatchState.IN_FLIGHT
         batch.attempts += 1
         batch.oldest = next(iter(self._batches))
         self._highest_sent = max(self._highest_sent, batch.seq)
@@ -291,7 +207,7 @@ class Producer:
             return max(self._not_before, now if self._is_full() else self._due)
         return None
 
-    def _sendable(self, now: float) -> _Batch | None:
+    def _sendable(self, now: float) -> Batch | None:
         if self.in_flight_count >= self._most_in_flight():
             return None
         for batch in self._batches.values():
@@ -301,11 +217,11 @@ class Producer:
             return self._seal()
         return None
 
-    def _may_go(self, batch: _Batch) -> bool:
-        if batch.state is _State.READY and not batch.closing and not self._troubled:
+    def _may_go(self, batch: Batch) -> bool:
+        if batch.state is BatchState.READY and not batch.closing and not self._troubled:
             return True
         # What was held, what closes the stream, and all in times of trouble: only as the oldest of all.
-        return batch.state is not _State.IN_FLIGHT and batch.seq == next(iter(self._batches))
+        return batch.state is not BatchState.IN_FLIGHT and batch.seq == next(iter(self._batches))
 
     def _most_in_flight(self) -> int:
         return self._settings.max_in_flight if self._established and not self._troubled else 1
@@ -313,7 +229,7 @@ class Producer:
     def _is_full(self) -> bool:
         return self._size >= self._settings.max_batch_bytes
 
-    def _headers(self, batch: _Batch) -> dict[str, str]:
+    def _headers(self, batch: Batch) -> dict[str, str]:
         headers = {
             h.PRODUCER_ID: self.producer_id,
             h.PRODUCER_EPOCH: str(self.epoch),
@@ -334,7 +250,7 @@ class Producer:
         self._fits_to = 0  # the size up to which the open batch takes records without further ado
         self._due = 0.0
 
-    def _seal(self) -> _Batch | None:
+    def _seal(self) -> Batch | None:
         if not self._records:
             return None
         size = self._size - 1 - len(self._records)
@@ -344,9 +260,9 @@ class Producer:
 
     def _enqueue(
         self, records: list[bytes], size: int, tickets: list[Any], *, closing: bool = False
-    ) -> _Batch:
+    ) -> Batch:
         content_type = self.content_type or h.DEFAULT_CONTENT_TYPE
-        batch = _Batch(self.next_seq, records, len(records), size, tickets, content_type, closing)
+        batch = Batch(self.next_seq, records, len(records), size, tickets, content_type, closing)
         self._sealed_count += batch.count
         self._sealed_bytes += batch.size
         self._batches[batch.seq] = batch
@@ -362,7 +278,7 @@ class Producer:
         self.epoch, self._claim = self._claim or 0, None
         self.next_seq, self._highest_sent, self._established = 0, -1, False
         for batch in waiting:
-            batch.seq, batch.state, batch.attempts = self.next_seq, _State.READY, 0
+            batch.seq, batch.state, batch.attempts = self.next_seq, BatchState.READY, 0
             self._batches[batch.seq] = batch
             self.next_seq += 1
         return True
@@ -397,7 +313,7 @@ class Producer:
             return self._overtaken(error, max(known, self.epoch), now)
         if isinstance(error, SequenceGapError):
             if error.expected_seq is not None and batch.oldest <= error.expected_seq < batch.seq:
-                batch.state = _State.HELD
+                batch.state = BatchState.HELD
                 return []
             return self.fail(error)  # the server forgot what it had acknowledged: another stream, perhaps
         if is_retryable_status(response.status):
@@ -421,14 +337,14 @@ class Producer:
         self._claim = None
         return [Outcome(ticket, error=self.error) for ticket in tickets]
 
-    def _landed(self, token: int) -> _Batch | None:
+    def _landed(self, token: int) -> Batch | None:
         batch = self._in_flight.pop(token)
         if self.error is not None:
             return None  # it failed for good while this request was under way
-        batch.state = _State.READY
+        batch.state = BatchState.READY
         return batch
 
-    def _accepted(self, batch: _Batch, response: Response) -> list[Outcome]:
+    def _accepted(self, batch: Batch, response: Response) -> list[Outcome]:
         duplicate = response.status == 204 and batch.count > 0
         highest = response.headers.get(h.PRODUCER_SEQ, "")
         beyond = duplicate and highest.isascii() and highest.isdigit() and int(highest) > self._highest_sent
