@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import tracemalloc
 from collections.abc import Iterator
@@ -153,6 +154,7 @@ def test_two_hours_of_outage() -> None:
     def outage() -> Iterator[Any]:
         yield DATA
         while player.time < 2 * 3600:
+            gc.collect()
             sizes.append(tracemalloc.get_traced_memory()[0])
             player.log.clear()
             player.attempts.clear()
