@@ -151,6 +151,8 @@ def test_stopping_twice_and_with_open_connections_is_fine(x: XFilteredStream) ->
         x.stop()
         x.stop()
         assert answer.status == 200
+    with pytest.raises(RuntimeError, match="stopped"):
+        x.publish(record(1))
 
 
 # -- how it ends

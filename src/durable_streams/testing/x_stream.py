@@ -261,7 +261,12 @@ class XFilteredStream:
         return self._run(run())
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._background.value).result()
+        try:
+            running = asyncio.run_coroutine_threadsafe(work, self._background.value)
+        except RuntimeError:
+            work.close()
+            raise RuntimeError("This imitation of X was stopped.") from None
+        return running.result()
 
 
 def _problem(status: int) -> dict[str, Any]:
