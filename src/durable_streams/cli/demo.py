@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from durable_streams import DurableStream
-from durable_streams.cli.demo_processes import Process, Reader, Server, Signals, Writer
+from durable_streams.cli.demo_processes import Process, Reader, RelayWriter, Server, Signals, Writer
 from durable_streams.cli.demo_report import Outage, Report, account
 from durable_streams.cli.ndjson import flaw_of, records
 from durable_streams.cli.options import Settings, emit, json_option
 
-__all__ = ["demo"]
+__all__ = ["Demo", "demo"]
 
 _SAMPLE = "us-flights-2001.ndjson"
 _STALL = 30.0  # seconds without any progress that end the demo
@@ -44,15 +44,20 @@ _AHEAD = 20  # the input may run ahead of the next crash by its 20th part
     metavar="FILE",
     help="NDJSON to use instead of the 20,000 flight records that come with the program.",
 )
+@click.option(
+    "--firehose",
+    is_flag=True,
+    help="The second act: a feed that cuts its connections, relayed; the relay is killed too.",
+)
 @click.option("--kills", type=click.IntRange(min=0), default=3, show_default=True, help="Server crashes.")
 @json_option
 @click.pass_obj
-def demo(settings: Settings, *, input_: Path | None, kills: int) -> int:
+def demo(settings: Settings, *, input_: Path | None, firehose: bool, kills: int) -> int:
     """Write 20,000 real records through a server that is killed again and again, and count them.
 
     Starts a server on SQLite in a temporary folder, a writer, one reader by SSE and one by long-poll; kills
     the server and a reader in the middle of it (SIGKILL) and starts them again. Exits 0 if nothing was lost
-    or duplicated.
+    or duplicated. With --firehose the records come from a feed that fails, through a relay that is killed too.
     """
     messages = _load(input_ or _sample())
     console = _Console(quiet=settings.json_output)
@@ -60,7 +65,7 @@ def demo(settings: Settings, *, input_: Path | None, kills: int) -> int:
         signals = Signals()
         stack.enter_context(signals.handled())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="durable-streams-demo-")))
-        run = _Demo(messages, folder, console, signals)
+        run = (_firehose_demo if firehose else Demo)(messages, folder, console, signals)
         stack.callback(run.kill_all)
         stack.callback(signals.ignore)
         report = run.run(kills)
@@ -69,6 +74,12 @@ def demo(settings: Settings, *, input_: Path | None, kills: int) -> int:
     else:
         report.show(console)
     return 0 if report.good else 1
+
+
+def _firehose_demo(messages: Sequence[bytes], folder: Path, console: Console, signals: Signals) -> Demo:
+    from durable_streams.cli.demo_firehose import FirehoseDemo  # noqa: PLC0415 - it is made of this one
+
+    return FirehoseDemo(messages, folder, console, signals)
 
 
 class _Console(Console):
@@ -103,7 +114,7 @@ def _load(path: Path) -> list[bytes]:
     return messages
 
 
-class _Demo:
+class Demo:
     """One run. Progress is measured in bytes of the readers' files: the records as sent, one per line."""
 
     def __init__(self, messages: Sequence[bytes], folder: Path, console: Console, signals: Signals) -> None:
@@ -115,7 +126,7 @@ class _Demo:
         self._signals = signals
         self._server = Server(folder)
         self._readers: list[Reader] = []
-        self._writer: Writer | None = None
+        self._writer: Writer | RelayWriter | None = None
         self._limit = 0
         self._report = Report(sent=len(messages), sha256=hashlib.sha256(self._lines).hexdigest())
         self._flowing: Callable[[], None] | None = None
@@ -154,9 +165,12 @@ class _Demo:
             self._readers.append(reader)
             with self._signals.held():
                 reader.start()
-        batch = max(1, len(self._lines) // _REQUESTS)
         with self._signals.held():
-            self._writer = Writer(url, self._folder, self._lines, batch)
+            self._writer = self._start_writer(url)
+
+    def _start_writer(self, url: str) -> Writer | RelayWriter:
+        batch = max(1, len(self._lines) // _REQUESTS)
+        return Writer(url, self._folder, self._lines, batch)
 
     def _reach(self, fraction: float) -> None:
         """Let the input run until a reader has received so much of it, and no further than a little ahead."""
@@ -196,7 +210,7 @@ class _Demo:
 
     def _finish(self) -> None:
         writer = self._writer
-        assert writer is not None  # noqa: S101 - for the type checker: _start made it
+        assert isinstance(writer, Writer)  # noqa: S101 - for the type checker: _start made it
         self._limit = len(self._lines)
         self._wait(lambda: writer.finished, "the last acknowledgement")
         self._wait(lambda: all(reader.finished for reader in self._readers), "the readers to finish")

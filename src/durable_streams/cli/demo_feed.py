@@ -42,6 +42,11 @@ class FlakyFeed:
         )
         self._thread.start()
 
+    @property
+    def furthest(self) -> int:
+        """How many records were sent, repetitions left out."""
+        return self._furthest
+
     def allow(self, count: int) -> None:
         """Let the feed go on up to so many records."""
         with self._changed:

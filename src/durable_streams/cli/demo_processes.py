@@ -13,13 +13,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
 import msgspec
 
-__all__ = ["Process", "Reader", "Server", "Signals", "Writer"]
+from durable_streams.cli.demo_feed import FlakyFeed
+
+__all__ = ["Process", "Reader", "RelayWriter", "Server", "Signals", "Writer"]
 
 _READY_WITHIN = 30.0  # seconds
 _END_WITHIN = 10.0
@@ -245,6 +248,49 @@ class Writer:
         assert self._process.popen.stdout is not None  # noqa: S101 - as above
         result: dict[str, float] = msgspec.json.decode(self._process.popen.stdout.read())
         return result
+
+
+class RelayWriter:
+    """``relay`` from a feed that can be held back: what is killed here goes on where the stream ends.
+
+    ``ends``: where each record ends, in bytes of the input; the writer's progress is measured in them.
+    """
+
+    def __init__(self, url: str, folder: Path, feed: FlakyFeed, ends: Sequence[int]) -> None:
+        self._url, self._folder, self._feed, self._ends = url, folder, feed, ends
+        self._process: Process | None = None
+
+    def start(self) -> None:
+        """Start relaying, or go on."""
+        state = str(self._folder / "relay.json")
+        options = ("--id-field", "id", "--backoff", "0.1", "--state", state, "--json")
+        self._process = Process(
+            "relay", self._folder, "relay", self._feed.url, self._url, *options, listen=True
+        )
+
+    @property
+    def fed(self) -> int:
+        """How much of the input the feed has sent, in bytes."""
+        return self._ends[self._feed.furthest]
+
+    def feed(self, limit: int) -> None:
+        """Let the feed go on, up to ``limit`` bytes from the start."""
+        self._feed.allow(bisect_right(self._ends, limit) - 1)
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL, if it runs."""
+        if self._process is not None:
+            self._process.kill()
+
+    def end(self) -> int:
+        """End it with SIGTERM, and return its exit code."""
+        return self._process.end() if self._process is not None else 0
+
+    def failure(self) -> str | None:
+        """Return how the relay failed, None while it is well."""
+        if self._process is None or self._process.popen.returncode == -signal.SIGKILL:
+            return None  # that was us
+        return self._process.failure()
 
 
 class Signals:

@@ -124,21 +124,26 @@ class Report:
             table.add_row(party.name, *numbers, party.sha256[:12], style=style)
         return table
 
+    def rows(self) -> list[tuple[str, str]]:
+        """Return what the run went through."""
+        flowing = [outage.flowing for outage in self.outages if outage.flowing is not None]
+        rate = f"{self.requests / self.working_seconds:,.0f}"
+        return [
+            ("server killed (SIGKILL), started again", f"{len(self.outages)} times"),
+            ("SSE reader killed (SIGKILL), resumed from its checkpoint", f"{self.reader_kills} times"),
+            ("records in repeated appends, not stored again", f"{self.repeated:,}"),
+            ("time to recover: server ready", _spread([outage.ready for outage in self.outages])),
+            ("time to recover: data flows again", _spread(flowing)),
+            ("acknowledged appends per second (outages left out)", rate),
+            ("records per second", f"{self.sent / self.working_seconds:,.0f}"),
+        ]
+
     def _times(self) -> Table:
         table = Table(title="What it went through", title_justify="left", show_header=False)
         table.add_column()
         table.add_column(justify="right")
-        table.add_row("server killed (SIGKILL), started again", f"{len(self.outages)} times")
-        table.add_row(
-            "SSE reader killed (SIGKILL), resumed from its checkpoint", f"{self.reader_kills} times"
-        )
-        table.add_row("records in repeated appends, not stored again", f"{self.repeated:,}")
-        table.add_row("time to recover: server ready", _spread([outage.ready for outage in self.outages]))
-        flowing = [outage.flowing for outage in self.outages if outage.flowing is not None]
-        table.add_row("time to recover: data flows again", _spread(flowing))
-        rate = f"{self.requests / self.working_seconds:,.0f}"
-        table.add_row("acknowledged appends per second (outages left out)", rate)
-        table.add_row("records per second", f"{self.sent / self.working_seconds:,.0f}")
+        for row in self.rows():
+            table.add_row(*row)
         return table
 
 

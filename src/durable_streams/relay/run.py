@@ -125,7 +125,7 @@ class Relay:
         self._create, self._close, self._gap_events, self._grace = create, close, gap_events, grace
         self._taken = self._skipped = self._invalid = self._gaps = 0
         self._closed = self._gave_up = False
-        self._unsettled = False
+        self._unsettled: tuple[int, int] | None = None
         self._began = self._saved_at = time.monotonic()
         self._timer: threading.Timer | None = None
         self._producer: Producer | None = None
@@ -205,9 +205,11 @@ class Relay:
             self._open()
             try:
                 self._pump()
-            except Exception:
+            except Exception as error:
                 with contextlib.suppress(DurableStreamError):
                     self._settle()
+                if isinstance(error, DurableStreamError):
+                    raise self._unfinished(error) from error
                 raise
             self._settle()
             if self._close and not self.source.stopped and self.source.ends:
@@ -219,6 +221,7 @@ class Relay:
 
     def _open(self) -> None:
         """Find the target, and what it has of the source."""
+        self.source.check()
         saved = self._file.load() if self._file is not None else None
         make = self._create and saved is None
         try:
@@ -237,7 +240,9 @@ class Relay:
             self._state = saved
         self._place = self._state.place
         self._acknowledged = _Acknowledged(self._place, self._state.offset)
-        if self._id_of is not None or (self.source.resumable and not self._state.clean):
+        if not self._state.clean:
+            self._settle_number()
+        if self._id_of is not None or self._unsettled is not None:
             self._known = Known(
                 self._target,
                 self._id_of,
@@ -247,9 +252,17 @@ class Relay:
             )
             if self._state.clean:
                 self._known.forget_tail()
-        self._unsettled = self._known is not None and not self._state.clean
         if saved is not None and not self.source.resumable:
             self._take_gap(Gap(max(0.0, time.time() - saved.saved)))
+
+    def _settle_number(self) -> None:
+        """Learn what the last run may have under way. Before the tail is read: what arrives later is settled then."""
+        number = self._target.next_number(
+            self._state.producer_id, self._state.epoch, lambda: self.source.stopped
+        )
+        self._state = msgspec.structs.replace(self._state, epoch=number[0])
+        if self.source.resumable or self._id_of is not None:
+            self._unsettled = number
 
     def _lost_target(self) -> DurableStreamError:
         return DurableStreamError(
@@ -283,22 +296,20 @@ class Relay:
             return
         known = self._known
         key = known.id_of(data) if known is not None else None
-        if known is not None and (
-            known.has(data, key) or (self._unsettled and self._claimed(known, data, key))
-        ):
+        if (known is not None and known.has(data, key)) or self._claimed(data, key):
             self._skipped += 1
         else:
             self._send(data, key, record.place)
         self._place = record.place
 
-    def _claimed(self, known: Known, data: bytes, key: str | int | None) -> bool:
+    def _claimed(self, data: bytes, key: str | int | None) -> bool:
         """Settle what a killed run left under way, by means of this record; return whether it is stored now."""
-        epoch = self._target.claim(
-            self._state.producer_id, self._state.epoch, data, lambda: self.source.stopped
-        )
-        self._state = msgspec.structs.replace(self._state, epoch=epoch)
-        self._unsettled = False
+        known = self._known
+        if self._unsettled is None or known is None:
+            return False
+        self._target.claim(self._state.producer_id, self._unsettled, data, lambda: self.source.stopped)
         known.extend()
+        self._unsettled = None
         return known.has(data, key)
 
     def _send(self, data: bytes, key: str | int | None, place: Any) -> None:
@@ -328,7 +339,9 @@ class Relay:
                 "seconds": round(gap.seconds, 3),
                 "last_seen": gap.last_seen,
             }
-            self._send(self._target.encode(msgspec.json.encode(event)), None, self._place)
+            data = self._target.encode(msgspec.json.encode(event))
+            if not self._claimed(data, None):
+                self._send(data, None, self._place)
 
     def _flawed(self, error: Exception) -> DurableStreamError:
         reason = str(error).partition(";")[0].rstrip(".")
@@ -349,13 +362,13 @@ class Relay:
                 producer.flush()
             except DurableStreamError as error:
                 raise self._unfinished(error) from error
-        if not self._unsettled:
+        if self._unsettled is None:
             _, ids, offset = self._acknowledged.latest
             self._state = msgspec.structs.replace(self._state, clean=True)
             self._save(self._place, ids, offset)
 
     def _unfinished(self, error: DurableStreamError) -> DurableStreamError:
-        if not self._gave_up:
+        if not (self._gave_up and error.code == "PRODUCER_CLOSED"):
             return error
         again = (
             "the next start brings them" if self.source.resumable else "they are lost unless they come again"

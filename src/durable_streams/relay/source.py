@@ -81,6 +81,9 @@ class Source:
         """How many bytes the source has, where it is known; places are then positions in them."""
         return None
 
+    def check(self) -> None:
+        """Raise where it cannot be read at all; called before the target is made."""
+
     def records(self, saved: Any = None) -> Generator[Record | Gap, None, None]:
         """Iterate over the records after a place that `freeze` gave, or from the beginning."""
         raise NotImplementedError
@@ -125,6 +128,10 @@ class FileSource(Source):
     def size(self) -> int | None:
         """The file's present length."""
         return self.path.stat().st_size
+
+    def check(self) -> None:
+        """See Source."""
+        self.path.open("rb").close()
 
     def records(self, saved: Any = None) -> Generator[Record | Gap, None, None]:
         """Iterate over the lines that are not blank; a last one without its end counts unless the file is followed."""

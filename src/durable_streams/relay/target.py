@@ -1,7 +1,7 @@
 """The stream that a relay writes to, and what it holds already.
 
-Invariants: one request of a relay's producer is under way at a time, so that `claim` can tell for certain what
-became of the last one of a run that was killed.
+Invariants: one request of a relay's producer is under way at a time, so that `claim` can settle for
+certain what becomes of the last one of a run that was killed.
 """
 
 from __future__ import annotations
@@ -98,35 +98,51 @@ class Target:
                 else:
                     yield [line + b"\n" for line in lines.feed(event.data)], event.next_offset
 
-    def claim(self, producer_id: str, epoch: int, record: bytes, stopped: Callable[[], bool]) -> int:
-        """Store a record in the place of the request that a killed run may have under way; return the epoch used.
+    def next_number(self, producer_id: str, epoch: int, stopped: Callable[[], bool]) -> tuple[int, int]:
+        """Return the producer's epoch at the server and the number that its next request must have.
 
-        Both carry the same epoch and number, so that the server stores one of them and takes the other for its
-        repetition: afterwards nothing of that run can arrive any more. Which of the two it was, the target's tail
-        tells. The number is asked for with one that is too great, which stores nothing.
+        They are asked for with a number that is too great, which stores nothing. Unless ``epoch`` is behind, it is
+        the one returned.
         """
-        seq = h.MAX_SAFE_INTEGER
         while True:
-            stamp = {h.PRODUCER_ID: producer_id, h.PRODUCER_EPOCH: str(epoch), h.PRODUCER_SEQ: str(seq)}
             try:
-                with self._handle(stamp) as handle:
-                    handle.append(record)
+                self._append(b"0" if self.is_json else b"\n", producer_id, epoch, h.MAX_SAFE_INTEGER)
             except SequenceGapError as error:
-                if error.expected_seq is None or error.expected_seq == seq:
+                if error.expected_seq is None:
                     raise
-                seq = error.expected_seq
+                return epoch, error.expected_seq
             except DurableStreamError as error:
                 newer = error.headers.get(h.PRODUCER_EPOCH, "")
                 if error.status == 403 and newer.isdigit() and int(newer) > epoch:
-                    epoch, seq = int(newer), h.MAX_SAFE_INTEGER  # the state file is older than the target
-                elif error.status == 400 and seq == h.MAX_SAFE_INTEGER:
-                    seq = 0  # the epoch is new to the server: nothing of it is under way
+                    epoch = int(newer)  # the state file is older than the target
+                elif error.status == 400:
+                    return epoch, 0  # the epoch is new to the server
                 elif stopped() or not _worth_another(error):
                     raise
                 else:
                     time.sleep(_AGAIN)
-            else:
-                return epoch
+
+    def claim(
+        self, producer_id: str, number: tuple[int, int], record: bytes, stopped: Callable[[], bool]
+    ) -> None:
+        """Send a record in the place of the request that a killed run may have under way.
+
+        ``number`` is what `next_number` gave before the target's tail was read. Both requests carry it, so that
+        the server stores one of them and takes the other for its repetition: afterwards nothing of that run can
+        arrive any more. Which of the two it was, the target's tail tells.
+        """
+        while True:
+            try:
+                return self._append(record, producer_id, *number)
+            except DurableStreamError as error:
+                if stopped() or not _worth_another(error):
+                    raise
+                time.sleep(_AGAIN)
+
+    def _append(self, record: bytes, producer_id: str, epoch: int, seq: int) -> None:
+        stamp = {h.PRODUCER_ID: producer_id, h.PRODUCER_EPOCH: str(epoch), h.PRODUCER_SEQ: str(seq)}
+        with self._handle(stamp) as handle:
+            handle.append(record)
 
     def producer(self, producer_id: str, epoch: int) -> Producer:
         """Return the producer for this epoch, which must be new."""
