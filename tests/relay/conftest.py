@@ -170,7 +170,7 @@ def flaky_feed() -> Iterator[Any]:
 
     def serve(records: list[Any], seed: int) -> FlakyFeed:
         encoded = [json.dumps(record).encode() for record in records]
-        feeds.append(FlakyFeed(encoded, seed, replay=3000, cut_every=1000))
+        feeds.append(FlakyFeed(encoded, seed, replay=len(encoded), cut_every=1000))
         return feeds[-1]
 
     yield serve

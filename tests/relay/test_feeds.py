@@ -97,7 +97,8 @@ def test_events_are_resumed_within_a_run_and_between_runs(
 
 
 def test_events_however_they_are_cut() -> None:
-    content = b"\xef\xbb\xbfid: 1\ndata: a\n\ndata:b\rdata: c\r\rid\ndata: {}\n\n: x\n\nevent: y\nid: z\n\ndata: d\n\ndata: torn"
+    content = b"\xef\xbb\xbfid: 1\ndata: a\n\ndata:b\rdata: c\r\rid\ndata: {}\n\n"
+    content += b": x\n\nevent: y\nid: z\n\ndata: d\n\ndata: torn"
     for size in (1, 2, 7, len(content)):
         lines = EventLines()
         out = b"".join(lines.feed(content[at : at + size]) for at in range(0, len(content), size))
