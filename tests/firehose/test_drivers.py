@@ -426,6 +426,22 @@ def test_what_was_missed_is_asked_for(kind: str, server: ScriptedServer) -> None
     assert 0.005 < gaps[0][1] < 20
 
 
+@pytest.mark.parametrize("kind", ["own", "own-async"])
+def test_a_quiet_feed_is_kept_alive_by_tcp(kind: str, server: ScriptedServer) -> None:
+    server.replies = [server.stall(HEAD + b"\r\n" + LINES)]
+    run = Run(kind, server.root).wait_for(2)
+    peer = server.connections[0].getpeername()
+    found = [sock for sock in gc.get_objects() if isinstance(sock, socket.socket) and sock.fileno() >= 0]
+    options = [
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        for sock in found
+        if sock.getsockname() == peer
+    ]
+    assert options == [1]
+    run.feed.stop()
+    run.join()
+
+
 class Data(BaseModel):
     id: int
 

@@ -22,6 +22,7 @@ from durable_streams.client.transports.failures import Failure, client_closed, f
 from durable_streams.client.transports.heads import answer_headers, request_headers
 from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
 from durable_streams.client.transports.proxies import proxy_for
+from durable_streams.client.transports.sockets import keep_alive
 from durable_streams.protocol.request import Request
 
 __all__ = ["AiohttpTransport", "ClientSession", "shared"]
@@ -79,6 +80,9 @@ class AiohttpTransport:
                 allow_redirects=False,
                 **options,
             )
+        if request.streaming and response.connection is not None:
+            transport = response.connection.transport
+            keep_alive(transport and transport.get_extra_info("socket"))
         return _Exchange(response, request.url)
 
     async def _own(self) -> ClientSession:
@@ -152,6 +156,9 @@ def _mapped(url: str, status: int | None = None) -> Iterator[None]:
     try:
         yield
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
+        if isinstance(error, aiohttp.ServerDisconnectedError):
+            # In place of what the library had parsed, as Python writes it.
+            error.args = ("the server closed it without an answer",)
         limit = CONNECT_TIMEOUT if isinstance(error, aiohttp.ConnectionTimeoutError) else None
         raise fetch_error(_failure(error), url, error, status=status, limit=limit) from None
 

@@ -1,4 +1,4 @@
-"""Breaking a connection that another thread is blocked in."""
+"""Sockets below the HTTP libraries: breaking one that a thread is blocked in, and noticing one whose peer is gone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,26 @@ import contextlib
 import socket
 from typing import Any
 
-__all__ = ["break_off"]
+__all__ = ["KEEP_ALIVE", "break_off", "keep_alive"]
+
+_TIMES = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
+
+KEEP_ALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in _TIMES
+        if hasattr(socket, name)  # not every system has all of them
+    ),
+]
+"""Options that end a connection two minutes after its peer has vanished, however quiet it may be otherwise."""
+
+
+def keep_alive(sock: Any) -> None:
+    """Set `KEEP_ALIVE` on a socket, if it is one of TCP."""
+    with contextlib.suppress(OSError, AttributeError):
+        for option in KEEP_ALIVE:
+            sock.setsockopt(*option)
 
 
 def break_off(sock: Any) -> None:

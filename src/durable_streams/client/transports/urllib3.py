@@ -30,7 +30,7 @@ from durable_streams.client.transports.failures import Failure, fetch_error
 from durable_streams.client.transports.heads import answer_headers, request_headers
 from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
 from durable_streams.client.transports.proxies import proxy_for
-from durable_streams.client.transports.sockets import break_off
+from durable_streams.client.transports.sockets import KEEP_ALIVE, break_off
 from durable_streams.errors import FetchError
 from durable_streams.protocol.request import Request
 
@@ -245,7 +245,12 @@ def _shut_down(response: urllib3.BaseHTTPResponse) -> None:
 
 
 def _new_manager(scheme: str, proxy: str | None) -> PoolManager:
-    options: dict[str, Any] = {"num_pools": 64, "maxsize": _POOL_SIZE, "block": False}
+    options: dict[str, Any] = {
+        "num_pools": 64,
+        "maxsize": _POOL_SIZE,
+        "block": False,
+        "socket_options": [*HTTPConnection.default_socket_options, *KEEP_ALIVE],
+    }
     if scheme == "https":
         # Loading the trusted certificates takes 50 ms, so there is one context, made when the first https URL comes.
         options["ssl_context"] = ssl.create_default_context()
