@@ -145,6 +145,23 @@ def test_a_feed_that_ends(server: Any, watch: Any, flaky_feed: Any) -> None:
     assert watch.messages(target) == [{"id": number} for number in range(100)]
 
 
+def test_what_is_no_json_in_a_feed_is_left_out_and_counted(server: Any, watch: Any) -> None:
+    with XFilteredStream() as feed:
+        headers = {"Authorization": f"Bearer {feed.bearer_token}"}
+        relaying = Relay(source_for(feed.stream_url, headers=headers), server.url("/copy"))
+        assert relaying.guarantee.startswith("gaps possible: ")
+
+        def drive() -> bool:
+            feed.wait_for_connections()
+            feed.publish(b"1", b"{x", b"2")
+            watch.until(lambda: relaying.report().records == 2)
+            return True
+
+        report = run_until(relaying, watch, drive)
+    assert (report.records, report.invalid) == (2, 1)
+    assert watch.messages(server.url("/copy")) == [1, 2]
+
+
 def test_a_stream_of_lines_as_source(server: Any) -> None:
     with DurableStream.create(server.url("/a"), content_type="text/plain") as handle:
         for piece in ("one\ntw", "o\n", "\nthr"):

@@ -32,6 +32,7 @@ class FeedSource(Source):
     """
 
     skips_invalid = True
+    live = True
 
     def __init__(
         self,
@@ -89,6 +90,11 @@ class FeedSource(Source):
         """How often it was connected again."""
         return max(0, self._stream.state.connects - 1)
 
+    @property
+    def invalid(self) -> int:  # type: ignore[override]
+        """How many records were no JSON."""
+        return self._stream.state.invalid
+
     def records(self, saved: Any = None) -> Generator[Record | Gap, None, None]:
         """Iterate over the records; the place of an event is its id."""
         self._last_id = saved or ""
@@ -129,6 +135,7 @@ class FirehoseSource(Source):
     """A FirehoseStream of the caller's own making: its settings, callbacks and models stay in force."""
 
     skips_invalid = True
+    live = True
 
     def __init__(self, stream: FirehoseStream) -> None:
         super().__init__()
@@ -141,6 +148,11 @@ class FirehoseSource(Source):
     def reconnects(self) -> int:  # type: ignore[override]
         """How often it was connected again."""
         return max(0, self._stream.state.connects - 1)
+
+    @property
+    def invalid(self) -> int:  # type: ignore[override]
+        """How many records were no JSON."""
+        return self._stream.state.invalid
 
     def records(self, saved: Any = None) -> Generator[Record | Gap, None, None]:
         """Iterate over what the feed gives."""

@@ -14,10 +14,7 @@ import math
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -25,62 +22,16 @@ import msgspec
 from durable_streams.errors import DurableStreamError, StreamNotFoundError
 from durable_streams.protocol.request import check_url
 from durable_streams.relay.open import source_for
+from durable_streams.relay.progress import Acknowledged, RelayReport
 from durable_streams.relay.source import Gap, Record, Source
 from durable_streams.relay.state import State, StateFile, default_path, new_producer_id
 from durable_streams.relay.stored import Known, id_reader
 from durable_streams.relay.target import Producer, Target
-from durable_streams.types import HeadersLike, IdempotentAppendResult
+from durable_streams.types import HeadersLike
 
 __all__ = ["Relay", "RelayReport", "relay"]
 
 _SAVE_EVERY = 1.0  # seconds: a save waits for the disk
-
-
-@dataclass(frozen=True)
-class RelayReport:
-    """What a relay did so far.
-
-    ``records``: stored by this run and acknowledged; ``skipped``: stored before, or twice in the source;
-    ``invalid``: left out; ``gaps``: breaks in which the source may have sent what is lost; ``pending``: read and not
-    acknowledged yet; ``place``: of the source, where it has places; ``offset``: the target's, after the last record.
-    """
-
-    records: int
-    skipped: int
-    invalid: int
-    gaps: int
-    reconnects: int
-    pending: int
-    seconds: float
-    place: Any
-    offset: str
-    closed: bool
-    guarantee: str
-
-
-class _Acknowledged:
-    """What is stored, in order: the pairs of place and offset that a state may hold."""
-
-    def __init__(self, place: Any, offset: str) -> None:
-        self.records = 0
-        self.latest = self.settled = (place, 0, offset)
-        self._sent: deque[tuple[Any, int]] = deque()
-
-    def sent(self, place: Any, ids: int, future: Future[IdempotentAppendResult]) -> None:
-        """Take note of a record on its way; ``ids`` were added up to it."""
-        self._sent.append((place, ids))
-        future.add_done_callback(self._done)
-
-    def _done(self, future: Future[IdempotentAppendResult]) -> None:
-        if future.exception() is not None:
-            return  # the producer raises it
-        place, ids = self._sent.popleft()
-        offset = future.result().offset
-        # An offset is that after a whole batch: the pair is right once all of the batch is counted.
-        if offset != self.latest[2]:
-            self.settled = self.latest
-        self.latest = (place, ids, offset)
-        self.records += 1
 
 
 class Relay:
@@ -131,7 +82,7 @@ class Relay:
         self._producer: Producer | None = None
         self._known: Known | None = None
         self._state = State(offset="-1", stream=target, source=self.source.key, producer_id=new_producer_id())
-        self._acknowledged = _Acknowledged(None, "-1")
+        self._acknowledged = Acknowledged(None, "-1")
         self._place: Any = None
 
     def _state_file(self, path: str | os.PathLike[str] | None) -> StateFile | None:
@@ -166,7 +117,7 @@ class Relay:
         return RelayReport(
             records=self._acknowledged.records,
             skipped=self._skipped,
-            invalid=self._invalid,
+            invalid=self._invalid + self.source.invalid,
             gaps=self._gaps,
             reconnects=self.source.reconnects,
             pending=producer.pending_count if producer is not None else 0,
@@ -239,10 +190,11 @@ class Relay:
         else:
             self._state = saved
         self._place = self._state.place
-        self._acknowledged = _Acknowledged(self._place, self._state.offset)
-        if not self._state.clean:
+        self._acknowledged = Acknowledged(self._place, self._state.offset)
+        unclean = not self._state.clean
+        if unclean and not found.stream_closed:
             self._settle_number()
-        if self._id_of is not None or self._unsettled is not None:
+        if self._id_of is not None or (unclean and self.source.resumable):
             self._known = Known(
                 self._target,
                 self._id_of,
@@ -252,7 +204,7 @@ class Relay:
             )
             if self._state.clean:
                 self._known.forget_tail()
-        if saved is not None and not self.source.resumable:
+        if saved is not None and self.source.live and not self.source.resumable:
             self._take_gap(Gap(max(0.0, time.time() - saved.saved)))
 
     def _settle_number(self) -> None:

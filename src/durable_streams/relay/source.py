@@ -48,15 +48,18 @@ class Source:
 
     ``name`` is for messages, ``key`` for knowing the source again; ``reconnects`` counts; ``content_type`` fits a new
     target. ``skips_invalid``: leave out a record that is not JSON, and count it, instead of ending. ``ends``: whether
-    its end is an end and not only a pause, so that the target may be closed.
+    its end is an end and not only a pause, so that the target may be closed. ``live``: whether it goes on while
+    nobody listens. ``invalid``: records that it left out itself.
     """
 
     name = "the source"
     resumable = False
     skips_invalid = False
     ends = True
+    live = False
     content_type: str | None = h.JSON_CONTENT_TYPE
     reconnects = 0
+    invalid = 0
 
     def __init__(self) -> None:
         self._stopped = threading.Event()

@@ -18,7 +18,7 @@ from durable_streams.errors import StreamParseError
 from durable_streams.protocol.operations import decode_json
 from durable_streams.relay.target import Target
 
-IdReader = Callable[[bytes], "str | int | None"]
+IdReader = Callable[[bytes], str | int | None]
 
 __all__ = ["IdWindow", "Known", "Tail", "id_reader"]
 
