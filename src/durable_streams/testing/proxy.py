@@ -294,7 +294,7 @@ class _Connection:
             self._client.reset()
         elif fault.ending == "stall":
             await (asyncio.sleep(fault.seconds) if math.isfinite(fault.seconds) else asyncio.Event().wait())
-            await self._give(upstream, rest, fault.pieces)
+            await self._give(upstream, rest or await upstream.reader.read(_READ_SIZE), fault.pieces)
 
     async def _give(self, upstream: _Side, first: bytes, pieces: int, most: float = math.inf) -> bytes:
         """Send the client at most so many bytes of an answer; return what was read of it beyond that."""
@@ -303,7 +303,8 @@ class _Connection:
             now, data = (data, b"") if len(data) <= most else (data[: int(most)], data[int(most) :])
             await self._client.send(now, pieces)
             most -= len(now)
-            data = data or await upstream.reader.read(_READ_SIZE)
+            if not data and most > 0:
+                data = await upstream.reader.read(_READ_SIZE)
         return data
 
     async def _while_connected(self, work: Coroutine[Any, Any, Any]) -> Any:

@@ -49,7 +49,7 @@ def fetch_error(
     code, sent, sentence = failure.value
     message = sentence.format(
         host=urlsplit(url).netloc.rpartition("@")[2],
-        cause=_cause(original),
+        cause=_cause(failure, original),
         limit="its time limit" if limit is None else f"{limit:g} seconds",
     )
     return FetchError(
@@ -71,11 +71,13 @@ def client_closed(url: str) -> DurableStreamError:
     )
 
 
-def _cause(error: BaseException) -> str:
+def _cause(failure: Failure, error: BaseException) -> str:
     """Return what the innermost exception says: the system's own words, without the library's wrapping."""
     inner = error
     while (below := inner.__cause__ or inner.__context__) is not None:
         inner = below
+    if failure is Failure.BROKEN and isinstance(inner, ValueError) and not isinstance(inner, OSError):
+        return "the answer is malformed, or was cut"  # a parser's own words say less
     if type(inner).__module__ == "builtins" and isinstance(inner, OSError) and inner.errno:
         text = os.strerror(inner.errno)  # asyncio puts a text of its own in its place
     else:
