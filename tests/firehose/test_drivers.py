@@ -367,6 +367,22 @@ def test_a_feed_stopped_by_its_own_callback_or_consumer_ends_there(server: Scrip
     assert list(early) == []
 
 
+@pytest.mark.parametrize("kind", EVERY)
+def test_a_callback_may_stop_the_feed(kind: str, server: ScriptedServer) -> None:
+    server.replies = [send(response(200, LINES)), send(response(503))]
+    run: list[Run] = []
+    made = threading.Event()
+
+    def on_error(_: StreamError) -> None:
+        assert made.wait(20)
+        run[0].feed.stop()
+
+    run.append(Run(kind, server.root, quick(on_error=on_error)))
+    made.set()
+    run[0].join()
+    assert (run[0].error, run[0].values, len(server.requests)) == (None, VALUES, 2)
+
+
 def test_callbacks_that_raise_are_logged(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("a callback's own")

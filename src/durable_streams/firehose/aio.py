@@ -8,6 +8,7 @@ that was told is followed by its disconnect.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -55,8 +56,9 @@ class _Driver:
         """End the loop, from any thread."""
         self.stopped = True
         loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._wake)
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it may be closed, and all of its connections with it
+                loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
         if self._waiting is None:
