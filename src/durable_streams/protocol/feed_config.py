@@ -170,7 +170,7 @@ class StreamConfig:
         return self.schedule or Schedule(policy, policy, policy)
 
 
-@dataclass
+@dataclass(slots=True)
 class StreamState:
     """What is known of a feed. Read it at any moment, from any thread.
 

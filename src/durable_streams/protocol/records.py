@@ -59,21 +59,21 @@ class RecordSplitter:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the records that this chunk completes."""
-        # In a chunk below the limit only the first record can break it: no other one is lost with it.
-        pieces = (chunk,) if len(chunk) <= self._limit else chunk.splitlines(keepends=True)
         records: list[bytes] = []
-        for piece in pieces:
-            try:
+        try:
+            if len(chunk) <= self._limit:
+                # Only the first record can break the limit: no other one is lost with it.
+                return self._split(chunk)
+            for piece in chunk.splitlines(keepends=True):
                 records += self._split(piece)
-            except StreamParseError as error:
-                self.error = error
-                break
+        except StreamParseError as error:
+            self.error = error
         return records
 
     def _split(self, piece: bytes) -> list[bytes]:
         if self._events is not None:
             return [event.data for event in self._events.feed(piece)]
-        return [line for line in self._lines.feed(piece) if line]
+        return list(filter(None, self._lines.feed(piece)))
 
     @property
     def pending(self) -> bool:
