@@ -269,10 +269,10 @@ class IdempotentProducer(ProducerBase):
         try:
             await self.flush()
         finally:
-            await self._let_go()
+            await self.abandon()
 
-    async def _let_go(self) -> None:
-        """Release everything; what is not acknowledged fails."""
+    async def abandon(self) -> None:
+        """Give up what is not acknowledged and release everything, at once; whoever waits is told what was lost."""
         self._closing = True
         if not self._settled:
             self._settle(self._fail(self._abandoned()))
@@ -289,7 +289,7 @@ class IdempotentProducer(ProducerBase):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, asyncio.CancelledError):
-            await self._let_go()  # who is told to stop must not wait for a server
+            await self.abandon()  # who is told to stop must not wait for a server
             return
         try:
             await self.close()

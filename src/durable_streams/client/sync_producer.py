@@ -207,11 +207,12 @@ class SyncIdempotentProducer(ProducerBase):
         try:
             self.flush()
         finally:
-            self._stop()
+            self.abandon()
 
-    def _stop(self) -> None:
+    def abandon(self) -> None:
+        """Give up what is not acknowledged and release the threads, at once; whoever waits is told what was lost."""
         with self._changed:
-            self._stopping = True
+            self._closing = self._stopping = True
             self._work.notify_all()
             self._changed.notify_all()
             outcomes = [] if self._machine.idle else self._machine.fail(self._abandoned())

@@ -47,10 +47,11 @@ def encode_control(
 
 @dataclass(frozen=True, slots=True)
 class SSEEvent:
-    """One complete event: its type, and its data lines joined by LF."""
+    """One complete event: its type, its data lines joined by LF, and the last id that the stream named."""
 
     event: str
     data: bytes
+    id: str = ""
 
 
 _BOM = b"\xef\xbb\xbf"
@@ -64,9 +65,10 @@ class SSEDecoder:
     ``limit`` is the most bytes one event's data may have. After an error the decoder must not be fed again.
     """
 
-    __slots__ = ("_data", "_event", "_limit", "_lines", "_size", "_started")
+    __slots__ = ("_data", "_event", "_id", "_limit", "_lines", "_size", "_started")
 
-    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
+    def __init__(self, limit: int = DEFAULT_LIMIT, *, last_id: str = "") -> None:
+        self._id = last_id
         self._limit = limit
         self._lines = LineDecoder(limit + _FRAMING, bare_cr=True)
         self._started = False
@@ -88,7 +90,7 @@ class SSEDecoder:
         for line in self._lines.feed(chunk):
             if not line:
                 if self._data:
-                    events.append(SSEEvent(self._event or "message", b"\n".join(self._data)))
+                    events.append(SSEEvent(self._event or "message", b"\n".join(self._data), self._id))
                 self._reset()
             else:
                 self._field(line)
@@ -111,4 +113,6 @@ class SSEDecoder:
             self._data.append(value)
         elif name == b"event":
             self._event = value.decode("utf-8", "replace")
+        elif name == b"id" and b"\0" not in value:
+            self._id = value.decode("utf-8", "replace")
         # Anything else is a comment (a heartbeat) or a field that this protocol does not use.

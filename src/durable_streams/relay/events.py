@@ -13,8 +13,8 @@ import msgspec
 
 from durable_streams.client.transports import Exchange, Interrupt, Transport, transport_for
 from durable_streams.protocol import headers as h
-from durable_streams.protocol.lines import LineDecoder
 from durable_streams.protocol.request import Request
+from durable_streams.protocol.sse import SSEDecoder
 
 __all__ = ["EventLines", "EventTransport"]
 
@@ -25,26 +25,13 @@ class EventLines:
     """Turns chunks of an event stream into lines of JSON."""
 
     def __init__(self, last_id: str = "") -> None:
-        self._lines = LineDecoder(bare_cr=True)
-        self._id = last_id
-        self._data: list[bytes] = []
+        self._events = SSEDecoder(last_id=last_id)
 
     def feed(self, chunk: bytes) -> bytes:
         """Return the lines of the events that this chunk completes, or an empty line."""
-        done = [line for line in map(self._line, self._lines.feed(chunk)) if line is not None]
-        return b"".join(done) or b"\n"
-
-    def _line(self, line: bytes) -> bytes | None:
-        if not line:
-            data, self._data = self._data, []
-            return _encode((self._id, b"\n".join(data).decode("utf-8", "replace"))) + b"\n" if data else None
-        name, _, value = line.removeprefix(b"\xef\xbb\xbf").partition(b":")
-        value = value.removeprefix(b" ")
-        if name == b"data":
-            self._data.append(value)
-        elif name == b"id" and b"\0" not in value:
-            self._id = value.decode("utf-8", "replace")
-        return None
+        events = self._events.feed(chunk)
+        lines = [_encode((event.id, event.data.decode("utf-8", "replace"))) + b"\n" for event in events]
+        return b"".join(lines) or b"\n"
 
 
 class EventTransport:

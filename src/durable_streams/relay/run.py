@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from durable_streams.client.sync_producer import SyncIdempotentProducer
 from durable_streams.errors import DurableStreamError, StreamNotFoundError
 from durable_streams.protocol.request import check_url
 from durable_streams.relay.open import source_for
@@ -26,7 +27,7 @@ from durable_streams.relay.progress import Acknowledged, RelayReport
 from durable_streams.relay.source import Gap, Record, Source
 from durable_streams.relay.state import State, StateFile, default_path, new_producer_id
 from durable_streams.relay.stored import Known, id_reader
-from durable_streams.relay.target import Producer, Target
+from durable_streams.relay.target import Target
 from durable_streams.types import HeadersLike
 
 __all__ = ["Relay", "RelayReport", "relay"]
@@ -79,7 +80,7 @@ class Relay:
         self._unsettled: tuple[int, int] | None = None
         self._began = self._saved_at = time.monotonic()
         self._timer: threading.Timer | None = None
-        self._producer: Producer | None = None
+        self._producer: SyncIdempotentProducer | None = None
         self._known: Known | None = None
         self._state = State(offset="-1", stream=target, source=self.source.key, producer_id=new_producer_id())
         self._acknowledged = Acknowledged(None, "-1")
@@ -274,7 +275,7 @@ class Relay:
         future = producer.submit(data)
         self._acknowledged.sent(place, known.ids.added if known is not None else 0, future)
 
-    def _begin(self) -> Producer:
+    def _begin(self) -> SyncIdempotentProducer:
         """Make the producer, under an epoch that no run had before."""
         epoch = self._state.epoch + 1
         self._state = msgspec.structs.replace(self._state, epoch=epoch, clean=False)

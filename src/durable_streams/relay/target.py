@@ -21,7 +21,7 @@ from durable_streams.protocol.operations import decode_json, encode_record
 from durable_streams.protocol.retry import RetryPolicy, is_retryable_status
 from durable_streams.types import HeadersLike, HeadResult
 
-__all__ = ["Producer", "Target", "split_messages"]
+__all__ = ["Target", "split_messages"]
 
 _PATIENCE = RetryPolicy(max_retries=9, max_delay=5.0)
 """About 20 seconds: a server that is being restarted is waited for, a wrong address is told."""
@@ -29,14 +29,6 @@ _AGAIN = 0.2  # seconds until a claim whose outcome is unknown is sent again
 _PENDING = 8 * 1024 * 1024  # bytes read from the source and not acknowledged yet; then reading waits
 
 _split = msgspec.json.Decoder(list[msgspec.Raw]).decode
-
-
-class Producer(SyncIdempotentProducer):
-    """The relay's producer: tries for as long as it is asked to, and can be given up."""
-
-    def abandon(self) -> None:
-        """Give up what is not acknowledged, whatever the server does; `flush` and `append` raise."""
-        self._stop()
 
 
 class Target:
@@ -144,9 +136,9 @@ class Target:
         with self._handle(stamp) as handle:
             handle.append(record)
 
-    def producer(self, producer_id: str, epoch: int) -> Producer:
+    def producer(self, producer_id: str, epoch: int) -> SyncIdempotentProducer:
         """Return the producer for this epoch, which must be new."""
-        return Producer(
+        return SyncIdempotentProducer(
             self.url,
             producer_id,
             epoch=epoch,
