@@ -540,7 +540,8 @@ def unused_port() -> int:
 def test_what_no_server_answers(kind: str) -> None:
     run = Run(kind, f"http://127.0.0.1:{unused_port()}/", quick(max_retries=2)).join()
     assert isinstance(run.error, StreamError)
-    assert run.error.error_type is StreamErrorType.CONNECTION_ERROR
+    assert run.error.error_type is StreamErrorType.FATAL_ERROR
+    assert run.error.__cause__.error_type is StreamErrorType.CONNECTION_ERROR
     assert "after 2 retries" in str(run.error)
 
 

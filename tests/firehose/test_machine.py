@@ -243,8 +243,10 @@ def test_the_last_error_keeps_status_body_and_cause() -> None:
     error = Player(plain(max_retries=1)).play(*[refusal(503, b"down", retry_after="2")] * 3).error
     assert error is not None
     assert (error.status_code, error.response_body, error.retry_after) == (503, "down", 2)
-    assert error.error_type is KIND.SERVER_ERROR
+    assert error.error_type is KIND.FATAL_ERROR
+    assert not error.is_retryable
     assert isinstance(error.__cause__, StreamError)
+    assert error.__cause__.error_type is KIND.SERVER_ERROR
     assert (
         str(error) == "Gave up after 1 retry in a row without data: The feed answered 503: the server failed."
     )
@@ -253,7 +255,7 @@ def test_the_last_error_keeps_status_body_and_cause() -> None:
     assert cut.original_exception is CUT
     ended = Player(plain(max_retries=0)).play(Answer()).error
     assert ended is not None
-    assert ended.error_type is KIND.STREAM_INTERRUPTED
+    assert ended.error_type is KIND.FATAL_ERROR
 
 
 def test_a_401_after_success_gets_one_immediate_attempt() -> None:

@@ -25,7 +25,6 @@ from durable_streams.protocol import headers as h
 from durable_streams.protocol.feed_config import Attempt, Schedule, Series, StreamConfig, StreamState
 from durable_streams.protocol.feed_errors import (
     StreamError,
-    StreamErrorType,
     from_failure,
     from_payload,
     from_refusal,
@@ -272,9 +271,7 @@ class Feed:
         retries = self.state.retry_count
         message = f"Gave up after {retries} {'retry' if retries == 1 else 'retries'} in a row without data"
         if failure is None:
-            return StreamError(
-                f"{message}: the feed ended each time.", StreamErrorType.STREAM_INTERRUPTED, url=self.url
-            )
+            return StreamError(f"{message}: the feed ended each time.", url=self.url)
         return failure.as_final(f"{message}: {failure.message}")
 
 
@@ -298,7 +295,7 @@ class _Waits:
         delay = series.delay(place, self._random, failure.retry_after if failure else None)
         if failure is None:
             # A server that ends all its connections at once must not be met by all of them at once.
-            least = series.initial_delay * (1 + 0.5 * self._random())
+            least = series.initial_delay * (1 + (0.5 * self._random() if series.jitter else 0.0))
             delay = max(delay, min(least, series.max_delay))
         return delay
 

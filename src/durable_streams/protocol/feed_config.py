@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from durable_streams.protocol.feed_errors import StreamError, StreamErrorType
@@ -45,6 +45,10 @@ class Series(Protocol):
     def max_delay(self) -> float:
         """The longest wait that the series has on its own."""
 
+    @property
+    def jitter(self) -> float:
+        """By what fraction at most a wait is changed at random; 0 for waits that are always the same."""
+
     def delay(self, retry: int, random: Callable[[], float], retry_after: float | None = None) -> float:
         """Return the seconds to wait before retry number ``retry`` (from 0), at least ``retry_after``."""
 
@@ -55,6 +59,7 @@ class Linear:
 
     initial_delay: float
     max_delay: float
+    jitter: float = field(default=0.0, init=False)
 
     def delay(self, retry: int, random: Callable[[], float], retry_after: float | None = None) -> float:
         """See Series."""

@@ -82,15 +82,14 @@ class StreamError(DurableStreamError):
         return self.error_type in _RETRYABLE if self._retryable is None else self._retryable
 
     def as_final(self, message: str) -> StreamError:
-        """Return the error that ends the feed because of this one: all it knows, with another message."""
+        """Return the fatal error that ends the feed because of this one: all it knows, with another message."""
         return StreamError(
             message,
-            self.error_type,
+            StreamErrorType.FATAL_ERROR,
             self.original_exception or self,
             self.status_code,
             self.response_body,
             self.headers,
-            retryable=self._retryable,
             code=self.code,
             details=self.details,
             url=self.url,

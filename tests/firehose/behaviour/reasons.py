@@ -18,8 +18,6 @@ REASONS = {
     "slow_plain": "Bytes are handed on as they come, whatever `chunk_size` says.",
     "regular_end": _PAIRED,
     "breaks": _PAIRED,
-    "refused": "The last error is of the kind of what it ended with.",
-    "no_retries": "The last error is of the kind of what it ended with.",
     "jitter": "`max_backoff` is a maximum.",
     "overflow": "The series is computed without overflow.",
     "accepts_and_drops": "Only data starts the series over, and `max_retries` counts attempts without data.",

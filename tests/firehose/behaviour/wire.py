@@ -31,7 +31,7 @@ def answer(status: int, body: bytes = b"", **headers: str) -> Reply:
 
     def reply(connection: socket.socket) -> None:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        _send_head(connection, status, {"content-length": str(len(body)), **named})
+        _send_head(connection, status, {"content-length": str(len(body)), "connection": "close", **named})
         connection.sendall(body)
         raise ConnectionAbortedError
 
