@@ -67,7 +67,7 @@ def _raw(record: bytes) -> bytes:
         _check(record)
     except msgspec.DecodeError:
         decode_json(record)  # numbers beyond a double are valid
-    return record
+    return record.rstrip(b"\r")
 
 
 def _applied(function: Callable[[Any], Any], record: bytes) -> Any:

@@ -19,14 +19,16 @@ DEFAULT_LIMIT = 64 * 1024 * 1024
 class LineDecoder:
     """Splits chunks into lines, without their ends. ``bare_cr``: a CR alone ends a line too, as SSE wants.
 
-    ``limit`` is the most bytes one line may have.
+    ``keep_cr``: the CR of a CRLF stays with its line, for whom it is but white space: taking it off costs more than
+    finding the line did. ``limit`` is the most bytes one line may have.
     """
 
-    __slots__ = ("_after_cr", "_bare_cr", "_limit", "_parts", "_size")
+    __slots__ = ("_after_cr", "_bare_cr", "_keep_cr", "_limit", "_parts", "_size")
 
-    def __init__(self, limit: int = DEFAULT_LIMIT, *, bare_cr: bool = False) -> None:
+    def __init__(self, limit: int = DEFAULT_LIMIT, *, bare_cr: bool = False, keep_cr: bool = False) -> None:
         self._limit = limit
         self._bare_cr = bare_cr
+        self._keep_cr = keep_cr
         self._parts: list[bytes] = []
         self._size = 0
         self._after_cr = False
@@ -51,7 +53,7 @@ class LineDecoder:
         lines = [b"".join(self._parts), *rest]
         self._parts, self._size = [], 0
         self._hold(tail)
-        if not self._bare_cr:
+        if not (self._bare_cr or self._keep_cr):
             lines = [line[:-1] if line[-1:] == b"\r" else line for line in lines]  # half of endswith's time
         return lines
 

@@ -46,13 +46,15 @@ Item = list[Any] | Invalid | Problem
 
 
 class RecordSplitter:
-    """Cuts chunks into records, still encoded. Empty lines and comments (heartbeats) are none.
+    """Cuts chunks into records, still encoded, some with the CR of their line's end.
+
+    Empty lines and comments (heartbeats) are none.
 
     ``limit``: the most bytes one record may have. One that has more sets `error`, and ends the splitter's use.
     """
 
     def __init__(self, form: Literal["ndjson", "sse"] = "ndjson", limit: int = DEFAULT_LIMIT) -> None:
-        self._lines = LineDecoder(limit)
+        self._lines = LineDecoder(limit, keep_cr=True)
         self._events = SSEDecoder(limit) if form == "sse" else None
         self._limit = limit
         self.error: StreamParseError | None = None
@@ -73,7 +75,7 @@ class RecordSplitter:
     def _split(self, piece: bytes) -> list[bytes]:
         if self._events is not None:
             return [event.data for event in self._events.feed(piece)]
-        return list(filter(None, self._lines.feed(piece)))
+        return [line for line in self._lines.feed(piece) if line and line != b"\r"]
 
     @property
     def pending(self) -> bool:
@@ -169,10 +171,10 @@ class RecordDecoder:
             if self._problems and _may_be_problem(record):
                 payload = decode_json(record)
                 if isinstance(payload, dict) and _is_problem(payload):
-                    return Problem(record, payload)
+                    return Problem(record.rstrip(b"\r"), payload)
             return self._one(record)
         except Exception as error:  # noqa: BLE001 - a validator's own
-            return Invalid(record, error)
+            return Invalid(record.rstrip(b"\r"), error)
 
 
 _AT_ONCE = 32  # values: of more, alive at the same time, the garbage collector makes more work than they are
