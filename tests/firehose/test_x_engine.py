@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,6 +76,13 @@ def reading(
     finally:
         feed.stop()
         reader.join()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -192,11 +199,9 @@ def test_one_connection_too_many_is_tried_again_until_there_is_room(x: XFiltered
     with reading(x) as first:
         publish_and_read(x, first, 1)
         with reading(x, on_error=errors.append, max_retries=-1) as second:
-            deadline = time.monotonic() + 20
-            while not errors and time.monotonic() < deadline:
-                time.sleep(0.02)
+            eventually(lambda: bool(errors))
             first.feed.stop()
-            x.wait_for_no_connection()
+            eventually(lambda: second.feed.state.is_connected)
             assert publish_and_read(x, second, 2) == [2]
     assert errors[0].status_code == 429
     assert errors[0].is_retryable
