@@ -140,13 +140,16 @@ class IdempotentProducer(ProducerBase):
             self._add(self._machine.encode(data), ticket)
         return ticket
 
-    def _add(self, record: bytes, ticket: _Ticket | None) -> None:
+    def _add(self, record: bytes, ticket: _Ticket | None) -> bool:
+        """Queue an encoded record; return whether a batch has begun or ended with it."""
         machine = self._machine
         self._check_usable()
         if machine.error is None and not machine.has_room(len(record)):
             raise self._full()
-        if machine.add(record, time.monotonic(), ticket):
+        woken = machine.add(record, time.monotonic(), ticket)
+        if woken:
             self._turn()
+        return woken
 
     def _check_usable(self) -> None:
         if self._closing and self._machine.error is None:

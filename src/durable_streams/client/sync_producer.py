@@ -142,6 +142,11 @@ class SyncIdempotentProducer(ProducerBase):
                 self._check_usable()
             if machine.add(record, time.monotonic(), ticket):
                 self._wake_sender()
+            sending = machine.in_flight_count > 0
+        if sending:
+            # Let go of the interpreter: a sender needs it for a moment after each call into the system, and would wait
+            # for the interpreter's own switch, 5 ms, each time.
+            time.sleep(0)
 
     def _learn_content_type(self) -> None:
         with self._learning:

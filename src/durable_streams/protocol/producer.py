@@ -32,6 +32,9 @@ from durable_streams.types import IdempotentAppendResult
 
 __all__ = ["Producer"]
 
+_STRIDE = (
+    32 * 1024
+)  # bytes that `fits` takes before the driver comes by `add` again, and may look after its senders
 _MOST_CLAIMS = 10  # in a row without one acknowledgement: then another producer is alive and claims too
 
 
@@ -137,9 +140,8 @@ class Producer:
         self._size += len(record) + 1
         if ticket is not None:
             self._tickets.append(ticket)
-        self._fits_to = min(
-            settings.max_batch_bytes - 1, self._size + settings.max_pending_bytes - self.pending_bytes
-        )
+        room = settings.max_pending_bytes - self.pending_bytes
+        self._fits_to = min(settings.max_batch_bytes - 1, self._size + min(room, _STRIDE))
         return woken or self._is_full()
 
     def flush(self) -> Barrier:
