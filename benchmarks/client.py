@@ -6,15 +6,13 @@ python benchmarks/client.py [--rounds N] [--quick] [--only GROUP ...] [--no-peer
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 from pathlib import Path
 
 import client_groups as groups
 from client_groups import ALONE, BOTH, CONCURRENTLY, NEEDED, OURS, PEER, PEER_SHARED, READ_KINDS, Bench
 from processes import BenchmarkError
-from results import Results, Target, show, show_samples, write
+from results import Results, Target, report
 from rich.console import Console
 
 MEASURES = {
@@ -99,7 +97,7 @@ def main() -> int:
         if plan.peer:
             groups.install_peer_client()
     except BenchmarkError as error:
-        console.print(f"[red]benchmark:[/] {error}", highlight=False)
+        console.print(f"[red]benchmark:[/] {error}; --no-peer does without", highlight=False)
         return 1
     for number in range(plan.rounds):
         plan.round = number
@@ -110,28 +108,9 @@ def main() -> int:
             except BenchmarkError as error:
                 console.print(f"[red]benchmark:[/] {error}", highlight=False)
                 failures += 1
-    report(console, args, plan, results)
+    targets = [target for group in args.only for target in TARGETS[group]]
+    report(console, results, targets, "official client", notes=plan.notes, output=args.json)
     return 1 if failures else 0
-
-
-def report(console: Console, args: argparse.Namespace, plan: Bench, results: Results) -> None:
-    verdicts = [
-        verdict
-        for group in args.only
-        for target in TARGETS[group]
-        if (verdict := target.judge(results)) is not None
-    ]
-    about = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "Python": platform.python_version(),
-    }
-    show_samples(console, results)
-    show(console, verdicts, ", ".join(f"{key} {value}" for key, value in about.items()), "official client")
-    for name, note in plan.notes.items():
-        console.print(f"{name}: {note}.", highlight=False)
-    if args.json:
-        write(args.json, {**about, "notes": plan.notes}, results, verdicts)
 
 
 def parse_arguments() -> argparse.Namespace:

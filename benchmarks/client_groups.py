@@ -12,7 +12,7 @@ from http.client import HTTPConnection
 from typing import Any
 
 from client_worker import message
-from processes import HERE, MEMORY, SQLITE, BenchmarkError, Server, serving
+from processes import HERE, MEMORY, SQLITE, BenchmarkError, Server, install_pinned, serving
 from reads import follow
 from results import Plan, Results
 
@@ -81,29 +81,8 @@ def work(who: str, arguments: list[str]) -> Any:
 
 
 def install_peer_client() -> None:
-    """Install the pinned official package into a venv of its own, when there is none or the pins are newer."""
-    pins, marker = HERE / "peer" / "requirements.txt", PEER_VENV / "installed"
-    if marker.exists() and marker.stat().st_mtime >= pins.stat().st_mtime:
-        return
-    python = str(PEER_VENV / "bin" / "python")
-    for command in (
-        [sys.executable, "-m", "venv", "--clear", str(PEER_VENV)],
-        [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "-r",
-            str(pins),
-        ],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise BenchmarkError(f"the peer cannot be installed (--no-peer does without): {done.stderr}")
-    marker.touch()
+    """Install the pinned official package."""
+    install_pinned("the peer", HERE / "peer" / "requirements.txt", PEER_VENV)
 
 
 def measure_calls(plan: Bench, results: Results) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from typing import Any
 
 from official_xdk import VERSION, install
 from processes import HERE, BenchmarkError
-from results import Results, Target, show, show_samples, write
+from results import Results, Target, report
 from rich.console import Console
 
 OURS, PEER, ASYNC = "ours", "peer", "ours, async"
@@ -195,29 +194,9 @@ def main() -> int:
             except BenchmarkError as error:
                 console.print(f"[red]benchmark:[/] {error}", highlight=False)
                 failures += 1
-    report(console, args, bench, results)
+    targets = [target for group in args.only for target in TARGETS[group]]
+    report(console, results, targets, f"official xdk {VERSION}", notes=bench.notes, output=args.json)
     return 1 if failures else 0
-
-
-def report(console: Console, args: argparse.Namespace, bench: Bench, results: Results) -> None:
-    verdicts = [
-        verdict
-        for group in args.only
-        for target in TARGETS[group]
-        if (verdict := target.judge(results)) is not None
-    ]
-    about: dict[str, object] = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "Python": platform.python_version(),
-    }
-    show_samples(console, results)
-    caption = ", ".join(f"{key} {value}" for key, value in about.items())
-    show(console, verdicts, caption, f"official xdk {VERSION}")
-    for name, note in bench.notes.items():
-        console.print(f"{name}: {note}.", highlight=False)
-    if args.json:
-        write(args.json, {**about, "notes": bench.notes}, results, verdicts)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -31,6 +31,20 @@ class BenchmarkError(Exception):
     """A measurement cannot be made; one sentence says why."""
 
 
+def install_pinned(what: str, pins: Path, venv: Path) -> Path:
+    """Install a peer into a venv of its own, unless the one there has these pins; return its interpreter."""
+    python, marker = venv / "bin" / "python", venv / "installed"
+    if marker.exists() and marker.stat().st_mtime >= pins.stat().st_mtime:
+        return python
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    for command in ([sys.executable, "-m", "venv", "--clear", str(venv)], [*pip, "-r", str(pins)]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BenchmarkError(f"{what} cannot be installed: {done.stderr}")
+    marker.touch()
+    return python
+
+
 @dataclass(frozen=True)
 class Server:
     """A running server; ``started`` is how many seconds it took until its ready line."""

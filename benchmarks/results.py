@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -99,7 +101,7 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def show(console: Console, verdicts: list[Verdict], caption: str, peer: str = "reference server") -> None:
+def show(console: Console, verdicts: list[Verdict], caption: str, peer: str) -> None:
     table = Table(title=f"Durable Streams: ours against the {peer}", caption=caption)
     table.add_column("measurement")
     table.add_column("ours", justify="right")
@@ -145,3 +147,29 @@ def write(path: Path, machine: dict[str, object], results: Results, verdicts: li
     ]
     document = {"machine": machine, "targets": targets, "samples": dict(results.samples)}
     path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def report(
+    console: Console,
+    results: Results,
+    targets: list[Target],
+    against: str,
+    *,
+    about: dict[str, object] | None = None,
+    notes: dict[str, str] | None = None,
+    output: Path | None = None,
+) -> None:
+    """Show what was measured and what was wanted, and write it to ``output`` where given."""
+    machine = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "Python": platform.python_version(),
+        **(about or {}),
+    }
+    verdicts = [verdict for target in targets if (verdict := target.judge(results)) is not None]
+    show_samples(console, results)
+    show(console, verdicts, ", ".join(f"{key} {value}" for key, value in machine.items()), against)
+    for name, note in (notes or {}).items():
+        console.print(f"{name}: {note}.", highlight=False)
+    if output:
+        write(output, machine if notes is None else {**machine, "notes": notes}, results, verdicts)

@@ -6,8 +6,6 @@ python benchmarks/server.py [--rounds N] [--quick] [--only GROUP ...] [--no-peer
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -26,7 +24,7 @@ from processes import (
     BenchmarkError,
     install_peer,
 )
-from results import Plan, Results, Target, show, show_samples, write
+from results import Plan, Results, Target, report
 from rich.console import Console
 from wrk import require_wrk
 
@@ -116,17 +114,8 @@ def main() -> int:
     except BenchmarkError as error:
         console.print(f"[red]benchmark:[/] {error}", highlight=False)
         return 1
-    verdicts = [
-        verdict
-        for group in args.only
-        for target in TARGETS[group]
-        if (verdict := target.judge(results)) is not None
-    ]
-    about = machine()
-    show_samples(console, results)
-    show(console, verdicts, ", ".join(f"{key} {value}" for key, value in about.items()))
-    if args.json:
-        write(args.json, about, results, verdicts)
+    targets = [target for group in args.only for target in TARGETS[group]]
+    report(console, results, targets, "reference server", about={"Node": node_version()}, output=args.json)
     return 1 if failures else 0
 
 
@@ -182,15 +171,13 @@ def measure(console: Console, plan: Plan, results: Results, only: list[str]) -> 
     return failures
 
 
-def machine() -> dict[str, object]:
-    """Describe where the figures come from."""
-    node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "Python": platform.python_version(),
-        "Node": node.lstrip("v"),
-    }
+def node_version() -> str:
+    """Return what the peer runs on."""
+    return (
+        subprocess.run(["node", "--version"], capture_output=True, text=True, check=False)
+        .stdout.strip()
+        .lstrip("v")
+    )
 
 
 if __name__ == "__main__":

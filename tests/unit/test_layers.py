@@ -14,14 +14,15 @@ HOME = Path(durable_streams.__file__).parent
 # What each layer may import of ours, besides itself.
 ALLOWED = {
     "errors": set(),
+    "lazy": set(),
     "types": set(),
     "protocol": {"errors", "types"},
     "stores": {"protocol"},
     "server": {"stores", "protocol"},
     "client": {"protocol", "errors", "types"},
-    "firehose": {"client", "protocol", "errors", "types"},
+    "firehose": {"client", "protocol", "errors", "types", "lazy"},
     "relay": {"firehose", "client", "protocol", "errors", "types"},
-    "testing": {"server", "stores", "protocol", "client", "errors", "types"},
+    "testing": {"server", "stores", "protocol", "client", "errors", "types", "lazy"},
     "cli": {"relay", "client", "server", "protocol", "errors", "types", "__init__"},
 }
 

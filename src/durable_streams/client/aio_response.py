@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import sys
 from collections.abc import AsyncIterator, Callable, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -28,6 +27,7 @@ from durable_streams.client.views import (
     merge_bodies,
     merge_texts,
 )
+from durable_streams.client.waking import Wait
 from durable_streams.errors import FetchError
 from durable_streams.protocol import operations
 from durable_streams.protocol.following import READ, RELEASE, Effect, Failure
@@ -54,8 +54,7 @@ class AsyncStreamResponse(ResponseBase):
         self._exchange: AsyncExchange | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
-        self._waiting: asyncio.Task[Any] | None = None
-        self._woken = False
+        self._wait = Wait()
 
     async def start(self) -> Self:
         """Make the first request, whose failure is raised here; return the response itself."""
@@ -78,12 +77,11 @@ class AsyncStreamResponse(ResponseBase):
     async def aclose(self) -> None:
         """End the read and release its connection. From another task it wakes a read that waits."""
         self._closed = True
-        if self._waiting is None:
-            await self._release()
-        elif not self._woken:
+        if self._wait.busy:
             # The task that reads releases its connection itself: it alone knows when it is done with it.
-            self._woken = True
-            self._waiting.cancel()
+            self._wait.wake()
+        else:
+            await self._release()
         # Now, not when the loop finds the abandoned iterator: by then another read may be under way.
         await self._save()
 
@@ -231,17 +229,17 @@ class AsyncStreamResponse(ResponseBase):
         try:
             if self._closed:
                 return None
-            self._waiting = asyncio.current_task()
+            self._wait.begin()
             answer = await self._do(effect)
         except FetchError as error:
             # Where the read was closed, the break is ours and no failure.
             return None if self._closed else self._failed_effect(error)
         except asyncio.CancelledError:
-            if not self._woken_by_us():
+            if not self._wait.take_back():
                 raise
             return None
         finally:
-            self._waiting = None
+            self._wait.end()
             if self._closed:
                 await self._release()
         return None if self._closed else self._next_effect(answer)
@@ -264,14 +262,6 @@ class AsyncStreamResponse(ResponseBase):
         self._exchange = await open_exchange(effect, self._call)
         self._status_text = self._exchange.reason
         return self._exchange
-
-    def _woken_by_us(self) -> bool:
-        """Whether a cancellation is only that of `aclose`, and take it back."""
-        if not self._woken or self._waiting is None:
-            return False
-        self._woken = False
-        # Python 3.10 cannot tell one cancellation from two.
-        return sys.version_info < (3, 11) or self._waiting.uncancel() == 0
 
     async def _release(self) -> None:
         exchange, self._exchange = self._exchange, None

@@ -5,8 +5,9 @@ The names here are the whole public engine. They are imported at first use, so t
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from durable_streams.lazy import lazy_names
 
 if TYPE_CHECKING:
     from durable_streams.firehose.aio import AsyncFirehoseStream, astream_with_retry
@@ -45,14 +46,6 @@ _HOMES = {
     "backfill": "firehose.params",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"durable_streams.{_HOMES.get(name, 'protocol.feed_config')}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__, {name: _HOMES.get(name, "protocol.feed_config") for name in __all__}
+)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from durable_streams.client.transports import AsyncExchange, AsyncTransport, async_transport_for
+from durable_streams.client.waking import Wait
 from durable_streams.errors import DurableStreamError
 from durable_streams.firehose.base import (
     AsyncValues,
@@ -48,8 +48,7 @@ class _Driver:
         self._transport: AsyncTransport = async_transport_for(client)
         self._exchange: AsyncExchange | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiting: asyncio.Task[Any] | None = None
-        self._woken = False
+        self._wait = Wait()
         self._closing: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
@@ -61,13 +60,12 @@ class _Driver:
                 loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
-        if self._waiting is None:
+        if self._wait.busy:
+            # The task that reads releases its connection itself: it alone knows when it is done with it.
+            self._wait.wake()
+        else:
             # Nobody may come for the next record, and the connection should not wait for them.
             self._closing = asyncio.ensure_future(self._release())
-        elif not self._woken:
-            # The task that reads releases its connection itself: it alone knows when it is done with it.
-            self._woken = True
-            self._waiting.cancel()
 
     async def records(self) -> AsyncGenerator[Any, None]:
         """Return the records as a generator, which leaves no connection behind on any way out."""
@@ -100,18 +98,18 @@ class _Driver:
         """Do what the loop asks for; return its next effect, None once it was stopped."""
         if self._is_stopped():
             return None
-        self._waiting = asyncio.current_task()
+        self._wait.begin()
         try:
             answer = await self._do(effect)
         except DurableStreamError as error:
             # Once it was stopped, the break is ours and no failure.
             return None if self._is_stopped() else flow.throw(error)
         except asyncio.CancelledError:
-            if not self._woken_by_us():
+            if not self._wait.take_back():
                 raise
             return None
         finally:
-            self._waiting = None
+            self._wait.end()
             if self.stopped:
                 await self._release()
         return None if self._is_stopped() else flow.send(answer)
@@ -151,14 +149,6 @@ class _Driver:
                 await result
         except Exception:  # noqa: BLE001 - the caller's own
             logger.exception("The callback %s of a feed raised.", told.callback)
-
-    def _woken_by_us(self) -> bool:
-        """Whether a cancellation is only that of `stop`, and take it back."""
-        if not self._woken or self._waiting is None:
-            return False
-        self._woken = False
-        # Python 3.10 cannot tell one cancellation from two.
-        return sys.version_info < (3, 11) or self._waiting.uncancel() == 0
 
     async def _release(self) -> None:
         exchange, self._exchange = self._exchange, None

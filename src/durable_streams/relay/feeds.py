@@ -24,15 +24,48 @@ __all__ = ["FeedSource", "FirehoseSource"]
 _decode_event = msgspec.json.Decoder(tuple[str, str]).decode
 
 
-class FeedSource(Source):
+class _Feed(Source):
+    """A source that is a FirehoseStream."""
+
+    skips_invalid = True
+    live = True
+    _stream: FirehoseStream
+
+    @property
+    def promise(self) -> str:
+        """See Source."""
+        if self.resumable:
+            return (
+                f"exactly once, as long as {self.name} gives its events ids and resumes after the Last-Event-ID "
+                "that it is sent."
+            )
+        return (
+            f"gaps possible: {self.name} cannot be resumed, so what it sends while it is not listened to is lost, "
+            "and what it sends again is stored again; an id field prevents the latter."
+        )
+
+    @property
+    def reconnects(self) -> int:  # type: ignore[override]
+        """How often it was connected again."""
+        return max(0, self._stream.state.connects - 1)
+
+    @property
+    def invalid(self) -> int:  # type: ignore[override]
+        """How many records were no JSON."""
+        return self._stream.state.invalid
+
+    def stop(self) -> None:
+        """End the feed."""
+        super().stop()
+        self._stream.stop()
+
+
+class FeedSource(_Feed):
     """An HTTP feed of NDJSON or, by its content type, of server-sent events.
 
     ``resumable``: whether it takes Last-Event-ID. ``headers``: of every attempt. ``follow``: reconnect after a clean
     end too; without it the end is the source's end. Its records are the data of events and the lines of NDJSON.
     """
-
-    skips_invalid = True
-    live = True
 
     def __init__(
         self,
@@ -72,29 +105,6 @@ class FeedSource(Source):
         """The whole URL."""
         return self._stream.url
 
-    @property
-    def promise(self) -> str:
-        """See Source."""
-        if self.resumable:
-            return (
-                f"exactly once, as long as {self.name} gives its events ids and resumes after the Last-Event-ID "
-                "that it is sent."
-            )
-        return (
-            f"gaps possible: {self.name} cannot be resumed, so what it sends while it is not listened to is lost, "
-            "and what it sends again is stored again; an id field prevents the latter."
-        )
-
-    @property
-    def reconnects(self) -> int:  # type: ignore[override]
-        """How often it was connected again."""
-        return max(0, self._stream.state.connects - 1)
-
-    @property
-    def invalid(self) -> int:  # type: ignore[override]
-        """How many records were no JSON."""
-        return self._stream.state.invalid
-
     def records(self, saved: Any = None) -> Generator[Record | Gap, None, None]:
         """Iterate over the records; the place of an event is its id."""
         self._last_id = saved or ""
@@ -104,11 +114,6 @@ class FeedSource(Source):
                     yield self._gaps.popleft()
                 self._last_id = record.place or ""
                 yield record
-
-    def stop(self) -> None:
-        """End the feed."""
-        super().stop()
-        self._stream.stop()
 
     def validate_json(self, line: bytes) -> Record:
         """Return the record of a line as the transport gives it; raises for what is not JSON."""
@@ -131,28 +136,13 @@ class FeedSource(Source):
             self._stream.stop()
 
 
-class FirehoseSource(Source):
+class FirehoseSource(_Feed):
     """A FirehoseStream of the caller's own making: its settings, callbacks and models stay in force."""
-
-    skips_invalid = True
-    live = True
 
     def __init__(self, stream: FirehoseStream) -> None:
         super().__init__()
         self._stream = stream
         self.name = stream.url.partition("?")[0]
-
-    promise = FeedSource.promise
-
-    @property
-    def reconnects(self) -> int:  # type: ignore[override]
-        """How often it was connected again."""
-        return max(0, self._stream.state.connects - 1)
-
-    @property
-    def invalid(self) -> int:  # type: ignore[override]
-        """How many records were no JSON."""
-        return self._stream.state.invalid
 
     def records(self, saved: Any = None) -> Generator[Record | Gap, None, None]:
         """Iterate over what the feed gives."""
@@ -160,8 +150,3 @@ class FirehoseSource(Source):
         with self._stream:
             for record in self._stream:
                 yield Record(record)
-
-    def stop(self) -> None:
-        """End the feed."""
-        super().stop()
-        self._stream.stop()

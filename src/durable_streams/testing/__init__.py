@@ -5,8 +5,9 @@ The names are imported at first use: every pytest run of every user imports this
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from durable_streams.lazy import lazy_names
 
 if TYPE_CHECKING:
     from durable_streams.testing.chaos import ChaosProxy
@@ -16,21 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ChaosProxy", "Faults", "InMemoryStreamServer", "XFilteredStream"]
 
-_HOMES = {
-    "ChaosProxy": "chaos",
-    "Faults": "faults",
-    "InMemoryStreamServer": "server",
-    "XFilteredStream": "x_stream",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ChaosProxy": "testing.chaos",
+        "Faults": "testing.faults",
+        "InMemoryStreamServer": "testing.server",
+        "XFilteredStream": "testing.x_stream",
+    },
+)

@@ -6,11 +6,15 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any, Generic, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from durable_streams.server.run import run_to_end
 
-__all__ = ["Background"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Background", "Stoppable"]
 
 T = TypeVar("T")
 
@@ -50,3 +54,21 @@ class Background(Generic[T]):
             if started.done():
                 raise
             started.set_exception(error)
+
+
+class Stoppable:
+    """What runs in the background until it is stopped: by `stop`, or at the end of a ``with`` block."""
+
+    _background: Background[Any]
+
+    def stop(self) -> None:
+        """End all connections and stop. Calling it again does nothing."""
+        self._background.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

@@ -13,12 +13,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from durable_streams.protocol import headers as h
-from durable_streams.testing.background import Background
+from durable_streams.testing.background import Background, Stoppable
 from durable_streams.testing.faults import answer
 from durable_streams.testing.proxy import NOTHING, Fault, Head, Proxy
 
@@ -27,7 +26,7 @@ __all__ = ["ChaosProxy"]
 _BREAKS: tuple[Literal["close", "reset"], ...] = ("close", "reset")
 
 
-class ChaosProxy:
+class ChaosProxy(Stoppable):
     """Stands between clients and the server at ``target`` (an http URL) and fails at random.
 
     It cuts connections, with a reset or a plain end, before, while or after a request is delivered; delays and
@@ -79,18 +78,6 @@ class ChaosProxy:
     def calm(self) -> None:
         """Let everything through untouched from now on."""
         self._calm.set()
-
-    def stop(self) -> None:
-        """End all connections. Calling it again does nothing."""
-        self._background.stop()
-
-    def __enter__(self) -> ChaosProxy:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def _plan(self, head: Head) -> Fault | None:
         asked = _identity(head)

@@ -6,20 +6,19 @@ import asyncio
 import socket
 from collections.abc import Callable
 from dataclasses import replace
-from types import TracebackType
 from urllib.parse import urlsplit
 
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import STREAM_ROOT
 from durable_streams.server.run import ServerStartError, run_server
-from durable_streams.testing.background import Background
+from durable_streams.testing.background import Background, Stoppable
 from durable_streams.testing.faults import Faults
 from durable_streams.testing.proxy import Proxy
 
 __all__ = ["InMemoryStreamServer"]
 
 
-class InMemoryStreamServer:
+class InMemoryStreamServer(Stoppable):
     """The durable-streams server with a store in memory, running when the constructor returns.
 
     ``port`` 0 picks a free one; ``config`` sets everything else. ``base_url`` is the server's origin,
@@ -63,18 +62,6 @@ class InMemoryStreamServer:
     def url(self, path: str) -> str:
         """Return the URL of the stream at ``path``, such as ``/test``."""
         return f"{self._base_url}{STREAM_ROOT}{path.lstrip('/')}"
-
-    def stop(self) -> None:
-        """End all reads, stop the server and forget its streams. Calling it again does nothing."""
-        self._background.stop()
-
-    def __enter__(self) -> InMemoryStreamServer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -13,12 +13,11 @@ import socket
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from types import TracebackType
 from typing import Any, TypeVar
 
 from aiohttp import web
 
-from durable_streams.testing.background import Background
+from durable_streams.testing.background import Background, Stoppable
 from durable_streams.testing.faults import Faults
 from durable_streams.testing.proxy import Proxy
 from durable_streams.testing.x_feed import LONGEST_BACKFILL, Feed, RateLimit
@@ -54,7 +53,7 @@ class Attempt:
     headers: dict[str, str]
 
 
-class XFilteredStream:
+class XFilteredStream(Stoppable):
     """The filtered stream of X API v2, running when the constructor returns; ``stream_url``, ``rules_url``.
 
     ``publish(record)`` sends a record to whoever is connected, with the ``matching_rules`` that match it.
@@ -167,18 +166,6 @@ class XFilteredStream:
             body=_encoded(_problem(status)),
             headers={"content-type": "application/json; charset=utf-8", **named},
         )
-
-    def stop(self) -> None:
-        """End all connections and stop. Calling it again does nothing."""
-        self._background.stop()
-
-    def __enter__(self) -> XFilteredStream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     # -- the server
 

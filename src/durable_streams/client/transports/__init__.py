@@ -7,9 +7,10 @@ follows no redirects, repeats nothing, and raises FetchError for whatever its li
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
+from durable_streams.protocol.following import Head
 from durable_streams.protocol.request import Request
 
 __all__ = [
@@ -23,17 +24,15 @@ __all__ = [
 ]
 
 
-class Exchange(Protocol):
+class _Answer(Head, Protocol):
     """One answer. ``headers`` have lower-case names."""
 
     @property
-    def status(self) -> int: ...  # noqa: D102
+    def reason(self) -> str: ...
 
-    @property
-    def reason(self) -> str: ...  # noqa: D102
 
-    @property
-    def headers(self) -> Mapping[str, str]: ...  # noqa: D102
+class Exchange(_Answer, Protocol):
+    """One answer, and its body piece by piece."""
 
     def read(self) -> bytes:
         """Return the next bytes as soon as there are some, ``b""`` at the end; raises FetchError."""
@@ -53,17 +52,8 @@ class Transport(Protocol):
         """
 
 
-class AsyncExchange(Protocol):
-    """One answer. ``headers`` have lower-case names."""
-
-    @property
-    def status(self) -> int: ...  # noqa: D102
-
-    @property
-    def reason(self) -> str: ...  # noqa: D102
-
-    @property
-    def headers(self) -> Mapping[str, str]: ...  # noqa: D102
+class AsyncExchange(_Answer, Protocol):
+    """One answer, and its body piece by piece."""
 
     async def read(self) -> bytes:
         """Return the next bytes as soon as there are some, ``b""`` at the end; raises FetchError.
