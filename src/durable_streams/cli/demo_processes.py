@@ -261,12 +261,13 @@ class RelayWriter:
         self._process: Process | None = None
 
     def start(self) -> None:
-        """Start relaying, or go on."""
+        """Start relaying, or go on; raises ClickException where it does not start."""
         state = str(self._folder / "relay.json")
         options = ("--id-field", "id", "--backoff", "0.1", "--state", state, "--json")
         self._process = Process(
             "relay", self._folder, "relay", self._feed.url, self._url, *options, listen=True
         )
+        _first_line(self._process)  # from here on it can be told to stop
 
     @property
     def fed(self) -> int:

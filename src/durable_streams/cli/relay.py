@@ -130,9 +130,10 @@ def relay(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    _announce(settings, running, source, url)
-    with _stopped_by_signals(running), _status(running):
-        report = running.run()
+    with _stopped_by_signals(running):
+        _announce(settings, running, source, url)  # from here on it may be told to stop
+        with _status(running):
+            report = running.run()
     emit(settings, _summary(report), event="ended", url=url, **asdict(report))
 
 
