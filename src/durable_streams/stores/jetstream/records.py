@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from durable_streams.protocol.state import ProducerStamp, ProducerState, StreamState
 
 __all__ = [
+    "Base",
     "Record",
     "Snapshot",
     "after",
@@ -32,12 +33,24 @@ __all__ = [
 _SNAPSHOT_PRODUCERS = 8192  # in one message: ids are at most some hundred bytes
 
 
+class Base(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A record of a log: its sequence, its number, where it ends. The producers up to it are in a snapshot.
+
+    Where the log has no snapshot at least as new, no producer had written up to it.
+    """
+
+    seq: int
+    n: int
+    position: int
+
+
 class Record(msgspec.Struct, array_like=True, gc=False):
     """The header of a log message; the message's data are stored bytes from position ``start``.
 
-    ``nonce``: who wrote it, and which of his writes it is. ``lengths``: of the appends inside, if several. ``more``: the
-    append goes on in the next record. ``end``: nothing follows, the stream was deleted. ``closed``, ``closed_by`` and
-    ``last_seq`` are the stream's after it, ``producers`` (id, epoch, seq) those who wrote it.
+    ``nonce``: who wrote it, and which of his writes it is. ``lengths``: of the appends inside, if several. ``more``:
+    the append goes on in the next record. ``end``: nothing follows, the stream was deleted. ``closed``, ``closed_by``
+    and ``last_seq`` are the stream's after it, ``producers`` (id, epoch, seq) those who wrote it. ``base``: where the
+    fold of the producers begins, None while no producer ever wrote.
     """
 
     nonce: str
@@ -50,13 +63,13 @@ class Record(msgspec.Struct, array_like=True, gc=False):
     producers: list[tuple[str, int, int]] = []
     more: bool = False
     end: bool = False
+    base: Base | None = None
 
 
 class Snapshot(msgspec.Struct, array_like=True, gc=False):
-    """A part of the producers of a log after its ``n`` records, the last of which has sequence ``seq``."""
+    """One of the ``parts`` of a log's producers after the record that ``base`` names."""
 
-    seq: int
-    n: int
+    base: Base
     parts: int
     producers: list[tuple[str, int, int]]
 
@@ -100,8 +113,8 @@ def after(state: StreamState, n: int, record: Record, size: int) -> StreamState 
     return with_tail(state, record, size)
 
 
-def cut_snapshot(seq: int, n: int, producers: Mapping[str, ProducerState]) -> Sequence[bytes]:
+def cut_snapshot(base: Base, producers: Mapping[str, ProducerState]) -> Sequence[bytes]:
     """Return the producers of a log in parts that fit a message; at least one."""
     table = [(name, producer.epoch, producer.seq) for name, producer in producers.items()]
     parts = [table[at : at + _SNAPSHOT_PRODUCERS] for at in range(0, len(table), _SNAPSHOT_PRODUCERS)] or [[]]
-    return [_encode(Snapshot(seq, n, len(parts), part)) for part in parts]
+    return [_encode(Snapshot(base, len(parts), part)) for part in parts]
