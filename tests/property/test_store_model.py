@@ -447,7 +447,7 @@ class StoreMachine(RuleBasedStateMachine):
         watch.__exit__(None, None, None)
 
     async def sweep(self, path: str) -> None:
-        await self.store._expire(await self.store._slot(path))
+        await self.store._expire(await self.store._slots.get(path))
 
     @invariant()
     def every_stream_is_what_it_should_be(self) -> None:

@@ -19,11 +19,20 @@ import msgspec
 from durable_streams.protocol.commands import Append, Appended, Create, Created
 from durable_streams.protocol.state import StreamState
 
-__all__ = ["Chunk", "Store", "StoreError", "StoreFullError", "StoreUnavailableError", "Watch"]
+__all__ = [
+    "Chunk",
+    "Store",
+    "StoreError",
+    "StoreFullError",
+    "StoreUnavailableError",
+    "StoreUncertainError",
+    "Watch",
+    "as_store_error",
+]
 
 
 class StoreError(Exception):
-    """The store could not do what the protocol allows; nothing of the command was kept."""
+    """The store could not do what the protocol allows; nothing of the command was kept, StoreUncertainError apart."""
 
 
 class StoreFullError(StoreError):
@@ -31,7 +40,18 @@ class StoreFullError(StoreError):
 
 
 class StoreUnavailableError(StoreError):
-    """The store cannot commit or read now (HTTP 503)."""
+    """The store cannot commit or read now; nothing of the command was kept (HTTP 503, to be repeated)."""
+
+
+class StoreUncertainError(StoreUnavailableError):
+    """The outcome was not heard: the command may have been stored, or may not (HTTP 503 without a Retry-After)."""
+
+
+def as_store_error(error: Exception) -> StoreError:
+    """Return what a store raises for trouble that it did not foresee."""
+    if isinstance(error, StoreError):
+        return error
+    return StoreUnavailableError(f"the store failed: {error}; nothing of this request was stored")
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):
@@ -82,7 +102,16 @@ class Store(Protocol):
         """Finish what was accepted and let go of everything."""
 
     async def get(self, path: str) -> StreamState | None:
-        """Return the committed state at a path; None if there is none or it expired. Soft-deleted ones are given."""
+        """Return the committed state at a path; None if there is none or it expired. Soft-deleted ones are given.
+
+        It is current: nothing that any server acknowledged before the call is missing.
+        """
+
+    async def glance(self, path: str) -> StreamState | None:
+        """Return what ``get`` does, cheaply: it may lag behind what other servers did, and works when ``get`` cannot.
+
+        A refusal that was derived from it must be checked against ``get`` before it is answered.
+        """
 
     async def create(self, command: Create) -> Created:
         """Create a stream, or find the equal one."""

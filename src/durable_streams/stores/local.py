@@ -1,7 +1,7 @@
 """The machine that every store in one process shares: group commit, lazy states, expiry and wake-ups over a Backend.
 
-Invariants: one batch is being committed at a time; states change only when their batch is committed; a slot that
-anything refers to is the only slot of its path, so that eviction is always safe; all of it runs on one event loop.
+Invariants: one batch is being committed at a time; states change only when their batch is committed; all of it runs
+on one event loop.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Protocol, TypeVar
-from weakref import WeakValueDictionary
 
 from durable_streams.protocol import rules
 from durable_streams.protocol.commands import Append, Appended, Create, Created
 from durable_streams.protocol.state import ProducerState, StreamState
-from durable_streams.stores.base import Chunk, StoreError, StoreUnavailableError
+from durable_streams.stores.base import Chunk, StoreError, StoreUnavailableError, as_store_error
 from durable_streams.stores.batch import Batch, LoadedProducer, NotLoadedError
+from durable_streams.stores.cache import SlotCache
+from durable_streams.stores.lineage import read_lineage
 from durable_streams.stores.slots import Slot, SlotWatch
 from durable_streams.stores.timers import Timers
 
@@ -29,7 +30,6 @@ Committed = Callable[["StoreError | None"], None]
 
 _BATCH_COMMANDS = 1024
 _BATCH_BYTES = 16 << 20
-_LOAD_STREAMS = 256
 _SWEEP_INTERVAL = 2.0  # seconds between looks for expired streams
 _SWEEP_STREAMS = 1000
 
@@ -73,15 +73,8 @@ class LocalStore:
     ) -> None:
         self._backend = backend
         self._clock = clock
-        self._half = max(1, max_streams // 2)
-        # Two generations instead of a linked list: a hit costs one dictionary look-up.
-        self._young: dict[str, Slot] = {}
-        self._old: dict[str, Slot] = {}
-        self._slots: WeakValueDictionary[str, Slot] = WeakValueDictionary()
-        self._loading: dict[str, asyncio.Future[Slot]] = {}
-        self._to_load: list[str] = []
+        self._slots = SlotCache(self._load, max_streams)
         self._timers = Timers()
-        self._loader: asyncio.Task[None] | None = None
         self._loading_producers: dict[tuple[str, str], asyncio.Task[LoadedProducer]] = {}
         self._queue: deque[tuple[Callable[[Batch], Any], asyncio.Future[Any], int]] = deque()
         self._committing = False
@@ -95,8 +88,7 @@ class LocalStore:
 
     async def open(self) -> None:
         """Open the backend and start to look for expired streams; a closed store may be opened again."""
-        self._young, self._old, self._slots = {}, {}, WeakValueDictionary()
-        self._loading, self._to_load, self._loader = {}, [], None
+        self._slots.clear()
         self._timers = Timers()
         self._idle = asyncio.Event()  # belongs to one event loop
         self._idle.set()
@@ -115,18 +107,20 @@ class LocalStore:
 
     async def get(self, path: str) -> StreamState | None:
         """Return the committed state at a path, None if there is none or it expired."""
-        slot = self._young.get(path) or await self._slot(path)
+        slot = self._slots.young.get(path) or await self._slots.get(path)
         state = slot.state
         if state is None or (state.deadline is not None and slot.expired(state, self._clock())):
             return None
         return state
 
+    glance = get  # nobody else writes here: what is in memory is current
+
     async def create(self, command: Create) -> Created:
         """Create a stream, or find the equal one."""
-        source = None if command.fork is None else await self._slot(command.fork.path)
+        source = None if command.fork is None else await self._slots.get(command.fork.path)
 
         async def ready() -> Callable[[Batch], Created]:
-            slot = await self._slot(command.path)
+            slot = await self._slots.get(command.path)
             if slot.state is not None and slot.expired(slot.state, self._clock()):
                 await self._expire(slot)
             return lambda batch: batch.create(slot, source, command)
@@ -135,7 +129,7 @@ class LocalStore:
 
     async def append(self, path: str, command: Append) -> Appended:
         """Append to a stream, close it, or both."""
-        slot = self._young.get(path) or await self._slot(path)
+        slot = self._slots.young.get(path) or await self._slots.get(path)
         stamp = command.producer
         loaded = None
         if stamp is not None and stamp.id not in slot.producers:
@@ -151,7 +145,7 @@ class LocalStore:
 
     async def delete(self, path: str) -> None:
         """Delete a stream; one with forks becomes soft-deleted."""
-        slot = await self._slot(path)
+        slot = await self._slots.get(path)
 
         async def ready() -> Callable[[Batch], None]:
             ancestors = await self._ancestors(slot)
@@ -161,7 +155,7 @@ class LocalStore:
 
     def touch(self, path: str) -> None:
         """Restart a stream's sliding window; what is stored follows when it lags too far behind."""
-        slot = self._young.get(path) or self._slots.get(path)
+        slot = self._slots.peek(path)
         if slot is not None:
             self._touch(slot)
 
@@ -176,27 +170,11 @@ class LocalStore:
 
     async def read(self, state: StreamState, start: int, limit: int) -> Chunk:
         """Return whole appends from ``start``, inherited bytes from whoever owns them."""
-        position, parts = start, []
-        while position < state.tail and position - start < limit:
-            stream_id, stop = _owner(state, position)
-            chunk = await self._backend.read(stream_id, position, stop, limit - (position - start))
-            if chunk is None:
-                raise rules.not_found()
-            payload = chunk.payload
-            if chunk.start < position:
-                if state.is_json:
-                    raise rules.unknown_offset(position)
-                payload = payload[position - chunk.start :]
-            parts.append(payload)
-            if chunk.end < stop:
-                break
-            position = chunk.end
-        payload = parts[0] if len(parts) == 1 else b"".join(parts)
-        return Chunk(start, start + len(payload), payload)
+        return await read_lineage(self._backend.read, state, start, limit)
 
     async def watch(self, path: str) -> SlotWatch:
         """Return a live view of the stream at a path."""
-        return SlotWatch(await self._slot(path), self._touch, self._timers)
+        return SlotWatch(await self._slots.get(path), self._touch, self._timers)
 
     async def check(self) -> None:
         """Commit an empty probe."""
@@ -247,7 +225,7 @@ class LocalStore:
         try:
             self._backend.commit(batch, lambda error: self._committed(batch, outcomes, error))
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it, and the next batch must go
-            self._committed(batch, outcomes, _as_store_error(error))
+            self._committed(batch, outcomes, as_store_error(error))
 
     def _committed(
         self,
@@ -293,53 +271,9 @@ class LocalStore:
 
     # -- what is in memory
 
-    async def _slot(self, path: str) -> Slot:
-        slot = self._young.get(path)
-        if slot is not None:
-            return slot
-        slot = self._slots.get(path)
-        if slot is None:
-            loading = self._loading.get(path)
-            if loading is None:
-                loading = self._loading[path] = asyncio.get_running_loop().create_future()
-                self._to_load.append(path)
-                if self._loader is None:
-                    self._loader = asyncio.create_task(self._load())
-            # Shielded: one reader that goes away must not fail the others who wait for the same stream.
-            return await asyncio.shield(loading)
-        self._keep(slot)
-        return slot
-
-    async def _load(self) -> None:
-        """Load what is asked for; all that is asked for meanwhile is loaded together next."""
-        while self._to_load:
-            paths, self._to_load = self._to_load[:_LOAD_STREAMS], self._to_load[_LOAD_STREAMS:]
-            try:
-                self._loaded(paths, await self._backend.load(paths))
-            except Exception:  # noqa: BLE001 - one unreadable stream must not take its neighbours along
-                await self._load_one_by_one(paths)
-        self._loader = None
-
-    async def _load_one_by_one(self, paths: list[str]) -> None:
-        for path in paths:
-            try:
-                self._loaded([path], await self._backend.load([path]))
-            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
-                loading = self._loading.pop(path)
-                loading.add_done_callback(_ignore)
-                loading.set_exception(_as_store_error(error))
-
-    def _loaded(self, paths: list[str], states: dict[str, StreamState]) -> None:
-        for path in paths:
-            slot = self._slots[path] = Slot(path, states.get(path))
-            self._keep(slot)
-            self._loading.pop(path).set_result(slot)
-
-    def _keep(self, slot: Slot) -> None:
-        if len(self._young) >= self._half:
-            self._old = self._young
-            self._young = {}
-        self._young[slot.path] = slot
+    async def _load(self, paths: list[str]) -> dict[str, Slot]:
+        states = await self._backend.load(paths)
+        return {path: Slot(path, states.get(path)) for path in paths}
 
     async def _producer(self, slot: Slot, producer_id: str) -> LoadedProducer:
         # One load for all who wait: they go on in the order in which they came, as pipelined requests need.
@@ -360,7 +294,7 @@ class LocalStore:
         ancestors = []
         state = slot.state
         while state is not None and state.forked_from is not None:
-            parent = await self._slot(state.forked_from)
+            parent = await self._slots.get(state.forked_from)
             ancestors.append(parent)
             state = parent.state
         return ancestors
@@ -379,27 +313,13 @@ class LocalStore:
             await asyncio.sleep(_SWEEP_INTERVAL)
             try:
                 for path in await self._backend.expired(self._clock(), _SWEEP_STREAMS):
-                    slot = await self._slot(path)
+                    slot = await self._slots.get(path)
                     if slot.audience is not None:
                         self.touch(path)
                     else:
                         await self._expire(slot)
             except StoreError:
                 continue  # the store cannot write now; whoever asks for an expired stream gets 404 all the same
-
-
-def _owner(state: StreamState, position: int) -> tuple[int, int]:
-    """Return whose record holds a position, and where that one's part of the stream ends."""
-    for segment in state.lineage:
-        if position < segment.end:
-            return segment.id, segment.end
-    return state.id, state.tail
-
-
-def _as_store_error(error: Exception) -> StoreError:
-    if isinstance(error, StoreError):
-        return error
-    return StoreUnavailableError(f"the store failed: {error}; nothing of this request was stored")
 
 
 def _ignore(future: asyncio.Future[Any]) -> None:

@@ -1,0 +1,47 @@
+"""Reading a stream across those it was forked from: inherited bytes come from whoever owns them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from durable_streams.protocol import rules
+from durable_streams.protocol.state import StreamState
+from durable_streams.stores.base import Chunk
+
+__all__ = ["OwnRead", "read_lineage"]
+
+OwnRead = Callable[[int, int, int, int], Awaitable["Chunk | None"]]
+"""``(stream id, start, stop, limit)``: the stored bytes of that one stream from the append that holds ``start`` (it may
+begin before), nothing past ``stop``, about ``limit`` of them and at least one append; None if they are gone."""
+
+
+async def read_lineage(read: OwnRead, state: StreamState, start: int, limit: int) -> Chunk:
+    """Return what ``Store.read`` does, each part of it by ``read`` from the stream that it belongs to.
+
+    Raises the 404 of bytes that are gone, and the 400 of a ``start`` inside an append of JSON.
+    """
+    position, parts = start, []
+    while position < state.tail and position - start < limit:
+        stream_id, stop = _owner(state, position)
+        chunk = await read(stream_id, position, stop, limit - (position - start))
+        if chunk is None:
+            raise rules.not_found()
+        payload = chunk.payload
+        if chunk.start < position:
+            if state.is_json:
+                raise rules.unknown_offset(position)
+            payload = payload[position - chunk.start :]
+        parts.append(payload)
+        if chunk.end < stop:
+            break
+        position = chunk.end
+    payload = parts[0] if len(parts) == 1 else b"".join(parts)
+    return Chunk(start, start + len(payload), payload)
+
+
+def _owner(state: StreamState, position: int) -> tuple[int, int]:
+    """Return whose record holds a position, and where that one's part of the stream ends."""
+    for segment in state.lineage:
+        if position < segment.end:
+            return segment.id, segment.end
+    return state.id, state.tail
