@@ -1,0 +1,210 @@
+"""Reading a log back: from a position in a stream to the records that hold it.
+
+Invariants:
+* a chunk begins with an append, or inside one with a record that begins before the position that was asked for;
+* it ends with an append, or at ``stop``: a replica that lags makes it shorter, never other bytes;
+* whether an append begins where a record does, only the record before it says: a search therefore ends before the
+  position it looks for, and a place that is remembered is where an append begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from itertools import accumulate
+
+from durable_streams.stores.base import Chunk, StoreUnavailableError
+from durable_streams.stores.jetstream.bus import Bus, Stored
+from durable_streams.stores.jetstream.records import decode_record
+
+__all__ = ["LogReader"]
+
+_SCAN_MESSAGES = 1000
+_SCAN_BYTES = 4 << 20
+_OVERHEAD = 320  # bytes of a message that are not data, about: subject and headers
+_LAG_TRIES = 3
+_LAG_PAUSE = 0.005  # seconds
+_LEADER_RECORDS = 16
+_SOME = 4 << 10  # the size of a record, before one is known
+_NEAR = 8 << 10  # bytes that are cheaper to read and drop than to search on
+
+
+class LogReader:
+    """Reads logs in chunks. ``max_places`` bounds how many ends of reads are kept, where the next ones begin."""
+
+    def __init__(self, bus: Bus, *, max_places: int = 65536) -> None:
+        self._bus = bus
+        self._max_places = max_places
+        self._places: OrderedDict[tuple[int, int], int] = OrderedDict()
+
+    async def read(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
+        """Return whole appends, from the one that holds ``start`` to the last that begins less than ``limit`` after it.
+
+        Nothing past ``stop``, which is known to be committed. The chunk begins before ``start`` if, and only if, that
+        is inside an append; of a large append only what is near ``start`` is read. It is shorter than ``limit`` where
+        replicas lag, but holds an append. None if the log is gone. Raises StoreUnavailableError.
+        """
+        seq = 1 if start == 0 else self._place(stream_id, start)
+        if seq is None:
+            seq = await self._search(stream_id, start)
+            if seq is None:
+                return None
+        reading = _Reading(seq, start, stop, limit)
+        if not await self._fill(reading, self._bus.layout.log(stream_id)):
+            return None
+        chunk = reading.chunk()
+        if start < chunk.end == reading.whole:
+            self.remember(stream_id, chunk.end, reading.whole_seq)
+        return chunk
+
+    def remember(self, stream_id: int, position: int, seq: int) -> None:
+        """Note that the append which begins at ``position`` is in the log's first record at or after ``seq``."""
+        self._places[stream_id, position] = seq
+        self._places.move_to_end((stream_id, position))
+        if len(self._places) > self._max_places:
+            self._places.popitem(last=False)
+
+    def _place(self, stream_id: int, position: int) -> int | None:
+        seq = self._places.get((stream_id, position))
+        if seq is not None:
+            self._places.move_to_end((stream_id, position))
+        return seq
+
+    async def _fill(self, reading: _Reading, subject: str) -> bool:
+        """Read records until the chunk is complete, from any replica, then from the leader; False if they are gone."""
+        tries = 0
+        while not reading.complete and tries <= _LAG_TRIES:
+            if tries:
+                await asyncio.sleep(_LAG_PAUSE)
+            try:
+                found = await self._bus.scan(subject, reading.seq, *reading.wanted())
+            except StoreUnavailableError:
+                break
+            if not found:
+                tries += 1
+            elif not all(map(reading.add, found)):
+                return False
+        asked = 0
+        while not reading.complete and (asked < _LEADER_RECORDS or reading.whole == reading.start):
+            record = await self._bus.next(subject, reading.seq)
+            if record is None or not reading.add(record):
+                return False
+            asked += 1
+        return True
+
+    # -- from a position to a sequence
+
+    async def _search(self, stream_id: int, position: int) -> int | None:
+        """Return the sequence of a record that begins before a position, and not far; None if the log is gone.
+
+        Interpolation, and bisection wherever that did not halve what is left: streams are written in bursts.
+        """
+        subject = self._bus.layout.log(stream_id)
+        first, last = await asyncio.gather(self._peek(subject, 1), self._peek_last(subject))
+        if first is None:
+            return None
+        record = decode_record(first.record)
+        if record.start > position or record.n > 1:
+            return None  # it is being removed
+        if record.start == position or last is None:
+            return first.seq
+        low, low_end = first.seq, len(first.data)
+        high, high_start = last.seq, decode_record(last.record).start
+        if high_start < position:
+            return last.seq
+        # The record at `low` begins before the position; every one from `high` on begins at it or later.
+        halved = True
+        while high - low > 1 and position - low_end > _NEAR:
+            width = high - low
+            share = (position - _NEAR // 2 - low_end) / (high_start - low_end) if halved else 0.5
+            guess = min(high - 1, low + 1 + int(share * (width - 1)))
+            found = await self._peek(subject, guess)
+            start = high_start if found is None else decode_record(found.record).start
+            if found is not None and start < position:
+                low, low_end = found.seq, start + len(found.data)
+            else:
+                high, high_start = guess, start
+            halved = not halved or (high - low) * 2 <= width
+        return low
+
+    async def _peek(self, subject: str, seq: int) -> Stored | None:
+        try:
+            found = await self._bus.peek(subject, seq)
+        except StoreUnavailableError:
+            found = None
+        return found or await self._bus.next(subject, seq)
+
+    async def _peek_last(self, subject: str) -> Stored | None:
+        try:
+            found = await self._bus.peek_last(subject)
+        except StoreUnavailableError:
+            found = None
+        return found or await self._bus.last(subject)
+
+
+class _Reading:
+    """A chunk that is put together from a log's records, in their order.
+
+    ``seq``: the next record is there or behind. ``whole``: where the last complete append ends; ``whole_seq``: the
+    record with what follows it is there or behind.
+    """
+
+    def __init__(self, seq: int, start: int, stop: int, limit: int) -> None:
+        self.seq = self.whole_seq = seq
+        self.start = self.whole = self._begin = start
+        self._stop = stop
+        self._until = min(stop, start + max(1, limit))
+        self._parts: list[bytes] = []
+        self._position = -1  # where the next record begins; unknown yet
+        self._seen = self._records = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing more is needed."""
+        return self.whole >= self._until or self._position >= self._stop
+
+    def wanted(self) -> tuple[int, int]:
+        """Return how many bytes, and how many messages, the next scan should bring."""
+        missing = self._until - max(self._position, self.start)
+        if missing <= 0:  # in an append that goes on, nobody knows how far
+            missing = self._stop - self._position
+        size = self._seen // self._records if self._seen else _SOME
+        messages = min(_SCAN_MESSAGES, missing // (size + 1) + 1)
+        return min(_SCAN_BYTES, missing + messages * _OVERHEAD), messages
+
+    def add(self, stored: Stored) -> bool:
+        """Take the next record as far as it belongs to the chunk; False if one before it is missing."""
+        record, data = decode_record(stored.record), stored.data
+        begin = record.start
+        if begin != self._position and (self._position >= 0 or begin > self.start):
+            return False
+        if self.complete:
+            return True
+        end = begin + len(data)
+        self.seq, self._position = stored.seq + 1, end
+        self._seen += len(data)
+        self._records += 1
+        if end < self.start or not data or (end == self.start and not record.more):
+            return True
+        whole, whole_seq = end, self.seq
+        if record.lengths and (begin < self.start or end > self._until):
+            bounds = list(accumulate(record.lengths, initial=begin))
+            first = bounds[bisect_right(bounds, self.start) - 1] if begin < self.start else begin
+            if end > self._until:
+                whole, whole_seq = bounds[bisect_left(bounds, self._until)], stored.seq
+            data = data[first - begin : whole - begin]
+            begin = first
+        if not self._parts:
+            self._begin = begin
+        self._parts.append(data)
+        if not record.more:
+            self.whole, self.whole_seq = whole, whole_seq
+        return True
+
+    def chunk(self) -> Chunk:
+        """Return what was put together: up to the end of the last complete append, or to the stop."""
+        end = self._stop if self._position >= self._stop else self.whole
+        parts = self._parts
+        payload = parts[0] if len(parts) == 1 else b"".join(parts)
+        return Chunk(self._begin, end, payload[: end - self._begin])
