@@ -1,4 +1,4 @@
-"""For tests: a real server in a thread, faults on demand or at random, and the contract of every store.
+"""For tests: a real server in a thread, faults on demand or at random, NATS servers, and the contract of every store.
 
 The names are imported at first use: every pytest run of every user imports this package, for its plugin.
 """
@@ -12,10 +12,19 @@ from durable_streams.lazy import lazy_names
 if TYPE_CHECKING:
     from durable_streams.testing.chaos import ChaosProxy
     from durable_streams.testing.faults import Faults
+    from durable_streams.testing.nats import NatsCluster, NatsError, NatsServer
     from durable_streams.testing.server import InMemoryStreamServer
     from durable_streams.testing.x_stream import XFilteredStream
 
-__all__ = ["ChaosProxy", "Faults", "InMemoryStreamServer", "XFilteredStream"]
+__all__ = [
+    "ChaosProxy",
+    "Faults",
+    "InMemoryStreamServer",
+    "NatsCluster",
+    "NatsError",
+    "NatsServer",
+    "XFilteredStream",
+]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -23,6 +32,9 @@ __getattr__, __dir__ = lazy_names(
         "ChaosProxy": "testing.chaos",
         "Faults": "testing.faults",
         "InMemoryStreamServer": "testing.server",
+        "NatsCluster": "testing.nats",
+        "NatsError": "testing.nats",
+        "NatsServer": "testing.nats",
         "XFilteredStream": "testing.x_stream",
     },
 )
