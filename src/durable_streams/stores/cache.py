@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from durable_streams.stores.base import as_store_error
 from durable_streams.stores.slots import Slot
 
-__all__ = ["SlotCache"]
+__all__ = ["LoadingCache", "SlotCache"]
 
 S = TypeVar("S", bound=Slot)
 
@@ -22,13 +22,9 @@ _LOAD_STREAMS = 256
 
 
 class SlotCache(Generic[S]):
-    """The slots of a store; at most about ``max_streams`` of those that nothing else refers to.
+    """The slots of a store; at most about ``max_streams`` of those that nothing else refers to."""
 
-    ``load`` makes the slots of some paths, of each of them; what it raises goes to those who wait, as a StoreError.
-    """
-
-    def __init__(self, load: Callable[[list[str]], Awaitable[Mapping[str, S]]], max_streams: int) -> None:
-        self._load_slots = load
+    def __init__(self, max_streams: int) -> None:
         self._half = max(1, max_streams // 2)
         self.clear()
 
@@ -38,31 +34,62 @@ class SlotCache(Generic[S]):
         self.young: dict[str, S] = {}
         self._old: dict[str, S] = {}
         self._all: WeakValueDictionary[str, S] = WeakValueDictionary()
-        self._loading: dict[str, asyncio.Future[S]] = {}
-        self._to_load: list[str] = []
-        self._loader: asyncio.Task[None] | None = None
 
     def peek(self, path: str) -> S | None:
         """Return the slot of a path if it is in memory."""
         return self.young.get(path) or self._all.get(path)
 
+    def find(self, path: str) -> S | None:
+        """Return the slot of a path if it is in memory, and keep it there for longer."""
+        slot = self.young.get(path)
+        if slot is None:
+            slot = self._all.get(path)
+            if slot is not None:
+                self._keep(slot)
+        return slot
+
+    def hold(self, slot: S) -> None:
+        """Keep the slot of a path that has none."""
+        self._all[slot.path] = slot
+        self._keep(slot)
+
+    def _keep(self, slot: S) -> None:
+        if len(self.young) >= self._half:
+            self._old = self.young
+            self.young = {}
+        self.young[slot.path] = slot
+
+
+class LoadingCache(SlotCache[S]):
+    """A cache that loads what it does not have.
+
+    ``load`` makes the slots of some paths, of each of them; what it raises goes to those who wait, as a StoreError.
+    """
+
+    def __init__(self, load: Callable[[list[str]], Awaitable[Mapping[str, S]]], max_streams: int) -> None:
+        self._load_slots = load
+        super().__init__(max_streams)
+
+    def clear(self) -> None:
+        """Forget everything; for a store that is opened again, maybe on another event loop."""
+        super().clear()
+        self._loading: dict[str, asyncio.Future[S]] = {}
+        self._to_load: list[str] = []
+        self._loader: asyncio.Task[None] | None = None
+
     async def get(self, path: str) -> S:
         """Return the slot of a path; hot callers look into ``young`` first, which saves the coroutine."""
-        slot = self.young.get(path)
+        slot = self.find(path)
         if slot is not None:
             return slot
-        slot = self._all.get(path)
-        if slot is None:
-            loading = self._loading.get(path)
-            if loading is None:
-                loading = self._loading[path] = asyncio.get_running_loop().create_future()
-                self._to_load.append(path)
-                if self._loader is None:
-                    self._loader = asyncio.create_task(self._load())
-            # Shielded: one reader that goes away must not fail the others who wait for the same stream.
-            return await asyncio.shield(loading)
-        self._keep(slot)
-        return slot
+        loading = self._loading.get(path)
+        if loading is None:
+            loading = self._loading[path] = asyncio.get_running_loop().create_future()
+            self._to_load.append(path)
+            if self._loader is None:
+                self._loader = asyncio.create_task(self._load())
+        # Shielded: one reader that goes away must not fail the others who wait for the same stream.
+        return await asyncio.shield(loading)
 
     async def _load(self) -> None:
         while self._to_load:
@@ -84,12 +111,5 @@ class SlotCache(Generic[S]):
 
     def _loaded(self, paths: list[str], slots: Mapping[str, S]) -> None:
         for path in paths:
-            slot = self._all[path] = slots[path]
-            self._keep(slot)
-            self._loading.pop(path).set_result(slot)
-
-    def _keep(self, slot: S) -> None:
-        if len(self.young) >= self._half:
-            self._old = self.young
-            self.young = {}
-        self.young[slot.path] = slot
+            self.hold(slots[path])
+            self._loading.pop(path).set_result(slots[path])

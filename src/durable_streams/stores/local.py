@@ -18,7 +18,7 @@ from durable_streams.protocol.commands import Append, Appended, Create, Created
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import Chunk, StoreError, StoreUnavailableError, as_store_error
 from durable_streams.stores.batch import Batch, LoadedProducer, NotLoadedError
-from durable_streams.stores.cache import SlotCache
+from durable_streams.stores.cache import LoadingCache
 from durable_streams.stores.lineage import read_lineage
 from durable_streams.stores.slots import Slot, SlotWatch
 from durable_streams.stores.timers import Timers
@@ -73,7 +73,7 @@ class LocalStore:
     ) -> None:
         self._backend = backend
         self._clock = clock
-        self._slots = SlotCache(self._load, max_streams)
+        self._slots = LoadingCache(self._load, max_streams)
         self._timers = Timers()
         self._loading_producers: dict[tuple[str, str], asyncio.Task[LoadedProducer]] = {}
         self._queue: deque[tuple[Callable[[Batch], Any], asyncio.Future[Any], int]] = deque()

@@ -1,0 +1,169 @@
+"""Live records: what is committed to the streams that somebody watches here, wherever it was committed.
+
+Invariants: one subscription for each watched stream, however many watch it, let go of when the last one has left;
+a record counts where it follows on what is known, anything else is asked of the leader; what a subscription may have
+missed (while it spread, over a reconnect or an election) is found by looking again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from durable_streams.stores.base import StoreError
+from durable_streams.stores.jetstream.bus import Bus
+from durable_streams.stores.jetstream.catchup import CatchUp
+from durable_streams.stores.jetstream.connection import Subscription
+from durable_streams.stores.jetstream.messages import Stored
+from durable_streams.stores.jetstream.records import decode_record
+from durable_streams.stores.jetstream.slots import JetSlot
+
+__all__ = ["Feed"]
+
+_LINGER = 2.0  # seconds that an unwatched stream stays subscribed: a long-poll comes back at once
+_TURN = 0.25  # seconds between looks at what is due
+_SOON = (0.1, 1.0)  # seconds after subscribing: interest needs a moment to reach the other servers
+_EVERY = 10.0  # seconds between checks of a watched stream
+_CHECKS_AT_ONCE = 32
+_CHECKS_A_SECOND = 400  # of all watched streams
+
+
+class _Entry:
+    """A watched stream."""
+
+    __slots__ = ("check_at", "checks", "slot", "stream_id", "subscribing")
+
+    def __init__(self, slot: JetSlot, stream_id: int, subscribing: asyncio.Task[Subscription]) -> None:
+        self.slot = slot
+        self.stream_id = stream_id
+        self.subscribing = subscribing
+        self.checks = 0
+        self.check_at = 0.0
+
+
+class Feed:
+    """Keeps watched slots up to date. ``is_own`` tells records that were written here, ``touch`` renews a stream."""
+
+    def __init__(
+        self, bus: Bus, catchup: CatchUp, is_own: Callable[[str], bool], touch: Callable[[JetSlot], None]
+    ) -> None:
+        self._bus = bus
+        self._catchup = catchup
+        self._is_own = is_own
+        self._touch = touch
+        self._entries: dict[int, _Entry] = {}
+        self._looks: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(_CHECKS_AT_ONCE)
+        self._looking: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look again from time to time."""
+        self._bus.on_restored.append(self._restored)
+        self._looking = asyncio.create_task(self._look_again())
+
+    async def stop(self) -> None:
+        """Let go of every subscription."""
+        if self._restored in self._bus.on_restored:
+            self._bus.on_restored.remove(self._restored)
+        tasks: list[asyncio.Task[Any]] = [*self._looks, *([] if self._looking is None else [self._looking])]
+        tasks += [entry.subscribing for entry in self._entries.values() if not entry.subscribing.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for entry in list(self._entries.values()):
+            self._drop(entry)
+
+    @property
+    def streams(self) -> int:
+        """How many streams are subscribed to."""
+        return len(self._entries)
+
+    async def join(self, slot: JetSlot) -> None:
+        """Bring a slot up to date, and keep it so from here on; raises StoreUnavailableError."""
+        await self._catchup.current(slot)
+        while slot.state is not None and not slot.state.deleted:
+            entry = self._entries.get(slot.state.id)
+            if entry is not None and entry.subscribing.done():
+                return
+            if entry is None:
+                entry = self._subscribe(slot, slot.state.id)
+            await asyncio.shield(entry.subscribing)
+            await self._catchup.current(slot)  # what was committed before the subscription
+
+    def leave(self, slot: JetSlot) -> None:
+        """Let go of a slot, soon, unless somebody watches it again."""
+        entry = None if slot.state is None else self._entries.get(slot.state.id)
+        if entry is not None:
+            asyncio.get_running_loop().call_later(_LINGER, self._drop_if_unwatched, entry)
+
+    def _subscribe(self, slot: JetSlot, stream_id: int) -> _Entry:
+        def deliver(stored: Stored) -> None:
+            self._deliver(entry, stored)
+
+        subscribing = asyncio.create_task(self._bus.subscribe(self._bus.layout.live(stream_id), deliver))
+        entry = self._entries[stream_id] = _Entry(slot, stream_id, subscribing)
+        subscribing.add_done_callback(lambda task: self._subscribed(entry, task))
+        return entry
+
+    def _subscribed(self, entry: _Entry, task: asyncio.Task[Subscription]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            self._entries.pop(entry.stream_id, None)
+            return
+        loop = asyncio.get_running_loop()
+        entry.check_at = loop.time() + _SOON[0]
+        loop.call_later(_LINGER, self._drop_if_unwatched, entry)  # whoever asked may be gone already
+
+    def _drop_if_unwatched(self, entry: _Entry) -> None:
+        if self._entries.get(entry.stream_id) is entry and entry.slot.audience is None:
+            self._drop(entry)
+
+    def _drop(self, entry: _Entry) -> None:
+        self._entries.pop(entry.stream_id, None)
+        task = entry.subscribing
+        if task.done() and not task.cancelled() and task.exception() is None:
+            task.result().cancel()
+
+    def _deliver(self, entry: _Entry, stored: Stored) -> None:
+        slot, record = entry.slot, decode_record(stored.record)
+        if slot.state is None or slot.state.id != entry.stream_id or self._is_own(record.nonce):
+            return  # what is written here is known by its acknowledgement
+        if slot.busy:
+            slot.behind = True
+        elif not slot.follow(stored.seq, record, stored.data):
+            self._look(entry)
+
+    def _look(self, entry: _Entry) -> None:
+        task = asyncio.create_task(self._check(entry))
+        self._looks.add(task)
+        task.add_done_callback(self._looks.discard)
+
+    async def _check(self, entry: _Entry) -> None:
+        async with self._room:
+            try:
+                await self._catchup.current(entry.slot)
+            except StoreError:
+                entry.check_at = 0.0  # at the next turn
+                return
+        state = entry.slot.state
+        if state is None or state.id != entry.stream_id:
+            self._drop(entry)
+
+    def _restored(self) -> None:
+        for entry in self._entries.values():
+            entry.checks, entry.check_at = 0, 0.0
+
+    async def _look_again(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_TURN)
+            now, checks = loop.time(), 0
+            for entry in list(self._entries.values()):
+                state = entry.slot.state
+                if state is not None and state.ttl is not None and entry.slot.audience is not None:
+                    self._touch(entry.slot)  # others do not know that it is watched here
+                if entry.check_at <= now and entry.subscribing.done() and checks < _CHECKS_A_SECOND * _TURN:
+                    checks += 1
+                    entry.checks += 1
+                    entry.check_at = now + (_SOON[1] if entry.checks < len(_SOON) else _EVERY)
+                    self._look(entry)

@@ -1,0 +1,274 @@
+"""The Store contract on NATS JetStream.
+
+Invariants: nothing that matters is kept here: a gateway that is killed loses nothing but its cache; every decision is
+made by `protocol.rules` and stands on what NATS holds at the moment of its publish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from types import TracebackType
+from typing import Any, TypeVar
+
+from durable_streams.protocol import rules
+from durable_streams.protocol.commands import Append, Appended, Create, Created
+from durable_streams.protocol.state import StreamState
+from durable_streams.stores.base import Chunk, StoreUnavailableError
+from durable_streams.stores.batch import Batch, LoadedProducer, NotLoadedError
+from durable_streams.stores.cache import SlotCache
+from durable_streams.stores.jetstream.bus import Bus
+from durable_streams.stores.jetstream.catchup import CatchUp
+from durable_streams.stores.jetstream.committer import Committer
+from durable_streams.stores.jetstream.config import JetStreamConfig
+from durable_streams.stores.jetstream.feed import Feed
+from durable_streams.stores.jetstream.reader import LogReader
+from durable_streams.stores.jetstream.slots import JetSlot
+from durable_streams.stores.jetstream.snapshots import Snapshots
+from durable_streams.stores.jetstream.sweeper import Sweeper
+from durable_streams.stores.lineage import read_lineage
+from durable_streams.stores.slots import Slot, SlotWatch
+from durable_streams.stores.timers import Timers
+
+__all__ = ["JetStreamStore"]
+
+T = TypeVar("T")
+
+
+class JetStreamStore:
+    """Streams in a JetStream cluster, shared with any number of other gateways.
+
+    ``max_streams`` bounds how many streams are kept in memory; ``clock`` tells the seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        config: JetStreamConfig,
+        *,
+        max_streams: int = 200_000,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.bus = Bus(config)
+        self._clock = clock
+        self._slots: SlotCache[JetSlot] = SlotCache(max_streams)
+        self._closed = True
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._slots.clear()
+        self._timers = Timers()
+        self._reader = LogReader(self.bus)
+        self._catchup = CatchUp(self.bus, self._clock)
+        self._snapshots = Snapshots(self.bus, self._catchup)
+        self._committer = Committer(self.bus, self._catchup, self._clock, self._changed)
+        self._feed = Feed(self.bus, self._catchup, self._committer.is_own, self._touch)
+        self._sweeper = Sweeper(self.bus, self._clock, self._expire_at)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- the contract
+
+    async def open(self) -> None:
+        """Connect; raises StoreError with one sentence where NATS cannot be used. May follow a `close`."""
+        self._prepare()  # all of it belongs to one event loop
+        await self.bus.open()
+        self._closed = False
+        self._feed.start()
+        self._sweeper.start()
+
+    async def close(self) -> None:
+        """Finish what was accepted, then disconnect."""
+        self._closed = True
+        await self._sweeper.stop()
+        await self._committer.drain()
+        await self._feed.stop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.bus.close()
+
+    async def get(self, path: str) -> StreamState | None:
+        """Return the state at a path, with everything that any gateway acknowledged before this call."""
+        slot = self._slot(path)
+        await self._catchup.current(slot)
+        return self._live(slot)
+
+    async def glance(self, path: str) -> StreamState | None:
+        """Return the state at a path as far as it is known here; asks no leader where anything is known."""
+        slot = self._slot(path)
+        if slot.state is None:
+            await self._catchup.glance(slot)
+        return self._live(slot)
+
+    async def create(self, command: Create) -> Created:
+        """Create a stream, or find the equal one."""
+        source = None if command.fork is None else self._slot(command.fork.path)
+        slot = self._slot(command.path)
+        slots = (slot,) if source is None or source is slot else (slot, source)
+
+        async def ready() -> Callable[[Batch], Created]:
+            if slot.state is not None and slot.expired(slot.state, self._clock()):
+                await self._expire(slot)
+            return lambda batch: batch.create(slot, source, command)
+
+        return await self._decide(ready, lambda: slots, size=len(command.payload))
+
+    async def append(self, path: str, command: Append) -> Appended:
+        """Append to a stream, close it, or both."""
+        slot, stamp = self._slot(path), command.producer
+        header = 12 if stamp is None else 52 + 2 * len(stamp.id)
+        return await self._submit(
+            partial(_append, slot=slot, command=command),
+            (slot,),
+            size=len(command.payload),
+            header=header,
+            stamped=stamp is not None,
+            repeatable=stamp is not None,
+        )
+
+    async def delete(self, path: str) -> None:
+        """Delete a stream; one with forks becomes soft-deleted."""
+        slot = self._slot(path)
+        chain = [slot]
+
+        async def ready() -> Callable[[Batch], None]:
+            chain[1:] = ancestors = await self._ancestors(slot)
+            return lambda batch: batch.delete(slot, list[Slot](ancestors))
+
+        await self._decide(ready, lambda: tuple(chain))
+
+    def touch(self, path: str) -> None:
+        """Restart a stream's sliding window; what is stored follows when it lags too far behind."""
+        slot = self._slots.peek(path)
+        if slot is not None:
+            self._touch(slot)
+
+    async def read(self, state: StreamState, start: int, limit: int) -> Chunk:
+        """Return whole appends from ``start``, inherited bytes from whoever owns them."""
+        return await read_lineage(self._reader.read, state, start, limit)
+
+    async def watch(self, path: str) -> JetWatch:
+        """Return a live view of the stream at a path."""
+        slot = self._slot(path)
+        await self._feed.join(slot)
+        return JetWatch(slot, self._touch, self._timers, self._feed.leave)
+
+    async def check(self) -> None:
+        """Store an empty probe."""
+
+        def probe(batch: Batch) -> None:
+            batch.probe = True
+
+        await self._submit(probe, (), repeatable=True)
+
+    # -- commands
+
+    def _submit(
+        self, decide: Callable[[Batch], T], slots: tuple[JetSlot, ...], **options: Any
+    ) -> asyncio.Future[T]:
+        if self._closed:
+            raise StoreUnavailableError("the server is stopping; nothing of this request was stored")
+        return self._committer.submit(decide, slots, **options)
+
+    async def _decide(
+        self,
+        ready: Callable[[], Awaitable[Callable[[Batch], T]]],
+        slots: Callable[[], tuple[JetSlot, ...]],
+        size: int = 0,
+    ) -> T:
+        while True:
+            try:
+                decide = await ready()
+                return await self._submit(decide, slots(), size=size, alone=True)
+            except NotLoadedError:
+                await self._catchup.all_current(slots())
+
+    async def _ancestors(self, slot: JetSlot) -> list[JetSlot]:
+        ancestors: list[JetSlot] = []
+        if not slot.checked:
+            await self._catchup.current(slot)
+        state = slot.state
+        while state is not None and state.forked_from is not None:
+            parent = self._slot(state.forked_from)
+            if not parent.checked:
+                await self._catchup.current(parent)
+            ancestors.append(parent)
+            state = parent.state
+        return ancestors
+
+    def _touch(self, slot: JetSlot | Slot) -> None:
+        state, now = slot.state, self._clock()
+        if not isinstance(slot, JetSlot) or state is None or state.ttl is None or slot.expired(state, now):
+            return
+        slot.touched = now
+        if rules.decide_touch(state, now) is not None and not self._closed:
+            self._submit(lambda batch: batch.touch(slot), (slot,), repeatable=True)
+
+    # -- expiry
+
+    async def _expire(self, slot: JetSlot) -> None:
+        chain = [slot]
+
+        async def ready() -> Callable[[Batch], None]:
+            await self._catchup.current(slot)  # others may have touched it
+            chain[1:] = ancestors = await self._ancestors(slot)
+            return lambda batch: batch.expire(slot, list[Slot](ancestors))
+
+        await self._decide(ready, lambda: tuple(chain))
+
+    async def _expire_at(self, path: str) -> None:
+        slot = self._slot(path)
+        if slot.audience is not None:
+            self._touch(slot)
+            return
+        await self._catchup.current(slot)
+        if slot.state is not None and slot.expired(slot.state, self._clock()):
+            await self._expire(slot)
+
+    # -- what is in memory
+
+    def _slot(self, path: str) -> JetSlot:
+        slot = self._slots.find(path)
+        if slot is None:
+            slot = JetSlot(path)
+            self._slots.hold(slot)
+        return slot
+
+    def _live(self, slot: JetSlot) -> StreamState | None:
+        state = slot.state
+        return None if state is None or slot.expired(state, self._clock()) else state
+
+    def _changed(self, slot: JetSlot) -> None:
+        if self._snapshots.is_due(slot) and not self._closed:
+            task = asyncio.create_task(self._snapshots.write(slot))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+
+class JetWatch(SlotWatch):
+    """A live reader of a stream that others write elsewhere, too."""
+
+    __slots__ = ("_leave",)
+
+    def __init__(
+        self,
+        slot: JetSlot,
+        touch: Callable[[Slot], None],
+        timers: Timers,
+        leave: Callable[[JetSlot], None],
+    ) -> None:
+        super().__init__(slot, touch, timers)
+        self._leave = leave
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        slot = self._slot
+        if slot.audience is None and isinstance(slot, JetSlot):
+            self._leave(slot)
+
+
+def _append(batch: Batch, slot: JetSlot, command: Append) -> Appended:
+    # All producers are in memory, or the command would still wait: who is not among them never wrote.
+    loaded = None if command.producer is None else LoadedProducer(None, slot.forgets)
+    return batch.append(slot, command, loaded)

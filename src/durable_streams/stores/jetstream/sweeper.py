@@ -1,0 +1,96 @@
+"""What nobody asks for any more: streams past their end, and the bytes of deleted ones.
+
+Invariants: every gateway may sweep at any time, each step may be done twice; a minute is passed only when everything
+that was due in it was looked at; the end of a log outlives its bytes, so that whoever knows the stream sees that it
+went.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from durable_streams.stores.base import StoreError
+from durable_streams.stores.jetstream.bus import Bus, ConflictError
+from durable_streams.stores.jetstream.layout import EXPECT, ROLLUP
+from durable_streams.stores.jetstream.messages import Message
+
+__all__ = ["Sweeper"]
+
+_INTERVAL = 2.0  # seconds
+_AT_ONCE = 64
+_MINUTE = 60
+_CLOCKS_APART = 5  # minutes: a gateway whose clock is behind may still write into a minute that is over
+
+
+class Sweeper:
+    """Looks for work every other second; ``expire`` ends the stream at a path if it is past its end."""
+
+    def __init__(
+        self, bus: Bus, clock: Callable[[], float], expire: Callable[[str], Awaitable[None]]
+    ) -> None:
+        self._bus = bus
+        self._layout = bus.layout
+        self._clock = clock
+        self._expire = expire
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to sweep."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End sweeping."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_INTERVAL)
+            try:
+                await self._pass_minutes()
+                await self._purge_gone()
+            except (StoreError, ConflictError):
+                continue  # NATS is away, or another gateway was faster
+
+    async def _pass_minutes(self) -> None:
+        mark = await self._bus.last(self._layout.swept)
+        present = int(self._clock() // _MINUTE)
+        done = present - _CLOCKS_APART if mark is None else int(mark.data)
+        for minute in range(done + 1, present):
+            await self._sweep_minute(minute)
+        if mark is None or present - _CLOCKS_APART > done:
+            headers = {EXPECT: str(0 if mark is None else mark.seq), ROLLUP: "sub"}
+            value = str(present - _CLOCKS_APART).encode()
+            await self._bus.publish([Message(self._layout.swept, value, headers)])
+
+    async def _sweep_minute(self, minute: int) -> None:
+        subject, seq = self._layout.due_in(minute), 1
+        paths: list[str] = []
+        while (due := await self._bus.next(subject, seq)) is not None:
+            paths.append(due.data.decode())
+            seq = due.seq + 1
+            if len(paths) == _AT_ONCE:
+                await self._expire_all(paths)
+                paths = []
+        await self._expire_all(paths)
+        if seq > 1:
+            await self._bus.purge(subject, before=seq)
+
+    async def _expire_all(self, paths: list[str]) -> None:
+        for outcome in await asyncio.gather(*map(self._expire, paths), return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _purge_gone(self) -> None:
+        seq = 1
+        while (gone := await self._bus.next(self._layout.every_gone, seq)) is not None:
+            seq = gone.seq + 1
+            stream_id = int(gone.subject.rpartition(".")[2], 16)
+            end = await self._bus.last(self._layout.log(stream_id))
+            if end is not None:
+                await self._bus.purge(self._layout.log(stream_id), before=end.seq)
+            await self._bus.purge(self._layout.snapshots(stream_id))
+            await self._bus.purge(gone.subject)
