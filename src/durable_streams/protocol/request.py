@@ -31,6 +31,7 @@ from durable_streams.errors import (
 from durable_streams.protocol import headers as h
 
 __all__ = [
+    "OUTCOME_UNKNOWN",
     "Op",
     "Request",
     "Response",
@@ -38,6 +39,7 @@ __all__ = [
     "check_url",
     "content_length",
     "error_from",
+    "not_executed",
     "parse_retry_after",
     "path_of",
     "with_caller",
@@ -45,6 +47,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
+"""The code of a 503 whose server does not know itself whether it was done; it comes without a Retry-After."""
 
 ERROR_BODY_LIMIT = 64 * 1024
 """How many bytes of an error's body are worth reading."""
@@ -208,6 +213,11 @@ _STATUS_CODES: dict[int, tuple[str, str]] = {
 }
 
 
+def not_executed(response: Response) -> bool:
+    """Whether an answer says that nothing was done: 425, 429, and a 503 that names a time to come back."""
+    return response.status in {425, 429} or (response.status == 503 and "retry-after" in response.headers)
+
+
 def error_from(response: Response, request: Request) -> DurableStreamError:
     """Return the error that an unsuccessful answer stands for (protocol section 7).
 
@@ -223,7 +233,8 @@ def error_from(response: Response, request: Request) -> DurableStreamError:
     )
     url = _without_query(request.url)
     message = f"{request.method} {url} answered {response.status}: {sentence or meaning}"
-    if response.status >= 500 and request.method == "POST" and not request.idempotent:
+    in_doubt = response.status >= 500 and not not_executed(response)
+    if in_doubt and request.method == "POST" and not request.idempotent:
         message = (
             f"{message.rstrip('.')} (the append may have been written; read the stream before repeating it)"
         )
@@ -253,7 +264,7 @@ def _classify(
         return StaleEpochError(message, current_epoch=_integer(headers.get(h.PRODUCER_EPOCH)), **context)
     if status == 409:
         return _conflict(response, request, message, context, server_code)
-    if status in {400, 405, 415} and server_code is not None:
+    if server_code is not None and (status in {400, 405, 415} or server_code == OUTCOME_UNKNOWN):
         context["code"] = server_code
     return DurableStreamError(message, **context)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from durable_streams.errors import FetchError
-from durable_streams.protocol.request import Op, Request, Response, T, parse_retry_after
+from durable_streams.protocol.request import Op, Request, Response, T, not_executed, parse_retry_after
 
 __all__ = ["DEFAULT_POLICY", "ENDLESS", "RetryPolicy", "is_retryable_status", "with_retry"]
 
@@ -125,6 +125,4 @@ def _attempts(request: Request, policy: RetryPolicy, random: Callable[[], float]
 def _may_repeat(request: Request, response: Response) -> bool:
     if not is_retryable_status(response.status):
         return False
-    # 425 and 429 say that nothing was done, and so does a 503 that names a time to come back.
-    refused = response.status in {425, 429} or (response.status == 503 and "retry-after" in response.headers)
-    return request.idempotent or refused
+    return request.idempotent or not_executed(response)

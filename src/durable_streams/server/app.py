@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from durable_streams.protocol.commands import Rejection
+from durable_streams.protocol.request import OUTCOME_UNKNOWN
 from durable_streams.server import parse
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.handlers import Handlers
@@ -21,7 +22,7 @@ from durable_streams.server.http import (
     Response,
 )
 from durable_streams.server.live import LiveReads
-from durable_streams.stores.base import Store, StoreError, StoreFullError
+from durable_streams.stores.base import Store, StoreError, StoreFullError, StoreUncertainError
 
 __all__ = ["App"]
 
@@ -79,6 +80,10 @@ class App:
             return error_response(refusal.status, refusal.code, refusal.message, extra)
         except StoreFullError as error:
             return error_response(507, "STORAGE_FULL", str(error), [("retry-after", _RETRY_AFTER)])
+        except StoreUncertainError as error:
+            # Without a Retry-After, which says that nothing was done: what may not happen twice is not repeated.
+            _log.warning("the store did not say what became of a request: %s", error)
+            return error_response(503, OUTCOME_UNKNOWN, str(error), [])
         except StoreError as error:
             _log.warning("the store failed: %s", error)
             return error_response(503, "UNAVAILABLE", str(error), [("retry-after", _RETRY_AFTER)])

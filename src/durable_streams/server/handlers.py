@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
+from msgspec.structs import replace
+
 from durable_streams.protocol import headers as names
 from durable_streams.protocol import jsonmode, rules
 from durable_streams.protocol.commands import Append, Create, ForkPoint, Rejection
@@ -14,7 +16,7 @@ from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import BASE_HEADERS, STREAM_ROOT, Headers, Request, Response
 from durable_streams.server.live import LiveReads
 from durable_streams.server.positions import content, etag, position_of, range_headers
-from durable_streams.stores.base import Store
+from durable_streams.stores.base import Store, StoreUnavailableError
 
 __all__ = ["Handlers"]
 
@@ -39,13 +41,7 @@ class Handlers:
             header(names.PRODUCER_ID), header(names.PRODUCER_EPOCH), header(names.PRODUCER_SEQ)
         )
         body = await request.body(self._config.max_body)
-        state = rules.require(await self._store.get(path))
-        if body:
-            body = _payload(state, content_type, body)
-        elif not close:
-            raise parse.bad_request(
-                "the body is empty: send data, or Stream-Closed: true to close the stream"
-            )
+        body = await self._payload(path, content_type, body, close=close)
         command = Append(content_type if body else None, body, close, seq, producer)
         appended = await self._store.append(path, command)
         state = appended.state
@@ -57,6 +53,17 @@ class Handlers:
         headers.append((names.PRODUCER_EPOCH, str(appended.producer.epoch)))
         headers.append((names.PRODUCER_SEQ, str(appended.producer.seq)))
         return Response(200 if body and not appended.duplicate else 204, headers)
+
+    async def _payload(self, path: str, content_type: str | None, body: bytes, *, close: bool) -> bytes:
+        seen = await self._store.glance(path)
+        try:
+            return _payload(seen, content_type, body, close=close)
+        except Rejection:
+            # What was seen may lag behind what other servers did; what is refused has to be so now.
+            state = await self._store.get(path)
+            if state == seen:
+                raise
+            return _payload(state, content_type, body, close=close)
 
     async def create(self, request: Request, path: str) -> Response:
         """PUT: create a stream or a fork (sections 3 and 6)."""
@@ -142,7 +149,12 @@ class Handlers:
         """GET: catch up, or go on live (section 5)."""
         query = parse.query(request.query)
         offset, live = query.get(names.QUERY_OFFSET), query.get(names.QUERY_LIVE)
-        state = rules.require(await self._store.get(path))
+        try:
+            state = rules.require(await self._store.get(path))
+        except StoreUnavailableError as outage:
+            if live is not None:
+                raise
+            return await self._read_in_outage(request, path, offset, outage)
         if live is not None:
             if offset is None:
                 raise parse.bad_request("a live read needs an offset: the last answer's, -1, or now")
@@ -157,8 +169,26 @@ class Handlers:
             return Response(200, headers, content(state, b""))
         return await self._catch_up(request, state, position)
 
-    async def _catch_up(self, request: Request, state: StreamState, position: int) -> Response:
+    async def _read_in_outage(
+        self, request: Request, path: str, offset: str | None, outage: StoreUnavailableError
+    ) -> Response:
+        """Answer from what is known to be stored; whatever depends on where the stream ends has to wait."""
+        seen = await self._store.glance(path)
+        try:
+            state = rules.require(seen)
+            position = 0 if offset is None else position_of(offset, state)
+            if position >= state.tail:
+                raise outage
+            return await self._catch_up(request, state, position, current=False)
+        except Rejection:
+            raise outage from None  # of a stream that may be another one by now
+
+    async def _catch_up(
+        self, request: Request, state: StreamState, position: int, *, current: bool = True
+    ) -> Response:
         chunk = await self._store.read(state, position, self._config.chunk_size)
+        if not current:  # no answer reaches the end: where that is nobody can say
+            state = replace(state, tail=state.tail + 1)
         tag = etag(state, chunk.start, chunk.end)
         headers = _read_headers(state, chunk.end)
         headers.append(("etag", tag))
@@ -188,8 +218,15 @@ def _description(state: StreamState) -> Headers:
     return headers
 
 
-def _payload(state: StreamState, content_type: str | None, body: bytes) -> bytes:
+def _payload(state: StreamState | None, content_type: str | None, body: bytes, *, close: bool) -> bytes:
     """Return an append's body in stored form, refusing first what needs no look at the bytes."""
+    state = rules.require(state)
+    if not body:
+        if not close:
+            raise parse.bad_request(
+                "the body is empty: send data, or Stream-Closed: true to close the stream"
+            )
+        return body
     if content_type is None:
         raise parse.bad_request(f"Content-Type is missing: the stream holds {state.content_type}")
     if names.media_type(content_type) != names.media_type(state.content_type):

@@ -21,15 +21,20 @@ from durable_streams.server import parse
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import BASE_HEADERS, Headers, Request, Response
 from durable_streams.server.positions import content, etag, range_headers
-from durable_streams.stores.base import Chunk, Store, StoreError, Watch
+from durable_streams.stores.base import Chunk, Store, StoreError, StoreUnavailableError, Watch
 
 __all__ = ["LiveReads"]
 
 _HEARTBEAT = b": keep-alive\n\n"
 _SHARED_BYTES = 4 << 20  # of events kept for other readers: whoever catches up brings ever new ones
 _HELD = "held"
+_OUTAGE_PAUSE = 1.0  # seconds: what cannot be read now is waited for like what is not there yet
 _log = logging.getLogger("durable_streams.server")
 _MAX_CHARACTER = 4  # bytes of the longest UTF-8 character
+
+Event = tuple[bytes, int, int, bool]
+"""Data and control events: their bytes, the position that they commit, the one that they looked at (further by what is
+there of a character that is not whole yet), and whether the stream ends there."""
 
 
 class LiveReads:
@@ -70,6 +75,9 @@ class LiveReads:
                 identity = state.id
                 await self._wait(watch, request, state, position)
                 state = rules.require(watch.state)
+                if position >= state.tail and not state.closed:
+                    # About to say "up to date": to a server that was cut off it only looks as if nothing had come.
+                    state = rules.require(await self._store.get(path))
                 if state.id != identity:
                     raise rules.not_found()  # what is at the path now is another stream, with other offsets
             chunk = Chunk(position, position, b"")
@@ -161,18 +169,22 @@ class LiveReads:
                     now = watch.state
                     if now is None or now.id != identity or now.deleted:
                         return
+                    pause = self._config.sse_heartbeat
                     if reached < now.tail or now.closed:
-                        event, position, reached, done = await self._event(watch, now, position, cursor, text)
-                        yield event
-                        budget -= len(event)
-                        if done or budget <= 0:
-                            return
-                        if reached < now.tail:
-                            continue
+                        event = await self._event(watch, now, position, cursor, text)
+                        if event is None:
+                            pause = min(pause, _OUTAGE_PAUSE)
+                        else:
+                            sent, position, reached, done = event
+                            yield sent
+                            budget -= len(sent)
+                            if done or budget <= 0:
+                                return
+                            if reached < now.tail:
+                                continue
                     if self._stopping or time.monotonic() >= deadline:
                         return
-                    wait = min(self._config.sse_heartbeat, deadline - time.monotonic())
-                    if not await watch.changed(wait):
+                    if not await watch.changed(min(pause, deadline - time.monotonic())):
                         yield _HEARTBEAT
             except (Rejection, StoreError) as error:
                 # The stream went while it was read, or the disk failed: the client reconnects and hears of it.
@@ -183,19 +195,19 @@ class LiveReads:
 
     async def _event(
         self, watch: Watch, state: StreamState, position: int, cursor: str | None, text: bool
-    ) -> tuple[bytes, int, int, bool]:
-        """Return the data and control events from ``position``.
-
-        That is: their bytes, the position that they commit, the one that they looked at (further by what is there
-        of a character that is not whole yet), and whether the stream ends there.
-        """
+    ) -> Event | None:
+        """Return the data and control events from ``position``; None if the store cannot read them now."""
         key = (state.id, position, state.tail, state.closed, cursor, text)
-        known: tuple[bytes, int, int, bool] | None = watch.shared.get(key)
+        known: Event | None = watch.shared.get(key)
         if known is not None:
             return known
         chunk = Chunk(position, position, b"")
         if position < state.tail:
-            chunk = await self._chunk(watch, state, position)
+            try:
+                chunk = await self._chunk(watch, state, position)
+            except StoreUnavailableError as outage:
+                _log.info("an event stream waits for the store: %s", outage)
+                return None
         end, data = chunk.end, b""
         at_tail = end == state.tail
         if chunk.payload:
