@@ -1,0 +1,282 @@
+"""JetStream as the store needs it: publish with expectations, atomically; read; hear what is stored.
+
+Invariants:
+* what ``publish`` raises says what happened: nothing was stored, or that is not known (StoreUncertainError);
+* ``last`` and ``next`` ask the stream's leader, ``peek``, ``peek_last`` and ``scan`` any server, which may lag behind;
+* no call waits for longer than its time, whatever state NATS is in; no exception of another library leaves this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from durable_streams.stores.base import (
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+    StoreUncertainError,
+)
+from durable_streams.stores.jetstream.config import JetStreamConfig
+from durable_streams.stores.jetstream.layout import Layout
+from durable_streams.stores.jetstream.messages import (
+    ApiError,
+    Message,
+    Stored,
+    StreamInfo,
+    decode_ack,
+    decode_direct,
+    decode_get,
+    decode_info,
+    decode_live,
+    decode_purge,
+    encode_json,
+)
+
+if TYPE_CHECKING:  # nats-py is an extra: imported when a bus is opened
+    from durable_streams.stores.jetstream.connection import Answer, Connection, Subscription
+
+__all__ = ["Bus", "ConflictError", "Message", "Stored", "StreamInfo"]
+
+_PUBLISH_SECONDS = 1.0
+_BATCH_BYTES_PER_SECOND = 8 << 20  # a large batch gets so much more time
+_READ_SECONDS = 1.5
+_PEEK_SECONDS = 0.5  # then it is asked again, perhaps of another server
+_PURGE_SECONDS = 5.0
+_BYTES_AHEAD = 2 << 20  # of a batch, sent without knowing that they were taken
+_HEADER_ROOM = 16 << 10
+_LARGEST_MESSAGE = 4 << 20
+
+_CONFLICTS = frozenset({10071, 10164})
+_FULL = frozenset({10002, 10023, 10028, 10047})
+_STORE_FAILED = 10077  # for several reasons, "maximum bytes exceeded" among them
+_NOT_FOUND = 10037
+
+
+class ConflictError(Exception):
+    """An expectation does not hold: nothing was stored."""
+
+
+class Bus:
+    """One server's use of a bucket. ``on_restored``: called when live messages may have been missed."""
+
+    def __init__(self, config: JetStreamConfig) -> None:
+        self.config = config
+        self.layout = Layout(config.name)
+        self.on_restored: list[Callable[[], None]] = []
+        self.max_message = 0  # bytes of data that one message may carry; known when it is open
+        self._current: Connection | None = None
+        stream = self.layout.stream
+        self._get = f"$JS.API.STREAM.MSG.GET.{stream}"
+        self._direct = f"$JS.API.DIRECT.GET.{stream}"
+        self._purge = f"$JS.API.STREAM.PURGE.{stream}"
+        self._info = f"$JS.API.STREAM.INFO.{stream}"
+        self._elected = f"$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{stream}"
+
+    async def open(self) -> None:
+        """Connect, check the bucket, make it if it is not there; raises StoreError with one sentence."""
+        try:
+            from durable_streams.stores.jetstream.connection import Connection  # noqa: PLC0415 - an extra
+        except ImportError as error:
+            message = 'the NATS store needs nats-py: pip install "durable-streams[nats]"'
+            raise StoreError(message) from error
+        from durable_streams.stores.jetstream.startup import prepare  # noqa: PLC0415 - behind the extra
+
+        connection = Connection(self.config, self._restored)
+        await connection.open()
+        try:
+            self.max_message = min(connection.max_payload - _HEADER_ROOM, _LARGEST_MESSAGE)
+            await prepare(connection, self.config, self.layout)
+            await connection.subscribe(self._elected, lambda *_: self._restored(), _READ_SECONDS)
+        except BaseException as error:
+            await connection.close()
+            if isinstance(error, (ConnectionError, TimeoutError)):
+                raise StoreUnavailableError(f"NATS went away at start: {error}") from error
+            raise
+        self._current = connection
+
+    async def close(self) -> None:
+        """Let go of the connection, at once also if NATS is down. Calls under way end with their errors."""
+        connection, self._current = self._current, None
+        if connection is not None:
+            await connection.close()
+
+    def _restored(self) -> None:
+        for told in self.on_restored:
+            told()
+
+    @property
+    def _connection(self) -> Connection:
+        if self._current is None:
+            raise StoreUnavailableError("the store on NATS is closed")
+        return self._current
+
+    # writing
+
+    async def publish(self, messages: Sequence[Message]) -> int:
+        """Store messages, all or none (at most 1000); return the sequence of the last one, they are consecutive.
+
+        Raises ConflictError, StoreFullError, StoreUnavailableError when nothing was stored, StoreUncertainError when
+        that was not heard.
+        """
+        connection = self._connection
+        reply = connection.new_reply()
+        timeout = _PUBLISH_SECONDS
+        if len(messages) == 1:
+            wire = connection.encode(messages[0].subject, reply, messages[0].headers, messages[0].data)
+        else:
+            wire = await _send_but_end(connection, messages, reply)
+            timeout += sum([len(message.data) for message in messages]) / _BATCH_BYTES_PER_SECOND
+        try:
+            answer = await connection.answer(reply, wire, timeout)
+        except (ConnectionError, TimeoutError) as error:
+            raise StoreUncertainError(f"{error}: what was written may be stored or not") from error
+        if answer.status:
+            raise StoreUnavailableError(f"the bucket {self.config.name} has no leader in NATS now")
+        ack = decode_ack(answer.data)
+        if ack.error is not None:
+            self._refuse(ack.error)
+        return ack.seq
+
+    def _refuse(self, error: ApiError) -> NoReturn:
+        if error.err_code in _CONFLICTS:
+            raise ConflictError(error.description)
+        if error.err_code in _FULL or (error.err_code == _STORE_FAILED and "maximum" in error.description):
+            raise StoreFullError(f"the bucket {self.config.name} is full: {error.description}")
+        raise self._unavailable(error)
+
+    def _unavailable(self, error: ApiError) -> StoreUnavailableError:
+        return StoreUnavailableError(f"the bucket {self.config.name} in NATS: {error.description}")
+
+    # reading
+
+    async def last(self, subject: str) -> Stored | None:
+        """Return the last message of a subject as the leader knows it, None if there is none."""
+        return await self._from_leader({"last_by_subj": subject})
+
+    async def next(self, subject: str, seq: int) -> Stored | None:
+        """Return the first message from ``seq`` on of a subject (wildcards allowed) as the leader knows it."""
+        return await self._from_leader({"seq": seq, "next_by_subj": subject})
+
+    async def _from_leader(self, question: dict[str, object]) -> Stored | None:
+        answer = await self._ask(self._get, encode_json(question), _READ_SECONDS)
+        got = decode_get(answer.data)
+        if got.error is not None and got.error.err_code != _NOT_FOUND:
+            raise self._unavailable(got.error)
+        return got.stored
+
+    async def peek_last(self, subject: str) -> Stored | None:
+        """Return the last message of a subject as some server knows it; needs no leader."""
+        return await self._from_any({"last_by_subj": subject})
+
+    async def peek(self, subject: str, seq: int) -> Stored | None:
+        """Return the first message from ``seq`` on of a subject as some server knows it; needs no leader."""
+        return await self._from_any({"seq": seq, "next_by_subj": subject})
+
+    async def _from_any(self, question: dict[str, object]) -> Stored | None:
+        answer = await self._ask(self._direct, encode_json(question), _PEEK_SECONDS)
+        if answer.status == 404:
+            return None
+        self._check(answer)
+        return decode_direct(*answer)
+
+    async def scan(self, subject: str, seq: int, max_bytes: int, max_messages: int = 1000) -> list[Stored]:
+        """Return messages from ``seq`` on of a subject as some server knows them, in order, at least one if it has any.
+
+        It ends after ``max_messages``, or with the message that reaches ``max_bytes``.
+        """
+        question = {"seq": seq, "next_by_subj": subject, "batch": max_messages, "max_bytes": max_bytes}
+        parts: list[Answer] = []
+        answer = await self._ask(self._direct, encode_json(question), _PEEK_SECONDS, parts)
+        if answer.status not in {204, 404}:
+            self._check(answer)
+        return [decode_direct(*part) for part in parts]
+
+    def _check(self, answer: Answer) -> None:
+        if answer.status:
+            said = answer.head[13:].partition(b"\r")[0].decode() or "no server has it now"
+            raise StoreUnavailableError(f"the bucket {self.config.name} in NATS: {said}")
+
+    async def _ask(
+        self, subject: str, question: bytes, each: float, parts: list[Answer] | None = None
+    ) -> Answer:
+        """Return the answer of NATS, asked again where that helps, or raise StoreUnavailableError in time."""
+        connection = self._connection
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + _READ_SECONDS
+        while True:
+            try:
+                return await connection.request(subject, question, min(each, deadline - clock()), parts)
+            except ConnectionError as error:
+                if not await connection.wait_connected(deadline - clock()):
+                    raise StoreUnavailableError(str(error)) from error
+            except TimeoutError as error:
+                if clock() >= deadline - each / 2:
+                    raise StoreUnavailableError(str(error)) from error
+            if parts is not None:
+                parts.clear()
+
+    # the rest
+
+    async def purge(self, subject: str) -> int:
+        """Remove all messages of a subject (wildcards allowed); return how many these were."""
+        connection = self._connection
+        try:
+            answer = await connection.request(self._purge, encode_json({"filter": subject}), _PURGE_SECONDS)
+        except (ConnectionError, TimeoutError) as error:
+            raise StoreUnavailableError(str(error)) from error
+        self._check(answer)
+        purged = decode_purge(answer.data)
+        if purged.error is not None:
+            raise self._unavailable(purged.error)
+        return purged.purged
+
+    async def subscribe(self, subject: str, deliver: Callable[[Stored], None]) -> Subscription:
+        """Hand over what is stored from when this returns: a live subject of the layout, or a pattern of them.
+
+        Other servers of the cluster hear of the interest a moment later.
+        """
+
+        def take(_: bytes, head: bytes, data: bytes) -> None:
+            deliver(decode_live(head, data))
+
+        try:
+            return await self._connection.subscribe(subject, take, _READ_SECONDS)
+        except (ConnectionError, TimeoutError) as error:
+            raise StoreUnavailableError(str(error)) from error
+
+    async def info(self) -> StreamInfo:
+        """Return what the bucket holds and how."""
+        answer = await self._ask(self._info, b"", _READ_SECONDS)
+        self._check(answer)
+        info = decode_info(answer.data)
+        if info.error is not None:
+            raise self._unavailable(info.error)
+        return info.summary
+
+
+async def _send_but_end(connection: Connection, messages: Sequence[Message], reply: bytes) -> bytes:
+    """Send an atomic batch but for the message that stores it, which is returned encoded.
+
+    Raises StoreUnavailableError if the connection is lost meanwhile: without its end nothing of a batch is stored.
+    """
+    batch, last = reply.decode(), len(messages)
+    wire: list[bytes] = []
+    ahead = 0
+    for number, message in enumerate(messages, 1):
+        headers = {**(message.headers or {}), "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+        if number == last:
+            headers["Nats-Batch-Commit"] = "1"
+        to = reply if number == last else b""
+        wire.append(connection.encode(message.subject, to, headers, message.data))
+        ahead += len(wire[-1])
+        if ahead >= _BYTES_AHEAD and number < last:
+            connection.write(b"".join(wire))
+            wire.clear()
+            ahead = 0
+            try:
+                await connection.barrier(_PUBLISH_SECONDS)
+            except (ConnectionError, TimeoutError) as error:
+                raise StoreUnavailableError(str(error)) from error
+    return b"".join(wire)

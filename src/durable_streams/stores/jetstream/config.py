@@ -1,0 +1,98 @@
+"""Where the streams are kept on NATS, and how: the settings of ``JetStreamStore``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import SplitResult, urlsplit
+
+__all__ = ["JetStreamConfig", "parse_servers", "without_secrets"]
+
+_DEFAULT_PORT = 4222
+_MOST_REPLICAS = 5  # of a JetStream stream
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True)
+class JetStreamConfig:
+    """A NATS cluster, and the bucket on it that holds the streams. Raises ValueError for what cannot be.
+
+    ``servers``: URLs as ``parse_servers`` gives them. ``name``: of the bucket; servers with the same one serve the same
+    streams. ``replicas``: on how many NATS servers it is; None takes what it has, and 3 when it is made.
+    ``max_bytes``: how large it may become, None without limit of its own. ``credentials``: a ``.creds`` file.
+    ``tls_ca``: certificates (PEM) of who signed those of the NATS servers, if the system does not know them.
+    """
+
+    servers: tuple[str, ...]
+    name: str = "durable-streams"
+    replicas: int | None = None
+    storage: Literal["file", "memory"] = "file"
+    max_bytes: int | None = None
+    credentials: Path | None = None
+    tls_ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without asking NATS."""
+        if not self.servers:
+            raise ValueError("no NATS server is given: nats://HOST:PORT")
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"{self.name!r} cannot name a bucket: 1 to 64 letters, digits, hyphens, underscores"
+            )
+        if self.replicas is not None and not 1 <= self.replicas <= _MOST_REPLICAS:
+            raise ValueError(f"{self.replicas} replicas are not possible: 1 to {_MOST_REPLICAS}")
+        if self.storage not in ("file", "memory"):
+            raise ValueError(f"the storage {self.storage!r} does not exist: file or memory")
+        if self.max_bytes is not None and self.max_bytes < 1:
+            raise ValueError(f"a bucket of {self.max_bytes} bytes holds nothing")
+        for file in (self.credentials, self.tls_ca):
+            if file is not None and not file.is_file():
+                raise ValueError(f"there is no file {file}")
+
+
+def parse_servers(text: str) -> tuple[str, ...]:
+    """Return the URLs in ``nats://a:4222,b:4222``, each complete; raises ValueError that names what is wrong.
+
+    The scheme (``nats`` or ``tls``) and ``user:password@`` (or ``token@``) of the first are those of all that say none.
+    """
+    servers: list[str] = []
+    scheme = user = ""
+    for part in text.split(","):
+        one = part.strip()
+        url = _split(one if "://" in one else f"{scheme or 'nats'}://{one}", text)
+        if scheme and url.scheme != scheme:
+            raise ValueError(f"{_hidden(text)} mixes {scheme}:// and {url.scheme}://")
+        scheme = url.scheme
+        own, _, _ = url.netloc.rpartition("@")
+        user = own or user
+        host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+        servers.append(f"{scheme}://{user + '@' if user else ''}{host}:{url.port or _DEFAULT_PORT}")
+    return tuple(servers)
+
+
+def _split(server: str, text: str) -> SplitResult:
+    try:
+        url = urlsplit(server)
+        port = url.port
+    except ValueError as error:
+        raise ValueError(f"{_hidden(server)} is no address of a NATS server: {error}") from None
+    if url.scheme not in ("nats", "tls"):
+        raise ValueError(
+            f"{_hidden(server)} is no address of a NATS server: it begins with nats:// or tls://"
+        )
+    if not url.hostname:
+        raise ValueError(f"{_hidden(text)} names a NATS server without a host: nats://HOST:PORT,HOST:PORT")
+    if port == 0 or url.path.strip("/") or url.query or url.fragment:
+        raise ValueError(f"{_hidden(server)} is no address of a NATS server: nats://HOST:PORT is all of it")
+    return url
+
+
+def _hidden(text: str) -> str:
+    return re.sub(r"[^/,@]*@", "", text)
+
+
+def without_secrets(servers: tuple[str, ...]) -> str:
+    """Return the servers for a message to people: no user, no password."""
+    return ", ".join(_hidden(server) for server in servers)

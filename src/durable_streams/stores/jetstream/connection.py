@@ -1,0 +1,370 @@
+"""One connection to a NATS cluster that is kept up for ever: requests, answers, subscriptions. All that knows nats-py.
+
+Invariants:
+* what cannot be sent now is refused, nothing waits for a reconnect to be sent behind the caller's back;
+* a request ends: with its answer, TimeoutError, or ConnectionError as soon as the connection is lost;
+* messages go to their handler as they come, headers unparsed, without a task or a queue for each subscription.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import nats.errors
+from nats.aio.client import Client
+
+from durable_streams.stores.base import StoreError, StoreUnavailableError
+from durable_streams.stores.jetstream.config import JetStreamConfig, without_secrets
+
+__all__ = ["Answer", "Connection", "Handler", "Subscription"]
+
+_CONNECT_SECONDS = 5.0
+_CLOSE_SECONDS = 1.0
+_REFUSALS = ("authorization violation", "authentication", "credentials", "secure connection")
+
+_log = logging.getLogger("durable_streams.stores")
+
+Handler = Callable[[bytes, bytes, bytes], None]
+"""Takes a message: subject, header block as it came (b"" without one), data."""
+
+
+class Answer(NamedTuple):
+    """What came to a request: ``head`` is the header block as it came, b"" without one."""
+
+    head: bytes
+    data: bytes
+
+    @property
+    def status(self) -> int:
+        """The code of a word of NATS itself (404, 503 …), 0 of a message."""
+        return int(self.head[9:12]) if self.head[8:9] == b" " else 0
+
+
+class Subscription:
+    """Interest in a subject, until ``cancel``."""
+
+    __slots__ = ("_client", "_sid")
+
+    def __init__(self, client: _Client, sid: int) -> None:
+        self._client = client
+        self._sid = sid
+
+    def cancel(self) -> None:
+        """Let go of it. May be called again."""
+        self._client.drop(self._sid)
+
+
+class _Client(Client):
+    """nats-py's client, but for four things that it has no options for. The methods are its own, called by itself.
+
+    Messages go to their handler at once. Who loses the connection loses what was not written with it, and is told at
+    once. An error said by the server leads to a reconnect, not to the end. Who asked for TLS gets it or nothing.
+    """
+
+    def __init__(self, lost: Callable[[], None], *, secure: bool) -> None:
+        super().__init__()
+        self._handlers: dict[int, Handler] = {}
+        self._lost = lost
+        self._secure = secure
+
+    async def listen(self, subject: str, handler: Handler) -> int:
+        sid: int = (await self.subscribe(subject))._id  # noqa: SLF001 - the only name by which messages come
+        self._handlers[sid] = handler
+        return sid
+
+    def drop(self, sid: int) -> None:
+        if self._handlers.pop(sid, None) is not None:
+            self._remove_sub(sid)
+            if self.is_connected:
+                self.write(b"UNSUB %d\r\n" % sid)
+
+    def write(self, wire: bytes) -> None:
+        """Write to the connection, behind what waits to be written."""
+        if self._transport is None:
+            return
+        if self._pending:
+            self._transport.write(b"".join(self._pending))
+            self._forget()
+        self._transport.write(wire)
+
+    def _forget(self) -> None:
+        self._pending.clear()
+        self._pending_data_size = 0
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        handler = self._handlers.get(sid)
+        if handler is None:
+            return await super()._process_msg(sid, subject, reply, data, headers)
+        try:
+            handler(subject, headers or b"", data)
+        except Exception:  # noqa: BLE001 - or the client would read no more
+            _log.exception("a message on %s could not be taken", subject.decode(errors="replace"))
+
+    async def _process_op_err(self, e: Exception) -> None:
+        if not (self.is_closed or self.is_reconnecting):
+            self._forget()
+            self._abort()  # or what NATS does not take any more holds up the reconnect
+            self._lost()
+        await super()._process_op_err(e)
+
+    def _abort(self) -> None:
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
+    async def _process_err(self, err_msg: str) -> None:
+        error = nats.errors.Error(f"nats: {err_msg}")
+        await self._error_cb(error)
+        if "permissions violation" not in err_msg:
+            await self._process_op_err(error)
+
+    def _connect_command(self) -> bytes:
+        if self._secure and not self._server_info.get("tls_required"):
+            raise nats.errors.SecureConnWantedError
+        return super()._connect_command()
+
+    async def leave(self) -> None:
+        """Close, and be done with it soon whatever state NATS is in."""
+        try:
+            await asyncio.wait_for(self.close(), _CLOSE_SECONDS)
+        except asyncio.TimeoutError:
+            self._abort()
+
+
+class Connection:
+    """A connection to whichever server of the cluster answers. ``restored`` is called after it was lost and is back."""
+
+    def __init__(self, config: JetStreamConfig, restored: Callable[[], None]) -> None:
+        self._config = config
+        self._where = without_secrets(config.servers)
+        self._restored = restored
+        self._client = _Client(self._lost, secure=config.servers[0].startswith("tls:"))
+        self._up = asyncio.Event()
+        self._trouble: Exception | None = None
+        self._waiting: dict[bytes, _Waiting] = {}
+        self._inbox = b""
+        self._asked = 0
+        self.lost_at = 0.0  # time of the event loop
+
+    # from open to close
+
+    async def open(self) -> None:
+        """Connect; raises StoreError with one sentence."""
+        try:
+            await asyncio.wait_for(self._connect(), _CONNECT_SECONDS)
+        except asyncio.TimeoutError:
+            await self._client.leave()
+            said = f": {self.trouble}" if self.trouble else ""
+            raise StoreError(f"NATS cannot be reached at {self._where}{said}") from None
+        except ImportError as error:
+            await self._client.leave()
+            raise StoreError('credentials of NATS need nkeys: pip install "nats-py[nkeys]"') from error
+        except (nats.errors.Error, OSError, ValueError) as error:
+            await self._client.leave()
+            raise StoreError(f"NATS at {self._where} refuses the connection: {_said(error)}") from error
+        except BaseException:
+            await self._client.leave()
+            raise
+
+    async def _connect(self) -> None:
+        config, first = self._config, urlsplit(self._config.servers[0])
+        user, password = unquote(first.username or ""), unquote(first.password or "")
+        secure = first.scheme == "tls" or config.tls_ca is not None
+        await self._client.connect(
+            [f"{first.scheme}://{server.rpartition('@')[2].rpartition('/')[2]}" for server in config.servers],
+            name=f"durable-streams {config.name}",
+            user=user if password else None,
+            password=password or None,
+            token=user if user and not password else None,
+            user_credentials=None if config.credentials is None else str(config.credentials),
+            tls=ssl.create_default_context(cafile=config.tls_ca) if secure else None,
+            connect_timeout=1,
+            reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds, given to asyncio.sleep
+            max_reconnect_attempts=-1,
+            ping_interval=1,
+            max_outstanding_pings=2,
+            pending_size=-1,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_lost,
+            reconnected_cb=self._on_restored,
+        )
+        inbox = self._client.new_inbox()
+        self._inbox = inbox.encode()
+        await self._client.listen(f"{inbox}.*", self._take)
+        self._up.set()
+        await self.barrier(_CONNECT_SECONDS)
+
+    async def close(self) -> None:
+        """Let go of it, at once also if NATS is down; what waits for an answer gets ConnectionError."""
+        self._up.clear()
+        await self._client.leave()
+        self._lost()
+
+    async def _on_error(self, error: Exception) -> None:
+        self._trouble = error
+        if not self._inbox and any(word in str(error).lower() for word in _REFUSALS):
+            raise error  # out of ``connect``, which would try for ever
+        _log.debug("NATS: %s", error)
+
+    async def _on_lost(self) -> None:
+        self._lost()
+
+    def _lost(self) -> None:
+        if self._up.is_set():
+            _log.warning("the connection to NATS at %s is lost", self._where)
+            self._up.clear()
+            self.lost_at = asyncio.get_running_loop().time()
+        waiting, self._waiting = self._waiting, {}
+        for one in waiting.values():
+            one.fail(ConnectionError("the connection to NATS was lost"))
+
+    async def _on_restored(self) -> None:
+        _log.info("the connection to NATS at %s is back", self._where)
+        self._up.set()
+        self._restored()
+
+    @property
+    def connected(self) -> bool:
+        """Whether something can be sent now."""
+        return self._up.is_set() and self._client.is_connected
+
+    async def wait_connected(self, timeout: float) -> bool:
+        """Wait until something can be sent; False after ``timeout`` seconds."""
+        try:
+            await asyncio.wait_for(self._up.wait(), timeout)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes that the server takes as one message, headers included."""
+        return self._client.max_payload
+
+    @property
+    def version(self) -> tuple[int, int, int]:
+        """The NATS server's."""
+        version = self._client.connected_server_version
+        return version.major, version.minor, version.patch
+
+    @property
+    def trouble(self) -> str:
+        """The last error that was heard of, "" if there was none."""
+        return "" if self._trouble is None else _said(self._trouble)
+
+    # messages
+
+    def write(self, wire: bytes) -> None:
+        """Send encoded messages; raises StoreUnavailableError if they cannot be sent now."""
+        if not self.connected:
+            raise StoreUnavailableError(f"NATS cannot be reached at {self._where}")
+        self._client.write(wire)
+
+    def encode(self, subject: str, reply: bytes, headers: Mapping[str, str] | None, data: bytes) -> bytes:
+        """Return a message as it is sent; neither names nor values of headers may have line breaks in them.
+
+        Raises StoreError for one that NATS would not take: it would end the connection.
+        """
+        if headers is None:
+            head, size = b"", len(data)
+            line = b"PUB %b %b %d\r\n" % (subject.encode(), reply, size)
+        else:
+            lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+            head = f"NATS/1.0\r\n{lines}\r\n".encode()
+            size = len(head) + len(data)
+            line = b"HPUB %b %b %d %d\r\n" % (subject.encode(), reply, len(head), size)
+        if size > self.max_payload:
+            raise StoreError(
+                f"a message of {size} bytes is more than NATS takes: max_payload is {self.max_payload}"
+            )
+        return b"%b%b%b\r\n" % (line, head, data)
+
+    def new_reply(self) -> bytes:
+        """Return a subject for one answer."""
+        self._asked += 1
+        return b"%b.%x" % (self._inbox, self._asked)
+
+    async def answer(
+        self, reply: bytes, wire: bytes, timeout: float, parts: list[Answer] | None = None
+    ) -> Answer:
+        """Send, and return what comes to ``reply``.
+
+        With ``parts`` messages are collected there until NATS says that these are all. Raises StoreUnavailableError if
+        nothing was sent, ConnectionError, and TimeoutError when nothing came for ``timeout`` seconds.
+        """
+        waiting = self._waiting[reply] = _Waiting(timeout, parts)
+        try:
+            self.write(wire)
+            return await waiting.future
+        finally:
+            waiting.timer.cancel()
+            self._waiting.pop(reply, None)
+
+    def _take(self, subject: bytes, head: bytes, data: bytes) -> None:
+        waiting = self._waiting.get(subject)
+        if waiting is not None:
+            waiting.take(Answer(head, data))
+
+    async def request(
+        self, subject: str, data: bytes, timeout: float, parts: list[Answer] | None = None
+    ) -> Answer:
+        """Ask, and return the answer; raises as ``answer`` does."""
+        reply = self.new_reply()
+        return await self.answer(reply, self.encode(subject, reply, None, data), timeout, parts)
+
+    async def barrier(self, timeout: float) -> None:
+        """Wait until the server has taken all that was sent before; raises as ``answer`` does."""
+        reply = self.new_reply()
+        await self.answer(reply, self.encode(reply.decode(), b"", None, b""), timeout)
+
+    async def subscribe(self, subject: str, handler: Handler, timeout: float) -> Subscription:
+        """Hand over what comes on a subject, from when this returns; raises as ``answer`` does."""
+        if not self.connected:
+            raise StoreUnavailableError(f"NATS cannot be reached at {self._where}")
+        subscription = Subscription(self._client, await self._client.listen(subject, handler))
+        try:
+            await self.barrier(timeout)
+        except BaseException:
+            subscription.cancel()
+            raise
+        return subscription
+
+
+class _Waiting:
+    """Somebody waits for an answer, ``timeout`` seconds after the last sign of it."""
+
+    __slots__ = ("future", "parts", "seen", "timeout", "timer")
+
+    def __init__(self, timeout: float, parts: list[Answer] | None) -> None:
+        loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Answer] = loop.create_future()
+        self.parts = parts
+        self.seen = 0
+        self.timeout = timeout
+        self.timer = loop.call_later(timeout, self._give_up)
+
+    def take(self, answer: Answer) -> None:
+        if self.parts is not None and not answer.status:
+            self.parts.append(answer)
+        elif not self.future.done():
+            self.future.set_result(answer)
+
+    def fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def _give_up(self) -> None:
+        if self.parts is not None and len(self.parts) > self.seen:
+            self.seen = len(self.parts)
+            self.timer = asyncio.get_running_loop().call_later(self.timeout, self._give_up)
+        else:
+            self.fail(TimeoutError("NATS does not answer"))
+
+
+def _said(error: Exception) -> str:
+    return str(error).removeprefix("nats: ").strip("'\" .") or type(error).__name__

@@ -1,0 +1,173 @@
+"""What goes to JetStream and what comes back: messages, stored messages, the answers of its API. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from durable_streams.stores.jetstream.layout import OPERATION, RECORD
+
+__all__ = [
+    "ApiError",
+    "Config",
+    "Message",
+    "Stored",
+    "StreamInfo",
+    "decode_ack",
+    "decode_direct",
+    "decode_get",
+    "decode_info",
+    "decode_live",
+    "decode_purge",
+    "encode_json",
+]
+
+_SEQUENCE = b"\r\nNats-Sequence: "
+_SUBJECT = b"\r\nNats-Subject: "
+_PREVIOUS = b"\r\nNats-Last-Sequence: "
+_RECORD = f"\r\n{RECORD}: ".encode()
+_OPERATION = f"\r\n{OPERATION}: ".encode()
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """What is to be published. Header values are without line breaks."""
+
+    subject: str
+    data: bytes = b""
+    headers: dict[str, str] | None = None
+
+
+class Stored(msgspec.Struct, frozen=True, gc=False):
+    """A message of the bucket's stream.
+
+    ``record``: the value of its header ``Durable``, b"" without one. ``removed``: a key-value delete marker.
+    ``previous``, of live ones only: the sequence before it on its subject, 0 for none.
+    """
+
+    seq: int
+    subject: str
+    record: bytes
+    data: bytes
+    removed: bool = False
+    previous: int = 0
+
+
+class StreamInfo(msgspec.Struct, frozen=True):
+    """What the bucket's stream holds, and how. ``leader`` is a server's name, "" for none or a single server."""
+
+    last_seq: int
+    messages: int
+    bytes: int
+    replicas: int
+    storage: Literal["file", "memory"]
+    leader: str
+
+
+class ApiError(msgspec.Struct):
+    """Why JetStream did not do what it was asked."""
+
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class Ack(msgspec.Struct):
+    """The answer to a publish."""
+
+    seq: int = 0
+    error: ApiError | None = None
+
+
+class Purged(msgspec.Struct):
+    """The answer to a purge."""
+
+    purged: int = 0
+    error: ApiError | None = None
+
+
+class _Found(msgspec.Struct):
+    seq: int
+    subject: str
+    hdrs: bytes = b""
+    data: bytes = b""
+
+
+class Got(msgspec.Struct):
+    """The answer of a stream's leader to a read."""
+
+    message: _Found | None = None
+    error: ApiError | None = None
+
+    @property
+    def stored(self) -> Stored | None:
+        """The message, None if there is none."""
+        found = self.message
+        return None if found is None else _stored(found.hdrs, found.data, found.seq, found.subject)
+
+
+Config = dict[str, object]
+
+
+class _State(msgspec.Struct):
+    last_seq: int = 0
+    messages: int = 0
+    bytes: int = 0
+
+
+class _Raft(msgspec.Struct):
+    leader: str = ""
+
+
+class Info(msgspec.Struct):
+    """The answer to a question for a stream, or to its creation."""
+
+    config: Config = {}
+    state: _State = msgspec.field(default_factory=_State)
+    cluster: _Raft = msgspec.field(default_factory=_Raft)
+    error: ApiError | None = None
+
+    @property
+    def summary(self) -> StreamInfo:
+        """What the rest of the store wants of it."""
+        return msgspec.convert(
+            {
+                "last_seq": self.state.last_seq,
+                "messages": self.state.messages,
+                "bytes": self.state.bytes,
+                "replicas": self.config.get("num_replicas"),
+                "storage": self.config.get("storage"),
+                "leader": self.cluster.leader,
+            },
+            StreamInfo,
+        )
+
+
+encode_json = msgspec.json.Encoder().encode
+decode_ack = msgspec.json.Decoder(Ack).decode
+decode_get = msgspec.json.Decoder(Got).decode
+decode_purge = msgspec.json.Decoder(Purged).decode
+decode_info = msgspec.json.Decoder(Info).decode
+
+
+def decode_direct(head: bytes, data: bytes) -> Stored:
+    """Return a message that a server gave directly, from its header block."""
+    return _stored(head, data, int(_value(head, _SEQUENCE)), _value(head, _SUBJECT).decode())
+
+
+def decode_live(head: bytes, data: bytes) -> Stored:
+    """Return a message that was republished when it was stored, from its header block."""
+    seq, subject = int(_value(head, _SEQUENCE)), _value(head, _SUBJECT).decode()
+    return _stored(head, data, seq, subject, int(_value(head, _PREVIOUS) or b"0"))
+
+
+def _stored(head: bytes, data: bytes, seq: int, subject: str, previous: int = 0) -> Stored:
+    return Stored(seq, subject, _value(head, _RECORD), data, _OPERATION in head, previous)
+
+
+def _value(head: bytes, name: bytes) -> bytes:
+    at = head.find(name)
+    if at < 0:
+        return b""
+    at += len(name)
+    return head[at : head.index(b"\r", at)]

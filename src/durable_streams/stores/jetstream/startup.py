@@ -1,0 +1,152 @@
+"""What a bucket has to be, and the refusal to use one that is not: one sentence that says what to do.
+
+Invariant: nothing of a stream of that name that is there already is changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from durable_streams.stores.base import StoreError
+from durable_streams.stores.jetstream.config import JetStreamConfig, without_secrets
+from durable_streams.stores.jetstream.connection import Connection
+from durable_streams.stores.jetstream.layout import Layout
+from durable_streams.stores.jetstream.messages import ApiError, Config, Info, decode_info, encode_json
+
+__all__ = ["prepare"]
+
+_OLDEST = (2, 12, 0)
+_FORMAT = "durable-streams-format"
+_VERSION = "1"
+_REPLICAS = 3
+_TRY_SECONDS = 2.0
+_PATIENCE_SECONDS = 10.0  # for a cluster that has just been started
+_PAUSE_SECONDS = 0.2
+_LEAST_PAYLOAD = 64 << 10
+
+_STARTING = frozenset({10008})
+_NO_STREAM = 10059
+_NAME_TAKEN = 10058
+_TOO_FEW = frozenset({10005, 10074})
+_NO_ROOM = frozenset({10002, 10023, 10026, 10027, 10028, 10047})
+
+
+async def prepare(connection: Connection, config: JetStreamConfig, layout: Layout) -> None:
+    """Make sure that the bucket is there and as it must be; raises StoreError."""
+    where = without_secrets(config.servers)
+    if connection.version < _OLDEST:
+        version, oldest = (".".join(map(str, numbers)) for numbers in (connection.version, _OLDEST))
+        raise StoreError(f"NATS at {where} is version {version}, too old: this needs {oldest} or later")
+    if connection.max_payload < _LEAST_PAYLOAD:
+        raise StoreError(
+            f"NATS at {where} takes at most {connection.max_payload} bytes: set max_payload to 1MB"
+        )
+    account = await _ask(connection, "$JS.API.INFO", where)
+    if account.error is not None:
+        raise StoreError(f"NATS at {where} has no JetStream for this account: {account.error.description}")
+    info = await _look_or_make(connection, config, layout, where)
+    if info.error is not None:
+        raise StoreError(_why_not(info.error, config, layout))
+    _compare(info.config, config, layout)
+
+
+async def _look_or_make(connection: Connection, config: JetStreamConfig, layout: Layout, where: str) -> Info:
+    look, make = (f"$JS.API.STREAM.{verb}.{layout.stream}" for verb in ("INFO", "CREATE"))
+    info = await _ask(connection, look, where)
+    if info.error is not None and info.error.err_code == _NO_STREAM:
+        wanted = _wanted(config, layout) | {"num_replicas": config.replicas or _REPLICAS}
+        info = await _ask(connection, make, where, encode_json(wanted))
+    if (
+        info.error is not None and info.error.err_code == _NAME_TAKEN
+    ):  # by a server that starts at the same time
+        info = await _ask(connection, look, where)
+    return info
+
+
+async def _ask(connection: Connection, subject: str, where: str, data: bytes = b"") -> Info:
+    """Return the answer of the JetStream API, waiting for a cluster that is about to be ready."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + _PATIENCE_SECONDS
+    while True:
+        trouble = connection.trouble
+        try:
+            answer = await connection.request(subject, data, _TRY_SECONDS)
+            if answer.status:
+                raise StoreError(
+                    f"NATS at {where} has no JetStream: start it with -js, or jetstream {{}} in its file"
+                )
+            info = decode_info(answer.data)
+            if info.error is None or info.error.err_code not in _STARTING:
+                return info
+            trouble = info.error.description
+        except TimeoutError:
+            if connection.trouble != trouble:  # NATS says no to a publish beside it, not as an answer
+                raise StoreError(
+                    f"NATS at {where} does not allow what the store needs: {connection.trouble}"
+                ) from None
+            trouble = f"no answer from {subject}"
+        if clock() > deadline:
+            raise StoreError(f"JetStream at {where} is not ready: {trouble}")
+        await asyncio.sleep(_PAUSE_SECONDS)
+
+
+def _wanted(config: JetStreamConfig, layout: Layout) -> Config:
+    """Return how the bucket has to be; what is left open is as it is."""
+    wanted: Config = {
+        "name": layout.stream,
+        "subjects": [f"$KV.{config.name}.>", f"{config.name}.log.>"],
+        "retention": "limits",
+        "discard": "new",
+        "max_consumers": -1,
+        "max_msgs": -1,
+        "max_msgs_per_subject": 2**53,
+        "max_age": 0,
+        "max_msg_size": -1,
+        "storage": config.storage,
+        "allow_atomic": True,
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        "allow_msg_ttl": True,
+        "deny_delete": True,
+        "deny_purge": False,
+        "republish": {"src": f"{config.name}.log.>", "dest": f"{config.name}.live.>"},
+        "metadata": {_FORMAT: _VERSION},
+    }
+    if config.replicas is not None:
+        wanted["num_replicas"] = config.replicas
+    if config.max_bytes is not None:
+        wanted["max_bytes"] = config.max_bytes
+    return wanted
+
+
+def _why_not(error: ApiError, config: JetStreamConfig, layout: Layout) -> str:
+    said = error.description
+    if error.err_code in _TOO_FEW:
+        count = config.replicas or _REPLICAS
+        return f"NATS has fewer servers than the {count} replicas of {layout.stream}: add some, or ask for 1 ({said})"
+    if error.err_code in _NO_ROOM:
+        return (
+            f"NATS has no room for {layout.stream}: {said}; raise the limits of the account, or ask for less"
+        )
+    return f"NATS does not give {layout.stream}: {said}"
+
+
+def _compare(found: Config, config: JetStreamConfig, layout: Layout) -> None:
+    wanted = _wanted(config, layout)
+    metadata = found.get("metadata")
+    version = metadata.get(_FORMAT) if isinstance(metadata, dict) else None
+    if version is None:
+        raise StoreError(
+            f"{layout.stream} in NATS is there already and is no store of streams: choose another name"
+        )
+    if version != _VERSION:
+        raise StoreError(
+            f"{layout.stream} in NATS has format {version}, this program reads {_VERSION}: update it"
+        )
+    for name, value in wanted.items():
+        if name != "metadata" and (found.get(name) or None) != (value or None):
+            is_now = found.get(name, "nothing")
+            raise StoreError(
+                f"{layout.stream} in NATS has {name} {is_now}, and {value} is asked for: "
+                f"ask for what it has, or change it with nats stream edit {layout.stream}"
+            )
