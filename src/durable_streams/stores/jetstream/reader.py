@@ -175,12 +175,12 @@ class _Reading:
 
     def add(self, stored: Stored) -> bool:
         """Take the next record as far as it belongs to the chunk; False if one before it is missing."""
+        if self.complete:
+            return True
         record, data = decode_record(stored.record), stored.data
         begin = record.start
         if begin != self._position and (self._position >= 0 or begin > self.start):
             return False
-        if self.complete:
-            return True
         end = begin + len(data)
         self.seq, self._position = stored.seq + 1, end
         self._seen += len(data)
@@ -204,7 +204,8 @@ class _Reading:
 
     def chunk(self) -> Chunk:
         """Return what was put together: up to the end of the last complete append, or to the stop."""
-        end = self._stop if self._position >= self._stop else self.whole
+        cut = self.whole < self._until and self._position >= self._stop
+        end = self._stop if cut else min(self.whole, self._stop)
         parts = self._parts
         payload = parts[0] if len(parts) == 1 else b"".join(parts)
         return Chunk(self._begin, end, payload[: end - self._begin])
