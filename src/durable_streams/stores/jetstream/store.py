@@ -73,9 +73,13 @@ class JetStreamStore:
         """Connect; raises StoreError with one sentence where NATS cannot be used. May follow a `close`."""
         self._prepare()  # all of it belongs to one event loop
         await self.bus.open()
-        self._closed = False
+        try:
+            await self._sweeper.start()
+        except BaseException:
+            await self.bus.close()
+            raise
         self._feed.start()
-        self._sweeper.start()
+        self._closed = False
 
     async def close(self) -> None:
         """Finish what was accepted, then disconnect."""

@@ -8,6 +8,7 @@ went.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from durable_streams.stores.base import StoreError
@@ -35,8 +36,11 @@ class Sweeper:
         self._expire = expire
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to sweep."""
+    async def start(self) -> None:
+        """Begin to sweep: from now on, if nobody ever did; raises StoreUnavailableError."""
+        if await self._bus.last(self._layout.swept) is None:
+            with contextlib.suppress(ConflictError):  # another gateway starts at the same time
+                await self._mark(self._minute() - _CLOCKS_APART, 0)
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -57,14 +61,19 @@ class Sweeper:
 
     async def _pass_minutes(self) -> None:
         mark = await self._bus.last(self._layout.swept)
-        present = int(self._clock() // _MINUTE)
+        present = self._minute()
         done = present - _CLOCKS_APART if mark is None else int(mark.data)
         for minute in range(done + 1, present):
             await self._sweep_minute(minute)
-        if mark is None or present - _CLOCKS_APART > done:
-            headers = {EXPECT: str(0 if mark is None else mark.seq), ROLLUP: "sub"}
-            value = str(present - _CLOCKS_APART).encode()
-            await self._bus.publish([Message(self._layout.swept, value, headers)])
+        if present - _CLOCKS_APART > done:
+            await self._mark(present - _CLOCKS_APART, 0 if mark is None else mark.seq)
+
+    def _minute(self) -> int:
+        return int(self._clock() // _MINUTE)
+
+    async def _mark(self, minute: int, revision: int) -> None:
+        headers = {EXPECT: str(revision), ROLLUP: "sub"}
+        await self._bus.publish([Message(self._layout.swept, str(minute).encode(), headers)])
 
     async def _sweep_minute(self, minute: int) -> None:
         subject, seq = self._layout.due_in(minute), 1
