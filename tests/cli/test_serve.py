@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 
 import pytest
+
+from durable_streams.testing.nats import NatsCluster
 
 
 def test_the_ready_line_tells_where_the_streams_and_the_data_are(bare, serving):
@@ -82,3 +85,53 @@ def test_nobody_reads_the_ready_line(bare):
     process = bare.spawn("serve", "--memory", "--port", "0", stdout=subprocess.PIPE)
     process.stdout.close()
     assert (process.wait(), process.stderr.read()) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--store", "nats://h", "--memory"], "--store and --memory exclude each other"),
+        (["--store", "nats://h", "--data-dir", "data"], "--store and --data-dir exclude each other"),
+        (["--store", "http://user:secret@h"], "begins with nats:// or tls://"),
+        (["--store", ""], "nats://HOST:PORT"),
+        (["--store", "nats://h", "--nats-name", "no dots."], "cannot name a bucket"),
+        (["--store", "nats://h", "--nats-replicas", "9"], "--nats-replicas"),
+        (["--store", "nats://h", "--nats-storage", "tape"], "--nats-storage"),
+        (["--store", "nats://h", "--nats-credentials", "missing.creds"], "missing.creds"),
+        (["--memory", "--nats-name", "x"], "--nats-name needs --store"),
+    ],
+)
+def test_settings_of_nats_that_make_no_sense(bare, options, said):
+    refusal = bare.error("serve", "--port", "0", *options, code=2)
+    assert said in refusal
+    assert "secret" not in refusal
+
+
+def test_nats_that_cannot_be_reached(bare):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # not listening: it refuses
+        store = f"nats://user:secret@127.0.0.1:{nobody.getsockname()[1]}"
+        refusal = bare.error("serve", "--port", "0", env={"DURABLE_STREAMS_STORE": store})
+    assert "127.0.0.1" in refusal
+    assert "secret" not in refusal
+
+
+def test_streams_on_nats(bare, serving, tmp_path):
+    with NatsCluster(tmp_path / "nats", 1) as cluster:
+        host = cluster.store.removeprefix("nats://")
+        options = ("--store", f"nats://user:secret@{host}", "--nats-name", "here", "--nats-replicas", "1")
+        server = serving(*options, "--max-streams-in-memory", "10")
+        assert server.ready == f"durable-streams: serving {server.root} (NATS {host} as here)\n"
+        bare.ok("create", "s", "-t", "text", "kept")
+        other = serving("--store", cluster.store, "--nats-name", "here")
+        assert bare.ok("read", "s") == b"kept"
+        assert (other.stop(), server.stop()) == ((0, b""), (0, b""))
+
+
+def test_streams_on_nats_for_machines(bare, tmp_path):
+    with NatsCluster(tmp_path / "nats", 1) as cluster:
+        options = ("--store", cluster.store, "--nats-replicas", "1")
+        process = bare.spawn("serve", "--json", "--port", "0", *options)
+        ready = json.loads(process.stdout.readline())
+        host = cluster.store.removeprefix("nats://")
+        assert (ready["data_dir"], ready["store"]) == (None, f"NATS {host} as durable-streams")

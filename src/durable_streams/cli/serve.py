@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -10,12 +11,14 @@ from click.core import ParameterSource
 from durable_streams.cli.options import Settings, emit, json_option
 from durable_streams.server import ServerConfig, ServerStartError
 from durable_streams.server import serve as run_server
+from durable_streams.server.run import jetstream_config
 
 __all__ = ["serve"]
 
 _DEFAULTS = ServerConfig()
 _SECONDS = click.FloatRange(min=0, min_open=True)
 _BYTES = click.IntRange(min=1)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -51,6 +54,62 @@ _BYTES = click.IntRange(min=1)
     envvar="DURABLE_STREAMS_MEMORY",
     show_envvar=True,
     help="Keep streams in memory only; they end with the process.",
+)
+@click.option(
+    "--store",
+    metavar="URLS",
+    envvar="DURABLE_STREAMS_STORE",
+    show_envvar=True,
+    help="Keep streams on NATS JetStream, nats://a:4222,b:4222,c:4222; any number of servers may share them.",
+)
+@click.option(
+    "--nats-name",
+    default=_DEFAULTS.nats_name,
+    envvar="DURABLE_STREAMS_NATS_NAME",
+    metavar="NAME",
+    show_default=True,
+    show_envvar=True,
+    help="Bucket on NATS; servers with the same one serve the same streams.",
+)
+@click.option(
+    "--nats-replicas",
+    type=click.IntRange(1, 5),
+    envvar="DURABLE_STREAMS_NATS_REPLICAS",
+    show_envvar=True,
+    help="On how many NATS servers each stream is; by default as the bucket has it, 3 when it is made.",
+)
+@click.option(
+    "--nats-storage",
+    type=click.Choice(["file", "memory"]),
+    default=_DEFAULTS.nats_storage,
+    envvar="DURABLE_STREAMS_NATS_STORAGE",
+    show_default=True,
+    show_envvar=True,
+    help="Where NATS keeps the bucket.",
+)
+@click.option(
+    "--nats-max-bytes",
+    type=_BYTES,
+    envvar="DURABLE_STREAMS_NATS_MAX_BYTES",
+    metavar="BYTES",
+    show_envvar=True,
+    help="How large the bucket may become; more is answered 507.",
+)
+@click.option(
+    "--nats-credentials",
+    type=_FILE,
+    envvar="DURABLE_STREAMS_NATS_CREDENTIALS",
+    metavar="PATH",
+    show_envvar=True,
+    help="Credentials file (.creds) for NATS.",
+)
+@click.option(
+    "--nats-tls-ca",
+    type=_FILE,
+    envvar="DURABLE_STREAMS_NATS_TLS_CA",
+    metavar="PATH",
+    show_envvar=True,
+    help="Certificates (PEM) that vouch for the NATS servers, if the system's do not.",
 )
 @click.option(
     "--long-poll-timeout",
@@ -92,49 +151,64 @@ _BYTES = click.IntRange(min=1)
     show_envvar=True,
     help="About how much one read answers at once.",
 )
+@click.option(
+    "--max-streams-in-memory",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS.max_streams_in_memory,
+    envvar="DURABLE_STREAMS_MAX_STREAMS_IN_MEMORY",
+    show_default=True,
+    show_envvar=True,
+    help="About how many streams' states are kept in memory; the others are loaded when they are asked for.",
+)
 @json_option
 @click.pass_context
-def serve(
-    ctx: click.Context,
-    *,
-    host: str,
-    port: int,
-    data_dir: Path,
-    memory: bool,
-    long_poll_timeout: float,
-    sse_max_age: float,
-    max_body: int,
-    chunk_size: int,
-) -> None:
+def serve(ctx: click.Context, /, *, data_dir: Path, memory: bool, store: str | None, **options: Any) -> None:
     """Run the durable server until SIGTERM or Ctrl-C; both end it cleanly, with exit code 0.
 
     When it is ready it prints one line with its stream root URL.
     """
+    given = {"store": store is not None, "memory": memory, "data_dir": True}
+    chosen = _chosen(ctx, [name for name, is_given in given.items() if is_given])
     config = ServerConfig(
-        host=host,
-        port=port,
-        data_dir=None if _in_memory(ctx, memory) else data_dir,
-        long_poll_timeout=long_poll_timeout,
-        sse_max_age=sse_max_age,
-        max_body=max_body,
-        chunk_size=chunk_size,
+        data_dir=data_dir if chosen == "data_dir" else None,
+        store=store if chosen == "store" else None,
+        **options,
     )
     settings = ctx.ensure_object(Settings)
     try:
-        run_server(config, lambda root: _announce(settings, root, config.data_dir))
+        place = _place(ctx, config)
+        run_server(config, lambda root: _announce(settings, root, config, place))
     except ServerStartError as error:
         raise click.ClickException(str(error)) from error
 
 
-def _in_memory(ctx: click.Context, memory: bool) -> bool:
-    """Return which store was asked for; an option outranks the environment."""
-    folder_given = ctx.get_parameter_source("data_dir")
-    memory_given = ctx.get_parameter_source("memory")
-    if memory and folder_given is memory_given:
-        raise click.UsageError("--memory and --data-dir exclude each other; give one of them")
-    return memory and folder_given is not ParameterSource.COMMANDLINE
+def _chosen(ctx: click.Context, stores: list[str]) -> str:
+    """Return which of the stores that were asked for it is; an option outranks the environment, that the default."""
+    for source in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT):
+        given = [name for name in stores if ctx.get_parameter_source(name) is source]
+        if len(given) > 1:
+            names = " and ".join("--" + name.replace("_", "-") for name in given)
+            raise click.UsageError(f"{names} exclude each other; give one of them")
+        if given:
+            return given[0]
+    return "data_dir"
 
 
-def _announce(settings: Settings, root: str, data_dir: Path | None) -> None:
-    place = str(data_dir.resolve()) if data_dir is not None else None
-    emit(settings, f"durable-streams: serving {root} ({place or 'in memory'})", url=root, data_dir=place)
+def _place(ctx: click.Context, config: ServerConfig) -> str:
+    """Return where the streams are, for people; refuses NATS settings that make no sense."""
+    if config.store is None:
+        for name in ctx.params:
+            if name.startswith("nats_") and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name.replace('_', '-')} needs --store, which says where NATS is")
+        return "in memory" if config.data_dir is None else str(config.data_dir.resolve())
+    try:
+        nats = jetstream_config(config)
+    except ValueError as error:
+        raise click.UsageError(f"--store: {error}") from error
+    hosts = ",".join(server.partition("://")[2].rpartition("@")[2] for server in nats.servers)
+    return f"NATS {hosts} as {nats.name}"
+
+
+def _announce(settings: Settings, root: str, config: ServerConfig, place: str) -> None:
+    told = {"data_dir": place if config.data_dir else None, "store": place if config.store else None}
+    emit(settings, f"durable-streams: serving {root} ({place})", url=root, **told)

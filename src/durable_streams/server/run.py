@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
@@ -24,7 +24,10 @@ from durable_streams.stores.base import Store, StoreError
 from durable_streams.stores.memory import MemoryStore
 from durable_streams.stores.sqlite import SqliteStore
 
-__all__ = ["ServerStartError", "build_store", "run_server", "run_to_end", "serve"]
+if TYPE_CHECKING:
+    from durable_streams.stores.jetstream import JetStreamConfig
+
+__all__ = ["ServerStartError", "build_store", "jetstream_config", "run_server", "run_to_end", "serve"]
 
 _BACKLOG = 1024
 # Live reads are requests under way for minutes: Granian would stop to accept at the size of the backlog.
@@ -95,10 +98,40 @@ async def run_server(config: ServerConfig, stop: asyncio.Event, on_ready: Callab
 
 
 def build_store(config: ServerConfig) -> Store:
-    """Return the store that a configuration asks for."""
+    """Return the store that a configuration asks for; raises ServerStartError if it can never be opened."""
+    if config.store is not None:
+        try:
+            settings = jetstream_config(config)
+        except ValueError as error:
+            raise ServerStartError(str(error)) from error
+        from durable_streams.stores.jetstream.store import JetStreamStore  # noqa: PLC0415 - needs an extra
+
+        return JetStreamStore(settings, max_streams=config.max_streams_in_memory)
     if config.data_dir is None:
         return MemoryStore(max_streams=config.max_streams_in_memory)
     return SqliteStore(config.data_dir, max_streams=config.max_streams_in_memory)
+
+
+def jetstream_config(config: ServerConfig) -> JetStreamConfig:
+    """Return the part of a configuration that is about NATS, with the servers of ``store``.
+
+    Raises ValueError for what cannot be, ServerStartError where the NATS client is not installed.
+    """
+    try:
+        from durable_streams.stores.jetstream.config import JetStreamConfig, parse_servers  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name != "nats":
+            raise
+        raise ServerStartError('streams on NATS need nats-py: pip install "durable-streams[nats]"') from error
+    return JetStreamConfig(
+        servers=parse_servers(config.store or ""),
+        name=config.nats_name,
+        replicas=config.nats_replicas,
+        storage=config.nats_storage,
+        max_bytes=config.nats_max_bytes,
+        credentials=config.nats_credentials,
+        tls_ca=config.nats_tls_ca,
+    )
 
 
 def _granian(app: App, host: str, port: int) -> Server:
