@@ -1,4 +1,4 @@
-"""Measure everything: python benchmarks [server | client | firehose] [OPTIONS of benchmarks/server.py and so on]."""
+"""Measure everything: python benchmarks [server | client | firehose | cluster] [OPTIONS of that script]."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SIDES = ("server", "client", "firehose")
+SIDES = ("server", "client", "firehose", "cluster")
 
 
 def main(arguments: list[str]) -> int:

@@ -57,7 +57,9 @@ def crowd(server: Server, count: int) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def finish(process: subprocess.Popen[str], server: Server, sent: int) -> dict[str, float]:
+def finish(
+    process: subprocess.Popen[str], server: Server, sent: int, readers: int = READERS
+) -> dict[str, float]:
     """Tell the readers how much was sent; return their report.
 
     No reader may have got a message twice, and of ours each must have got all of them; what the peer has not
@@ -68,22 +70,27 @@ def finish(process: subprocess.Popen[str], server: Server, sent: int) -> dict[st
     process.stdin.write(f"expect {sent}\n")
     process.stdin.flush()
     report: dict[str, float] = json.loads(process.stdout.readline())
-    complete = report["complete"] == READERS or server.name in (PEER_FILES, PEER_MEMORY)
+    complete = report["complete"] == readers or server.name in (PEER_FILES, PEER_MEMORY)
     if report["most"] > sent or not complete or not report["delivered"]:
         raise BenchmarkError(f"{server.name}: not every reader got each of {sent} messages once: {report}")
     return report
 
 
-def paced(server: Server, seconds: float) -> float:
-    """Append at a moderate, fixed pace; return the median latency in milliseconds from before the append."""
-    sent = max(10, round(PACE * seconds))
-    with crowd(server, READERS) as process:
-        writer = Writer(server)
+def paced(
+    server: Server, seconds: float, *, to: Server | None = None, readers: int = READERS, pace: int = PACE
+) -> float:
+    """Append at a moderate, fixed pace; return the median latency in milliseconds from before the append.
+
+    ``to`` is the server that takes the appends if it is another than the one that is read from.
+    """
+    sent = max(10, round(pace * seconds))
+    with crowd(server, readers) as process:
+        writer = Writer(to or server)
         start = time.monotonic()
         for number in range(sent):
-            time.sleep(max(0.0, start + number / PACE - time.monotonic()))
+            time.sleep(max(0.0, start + number / pace - time.monotonic()))
             writer.append()
-        return finish(process, server, sent)["p50_ms"]
+        return finish(process, server, sent, readers)["p50_ms"]
 
 
 def full_speed(server: Server, seconds: float) -> float:
