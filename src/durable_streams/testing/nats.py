@@ -10,17 +10,14 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
-import signal
-import subprocess
 import sysconfig
-import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from durable_streams.testing.ports import free_ports
+from durable_streams.testing.processes import ServerProcess, wait_until
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,9 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["NatsCluster", "NatsError", "NatsServer"]
 
 _READY_WITHIN = 30.0  # seconds; an election takes up to nine
-_ENDS_WITHIN = 10.0
 _ANSWERS_WITHIN = 2.0
-_POLL = 0.05
 _TRIES = 5
 _PORT_TAKEN = "address already in use"
 
@@ -47,19 +42,16 @@ class Ports(NamedTuple):
     route: int
 
 
-class NatsServer:
+class NatsServer(ServerProcess):
     """One NATS server of a cluster: a process that can be killed, suspended and started again on the same data.
 
-    ``name`` is what NATS calls it, ``url`` is where clients connect, ``folder`` holds its configuration, its
-    data and its log.
+    ``name`` is what NATS calls it, ``url`` is where clients connect, ``folder`` holds its configuration, its data and
+    its log. The cluster's ``wait_ready`` waits for what it needs after a start.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.name = name
-        self.folder = folder
+        super().__init__(name, folder, lambda: [_binary(), "-c", str(folder / "nats.conf")])
         self._ports = Ports(0, 0, 0)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._suspended = False
 
     @property
     def url(self) -> str:
@@ -67,97 +59,26 @@ class NatsServer:
         return f"nats://127.0.0.1:{self._ports.client}"
 
     @property
-    def monitor_url(self) -> str:
-        """The origin of its monitoring port."""
-        return f"http://127.0.0.1:{self._ports.monitor}"
+    def healthy(self) -> bool:
+        """Whether it runs and says that it is well: all that it replicates has caught up."""
+        return self.running and self.monitor("healthz").get("status") == "ok"
 
-    @property
-    def pid(self) -> int:
-        """The id of its process, 0 if there never was one."""
-        return self._process.pid if self._process else 0
-
-    @property
-    def alive(self) -> bool:
-        """Whether its process exists; a suspended one does."""
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def running(self) -> bool:
-        """Whether its process exists and is not suspended."""
-        return self.alive and not self._suspended
-
-    @property
-    def log(self) -> str:
-        """What it has logged since the first start."""
-        path = self.folder / "log"
-        return path.read_text(errors="replace") if path.exists() else ""
-
-    def start(self) -> None:
-        """Start the process, if it is not there; ``wait_ready`` of the cluster waits for what it needs."""
-        if self.alive:
-            return
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - our own program and configuration
-                [_binary(), "-c", str(self.folder / "nats.conf")],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        self._suspended = False
-
-    def stop(self) -> None:
-        """End the process in order."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End the process without warning."""
-        self._end(signal.SIGKILL)
-
-    def restart(self) -> None:
-        """Kill the process and start it again, on the same ports and data."""
-        self.kill()
-        self.start()
-
-    def suspend(self) -> None:
-        """Stop the process from running: its connections stay open and nothing answers."""
-        if self._process is not None and self.alive:
-            self._process.send_signal(signal.SIGSTOP)
-            self._suspended = True
-
-    def resume(self) -> None:
-        """Let a suspended process go on."""
-        if self._process is not None and self.alive:
-            self._process.send_signal(signal.SIGCONT)
-            self._suspended = False
-
-    def monitor(self, path: str) -> dict[str, Any] | None:
-        """Return what its monitoring port answers to ``path``, such as ``"jsz"``; None if it does not answer."""
+    def monitor(self, path: str) -> dict[str, Any]:
+        """Return what its monitoring port answers to ``path``, such as ``"jsz"``; nothing if it does not answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self._ports.monitor, timeout=_ANSWERS_WITHIN)
         with closing(connection):
             try:
                 connection.request("GET", f"/{path}", headers={"Connection": "close"})
                 answer: dict[str, Any] = json.loads(connection.getresponse().read())
             except (OSError, http.client.HTTPException, ValueError):
-                return None
+                return {}
         return answer
 
-    @property
-    def healthy(self) -> bool:
-        """Whether it runs and says that it is well: all that it replicates has caught up."""
-        return self.running and (self.monitor("healthz") or {}).get("status") == "ok"
-
-    def _end(self, number: signal.Signals) -> None:
-        if self._process is None:
-            return
-        if self._process.poll() is None:
-            self._process.send_signal(number)
-            self._process.send_signal(signal.SIGCONT)  # a suspended process does not hear of it before
-        try:
-            self._process.wait(_ENDS_WITHIN)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._suspended = False
+    def configure(self, ports: Ports, text: str) -> None:
+        """Set what it starts with from now on."""
+        self._ports = ports
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "nats.conf").write_text(text)
 
 
 class NatsCluster:
@@ -199,20 +120,15 @@ class NatsCluster:
         """Start all servers on free ports and wait until they are ready; raises NatsError if they are not."""
         for _ in range(_TRIES):
             self._choose_ports()
-            for server in self.servers:
-                server.start()
             try:
+                for server in self.servers:
+                    server.start()
                 self.wait_ready()
-            except NatsError:
+            except BaseException as error:
                 taken = any(_PORT_TAKEN in server.log for server in self.servers)
                 self.stop()
-                if not taken:
+                if not (taken and isinstance(error, NatsError)):
                     raise
-                for server in self.servers:
-                    (server.folder / "log").unlink()
-            except BaseException:
-                self.stop()
-                raise
             else:
                 return
         raise NatsError(f"no free ports for {len(self.servers)} NATS servers were found in {_TRIES} tries")
@@ -233,10 +149,11 @@ class NatsCluster:
         def ready() -> bool:
             for server in started:
                 if not server.alive:
-                    raise NatsError(f"the NATS server {server.name} has ended: {_last_words(server)}")
+                    raise NatsError(f"the NATS server {server.name} has ended: {server.last_words}")
             return all(server.healthy for server in started) and self._has_leader(started)
 
-        _wait_for(ready, within, "the NATS servers are not ready")
+        if not wait_until(ready, within):
+            raise NatsError(f"the NATS servers are not ready after {within:g} seconds")
 
     def leader_of(self, stream: str, within: float = _READY_WITHIN) -> int:
         """Return the index of the server that leads the JetStream stream ``stream``, once one does.
@@ -244,16 +161,19 @@ class NatsCluster:
         It is the one that takes its writes; another server may lead the cluster. Raises NatsError if there is none
         after ``within`` seconds.
         """
-        found: list[int] = []
+        leaders: list[int] = []
 
         def led() -> bool:
-            for index, server in enumerate(self.servers):
-                if server.running and _leads(server, stream):
-                    found.append(index)
-            return bool(found)
+            leaders.extend(
+                index
+                for index, server in enumerate(self.servers)
+                if server.running and _leads(server, stream)
+            )
+            return bool(leaders)
 
-        _wait_for(led, within, f"no NATS server leads the stream {stream}")
-        return found[0]
+        if not wait_until(led, within):
+            raise NatsError(f"no NATS server leads the stream {stream} after {within:g} seconds")
+        return leaders[0]
 
     def __enter__(self) -> Self:
         self.start()
@@ -268,10 +188,9 @@ class NatsCluster:
         size = len(self.servers)
         chosen = free_ports(3 * size)
         routes = chosen[2 * size :]
-        for server, *ports in zip(self.servers, chosen, chosen[size:], routes, strict=False):
-            server._ports = Ports(*ports)  # noqa: SLF001 - both are one thing
-            server.folder.mkdir(parents=True, exist_ok=True)
-            (server.folder / "nats.conf").write_text(self._configuration(server, Ports(*ports), routes))
+        for server, *own in zip(self.servers, chosen, chosen[size:], routes, strict=False):
+            ports = Ports(*own)
+            server.configure(ports, self._configuration(server, ports, routes))
 
     def _configuration(self, server: NatsServer, ports: Ports, routes: list[int]) -> str:
         lines = [
@@ -295,7 +214,9 @@ class NatsCluster:
         """Return whether all agree on who leads the cluster, and he hears from all of them."""
         if not self._jetstream or len(self.servers) == 1:
             return True
-        views = {server.name: (server.monitor("jsz") or {}).get("meta_cluster", {}) for server in started}
+        if not started:
+            return False
+        views = {server.name: server.monitor("jsz").get("meta_cluster", {}) for server in started}
         leaders = {view.get("leader", "") for view in views.values()}
         leader = leaders.pop()
         if leaders or leader not in views:
@@ -305,26 +226,13 @@ class NatsCluster:
 
 
 def _leads(server: NatsServer, stream: str) -> bool:
-    accounts = (server.monitor("jsz?accounts=true&streams=true") or {}).get("account_details", ())
+    accounts = server.monitor("jsz?accounts=true&streams=true").get("account_details", ())
     for account in accounts:
         for detail in account.get("stream_detail", ()):
             # A server that stands alone names no leader: it is the leader.
             if detail["name"] == stream:
                 return bool(detail.get("cluster", {}).get("leader", server.name) == server.name)
     return False
-
-
-def _wait_for(condition: Callable[[], bool], within: float, otherwise: str) -> None:
-    deadline = time.monotonic() + within
-    while not condition():
-        if time.monotonic() > deadline:
-            raise NatsError(f"{otherwise} after {within:g} seconds")
-        time.sleep(_POLL)
-
-
-def _last_words(server: NatsServer) -> str:
-    lines = server.log.strip().splitlines()
-    return lines[-1] if lines else "it logged nothing"
 
 
 def _binary() -> str:
