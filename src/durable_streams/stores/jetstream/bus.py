@@ -25,6 +25,7 @@ from durable_streams.stores.jetstream.messages import (
     Message,
     Stored,
     StreamInfo,
+    Subscription,
     decode_ack,
     decode_direct,
     decode_get,
@@ -35,9 +36,9 @@ from durable_streams.stores.jetstream.messages import (
 )
 
 if TYPE_CHECKING:  # nats-py is an extra: imported when a bus is opened
-    from durable_streams.stores.jetstream.connection import Answer, Connection, Subscription
+    from durable_streams.stores.jetstream.connection import Answer, Connection
 
-__all__ = ["Bus", "ConflictError", "Message", "Stored", "StreamInfo"]
+__all__ = ["Bus", "ConflictError", "Message", "Stored", "StreamInfo", "Subscription"]
 
 _PUBLISH_SECONDS = 1.0
 _BATCH_BYTES_PER_SECOND = 8 << 20  # a large batch gets so much more time
@@ -219,11 +220,12 @@ class Bus:
 
     # the rest
 
-    async def purge(self, subject: str) -> int:
-        """Remove all messages of a subject (wildcards allowed); return how many these were."""
+    async def purge(self, subject: str, before: int = 0) -> int:
+        """Remove the messages of a subject (wildcards allowed), all or those ``before`` a sequence; return how many."""
         connection = self._connection
         try:
-            answer = await connection.request(self._purge, encode_json({"filter": subject}), _PURGE_SECONDS)
+            question = encode_json({"filter": subject, "seq": before})
+            answer = await connection.request(self._purge, question, _PURGE_SECONDS)
         except (ConnectionError, TimeoutError) as error:
             raise StoreUnavailableError(str(error)) from error
         self._check(answer)

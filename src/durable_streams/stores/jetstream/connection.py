@@ -12,25 +12,24 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import nats.errors
-from nats.aio.client import Client
 
 from durable_streams.stores.base import StoreError, StoreUnavailableError
+from durable_streams.stores.jetstream.client import Client, Handler
 from durable_streams.stores.jetstream.config import JetStreamConfig, without_secrets
+from durable_streams.stores.jetstream.messages import Subscription
 
-__all__ = ["Answer", "Connection", "Handler", "Subscription"]
+__all__ = ["Answer", "Connection"]
 
 _CONNECT_SECONDS = 5.0
-_CLOSE_SECONDS = 1.0
 _REFUSALS = ("authorization violation", "authentication", "credentials", "secure connection")
 
 _log = logging.getLogger("durable_streams.stores")
-
-Handler = Callable[[bytes, bytes, bytes], None]
-"""Takes a message: subject, header block as it came (b"" without one), data."""
 
 
 class Answer(NamedTuple):
@@ -45,97 +44,6 @@ class Answer(NamedTuple):
         return int(self.head[9:12]) if self.head[8:9] == b" " else 0
 
 
-class Subscription:
-    """Interest in a subject, until ``cancel``."""
-
-    __slots__ = ("_client", "_sid")
-
-    def __init__(self, client: _Client, sid: int) -> None:
-        self._client = client
-        self._sid = sid
-
-    def cancel(self) -> None:
-        """Let go of it. May be called again."""
-        self._client.drop(self._sid)
-
-
-class _Client(Client):
-    """nats-py's client, but for four things that it has no options for. The methods are its own, called by itself.
-
-    Messages go to their handler at once. Who loses the connection loses what was not written with it, and is told at
-    once. An error said by the server leads to a reconnect, not to the end. Who asked for TLS gets it or nothing.
-    """
-
-    def __init__(self, lost: Callable[[], None], *, secure: bool) -> None:
-        super().__init__()
-        self._handlers: dict[int, Handler] = {}
-        self._lost = lost
-        self._secure = secure
-
-    async def listen(self, subject: str, handler: Handler) -> int:
-        sid: int = (await self.subscribe(subject))._id  # noqa: SLF001 - the only name by which messages come
-        self._handlers[sid] = handler
-        return sid
-
-    def drop(self, sid: int) -> None:
-        if self._handlers.pop(sid, None) is not None:
-            self._remove_sub(sid)
-            if self.is_connected:
-                self.write(b"UNSUB %d\r\n" % sid)
-
-    def write(self, wire: bytes) -> None:
-        """Write to the connection, behind what waits to be written."""
-        if self._transport is None:
-            return
-        if self._pending:
-            self._transport.write(b"".join(self._pending))
-            self._forget()
-        self._transport.write(wire)
-
-    def _forget(self) -> None:
-        self._pending.clear()
-        self._pending_data_size = 0
-
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        handler = self._handlers.get(sid)
-        if handler is None:
-            return await super()._process_msg(sid, subject, reply, data, headers)
-        try:
-            handler(subject, headers or b"", data)
-        except Exception:  # noqa: BLE001 - or the client would read no more
-            _log.exception("a message on %s could not be taken", subject.decode(errors="replace"))
-
-    async def _process_op_err(self, e: Exception) -> None:
-        if not (self.is_closed or self.is_reconnecting):
-            self._forget()
-            self._abort()  # or what NATS does not take any more holds up the reconnect
-            self._lost()
-        await super()._process_op_err(e)
-
-    def _abort(self) -> None:
-        writer = getattr(self._transport, "_io_writer", None)
-        if writer is not None:
-            writer.transport.abort()
-
-    async def _process_err(self, err_msg: str) -> None:
-        error = nats.errors.Error(f"nats: {err_msg}")
-        await self._error_cb(error)
-        if "permissions violation" not in err_msg:
-            await self._process_op_err(error)
-
-    def _connect_command(self) -> bytes:
-        if self._secure and not self._server_info.get("tls_required"):
-            raise nats.errors.SecureConnWantedError
-        return super()._connect_command()
-
-    async def leave(self) -> None:
-        """Close, and be done with it soon whatever state NATS is in."""
-        try:
-            await asyncio.wait_for(self.close(), _CLOSE_SECONDS)
-        except asyncio.TimeoutError:
-            self._abort()
-
-
 class Connection:
     """A connection to whichever server of the cluster answers. ``restored`` is called after it was lost and is back."""
 
@@ -143,7 +51,7 @@ class Connection:
         self._config = config
         self._where = without_secrets(config.servers)
         self._restored = restored
-        self._client = _Client(self._lost, secure=config.servers[0].startswith("tls:"))
+        self._client = Client(self._lost, secure=config.servers[0].startswith("tls:"))
         self._up = asyncio.Event()
         self._trouble: Exception | None = None
         self._waiting: dict[bytes, _Waiting] = {}
@@ -182,7 +90,7 @@ class Connection:
             password=password or None,
             token=user if user and not password else None,
             user_credentials=None if config.credentials is None else str(config.credentials),
-            tls=ssl.create_default_context(cafile=config.tls_ca) if secure else None,
+            tls=_tls(config.tls_ca) if secure else None,
             connect_timeout=1,
             reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds, given to asyncio.sleep
             max_reconnect_attempts=-1,
@@ -326,7 +234,7 @@ class Connection:
         """Hand over what comes on a subject, from when this returns; raises as ``answer`` does."""
         if not self.connected:
             raise StoreUnavailableError(f"NATS cannot be reached at {self._where}")
-        subscription = Subscription(self._client, await self._client.listen(subject, handler))
+        subscription = Subscription(partial(self._client.drop, await self._client.listen(subject, handler)))
         try:
             await self.barrier(timeout)
         except BaseException:
@@ -368,3 +276,10 @@ class _Waiting:
 
 def _said(error: Exception) -> str:
     return str(error).removeprefix("nats: ").strip("'\" .") or type(error).__name__
+
+
+def _tls(authorities: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=authorities)
+    except (OSError, ssl.SSLError) as error:
+        raise StoreError(f"{authorities} holds no certificates to trust: {error}") from error

@@ -1,7 +1,8 @@
-"""What goes to JetStream and what comes back: messages, stored messages, the answers of its API. Pure."""
+"""What goes to JetStream and what comes back: messages, stored ones, subscriptions, the answers of its API. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -14,6 +15,7 @@ __all__ = [
     "Message",
     "Stored",
     "StreamInfo",
+    "Subscription",
     "decode_ack",
     "decode_direct",
     "decode_get",
@@ -51,6 +53,19 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     data: bytes
     removed: bool = False
     previous: int = 0
+
+
+class Subscription:
+    """Interest in a subject, until ``cancel``."""
+
+    __slots__ = ("_end",)
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end = end
+
+    def cancel(self) -> None:
+        """Let go of it. May be called again."""
+        self._end()
 
 
 class StreamInfo(msgspec.Struct, frozen=True):

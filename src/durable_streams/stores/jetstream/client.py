@@ -1,0 +1,100 @@
+"""nats-py's client, as the store needs it. The only place that reaches into it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import nats.aio.client
+import nats.errors
+
+__all__ = ["Client", "Handler"]
+
+_CLOSE_SECONDS = 1.0
+
+_log = logging.getLogger("durable_streams.stores")
+
+Handler = Callable[[bytes, bytes, bytes], None]
+"""Takes a message: subject, header block as it came (b"" without one), data."""
+
+
+class Client(nats.aio.client.Client):
+    """nats-py's client, but for four things that it has no options for. The methods are its own, called by itself.
+
+    Messages go to their handler at once. Who loses the connection loses what was not written with it, and is told at
+    once. An error said by the server leads to a reconnect, not to the end. Who asked for TLS gets it or nothing.
+    """
+
+    def __init__(self, lost: Callable[[], None], *, secure: bool) -> None:
+        super().__init__()
+        self._handlers: dict[int, Handler] = {}
+        self._lost = lost
+        self._secure = secure
+
+    async def listen(self, subject: str, handler: Handler) -> int:
+        """Give what comes on a subject to a handler; return what ``drop`` takes."""
+        sid: int = (await self.subscribe(subject))._id  # noqa: SLF001 - the only name by which messages come
+        self._handlers[sid] = handler
+        return sid
+
+    def drop(self, sid: int) -> None:
+        """Hear no more of a subject."""
+        if self._handlers.pop(sid, None) is not None:
+            self._remove_sub(sid)
+            if self.is_connected:
+                self.write(b"UNSUB %d\r\n" % sid)
+
+    def write(self, wire: bytes) -> None:
+        """Write to the connection, behind what waits to be written."""
+        if self._transport is None:
+            return
+        if self._pending:
+            self._transport.write(b"".join(self._pending))
+            self._forget()
+        self._transport.write(wire)
+
+    def _forget(self) -> None:
+        self._pending.clear()
+        self._pending_data_size = 0
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        handler = self._handlers.get(sid)
+        if handler is None:
+            return await super()._process_msg(sid, subject, reply, data, headers)
+        try:
+            handler(subject, headers or b"", data)
+        except Exception:  # noqa: BLE001 - or the client would read no more
+            _log.exception("a message on %s could not be taken", subject.decode(errors="replace"))
+
+    async def _process_op_err(self, e: Exception) -> None:
+        if not (self.is_closed or self.is_reconnecting):
+            self._forget()
+            self._abort()  # or what NATS does not take any more holds up the reconnect
+            self._lost()
+        await super()._process_op_err(e)
+
+    def _abort(self) -> None:
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
+    async def _process_err(self, err_msg: str) -> None:
+        error = nats.errors.Error(f"nats: {err_msg}")
+        await self._error_cb(error)
+        if "permissions violation" not in err_msg:
+            await self._process_op_err(error)
+
+    def _connect_command(self) -> bytes:
+        if self._secure and not self._server_info.get("tls_required"):
+            raise nats.errors.SecureConnWantedError
+        return super()._connect_command()
+
+    async def leave(self) -> None:
+        """Close, and be done with it soon whatever state NATS is in."""
+        if self._transport is None:
+            return
+        try:
+            await asyncio.wait_for(self.close(), _CLOSE_SECONDS)
+        except asyncio.TimeoutError:
+            self._abort()
