@@ -148,7 +148,7 @@ class Committer:
                 shared.take(command, batch)
             self._probes.clear()
             self._sharing = True
-            self._spawn(self._try(shared, batch))
+            self._begin(shared, batch)
 
     def _prepare(self, slot: JetSlot, command: Command) -> bool:
         """Have what a command needs loaded; False if all of it is there."""
@@ -194,12 +194,24 @@ class Committer:
             self._take(slot, attempt, batch)
         if attempt.commands:
             self._alone += 1
-            self._spawn(self._try(attempt, batch))
+            self._begin(attempt, batch)
 
     # -- one attempt
 
-    async def _try(self, attempt: Attempt, batch: Batch) -> None:
-        error = await self._publish(attempt, batch)
+    def _begin(self, attempt: Attempt, batch: Batch) -> None:
+        """Publish what was decided. The messages are made now: the next await may move the slots they stand on."""
+        self._written += 1
+        nonce = f"{self._gateway}{self._written:x}"
+        attempt.plan = plan(batch, self._bus.layout, nonce, self._bus.max_message)
+        self._spawn(self._try(attempt, attempt.plan))
+
+    async def _try(self, attempt: Attempt, planned: Plan) -> None:
+        error: Exception | None = None
+        try:
+            if planned.messages:
+                self._stored(planned, await self._bus.publish(planned.messages))
+        except Exception as failure:  # noqa: BLE001 - `_conclude` tells them apart
+            error = failure
         # The next attempt goes on now: what is left to do for this one holds up its own slots only.
         if attempt.shared:
             self._sharing = False
@@ -210,18 +222,6 @@ class Committer:
             await self._conclude(attempt, error)
         except Exception as failure:  # noqa: BLE001 - whatever it is, those who wait must hear of it
             self._give_up(attempt, failure)
-
-    async def _publish(self, attempt: Attempt, batch: Batch) -> Exception | None:
-        """Publish what was decided; return what went wrong."""
-        self._written += 1
-        nonce = f"{self._gateway}{self._written:x}"
-        try:
-            attempt.plan = planned = plan(batch, self._bus.layout, nonce, self._bus.max_message)
-            if planned.messages:
-                self._stored(planned, await self._bus.publish(planned.messages))
-        except Exception as error:  # noqa: BLE001 - `_conclude` tells them apart
-            return error
-        return None
 
     async def _conclude(self, attempt: Attempt, error: Exception | None) -> None:
         if error is None:
