@@ -25,66 +25,39 @@ from durable_streams.stores.base import Chunk, StoreError, StoreFullError, Store
 from durable_streams.stores.batch import Batch
 from durable_streams.stores.folder import FolderLock
 from durable_streams.stores.local import Committed, LocalStore
+from durable_streams.stores.sqlite_file import (
+    INSERT_RECORD,
+    STATE,
+    UPSERT_PRODUCERS,
+    UPSERT_STREAMS,
+    connect,
+    decode_states,
+    opening,
+    prepare,
+    purge,
+    stream_row,
+)
 
 __all__ = ["SqliteStore"]
 
 T = TypeVar("T")
 
-_FORMAT = 1
-_APPLICATION_ID = 0x64757261  # "dura"
-_SCHEMA = f"""
-CREATE TABLE stream (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, deadline REAL, state TEXT NOT NULL
-);
-CREATE INDEX stream_deadline ON stream (deadline) WHERE deadline IS NOT NULL;
-CREATE TABLE record (
-    stream INTEGER NOT NULL, start INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (stream, start)
-) WITHOUT ROWID;
-CREATE TABLE producer (
-    stream INTEGER NOT NULL, id TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
-    PRIMARY KEY (stream, id)
-) WITHOUT ROWID;
-CREATE TABLE garbage (stream INTEGER PRIMARY KEY);
-CREATE TABLE probe (id INTEGER PRIMARY KEY, at REAL NOT NULL);
-PRAGMA application_id = {_APPLICATION_ID};
-PRAGMA user_version = {_FORMAT};
-"""
-
-_INSERT_RECORD = "INSERT INTO record VALUES (?, ?, ?)"
 _INSERT_RECORDS = """
 INSERT INTO record SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'),
 substr(?1, json_extract(value, '$[2]'), json_extract(value, '$[3]')) FROM json_each(?2)"""
-_UPSERT_PRODUCERS = """
-INSERT INTO producer SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-json_extract(value, '$[3]') FROM json_each(?1) WHERE true
-ON CONFLICT (stream, id) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq"""
-_UPSERT_STREAMS = """
-INSERT INTO stream SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-json_extract(value, '$[3]') FROM json_each(?1) WHERE true
-ON CONFLICT (id) DO UPDATE SET deadline = excluded.deadline, state = excluded.state"""
 _READ = """
 SELECT min(start), CAST(group_concat(data, '') AS BLOB) FROM (SELECT start, data FROM record WHERE stream = ?1
 AND start >= coalesce((SELECT max(start) FROM record WHERE stream = ?1 AND start <= ?2), ?2) AND start < ?3
 ORDER BY start)"""
-_PURGE_RECORDS = """
-DELETE FROM record WHERE stream = ?1
-AND start IN (SELECT start FROM record WHERE stream = ?1 ORDER BY start LIMIT ?2)"""
-_PURGE_PRODUCERS = """
-DELETE FROM producer WHERE stream = ?1 AND id IN (SELECT id FROM producer WHERE stream = ?1 ORDER BY id LIMIT ?2)"""
 # One row, so that loading a hundred streams gives up the interpreter lock once.
-_LOAD = """
-SELECT json_group_array(json_array(path, json(state),
-(SELECT start + length(data) FROM record WHERE record.stream = stream.id ORDER BY start DESC LIMIT 1)))
-FROM stream WHERE path IN (SELECT value FROM json_each(?))"""
+_LOAD = f"SELECT json_group_array({STATE}) FROM stream WHERE path IN (SELECT value FROM json_each(?))"  # noqa: S608
 
 _SMALL = 16 << 10  # bytes: larger payloads are not worth a copy into the batch's blob
 _READERS = 2
-_PURGE_ROWS = 2000
-_CHECKPOINT_PAGES = 4000
 _CACHE_KIB = 16 << 10
+_READER_CACHE_KIB = 2 << 10
 
 _encode = msgspec.json.Encoder().encode
-_decode_states = msgspec.json.Decoder(list[tuple[str, StreamState, int | None]]).decode
 
 
 class SqliteStore(LocalStore):
@@ -113,13 +86,10 @@ class _SqliteBackend:
     async def open(self) -> int:
         self._lock.acquire()
         try:
-            connection = self._connect()
-            last_id = self._prepare(connection)
-        except sqlite3.Error as error:
-            self._lock.release()
-            raise StoreError(
-                f"cannot open the streams in {self._dir}: {error}; restore the folder or choose another one"
-            ) from error
+            with opening(self._dir):
+                connection = self._connect()
+                last_id = prepare(connection, self._dir)
+                self._garbage = connection.execute("SELECT 1 FROM garbage LIMIT 1").fetchone() is not None
         except StoreError:
             self._lock.release()
             raise
@@ -146,11 +116,7 @@ class _SqliteBackend:
         wanted = _encode(paths).decode()
 
         def load(connection: sqlite3.Connection) -> dict[str, StreamState]:
-            found = _decode_states(connection.execute(_LOAD, (wanted,)).fetchone()[0])
-            return {
-                path: state if tail is None else msgspec.structs.replace(state, tail=tail)
-                for path, state, tail in found
-            }
+            return decode_states(connection.execute(_LOAD, (wanted,)).fetchone()[0])
 
         return await self._read_with(load)
 
@@ -228,35 +194,9 @@ class _SqliteBackend:
     # -- connections
 
     def _connect(self) -> sqlite3.Connection:
-        path = self._dir / "streams.db"
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        connection = connect(self._dir, _CACHE_KIB if self._writer is None else _READER_CACHE_KIB)
         self._connections.append(connection)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB if self._writer is None else 2048}")
         return connection
-
-    def _prepare(self, connection: sqlite3.Connection) -> int:
-        application, version = (
-            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-        )
-        empty = connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
-        if (application, version) == (0, 0) and empty:
-            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-        elif application != _APPLICATION_ID:
-            raise StoreError(
-                f"{self._dir / 'streams.db'} is another program's database; choose another folder"
-            )
-        elif version != _FORMAT:
-            raise StoreError(
-                f"the streams in {self._dir} have format {version}, this version reads {_FORMAT}; "
-                "run the version of durable-streams that wrote them"
-            )
-        self._garbage = connection.execute("SELECT 1 FROM garbage LIMIT 1").fetchone() is not None
-        row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'stream'").fetchone()
-        # A new file starts at the clock, so that caches never take a new stream for one of a deleted folder.
-        return int(time.time()) if row is None else int(row[0])
 
 
 def _statements(batch: Batch) -> list[tuple[str, Any]]:
@@ -266,16 +206,13 @@ def _statements(batch: Batch) -> list[tuple[str, Any]]:
         ids = _encode(batch.removed).decode()
         statements.append(("DELETE FROM stream WHERE id IN (SELECT value FROM json_each(?))", (ids,)))
         statements.append(("INSERT INTO garbage SELECT value FROM json_each(?)", (ids,)))
-    rows = [
-        (state.id, state.path, None if state.deleted else state.deadline, state)
-        for state in (batch.changed[slot] for slot in batch.dirty)
-        if state is not None
-    ]
+    changed = (batch.changed[slot] for slot in batch.dirty)
+    rows = [stream_row(state) for state in changed if state is not None]
     if rows:
-        statements.append((_UPSERT_STREAMS, (_encode(rows).decode(),)))
+        statements.append((UPSERT_STREAMS, (_encode(rows).decode(),)))
     if batch.producers:
         producers = [(*key, producer.epoch, producer.seq) for key, (producer, _) in batch.producers.items()]
-        statements.append((_UPSERT_PRODUCERS, (_encode(producers).decode(),)))
+        statements.append((UPSERT_PRODUCERS, (_encode(producers).decode(),)))
     statements.extend(_record_statements(batch.records))
     if batch.probe:
         statements.append(("INSERT OR REPLACE INTO probe VALUES (1, ?)", (batch.now,)))
@@ -284,7 +221,7 @@ def _statements(batch: Batch) -> list[tuple[str, Any]]:
 
 def _record_statements(records: list[tuple[int, int, bytes, Any]]) -> list[tuple[str, Any]]:
     if len(records) == 1:
-        return [(_INSERT_RECORD, records[0][:3])]
+        return [(INSERT_RECORD, records[0][:3])]
     statements: list[tuple[str, Any]] = []
     index: list[tuple[int, int, int, int]] = []
     payloads: list[bytes] = []
@@ -292,7 +229,7 @@ def _record_statements(records: list[tuple[int, int, bytes, Any]]) -> list[tuple
     for stream_id, start, payload, _ in records:
         size = len(payload)
         if size > _SMALL:
-            statements.append((_INSERT_RECORD, (stream_id, start, payload)))
+            statements.append((INSERT_RECORD, (stream_id, start, payload)))
         else:
             index.append((stream_id, start, position, size))
             payloads.append(payload)
@@ -323,19 +260,10 @@ def _execute(connection: sqlite3.Connection, statements: list[tuple[str, Any]]) 
 
 
 def _purge(connection: sqlite3.Connection) -> bool:
-    """Delete a part of what deleted streams left behind; true while there is more."""
     try:
-        row = connection.execute("SELECT stream FROM garbage LIMIT 1").fetchone()
-        if row is None:
-            return False
-        stream = row[0]
-        for sql in (_PURGE_RECORDS, _PURGE_PRODUCERS):
-            if connection.execute(sql, (stream, _PURGE_ROWS)).rowcount:
-                return True
-        connection.execute("DELETE FROM garbage WHERE stream = ?", (stream,))
+        return purge(connection)
     except sqlite3.Error:
         return False  # no room to delete in: the next deletion or start tries again
-    return True
 
 
 def _store_error(error: Exception) -> StoreError:
