@@ -79,7 +79,9 @@ class Audience:
         self._recent_bytes = 0
 
     def publish(self, start: int, payload: bytes) -> None:
-        """Keep what was just committed, within a bound."""
+        """Keep what was just committed, within a bound, and nothing from before a gap."""
+        if self._recent and self._recent[-1].end != start:
+            self.forget()
         self._recent.append(Chunk(start, start + len(payload), payload))
         self._recent_bytes += len(payload)
         while self._recent_bytes > _RECENT_BYTES and len(self._recent) > 1:
