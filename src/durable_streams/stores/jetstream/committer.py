@@ -34,7 +34,7 @@ from durable_streams.stores.jetstream.slots import JetSlot
 
 __all__ = ["PATIENCE", "Committer"]
 
-PATIENCE = 4.0
+PATIENCE = 3.0
 """Seconds that a command is tried."""
 
 T = TypeVar("T")
