@@ -14,7 +14,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from itertools import accumulate
 
-from durable_streams.stores.base import Chunk, StoreUnavailableError
+from durable_streams.stores.base import Chunk
 from durable_streams.stores.jetstream.bus import Bus, Stored
 from durable_streams.stores.jetstream.records import decode_record
 
@@ -45,12 +45,12 @@ class LogReader:
         is inside an append; of a large append only what is near ``start`` is read. It is shorter than ``limit`` where
         replicas lag, but holds an append. None if the log is gone. Raises StoreUnavailableError.
         """
-        seq = 1 if start == 0 else self._place(stream_id, start)
-        if seq is None:
-            seq = await self._search(stream_id, start)
-            if seq is None:
+        place = (1, 0) if start == 0 else self._place(stream_id, start)
+        if place is None:
+            place = await self._search(stream_id, start)
+            if place is None:
                 return None
-        reading = _Reading(seq, start, stop, limit)
+        reading = _Reading(*place, start, stop, limit)
         if not await self._fill(reading, self._bus.layout.log(stream_id)):
             return None
         chunk = reading.chunk()
@@ -65,11 +65,12 @@ class LogReader:
         if len(self._places) > self._max_places:
             self._places.popitem(last=False)
 
-    def _place(self, stream_id: int, position: int) -> int | None:
+    def _place(self, stream_id: int, position: int) -> tuple[int, int] | None:
         seq = self._places.get((stream_id, position))
-        if seq is not None:
-            self._places.move_to_end((stream_id, position))
-        return seq
+        if seq is None:
+            return None
+        self._places.move_to_end((stream_id, position))
+        return seq, position
 
     async def _fill(self, reading: _Reading, subject: str) -> bool:
         """Read records until the chunk is complete, from any replica, then from the leader; False if they are gone."""
@@ -77,10 +78,7 @@ class LogReader:
         while not reading.complete and tries <= _LAG_TRIES:
             if tries:
                 await asyncio.sleep(_LAG_PAUSE)
-            try:
-                found = await self._bus.scan(subject, reading.seq, *reading.wanted())
-            except StoreUnavailableError:
-                break
+            found = await self._bus.scan(subject, reading.seq, *reading.wanted())
             if not found:
                 tries += 1
             elif not all(map(reading.add, found)):
@@ -95,24 +93,23 @@ class LogReader:
 
     # -- from a position to a sequence
 
-    async def _search(self, stream_id: int, position: int) -> int | None:
-        """Return the sequence of a record that begins before a position, and not far; None if the log is gone.
+    async def _search(self, stream_id: int, position: int) -> tuple[int, int] | None:
+        """Return a record that begins before a position, and not far: its sequence and where; None if the log is gone.
 
         Interpolation, and bisection wherever that did not halve what is left: streams are written in bursts.
         """
         subject = self._bus.layout.log(stream_id)
         first, last = await asyncio.gather(self._peek(subject, 1), self._peek_last(subject))
-        if first is None:
+        if first is None or last is None:
             return None
-        record = decode_record(first.record)
-        if record.start > position or record.n > 1:
+        low, low_start, low_end = _extent(first)
+        high, high_start, _ = _extent(last)
+        if low_start > position or decode_record(first.record).n > 1:
             return None  # it is being removed
-        if record.start == position or last is None:
-            return first.seq
-        low, low_end = first.seq, len(first.data)
-        high, high_start = last.seq, decode_record(last.record).start
+        if low_start == position:
+            return low, low_start
         if high_start < position:
-            return last.seq
+            return high, high_start
         # The record at `low` begins before the position; every one from `high` on begins at it or later.
         halved = True
         while high - low > 1 and position - low_end > _NEAR:
@@ -120,42 +117,41 @@ class LogReader:
             share = (position - _NEAR // 2 - low_end) / (high_start - low_end) if halved else 0.5
             guess = min(high - 1, low + 1 + int(share * (width - 1)))
             found = await self._peek(subject, guess)
-            start = high_start if found is None else decode_record(found.record).start
-            if found is not None and start < position:
-                low, low_end = found.seq, start + len(found.data)
+            seq, start, end = (high, high_start, 0) if found is None else _extent(found)
+            if start < position:
+                low, low_start, low_end = seq, start, end
             else:
                 high, high_start = guess, start
             halved = not halved or (high - low) * 2 <= width
-        return low
+        return low, low_start
 
     async def _peek(self, subject: str, seq: int) -> Stored | None:
-        try:
-            found = await self._bus.peek(subject, seq)
-        except StoreUnavailableError:
-            found = None
-        return found or await self._bus.next(subject, seq)
+        return await self._bus.peek(subject, seq) or await self._bus.next(subject, seq)
 
     async def _peek_last(self, subject: str) -> Stored | None:
-        try:
-            found = await self._bus.peek_last(subject)
-        except StoreUnavailableError:
-            found = None
-        return found or await self._bus.last(subject)
+        return await self._bus.peek_last(subject) or await self._bus.last(subject)
+
+
+def _extent(stored: Stored) -> tuple[int, int, int]:
+    """Return the sequence of a record and the positions where it begins and ends."""
+    start = decode_record(stored.record).start
+    return stored.seq, start, start + len(stored.data)
 
 
 class _Reading:
-    """A chunk that is put together from a log's records, in their order.
+    """A chunk that is put together from a log's records, in their order; the first begins near ``origin``.
 
-    ``seq``: the next record is there or behind. ``whole``: where the last complete append ends; ``whole_seq``: the
-    record with what follows it is there or behind.
+    ``seq``: the next record is there or behind. ``whole``: where the last complete append ends. ``whole_seq``: the
+    record with what follows that is there or behind.
     """
 
-    def __init__(self, seq: int, start: int, stop: int, limit: int) -> None:
+    def __init__(self, seq: int, origin: int, start: int, stop: int, limit: int) -> None:
         self.seq = self.whole_seq = seq
         self.start = self.whole = self._begin = start
         self._stop = stop
         self._until = min(stop, start + max(1, limit))
         self._parts: list[bytes] = []
+        self._origin = origin
         self._position = -1  # where the next record begins; unknown yet
         self._seen = self._records = 0
 
@@ -166,12 +162,12 @@ class _Reading:
 
     def wanted(self) -> tuple[int, int]:
         """Return how many bytes, and how many messages, the next scan should bring."""
-        missing = self._until - max(self._position, self.start)
+        missing = self._until - (self._origin if self._position < 0 else self._position)
         if missing <= 0:  # in an append that goes on, nobody knows how far
             missing = self._stop - self._position
         size = self._seen // self._records if self._seen else _SOME
         messages = min(_SCAN_MESSAGES, missing // (size + 1) + 1)
-        return min(_SCAN_BYTES, missing + messages * _OVERHEAD), messages
+        return min(_SCAN_BYTES, missing + missing // 16 + messages * _OVERHEAD), messages
 
     def add(self, stored: Stored) -> bool:
         """Take the next record as far as it belongs to the chunk; False if one before it is missing."""
