@@ -171,6 +171,8 @@ def _watch(parts: list[ServerProcess], stopping: threading.Event, restart_after:
             if part.alive:
                 continue
             if part not in ended:
+                if stopping.wait(_LOOKS_EVERY):
+                    return  # Ctrl-C reaches the parts too
                 ended[part] = time.monotonic()
                 click.echo(f"{part.name} {_how_it_ended(part)}")
             elif time.monotonic() - ended[part] >= restart_after:

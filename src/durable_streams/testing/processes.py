@@ -1,6 +1,7 @@
 """A server of another program as a process that can be killed, suspended and started again.
 
-It runs in a session of its own: Ctrl-C in a terminal reaches whoever started it, and he decides what ends first.
+It stays in the process group of whoever started it, so that what ends the group (Ctrl-C in a terminal, ``timeout``)
+leaves no server behind even where nobody is left to stop it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class ServerProcess:
         with (self.folder / "log").open("ab") as log:
             self._begins = log.tell()
             self._process = subprocess.Popen(  # noqa: S603 - a command of our own
-                self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         self._suspended = False
 
