@@ -1,7 +1,7 @@
 """From what a batch decided to the messages that say it, each with the state that it stands on as its expectation.
 
-Pure. Invariants: every slot of a batch that changes has a message with an expectation; the first message of a log or a
-key carries it, the others follow in the same atomic batch.
+No I/O. Invariants: every slot of a batch that changes has a message with an expectation; the first message of a log or
+a key carries it, the others follow in the same atomic batch.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import msgspec
+from msgspec.structs import replace
 
-from durable_streams.protocol.state import StreamState
+from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.batch import Batch
 from durable_streams.stores.jetstream.layout import EXPECT, OPERATION, RECORD, ROLLUP, TTL, Layout
 from durable_streams.stores.jetstream.messages import Message
@@ -42,6 +43,41 @@ class Change(msgspec.Struct, gc=False):
     base: Base | None
     log: int | None = None
     meta: int | None = None
+
+    def apply(self, first: int, now: float) -> None:
+        """Make what was stored what is known; ``first`` is the sequence of the plan's first message."""
+        slot, state = self.slot, self.state
+        revision = slot.revision if self.meta is None else first + self.meta
+        if revision < slot.revision:
+            return  # somebody read what others did since
+        slot.revision = revision
+        if state is None:
+            slot.become(None, 0, 0, revision, None)
+        elif slot.seq != self.seq and slot.state is not None and slot.state.id == state.id:
+            # Whoever read the log meanwhile brought our own records, and perhaps later ones.
+            slot.publish(
+                replace(slot.state, deadline=state.deadline, forks=state.forks, deleted=state.deleted)
+            )
+        else:
+            self._advance(state, first, now)
+        if slot.audience is not None:
+            slot.audience.notify()
+
+    def _advance(self, state: StreamState, first: int, now: float) -> None:
+        slot, new = self.slot, self.slot.state is None
+        slot.publish(state)
+        if self.log is not None:
+            slot.seq, slot.n = first + self.log, self.n
+        slot.raise_base(self.base)
+        if new:
+            slot.learn_all_producers({})
+            slot.verified = now
+        elif slot.complete:
+            for name, epoch, seq in self.producers:
+                slot.learn_producer(name, ProducerState(epoch, seq))
+        if slot.audience is not None:
+            for start, payload in self.appends:
+                slot.audience.publish(start, payload)
 
 
 class Plan(msgspec.Struct, gc=False):

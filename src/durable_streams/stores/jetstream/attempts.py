@@ -1,0 +1,251 @@
+"""Attempts: commands that are decided together, their one publish, and what follows from how that ends.
+
+Invariants:
+* a command is answered after its message was stored, or, where it changes nothing, after its refusal was found true on
+  a state that was read after it came;
+* of an attempt that meets a conflict nothing was stored;
+* one whose outcome was not heard is sent again unchanged until it is known: of equal messages with one expectation at
+  most one is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from durable_streams.protocol.commands import Appended, Created, Rejection
+from durable_streams.stores.base import StoreError, StoreUnavailableError, StoreUncertainError, as_store_error
+from durable_streams.stores.batch import Batch
+from durable_streams.stores.jetstream.bus import Bus, ConflictError
+from durable_streams.stores.jetstream.catchup import CatchUp
+from durable_streams.stores.jetstream.commands import Command
+from durable_streams.stores.jetstream.publish import Plan
+from durable_streams.stores.jetstream.records import decode_record
+from durable_streams.stores.jetstream.slots import JetSlot
+
+__all__ = ["Attempt", "Attempts"]
+
+_ALONE_FOR = 1.0  # seconds after a conflict
+_PAUSE = 0.1  # seconds between tries while NATS is away
+
+
+class Attempt:
+    """Commands decided together, and what is published for them."""
+
+    __slots__ = ("commands", "outcomes", "plan", "shared", "slots")
+
+    def __init__(self, *, shared: bool) -> None:
+        self.shared = shared
+        self.commands: list[Command] = []
+        self.outcomes: list[tuple[Any, BaseException | None]] = []
+        self.slots: dict[JetSlot, None] = {}
+        self.plan: Plan = Plan("", [], [])
+
+    def take(self, command: Command, batch: Batch) -> None:
+        """Decide a command."""
+        outcome: tuple[Any, BaseException | None]
+        try:
+            outcome = command.decide(batch), None
+        except Exception as refusal:  # noqa: BLE001 - whatever it is, it is this command's, not its neighbours'
+            outcome = None, refusal
+        self.commands.append(command)
+        self.outcomes.append(outcome)
+        for slot in command.slots:
+            self.slots[slot] = None
+            slot.busy = True
+
+    def unproven(self) -> list[Command]:
+        """Return the commands whose answer may come from a state that is not the present one."""
+        proven = {change.slot for change in self.plan.changes if change.log is not None}
+        return [
+            command
+            for command, (outcome, refusal) in zip(self.commands, self.outcomes, strict=True)
+            if _changed_nothing(outcome, refusal)
+            and not all(slot in proven or slot.checked >= command.since for slot in command.slots)
+        ]
+
+
+def _changed_nothing(outcome: Any, refusal: BaseException | None) -> bool:
+    if refusal is not None:
+        return isinstance(refusal, Rejection)
+    if isinstance(outcome, Appended):
+        return outcome.duplicate
+    return isinstance(outcome, Created) and not outcome.new
+
+
+class Attempts:
+    """Publishes attempts and brings each to its end.
+
+    ``changed`` is called for every slot of which something was stored; ``back`` takes the slots that an attempt is done
+    with, and the commands that have to be decided again.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        catchup: CatchUp,
+        changed: Callable[[JetSlot], None],
+        back: Callable[[list[Command], Iterable[JetSlot]], None],
+    ) -> None:
+        self._bus = bus
+        self._catchup = catchup
+        self._changed = changed
+        self._back = back
+        self.down_since: float | None = None
+        """Since when NATS does not answer, on the loop's clock; None while it does."""
+
+    async def publish(self, attempt: Attempt) -> Exception | None:
+        """Publish what was decided; return what went wrong, for `conclude`."""
+        try:
+            if attempt.plan.messages:
+                self._stored(attempt.plan, await self._bus.publish(attempt.plan.messages))
+        except Exception as error:  # noqa: BLE001 - `conclude` tells them apart
+            return error
+        return None
+
+    async def conclude(self, attempt: Attempt, error: Exception | None) -> None:
+        """Answer every command of an attempt, or give it back."""
+        try:
+            if error is None:
+                await self._answer(attempt)
+            elif isinstance(error, ConflictError):
+                await self._resolve(attempt)
+            elif isinstance(error, StoreUncertainError):
+                self.in_trouble()
+                await self._settle(attempt)
+            elif isinstance(error, StoreUnavailableError):
+                self.in_trouble()
+                await self._again(attempt, error)
+            else:
+                self._give_up(attempt, error)
+        except Exception as failure:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+            self._give_up(attempt, failure)
+
+    def in_trouble(self) -> None:
+        """Note that NATS did not answer."""
+        if self.down_since is None:
+            self.down_since = asyncio.get_running_loop().time()
+
+    def _stored(self, planned: Plan, last: int) -> None:
+        """Make what was stored what is known; ``last`` is the sequence of the last message."""
+        self.down_since = None
+        first, now = last - len(planned.messages) + 1, asyncio.get_running_loop().time()
+        for change in planned.changes:
+            change.apply(first, now)
+            self._changed(change.slot)
+
+    async def _answer(self, attempt: Attempt) -> None:
+        """Answer those whose answer is certain; the others are decided again on a state that is."""
+        unproven = attempt.unproven()
+        asked = set(map(id, unproven))
+        for command, (outcome, refusal) in zip(attempt.commands, attempt.outcomes, strict=True):
+            if id(command) in asked or command.future.done():
+                continue
+            if refusal is not None:
+                command.future.set_exception(refusal)
+            else:
+                command.future.set_result(outcome)
+        slots = dict.fromkeys(slot for command in unproven for slot in command.slots)
+        self._back([], [slot for slot in attempt.slots if slot not in slots])
+        if unproven:
+            await self._decide_again(unproven, slots)
+
+    async def _decide_again(self, commands: list[Command], slots: Iterable[JetSlot]) -> None:
+        try:
+            await self._catchup.all_current(slots)
+        except StoreError as error:
+            self.in_trouble()
+            for command in commands:
+                command.fail(error)
+            self._back([], slots)
+        else:
+            self.down_since = None
+            self._back(commands, slots)
+
+    async def _resolve(self, attempt: Attempt) -> None:
+        """Find out what the others did that was in conflict, then decide again."""
+        loop = asyncio.get_running_loop()
+        for slot in attempt.slots:
+            contended = slot.alone_until > loop.time()
+            slot.alone_until = loop.time() + _ALONE_FOR
+            if contended or not attempt.shared:
+                self._catchup.distrust(slot)
+        if not attempt.shared:
+            await asyncio.sleep(random.random() * 0.001)  # noqa: S311 - so that two gateways do not go on in step
+        late = StoreUnavailableError(
+            "too many servers write to this stream at once; nothing of this request was stored, repeat it"
+        )
+        await self._decide_again(_in_time(attempt.commands, late), attempt.slots)
+
+    async def _again(self, attempt: Attempt, error: StoreError) -> None:
+        """Nothing was stored: try again while there is time."""
+        left = _in_time(attempt.commands, error)
+        if left:
+            await asyncio.sleep(_PAUSE)
+        self._back(left, attempt.slots)
+
+    async def _settle(self, attempt: Attempt) -> None:
+        """Find out what became of messages of which nothing was heard."""
+        if attempt.plan.witness is None:
+            await self._resolve(attempt)  # nothing but keys: deciding again does no harm
+            return
+        loop = asyncio.get_running_loop()
+        until = max(command.until for command in attempt.commands)
+        while True:
+            try:
+                last = await self._publish_again(attempt.plan, attempt.plan.witness)
+            except ConflictError:
+                await self._resolve(attempt)
+                return
+            except StoreError:
+                if loop.time() + _PAUSE > until:
+                    self._remain_in_doubt(attempt)
+                    return
+                await asyncio.sleep(_PAUSE)
+            else:
+                self._stored(attempt.plan, last)
+                await self._answer(attempt)
+                return
+
+    async def _publish_again(self, planned: Plan, witness: tuple[str, int, int]) -> int:
+        """Return the last sequence of messages that are stored, by now or from before."""
+        subject, expected, index = witness
+        stored = await self._bus.next(subject, expected + 1)
+        if stored is None:
+            try:
+                return await self._bus.publish(planned.messages)
+            except ConflictError:
+                stored = await self._bus.next(subject, expected + 1)
+        if stored is None:
+            # Something is in conflict and nothing is there: our first sending may be on its way still.
+            raise StoreUncertainError("NATS did not say whether it has stored the request")
+        if decode_record(stored.record).nonce != planned.nonce:
+            raise ConflictError
+        return stored.seq + len(planned.messages) - 1 - index
+
+    def _remain_in_doubt(self, attempt: Attempt) -> None:
+        for slot in attempt.slots:
+            self._catchup.distrust(slot)
+        for command in attempt.commands:
+            command.fail_in_doubt()
+        self._back([], attempt.slots)
+
+    def _give_up(self, attempt: Attempt, failure: Exception) -> None:
+        for slot in attempt.slots:
+            self._catchup.distrust(slot)
+        for command in attempt.commands:
+            command.fail(as_store_error(failure))
+        self._back([], attempt.slots)
+
+
+def _in_time(commands: list[Command], error: StoreError) -> list[Command]:
+    """Return the commands for which there is time to try again; the others fail."""
+    now, left = asyncio.get_running_loop().time(), []
+    for command in commands:
+        if now + _PAUSE > command.until:
+            command.fail(error)
+        else:
+            left.append(command)
+    return left
