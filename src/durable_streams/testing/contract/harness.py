@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from durable_streams.protocol.commands import Append, Appended, Create, Created,
 from durable_streams.protocol.state import ProducerStamp, StreamState
 from durable_streams.stores.base import Store
 
-__all__ = ["BYTES", "JSON", "Clock", "Harness", "StoreFactory", "on_a_loop", "refused"]
+__all__ = ["BYTES", "JSON", "Clock", "Harness", "StoreFactory", "on_a_loop", "on_two", "refused"]
 
 BYTES = "application/octet-stream"
 JSON = "application/json"
@@ -48,6 +48,9 @@ class StoreFactory:
     durable: ClassVar[bool] = False
     """Whether what was committed outlives ``close``."""
 
+    shares: ClassVar[bool] = False
+    """Whether several stores that are open on one folder at a time serve the same streams."""
+
     controls_time: ClassVar[bool] = True
     """Whether the store takes its time from the clock that ``make_store`` is given."""
 
@@ -74,11 +77,21 @@ class StoreFactory:
 class Harness:
     """One open store and short ways to command it."""
 
-    def __init__(self, factory: StoreFactory, folder: Path) -> None:
+    def __init__(self, factory: StoreFactory, folder: Path, clock: Clock | None = None) -> None:
         self.factory = factory
-        self.clock = Clock()
+        self.clock = clock or Clock()
         self._folder = folder
         self.store = factory.make_store(folder, self.clock)
+
+    @asynccontextmanager
+    async def another(self) -> AsyncIterator[Harness]:
+        """Open a second store on the same folder, with the same clock."""
+        other = Harness(self.factory, self._folder, self.clock)
+        await other.store.open()
+        try:
+            yield other
+        finally:
+            await other.store.close()
 
     async def restart(self) -> None:
         """Close the store and open it again on the same folder."""
@@ -135,12 +148,30 @@ class Harness:
 def on_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[[Any], None]:
     """Turn an asynchronous test of a Harness into one that pytest runs by itself."""
 
-    def run(self: Any) -> None:
-        async def main() -> None:
-            async with self.harness() as harness:
-                await asyncio.wait_for(test(self, harness), _LIMIT)
+    async def main(self: Any) -> None:
+        async with self.harness() as harness:
+            await asyncio.wait_for(test(self, harness), _LIMIT)
 
-        asyncio.run(main())
+    return _plain(test, main)
+
+
+def on_two(test: Callable[..., Awaitable[None]]) -> Callable[[Any], None]:
+    """Do the same with a test of two Harnesses, whose stores serve the same streams."""
+
+    async def main(self: Any) -> None:
+        if not self.shares:
+            pytest.skip("this store shares its streams with no other")
+        async with self.harness() as one, one.another() as other:
+            await asyncio.wait_for(test(self, one, other), _LIMIT)
+
+    return _plain(test, main)
+
+
+def _plain(
+    test: Callable[..., Awaitable[None]], main: Callable[[Any], Coroutine[Any, Any, None]]
+) -> Callable[[Any], None]:
+    def run(self: Any) -> None:
+        asyncio.run(main(self))
 
     run.__name__ = test.__name__  # not functools.wraps: pytest would ask for the wrapped test's arguments
     run.__qualname__ = getattr(test, "__qualname__", test.__name__)
