@@ -40,6 +40,11 @@ class Layout:
         """Return where a path's stream is kept, all but what its log says."""
         return f"{self._key}.meta.{_hash(path)}"
 
+    @property
+    def every_meta(self) -> str:
+        """What matches what is kept of all streams."""
+        return f"{self._key}.meta.>"
+
     def due(self, deadline: float, path: str) -> str:
         """Return where it is noted to look at a path when ``deadline`` (seconds since 1970) is over."""
         return f"{self._key}.due.{int(deadline // 60)}.{_hash(path)}"

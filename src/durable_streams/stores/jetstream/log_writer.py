@@ -1,0 +1,213 @@
+"""Writing whole logs at once, as a transfer does: many records in one atomic batch, many appends in one record.
+
+Invariants: what makes a stream of a log is in the batch of its last record, which says the stream's state; a log is
+written behind what was known of it, or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from durable_streams.protocol.state import ProducerState, StreamState
+from durable_streams.stores.base import (
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+    StoreUncertainError,
+)
+from durable_streams.stores.jetstream.bus import Bus, ConflictError
+from durable_streams.stores.jetstream.layout import EXPECT, RECORD, ROLLUP
+from durable_streams.stores.jetstream.messages import Message
+from durable_streams.stores.jetstream.records import (
+    Base,
+    Record,
+    cut_snapshot,
+    encode_meta,
+    encode_record,
+)
+
+__all__ = ["PATIENCE", "PAUSE", "Log", "LogWriter"]
+
+PATIENCE = 30.0  # seconds for which NATS may be away, an election or two
+PAUSE = 0.25
+
+_BATCH_MESSAGES = 1000
+_BATCH_BYTES = 4 << 20
+_RECORD_BYTES = 256 << 10
+_RECORD_APPENDS = 1000  # their lengths are in the header
+
+
+class Log(msgspec.Struct, gc=False):
+    """A log that is written: what is ``stored`` of it, what waits behind that, and the record that is not full yet."""
+
+    state: StreamState
+    stored: Base
+    revision: int
+    n: int
+    position: int
+    waits: bool = False
+    last: int = 0
+    appends: list[bytes] = []
+    size: int = 0
+
+
+class LogWriter:
+    """Writes to one bucket. ``last_seq`` is that of the bucket, ``disturbed`` whether others wrote to it, too."""
+
+    def __init__(self, bus: Bus, last_seq: int) -> None:
+        self.last_seq = last_seq
+        self.disturbed = False
+        self._bus = bus
+        self._layout = bus.layout
+        self._run = secrets.token_hex(4)
+        self._written = 0
+        self._messages: list[Message] = []
+        self._logs: list[Log] = []  # that wait
+        self._bytes = 0
+        self._witness = 0  # the last log record that waits
+
+    async def write(self, log: Log, appends: Sequence[bytes]) -> None:
+        """Put appends behind what is there of a log."""
+        for append in appends:
+            size = len(append)
+            if log.appends and (log.size + size > _RECORD_BYTES or len(log.appends) == _RECORD_APPENDS):
+                await self._room(1, log.size)
+                self._add(log)
+            if size > self._bus.max_message:
+                await self._write_pieces(log, append)
+            else:
+                log.appends.append(append)
+                log.size += size
+
+    async def _write_pieces(self, log: Log, append: bytes) -> None:
+        room = self._bus.max_message
+        cuts = range(0, len(append), room)
+        if len(cuts) > _BATCH_MESSAGES:
+            raise StoreError(
+                f"the stream {log.state.path} has an append of {len(append)} bytes, too large for messages of {room}: "
+                "raise max_payload of the NATS servers"
+            )
+        await self._room(len(cuts), len(append))
+        for cut in cuts:
+            log.appends = [append[cut : cut + room]]
+            self._add(log, more=cut + room < len(append))
+
+    async def finish(self, log: Log, producers: Mapping[str, ProducerState], now: float) -> None:
+        """Write what is left of a log, and what makes a stream of it."""
+        state, layout = log.state, self._layout
+        # Behind what is stored now no record names a producer: all are in the snapshot.
+        base = log.stored if producers else None
+        snapshot = cut_snapshot(base, producers) if base else []
+        await self._room(4 + len(snapshot), log.size + sum(map(len, snapshot)))
+        self._add(log, base=base, is_last=True)
+        if state.deleted:
+            self._add(log, base=base, is_last=True, end=True)
+        for number, part in enumerate(snapshot):
+            self._put(layout.snapshot(state.id, number), part)
+        self._put(layout.meta(state.path), encode_meta(state), {EXPECT: str(log.revision)})
+        if state.deadline is not None and not state.deleted:
+            self._put(layout.due(max(state.deadline, now), state.path), state.path.encode())
+
+    def _add(
+        self,
+        log: Log,
+        *,
+        more: bool = False,
+        base: Base | None = None,
+        is_last: bool = False,
+        end: bool = False,
+    ) -> None:
+        """Let a record with the appends of a log wait."""
+        state, appends = log.state, log.appends
+        data = appends[0] if len(appends) == 1 else b"".join(appends)
+        log.n += 1
+        record = Record(
+            f"{self._run}{self._written:x}",
+            log.n,
+            log.position,
+            lengths=list(map(len, appends)) if len(appends) > 1 else [],
+            closed=state.closed and is_last,
+            closed_by=state.closed_by if is_last else None,
+            last_seq=state.last_seq if is_last else None,
+            more=more,
+            end=end,
+            base=base,
+        )
+        headers = {RECORD: encode_record(record)}
+        if not log.waits:
+            headers[EXPECT] = str(log.stored.seq)
+            log.waits = True
+            self._logs.append(log)
+        log.position += len(data)
+        log.appends, log.size = [], 0
+        log.last = self._witness = len(self._messages)
+        self._messages.append(Message(self._layout.log(state.id), data, headers))
+        self._bytes += len(data)
+
+    def _put(self, subject: str, value: bytes, headers: Mapping[str, str] | None = None) -> None:
+        self._messages.append(Message(subject, value, {ROLLUP: "sub", **(headers or {})}))
+        self._bytes += len(value)
+
+    async def _room(self, messages: int, size: int) -> None:
+        """Make sure that so much more fits the batch."""
+        if self._messages and (
+            len(self._messages) + messages > _BATCH_MESSAGES or self._bytes + size > _BATCH_BYTES
+        ):
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Return when all records that are full, and all streams that are finished, are stored."""
+        if not self._messages:
+            return
+        messages, logs = self._messages, self._logs
+        last = await self._publish(messages, self._witness)
+        first = last - len(messages) + 1
+        self.disturbed |= first != self.last_seq + 1
+        self.last_seq = last
+        for log in logs:
+            log.stored = Base(first + log.last, log.n, log.position)
+            log.waits = False
+        self._messages, self._logs, self._bytes = [], [], 0
+        self._written += 1
+
+    async def _publish(self, messages: list[Message], witness: int) -> int:
+        """Publish an atomic batch until it is certain that it is stored, once; return the last sequence."""
+        clock = asyncio.get_running_loop().time
+        until, in_doubt = clock() + PATIENCE, False
+        while True:
+            try:
+                return await self._bus.publish(messages)
+            except ConflictError as error:
+                stored = await self._own(messages[witness]) if in_doubt else None
+                if stored is not None:
+                    return stored - witness + len(messages) - 1
+                if not in_doubt or clock() > until:
+                    raise self.disturbance from error
+            except StoreFullError:
+                raise
+            except StoreUnavailableError as error:
+                in_doubt |= isinstance(error, StoreUncertainError)
+                if clock() > until:
+                    raise
+            await asyncio.sleep(PAUSE)
+
+    async def _own(self, record: Message) -> int | None:
+        """Return the sequence of a log record if it is the last of its log."""
+        try:
+            last = await self._bus.last(record.subject)
+        except StoreUnavailableError:
+            return None
+        mine = (record.headers or {})[RECORD].encode()
+        return last.seq if last is not None and last.record == mine else None
+
+    @property
+    def disturbance(self) -> StoreError:
+        """The error when somebody else wrote to the bucket."""
+        return StoreError(
+            f"something else writes to the bucket {self._layout.name} in NATS: stop its servers and other transfers, "
+            "then run this again"
+        )

@@ -1,0 +1,215 @@
+"""Streams on NATS JetStream, as the source or the target of a transfer.
+
+Invariant: nobody else writes to the bucket meanwhile, or ``check_alone`` says so at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import TypeVar
+
+from durable_streams.protocol.state import ProducerState, StreamState
+from durable_streams.stores.base import StoreError, StoreUnavailableError
+from durable_streams.stores.jetstream.bus import Bus, Message, Stored
+from durable_streams.stores.jetstream.catchup import CatchUp
+from durable_streams.stores.jetstream.config import JetStreamConfig
+from durable_streams.stores.jetstream.layout import EXPECT, ROLLUP
+from durable_streams.stores.jetstream.log_writer import PATIENCE, PAUSE, Log, LogWriter
+from durable_streams.stores.jetstream.records import Base, decode_meta, decode_record
+from durable_streams.stores.jetstream.slots import JetSlot
+from durable_streams.stores.transfer import Held, begins_at, damaged
+
+__all__ = ["JetStreamPlace"]
+
+T = TypeVar("T")
+
+_STREAMS = 256  # in a page
+_PAGE_BYTES = 4 << 20
+_AT_ONCE = 64  # questions
+_MINUTE = 60
+
+
+class JetStreamPlace:
+    """The bucket that ``config`` names; as a source it has to hold streams already."""
+
+    def __init__(self, config: JetStreamConfig, *, source: bool) -> None:
+        self._source = source
+        self._bus = Bus(config)
+        self._layout = self._bus.layout
+        self._catchup = CatchUp(self._bus, time.time)
+        self._writer = LogWriter(self._bus, 0)
+        self._slots: dict[int, JetSlot] = {}  # of the last page
+        self._logs: dict[int, Log] = {}
+
+    async def open(self) -> None:
+        """Connect; raises StoreError where NATS cannot be used."""
+        await self._bus.open()
+        info = await self._patiently(self._bus.info)
+        if self._source and not info.messages:
+            await self._bus.close()
+            raise StoreError(f"the bucket {self._layout.name} in NATS holds no streams: check its name")
+        self._writer = LogWriter(self._bus, info.last_seq)
+        if not self._source and not info.messages:
+            # Servers sweep from here on, so that what expires before the first one starts is found.
+            mark = str(int(time.time() // _MINUTE) - 1).encode()
+            message = Message(self._layout.swept, mark, {EXPECT: "0", ROLLUP: "sub"})
+            self._writer.last_seq = await self._bus.publish([message])
+
+    async def close(self) -> None:
+        """Disconnect; what was not flushed is dropped."""
+        await self._bus.close()
+
+    async def check_alone(self) -> None:
+        """Raise StoreError if anything but this wrote to the bucket since it was opened."""
+        info = await self._patiently(self._bus.info)
+        if self._writer.disturbed or info.last_seq != self._writer.last_seq:
+            raise self._writer.disturbance
+
+    # reading
+
+    async def streams(self) -> AsyncIterator[list[StreamState]]:
+        """Yield all streams in pages, in the order in which they were changed last."""
+        seq = 1
+        while found := await self._scan(self._layout.every_meta, seq, _STREAMS):
+            seq = found[-1].seq + 1
+            paths = [decode_meta(one.data).path for one in found if not one.removed]
+            slots = await self._at_once(self._current, paths)
+            states = [slot.state for slot in slots if slot.state is not None]
+            self._slots = {slot.state.id: slot for slot in slots if slot.state is not None}
+            yield states
+
+    async def appends(self, state: StreamState) -> AsyncIterator[list[bytes]]:
+        """Yield the appends of a stream in pages."""
+        log, seq = _Unpacked(state), 1
+        while log.position < state.tail:
+            found = await self._scan(self._layout.log(state.id), seq)
+            if not found:
+                raise damaged(state, log.position)
+            seq = found[-1].seq + 1
+            page = [append for one in found if log.position < state.tail for append in log.take(one)]
+            if page:
+                yield page
+        log.check_end()
+
+    async def producers(self, state: StreamState) -> Mapping[str, ProducerState]:
+        """Return all producers of a stream."""
+        slot = self._slots[state.id]
+        if slot.base is not None:
+            await self._patiently(lambda: self._catchup.producers(slot))
+        return slot.producers
+
+    async def _current(self, path: str) -> JetSlot:
+        slot = JetSlot(path)
+        await self._patiently(lambda: self._catchup.current(slot))
+        return slot
+
+    async def _scan(self, subject: str, seq: int, messages: int = 1000) -> list[Stored]:
+        """Return messages of a subject from ``seq`` on; none only if there are none."""
+        found = await self._patiently(lambda: self._bus.scan(subject, seq, _PAGE_BYTES, messages))
+        if found:
+            return found
+        one = await self._patiently(lambda: self._bus.next(subject, seq))
+        return [] if one is None else [one]
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        clock = asyncio.get_running_loop().time
+        until = clock() + PATIENCE
+        while True:
+            try:
+                return await ask()
+            except StoreUnavailableError:
+                if clock() > until:
+                    raise
+            await asyncio.sleep(PAUSE)
+
+    async def _at_once(self, ask: Callable[[T], Awaitable[JetSlot]], questions: Sequence[T]) -> list[JetSlot]:
+        answers: list[JetSlot] = []
+        for at in range(0, len(questions), _AT_ONCE):
+            answers += await asyncio.gather(*map(ask, questions[at : at + _AT_ONCE]))
+        return answers
+
+    # writing
+
+    async def held(self, states: Sequence[StreamState]) -> list[Held]:
+        """Return what is there of each stream."""
+        self._slots, self._logs = {}, {}
+        slots = await self._at_once(self._hold, states)
+        return [
+            Held(slot.state, self._logs[state.id].position) for slot, state in zip(slots, states, strict=True)
+        ]
+
+    async def _hold(self, state: StreamState) -> JetSlot:
+        slot = await self._current(state.path)
+        there, name = slot.state, self._layout.name
+        if there is not None and there.id != state.id:
+            raise StoreError(
+                f"the bucket {name} holds another stream at {state.path}: delete it, or choose another bucket"
+            )
+        if there is not None:
+            stored = Base(slot.seq, slot.n, there.tail)
+        else:
+            stored = await self._begun(state)
+        self._slots[state.id] = slot
+        self._logs[state.id] = Log(state, stored, slot.revision, stored.n, stored.position)
+        return slot
+
+    async def _begun(self, state: StreamState) -> Base:
+        """Return the end of a log that makes no stream yet."""
+        last = await self._patiently(lambda: self._bus.last(self._layout.log(state.id)))
+        if last is None:
+            return Base(0, 0, begins_at(state))
+        record = decode_record(last.record)
+        if record.end:
+            raise StoreError(
+                f"the stream {state.path} was deleted in the bucket {self._layout.name} since it was copied: "
+                "choose another bucket"
+            )
+        return Base(last.seq, record.n, record.start + len(last.data))
+
+    async def write(self, state: StreamState, appends: Sequence[bytes]) -> None:
+        """Write appends behind what is there."""
+        await self._writer.write(self._logs[state.id], appends)
+
+    async def finish(self, state: StreamState, producers: Mapping[str, ProducerState]) -> None:
+        """Write what makes a stream of them."""
+        await self._writer.finish(self._logs[state.id], producers, time.time())
+
+    async def flush(self) -> None:
+        """Return when everything is stored."""
+        await self._writer.flush()
+
+
+class _Unpacked:
+    """The appends in the records of a log, taken in their order."""
+
+    def __init__(self, state: StreamState) -> None:
+        self.position = begins_at(state)
+        self._state = state
+        self._records = 0
+        self._pieces: list[bytes] = []
+
+    def take(self, stored: Stored) -> list[bytes]:
+        """Return the appends that end in the next record; raises StoreError if it is another one."""
+        record, data = decode_record(stored.record), stored.data
+        if record.n != self._records + 1 or record.start != self.position:
+            raise damaged(self._state, self.position)
+        self._records += 1
+        self.position += len(data)
+        if record.lengths:
+            ends = list(accumulate(record.lengths, initial=0))
+            return [data[start:end] for start, end in pairwise(ends)]
+        if not record.more and not self._pieces:
+            return [data] if data else []
+        self._pieces.append(data)
+        if record.more:
+            return []
+        pieces, self._pieces = self._pieces, []
+        return [b"".join(pieces)]
+
+    def check_end(self) -> None:
+        """Raise StoreError unless the stream's tail is where an append ends."""
+        if self._pieces or self.position != self._state.tail:
+            raise damaged(self._state, self._state.tail)

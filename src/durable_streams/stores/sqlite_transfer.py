@@ -1,0 +1,250 @@
+"""Streams in a data folder, as the source or the target of a transfer.
+
+Invariants: no server has the folder meanwhile; what waits to be written is one transaction, in the order in which it
+came; an id that was written is never given to another stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from durable_streams.protocol.state import ProducerState, StreamState
+from durable_streams.stores.base import StoreError, StoreFullError
+from durable_streams.stores.folder import FolderLock
+from durable_streams.stores.sqlite_file import (
+    FILE_NAME,
+    INSERT_RECORD,
+    STATE,
+    UPSERT_PRODUCERS,
+    UPSERT_STREAMS,
+    connect,
+    decode_states,
+    opening,
+    prepare,
+    purge,
+    stream_row,
+)
+from durable_streams.stores.transfer import Held, begins_at, damaged
+
+__all__ = ["SqlitePlace"]
+
+T = TypeVar("T")
+
+_STREAMS = 256  # in a page
+_PAGE_BYTES = 4 << 20
+_PAGE_APPENDS = 10_000
+_WAITING_BYTES = 8 << 20
+_WAITING_ROWS = 20_000
+_CACHE_KIB = 64 << 10
+
+_PAGE = f"""
+SELECT json_group_array(json(row)), max(path) FROM
+(SELECT {STATE} AS row, path FROM stream WHERE path > ? ORDER BY path LIMIT {_STREAMS})"""  # noqa: S608
+_AT = f"SELECT json_group_array({STATE}) FROM stream WHERE path IN (SELECT value FROM json_each(?))"  # noqa: S608
+_TAKEN = "SELECT path FROM stream WHERE id = ? AND path != ?"
+_TAIL = "SELECT start + length(data) FROM record WHERE stream = ? ORDER BY start DESC LIMIT 1"
+_APPENDS = "SELECT start, data FROM record WHERE stream = ? AND start >= ? ORDER BY start"
+_PRODUCERS = "SELECT id, epoch, seq FROM producer WHERE stream = ?"
+_RAISE_IDS = "UPDATE sqlite_sequence SET seq = max(seq, ?1) WHERE name = 'stream'"
+_FIRST_IDS = "INSERT INTO sqlite_sequence (name, seq) VALUES ('stream', ?1)"
+
+_encode = msgspec.json.Encoder().encode
+
+
+class SqlitePlace:
+    """The folder ``folder``; as a source it has to hold streams already."""
+
+    def __init__(self, folder: Path, *, source: bool) -> None:
+        self._folder = folder
+        self._source = source
+        self._lock = FolderLock(folder)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="durable-streams-transfer")
+        self._connection: sqlite3.Connection | None = None
+        self._records: list[tuple[int, int, bytes]] = []
+        self._producers: list[tuple[int, str, int, int]] = []
+        self._states: list[StreamState] = []
+        self._size = 0
+        self._ends: dict[int, int] = {}  # of streams that are being written
+
+    async def open(self) -> None:
+        """Lock the folder and open its file; raises StoreError where that is not possible."""
+        if self._source and not (self._folder / FILE_NAME).is_file():
+            raise StoreError(f"the folder {self._folder} holds no streams: it has no file {FILE_NAME}")
+        self._lock.acquire()
+        await self._in_thread(self._open)
+
+    def _open(self) -> None:
+        with opening(self._folder):
+            self._connection = connection = connect(self._folder, _CACHE_KIB)
+            prepare(connection, self._folder)
+            while not self._source and purge(connection):
+                pass  # an id that was deleted here comes back: its old bytes must not
+
+    async def close(self) -> None:
+        """Let go of the folder; what was not flushed is dropped."""
+        await self._in_thread(self._close)
+        self._thread.shutdown()
+        self._lock.release()
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # reading
+
+    async def streams(self) -> AsyncIterator[list[StreamState]]:
+        """Yield all streams in pages, in the order of their paths."""
+        after = ""
+        while True:
+            rows, last = self._query(lambda connection: connection.execute(_PAGE, (after,)).fetchone())  # noqa: B023
+            if last is None:
+                return
+            yield list(decode_states(rows).values())
+            after = last
+
+    async def appends(self, state: StreamState) -> AsyncIterator[list[bytes]]:
+        """Yield the appends of a stream in pages."""
+        position = begins_at(state)
+        while position < state.tail:
+            page = self._query(lambda connection: _page(connection, state, position))  # noqa: B023
+            if not page:
+                raise damaged(state, position)
+            position += sum(map(len, page))
+            yield page
+
+    async def producers(self, state: StreamState) -> Mapping[str, ProducerState]:
+        """Return all producers of a stream."""
+        rows = self._query(lambda connection: connection.execute(_PRODUCERS, (state.id,)).fetchall())
+        return {name: ProducerState(epoch, seq) for name, epoch, seq in rows}
+
+    async def check_alone(self) -> None:
+        """Return: the lock on the folder keeps others out."""
+
+    # writing
+
+    async def held(self, states: Sequence[StreamState]) -> list[Held]:
+        """Return what is there of each stream."""
+        return self._query(lambda connection: _held(connection, self._folder, states))
+
+    async def write(self, state: StreamState, appends: Sequence[bytes]) -> None:
+        """Write appends behind what is there."""
+        end = self._ends.get(state.id)
+        if end is None:
+            tail = self._query(lambda connection: connection.execute(_TAIL, (state.id,)).fetchone())
+            end = begins_at(state) if tail is None else tail[0]
+        for append in appends:
+            self._records.append((state.id, end, append))
+            end += len(append)
+        self._ends[state.id] = end
+        await self._wrote(sum(map(len, appends)))
+
+    async def finish(self, state: StreamState, producers: Mapping[str, ProducerState]) -> None:
+        """Write a stream's row and its producers."""
+        self._ends.pop(state.id, None)
+        self._producers.extend((state.id, name, one.epoch, one.seq) for name, one in producers.items())
+        self._states.append(state)
+        await self._wrote(0)
+
+    async def _wrote(self, size: int) -> None:
+        self._size += size
+        rows = len(self._records) + len(self._producers) + len(self._states)
+        if self._size >= _WAITING_BYTES or rows >= _WAITING_ROWS:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Commit what waits."""
+        records, producers, states = self._records, self._producers, self._states
+        self._records, self._producers, self._states, self._size = [], [], [], 0
+        await self._in_thread(
+            lambda: self._query(lambda connection: _commit(connection, records, producers, states))
+        )
+
+    def _query(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        if self._connection is None:
+            raise StoreError(f"the folder {self._folder} is not open")
+        with _explained(self._folder):
+            return query(self._connection)
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        """Call what waits for the disk; what only reads is short, and a thread would take longer than it."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+def _page(connection: sqlite3.Connection, state: StreamState, position: int) -> list[bytes]:
+    page: list[bytes] = []
+    end = position
+    for start, data in connection.execute(_APPENDS, (state.id, position)):
+        if start != end:
+            raise damaged(state, end)
+        if end >= state.tail:
+            break
+        page.append(data)
+        end += len(data)
+        if end - position >= _PAGE_BYTES or len(page) >= _PAGE_APPENDS:
+            break
+    if end > state.tail:
+        raise damaged(state, state.tail)
+    return page
+
+
+def _held(connection: sqlite3.Connection, folder: Path, states: Sequence[StreamState]) -> list[Held]:
+    paths = _encode([state.path for state in states]).decode()
+    present = decode_states(connection.execute(_AT, (paths,)).fetchone()[0])
+    held = []
+    for state in states:
+        there = present.get(state.path)
+        if there is not None and there.id != state.id:
+            raise StoreError(
+                f"the folder {folder} holds another stream at {state.path}: delete it, or choose another folder"
+            )
+        taken = connection.execute(_TAKEN, (state.id, state.path)).fetchone()
+        if taken is not None:
+            raise StoreError(
+                f"the folder {folder} holds the stream {taken[0]} under the id of {state.path}: "
+                "choose another folder"
+            )
+        tail = connection.execute(_TAIL, (state.id,)).fetchone()
+        held.append(Held(there, begins_at(state) if tail is None else tail[0]))
+    return held
+
+
+def _commit(
+    connection: sqlite3.Connection,
+    records: list[tuple[int, int, bytes]],
+    producers: list[tuple[int, str, int, int]],
+    states: list[StreamState],
+) -> None:
+    ids = [record[0] for record in records] + [state.id for state in states]
+    if not ids:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.executemany(INSERT_RECORD, records)
+        connection.execute(UPSERT_PRODUCERS, (_encode(producers).decode(),))
+        connection.execute(UPSERT_STREAMS, (_encode(list(map(stream_row, states))).decode(),))
+        if not connection.execute(_RAISE_IDS, (max(ids),)).rowcount:
+            connection.execute(_FIRST_IDS, (max(ids),))
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.rollback()
+        raise
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        if "full" in str(error):
+            raise StoreFullError(f"there is no room left on the disk of the folder {folder}") from error
+        raise StoreError(f"the streams in {folder} cannot be read or written: {error}") from error

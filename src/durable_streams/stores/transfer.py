@@ -1,0 +1,242 @@
+"""Copying all streams from one place to another, as they are: ids, positions, appends, producers, forks, expiry.
+
+So everything that anybody saved of a stream stays valid: offsets, ETags, a producer's next number. Invariants:
+* a stream's bytes come first, what makes a stream of them last: one that was interrupted is none yet;
+* bytes that the target holds are compared with the source's before more is written behind them;
+* what is complete and equal is left alone, so that the same command goes on with what was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from durable_streams.protocol.state import ProducerState, StreamState
+from durable_streams.stores.base import StoreError
+
+__all__ = ["Held", "Report", "Source", "Target", "Transfer", "begins_at", "damaged"]
+
+_NAMED = 3  # streams in one message
+
+
+class Held(msgspec.Struct, frozen=True, gc=False):
+    """What a place holds of a stream: ``state`` if it is complete there, and the position where its bytes end."""
+
+    state: StreamState | None
+    tail: int
+
+
+class Source(Protocol):
+    """Where streams are read. ``open`` and ``close`` frame its use; everything raises StoreError with one sentence."""
+
+    async def open(self) -> None:
+        """Get hold of the place; refuses one that others are using, as far as that can be seen."""
+
+    async def close(self) -> None:
+        """Let go of it."""
+
+    def streams(self) -> AsyncIterator[list[StreamState]]:
+        """Yield all streams, the soft-deleted too, in pages."""
+
+    def appends(self, state: StreamState) -> AsyncIterator[list[bytes]]:
+        """Yield the appends of a stream's own bytes, up to its tail, in pages of a few megabytes."""
+
+    async def producers(self, state: StreamState) -> Mapping[str, ProducerState]:
+        """Return all producers of a stream that ``streams`` or ``held`` gave last."""
+
+    async def check_alone(self) -> None:
+        """Raise StoreError if anybody else wrote here since ``open``."""
+
+
+class Target(Source, Protocol):
+    """Where streams are written. What is written may wait for ``flush``, in its order."""
+
+    async def held(self, states: Sequence[StreamState]) -> list[Held]:
+        """Return what is there of each of these streams; raises StoreError if another one is in its place."""
+
+    async def write(self, state: StreamState, appends: Sequence[bytes]) -> None:
+        """Write appends of a stream behind what is there of it."""
+
+    async def finish(self, state: StreamState, producers: Mapping[str, ProducerState]) -> None:
+        """Make it a stream: all of its bytes were written."""
+
+    async def flush(self) -> None:
+        """Return when everything is stored."""
+
+
+class Report(msgspec.Struct, gc=False):
+    """How far a transfer is. ``streams`` and ``bytes`` are the source's; ``known`` streams were in the target already.
+
+    ``done`` counts the bytes that were copied or found, ``verified`` those that were read back.
+    """
+
+    streams: int = 0
+    bytes: int = 0
+    appends: int = 0
+    copied: int = 0
+    known: int = 0
+    done: int = 0
+    verified: int = 0
+
+
+def begins_at(state: StreamState) -> int:
+    """Return the position of a stream's own first byte: what is before it belongs to those it was forked from."""
+    return state.fork_position
+
+
+def damaged(state: StreamState, position: int) -> StoreError:
+    """Return the error for bytes that should be there."""
+    return StoreError(f"the stream {state.path} has no whole append at position {position}: it is damaged")
+
+
+class Transfer:
+    """One copy of everything in ``source`` to ``target``; ``report`` may be looked at while it runs."""
+
+    def __init__(self, source: Source, target: Target, *, verify: bool = True) -> None:
+        self.report = Report()
+        self._source = source
+        self._target = target
+        self._verify = verify
+
+    async def run(self) -> Report:
+        """Copy what is missing and read it back; raises StoreError for the first thing that stands against it."""
+        async for page in self._source.streams():
+            self.report.streams += len(page)
+            self.report.bytes += sum([state.tail - begins_at(state) for state in page])
+        async for page in self._source.streams():
+            held = await self._target.held(page)
+            written: list[tuple[StreamState, _Digest]] = []
+            for state, known in zip(page, held, strict=True):
+                digest = await self._copy(state, known)
+                if digest is not None:
+                    written.append((state, digest))
+            await self._target.flush()
+            if self._verify:
+                await self._check(written)
+        await self._source.check_alone()
+        await self._target.check_alone()
+        return self.report
+
+    async def _copy(self, state: StreamState, held: Held) -> _Digest | None:
+        """Bring one stream over; return the digest of what has to be read back, None for nothing."""
+        size = state.tail - begins_at(state)
+        whole = held.state == state
+        if whole and not self._verify:
+            self.report.known += 1
+            self.report.done += size
+            return None
+        if held.tail > state.tail or (held.state is not None and _went_on(held.state, state)):
+            raise StoreError(
+                f"the stream {state.path} was written to in the target since it was copied; "
+                "delete it there, or choose another target"
+            )
+        producers = await self._source.producers(state)
+        digest = await self._copy_bytes(state, held, producers)
+        self.report.appends += digest.appends
+        if whole:
+            await self._compare_producers(state, digest)
+            self.report.known += 1
+            self.report.verified += size
+            return None
+        await self._target.finish(state, producers)
+        self.report.copied += 1
+        return digest
+
+    async def _copy_bytes(
+        self, state: StreamState, held: Held, producers: Mapping[str, ProducerState]
+    ) -> _Digest:
+        """Write the bytes behind those that are there; return the digest of all."""
+        digest = _Digest(begins_at(state), producers)
+        async for appends in self._source.appends(state):
+            known = digest.add_up_to(appends, held.tail)
+            if known and digest.position >= held.tail:
+                await self._compare_bytes(state, held.tail, digest)
+            if known < len(appends):
+                new = appends[known:]
+                digest.add(new)
+                await self._target.write(state, new)
+            self.report.done += sum(map(len, appends))
+        return digest
+
+    async def _compare_bytes(self, state: StreamState, tail: int, expected: _Digest) -> None:
+        found = _Digest(begins_at(state), {})
+        async for appends in self._target.appends(replace(state, tail=tail)):
+            found.add(appends)
+        if found.bytes != expected.bytes:
+            raise StoreError(
+                f"the target holds other bytes than the source of the stream {state.path}: "
+                f"{expected} in the source, {found} in the target; delete it there, or choose another target"
+            )
+
+    async def _compare_producers(self, state: StreamState, expected: _Digest) -> None:
+        if _fingerprint(await self._target.producers(state)) != expected.producers:
+            raise StoreError(f"the stream {state.path} has other producers in the target than in the source")
+
+    async def _check(self, written: Sequence[tuple[StreamState, _Digest]]) -> None:
+        """Read back what was written and compare."""
+        different = []
+        held = await self._target.held([state for state, _ in written])
+        for (state, expected), there in zip(written, held, strict=True):
+            found = _Digest(begins_at(state), await self._target.producers(state))
+            async for appends in self._target.appends(state):
+                found.add(appends)
+                self.report.verified += sum(map(len, appends))
+            if found.bytes != expected.bytes:
+                different.append(f"{state.path} ({expected} in the source, {found} in the target)")
+            elif found.producers != expected.producers or there.state != state:
+                different.append(f"{state.path} (what is known of it beside its bytes)")
+        if different:
+            names = ", ".join(different[:_NAMED])
+            raise StoreError(f"{len(different)} streams differ between source and target: {names}")
+
+
+def _went_on(there: StreamState, here: StreamState) -> bool:
+    """Whether a copied stream was closed or deleted where it was copied to, and is not so where it came from."""
+    return (there.closed and not here.closed) or (there.deleted and not here.deleted)
+
+
+class _Digest:
+    """What is compared of a stream: its bytes, where its appends end, and its producers."""
+
+    def __init__(self, begin: int, producers: Mapping[str, ProducerState]) -> None:
+        self.appends = 0
+        self.position = self._begin = begin
+        self.producers = _fingerprint(producers)
+        self._bytes = hashlib.sha256()
+        self._bounds = hashlib.sha256()
+
+    def add(self, appends: Sequence[bytes]) -> None:
+        """Take appends in their order."""
+        for append in appends:
+            self._bytes.update(append)
+        self._bounds.update(array("Q", map(len, appends)))
+        self.position += sum(map(len, appends))
+        self.appends += len(appends)
+
+    def add_up_to(self, appends: Sequence[bytes], position: int) -> int:
+        """Take those that begin before ``position``; return how many these were."""
+        count, end = 0, self.position
+        while count < len(appends) and end < position:
+            end += len(appends[count])
+            count += 1
+        if count:
+            self.add(appends[:count])
+        return count
+
+    @property
+    def bytes(self) -> tuple[int, int, str, str]:
+        """What says that two streams hold the same appends."""
+        return self.appends, self.position, self._bytes.hexdigest(), self._bounds.hexdigest()
+
+    def __str__(self) -> str:
+        size = self.position - self._begin
+        return f"{self.appends:,} appends of {size:,} bytes, SHA-256 {self._bytes.hexdigest()[:16]}"
+
+
+def _fingerprint(producers: Mapping[str, ProducerState]) -> bytes:
+    return hashlib.sha256(msgspec.json.encode(sorted(producers.items()))).digest()
