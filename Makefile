@@ -3,20 +3,24 @@
 #   make serve ARGS="--port 0"        options of the command
 #   make test ARGS="-k append -x"     arguments for pytest
 #   make conformance STORE=memory INTERFACE=asgi
+#   make conformance STORE=nats GATEWAYS=2
+#   make cluster ARGS="--folder DIR"  everything is kept there
 
 PYTHON ?= python3
 ARGS ?=
 STORE ?= sqlite
 INTERFACE ?= rsgi
+GATEWAYS ?= 1
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHONS ?= 3.10 3.13
 
-.PHONY: help demo serve test test-pythons lint format types conformance bench clean
+.PHONY: help demo serve cluster test test-pythons lint format types conformance bench clean
 
 help:
 	@echo "make demo         write 20,000 real records through a server that keeps being killed, and count them"
 	@echo "make serve        the server, on http://127.0.0.1:4437/v1/stream"
+	@echo "make cluster      three NATS servers and two gateways over them, on free ports, until Ctrl-C"
 	@echo "make test         the test suite"
 	@echo "make test-pythons the client's tests on other Pythons; PYTHONS=\"3.10 3.13\" chooses"
 	@echo "make lint types   ruff; mypy --strict, and pyright for the public names"
@@ -30,6 +34,9 @@ demo: $(VENV)/runtime.stamp
 
 serve: $(VENV)/runtime.stamp
 	@$(BIN)/durable-streams serve $(ARGS)
+
+cluster: $(VENV)/dev.stamp
+	@$(BIN)/python -m durable_streams.testing.cluster $(ARGS)
 
 test: $(VENV)/dev.stamp
 	$(BIN)/pytest -n auto $(ARGS)
@@ -50,7 +57,7 @@ types: $(VENV)/dev.stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing
 
 conformance: $(VENV)/dev.stamp
-	$(BIN)/python tests/conformance/run --store $(STORE) --interface $(INTERFACE) $(ARGS)
+	$(BIN)/python tests/conformance/run --store $(STORE) --interface $(INTERFACE) --gateways $(GATEWAYS) $(ARGS)
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks $(ARGS)
