@@ -55,7 +55,11 @@ TARGETS = {
         for kind, title in groups.KINDS.items()
     ],
     "cold": [
-        at_most(f"first {name}, 1,000,000 records", f"cold open, {name} ms", 50) for name, *_ in groups.COLD
+        *(
+            at_most(f"first {name}, 1,000,000 records", f"cold open, {name} ms", 50)
+            for name, *_ in groups.COLD
+        ),
+        at_most(f"HEAD, {groups.BEHIND:,} records behind", f"HEAD, {groups.BEHIND:,} records behind ms", 50),
     ],
     "memory": [
         at_most(

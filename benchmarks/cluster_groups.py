@@ -29,7 +29,7 @@ SERVERS = REPLICAS = 3
 SIZE = 100  # bytes of a small append
 ROOT = "/v1/stream/"
 PACE = 50  # appends a second where their way to a reader is measured
-RECORDS = 1_000_000
+RECORDS, BEHIND = 1_000_000, 20_000
 STREAMS = 100_000
 KEPT = (10_000, 200_000)  # streams in memory
 BOTH = {"sync": "produce", "async": "aproduce"}
@@ -184,7 +184,7 @@ def measure_reads(plan: Plan, results: Results) -> None:
     """Streams that were written in three ways, read by one client through a gateway and by one consumer of NATS."""
     size = 10_000_000 if plan.quick else 100_000_000
     with cluster(plan) as nats, nats.gateway() as server:
-        fill(plan, server, size)
+        fill(plan, nats, server, size)
         nats.align()
         for _ in rounds(plan):
             for kind in KINDS:
@@ -193,11 +193,16 @@ def measure_reads(plan: Plan, results: Results) -> None:
                     results.add(f"{kind} read MB/s|{who}", rate)
 
 
-KINDS = {"64k": "64 KiB appends", "produced": "as a producer writes", "small": "100 bytes, 64 writers"}
+KINDS = {
+    "64k": "64 KiB appends",
+    "produced": "as a producer writes",
+    "small": "100 bytes, 64 writers",
+    "single": "100 bytes, one writer",
+}
 
 
-def fill(plan: Plan, server: Server, size: int) -> None:
-    """Write each kind of stream; the appends of many small writers take so long that they are a tenth."""
+def fill(plan: Plan, nats: Cluster, server: Server, size: int) -> None:
+    """Write each kind of stream; those of small appends have a tenth of the size."""
     with plan.folder() as folder:
         for kind, length, connections, share in (("64k", BATCH, 4, 1), ("small", SIZE, CONNECTIONS, 10)):
             body = folder / kind
@@ -214,6 +219,8 @@ def fill(plan: Plan, server: Server, size: int) -> None:
                 limit=limit,
             )
     produce(server, "produced", "sync", size // SIZE)
+    server.request("PUT", f"{ROOT}single", content_type=BYTES)
+    nats.alone("write_log", path="single", records=size // 10 // SIZE, size=SIZE)
 
 
 def read_rate(server: Server, kind: str) -> float:
@@ -230,23 +237,34 @@ def consume_rate(nats: Cluster, kind: str) -> float:
 
 
 def measure_cold(plan: Plan, results: Results) -> None:
-    """The first request for a stream of a million records, each to a gateway that has just been started."""
+    """The first request for a stream of a million records, each to a gateway that has just been started.
+
+    Answers are cut at 4 KiB: what counts is the way to the first byte. And the first request to a gateway that knows
+    the stream, but not what was written to it elsewhere.
+    """
     records = RECORDS // 10 if plan.quick else RECORDS
     with cluster(plan) as nats:
         with nats.gateway() as server:
             server.request("PUT", f"{ROOT}long", content_type=BYTES)
+            nats.alone("write_log", path="long", records=BEHIND, size=SIZE)
+            took = milliseconds(server, "HEAD", f"{ROOT}long")
+            results.add(f"HEAD, {BEHIND:,} records behind ms|{GATEWAY}", took)
         nats.alone("write_log", path="long", records=records, size=SIZE)
         middle = format_offset(records // 2 * SIZE)
         for _ in rounds(plan):
             for name, method, query in COLD:
-                with nats.gateway() as server:
+                with nats.gateway(0, "--chunk-size", "4096") as server:
                     server.request("PUT", f"{ROOT}other", content_type=BYTES)
-                    body = b"x" * SIZE if method == "POST" else None
-                    begin = time.perf_counter()
-                    server.request(
-                        method, f"{ROOT}long" + query.format(middle=middle), body, BYTES if body else None
-                    )
-                    results.add(f"cold open, {name} ms|{GATEWAY}", (time.perf_counter() - begin) * 1e3)
+                    took = milliseconds(server, method, f"{ROOT}long" + query.format(middle=middle))
+                    results.add(f"cold open, {name} ms|{GATEWAY}", took)
+
+
+def milliseconds(server: Server, method: str, path: str) -> float:
+    """Return how long one request takes."""
+    body, content_type = (b"x" * SIZE, BYTES) if method == "POST" else (None, None)
+    begin = time.perf_counter()
+    server.request(method, path, body, content_type)
+    return (time.perf_counter() - begin) * 1e3
 
 
 COLD = (
