@@ -374,3 +374,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     chaos = parser.getgroup("chaos", "tests through a network that fails at random")
     chaos.addoption("--chaos-seeds", type=int, default=200, help="how many seeds to run (default 200)")
     chaos.addoption("--chaos-seed", type=int, default=None, help="the one seed to run")
+    cluster = parser.getgroup("cluster", "tests with several gateways on NATS servers that fail")
+    cluster.addoption("--proof-appends", type=int, default=20_000, help="how many appends (default 20,000)")
