@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from durable_streams.stores.base import StoreError, StoreFullError, StoreUnavailableError, StoreUncertainError
+from durable_streams.stores.jetstream import bus as bus_module
 from durable_streams.stores.jetstream.bus import Bus, ConflictError, Message, Stored
 from durable_streams.stores.jetstream.config import JetStreamConfig
 from durable_streams.stores.jetstream.layout import EXPECT, OPERATION, RECORD, ROLLUP, TTL
@@ -18,6 +19,13 @@ from durable_streams.testing import NatsCluster
 
 Scenario = Callable[[Bus], Awaitable[None]]
 Play = Callable[[Scenario], None]
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long things take says something of the machine here; ``test_bus_outages`` is about time."""
+    for limit in ("_PUBLISH_SECONDS", "_READ_SECONDS", "_PEEK_SECONDS"):
+        monkeypatch.setattr(bus_module, limit, 30.0)
 
 
 @asynccontextmanager

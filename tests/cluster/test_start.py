@@ -22,7 +22,7 @@ from durable_streams.stores.base import StoreError
 from durable_streams.stores.jetstream.bus import Bus, Message
 from durable_streams.stores.jetstream.config import JetStreamConfig, parse_servers
 from durable_streams.stores.jetstream.layout import EXPECT
-from durable_streams.testing.nats import NatsCluster
+from durable_streams.testing import NatsCluster
 
 ACCOUNTS = """
 accounts {
@@ -34,20 +34,14 @@ accounts {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
-    with NatsCluster(tmp_path_factory.mktemp("nats"), 1) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
     with NatsCluster(tmp_path_factory.mktemp("guarded"), 1, config=ACCOUNTS) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def config(server: NatsCluster) -> JetStreamConfig:
-    return JetStreamConfig(parse_servers(server.store), f"b{uuid4().hex}", replicas=1)
+def config(nats_server: NatsCluster, bucket: str) -> JetStreamConfig:
+    return JetStreamConfig(parse_servers(nats_server.store), bucket, replicas=1)
 
 
 def as_user(server: NatsCluster, user: str) -> JetStreamConfig:
@@ -239,8 +233,8 @@ def test_not_allowed_to_use_jetstream(guarded: NatsCluster) -> None:
     assert "permissions violation" in refusal(as_user(guarded, "narrow:secret")).lower()
 
 
-def test_tls_wanted_and_not_had(server: NatsCluster) -> None:
-    servers = parse_servers(server.store.replace("nats://", "tls://"))
+def test_tls_wanted_and_not_had(nats_server: NatsCluster) -> None:
+    servers = parse_servers(nats_server.store.replace("nats://", "tls://"))
     assert "secure connection not available" in refusal(JetStreamConfig(servers))
 
 
@@ -254,20 +248,20 @@ def test_certificates_that_are_none(config: JetStreamConfig, tmp_path: Path) -> 
     assert "ca.pem" in refusal(replace(config, tls_ca=tmp_path / "ca.pem"))
 
 
-def test_a_bucket_of_another_program(server: NatsCluster, config: JetStreamConfig) -> None:
-    make_stream(server, {"name": f"KV_{config.name}", "subjects": [f"$KV.{config.name}.>"]})
+def test_a_bucket_of_another_program(nats_server: NatsCluster, config: JetStreamConfig) -> None:
+    make_stream(nats_server, {"name": f"KV_{config.name}", "subjects": [f"$KV.{config.name}.>"]})
     assert "choose another name" in refusal(config)
 
 
-def test_a_bucket_whose_subjects_are_taken(server: NatsCluster, config: JetStreamConfig) -> None:
-    make_stream(server, {"name": uuid4().hex, "subjects": [f"{config.name}.>"]})
+def test_a_bucket_whose_subjects_are_taken(nats_server: NatsCluster, config: JetStreamConfig) -> None:
+    make_stream(nats_server, {"name": uuid4().hex, "subjects": [f"{config.name}.>"]})
     assert "overlap" in refusal(config)
 
 
-def test_another_format(server: NatsCluster, config: JetStreamConfig) -> None:
+def test_another_format(nats_server: NatsCluster, config: JetStreamConfig) -> None:
     metadata = {"durable-streams-format": "2"}
     make_stream(
-        server, {"name": f"KV_{config.name}", "subjects": [f"$KV.{config.name}.>"], "metadata": metadata}
+        nats_server, {"name": f"KV_{config.name}", "subjects": [f"$KV.{config.name}.>"], "metadata": metadata}
     )
     said = refusal(config)
     assert "format 2" in said
@@ -285,11 +279,11 @@ def test_settings_other_than_asked_for(config: JetStreamConfig, change: dict[str
     assert f"nats stream edit KV_{config.name}" in said
 
 
-def test_settings_that_lose_data(server: NatsCluster, config: JetStreamConfig) -> None:
+def test_settings_that_lose_data(nats_server: NatsCluster, config: JetStreamConfig) -> None:
     asyncio.run(opened(config))
 
     async def edit() -> None:
-        client = await nats.connect(server.urls)
+        client = await nats.connect(nats_server.urls)
         try:
             info = await client.jetstream().stream_info(f"KV_{config.name}")
             edited = json.dumps(info.config.as_dict() | {"max_age": 10**12}).encode()

@@ -196,7 +196,7 @@ class Bus:
 
     def _check(self, answer: Answer) -> None:
         if answer.status:
-            said = answer.head[13:].partition(b"\r")[0].decode() or "no server has it now"
+            said = answer.head[12:].partition(b"\r")[0].strip().decode() or "no server has it now"
             raise StoreUnavailableError(f"the bucket {self.config.name} in NATS: {said}")
 
     async def _ask(

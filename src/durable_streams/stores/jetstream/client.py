@@ -20,7 +20,7 @@ Handler = Callable[[bytes, bytes, bytes], None]
 
 
 class Client(nats.aio.client.Client):
-    """nats-py's client, but for four things that it has no options for. The methods are its own, called by itself.
+    """nats-py's client, but for some things that it has no options for. The methods are its own, called by itself.
 
     Messages go to their handler at once. Who loses the connection loses what was not written with it, and is told at
     once. An error said by the server leads to a reconnect, not to the end. Who asked for TLS gets it or nothing.
@@ -42,17 +42,24 @@ class Client(nats.aio.client.Client):
         """Hear no more of a subject."""
         if self._handlers.pop(sid, None) is not None:
             self._remove_sub(sid)
-            if self.is_connected:
+            if self.ready:
                 self.write(b"UNSUB %d\r\n" % sid)
 
+    @property
+    def ready(self) -> bool:
+        """Whether something can be written: it is connected, and nothing that was written has failed."""
+        return self.is_connected and self._writer is not None and not self._writer.is_closing()
+
+    @property
+    def _writer(self) -> asyncio.StreamWriter | None:
+        writer: asyncio.StreamWriter | None = getattr(self._transport, "_io_writer", None)
+        return writer
+
     def write(self, wire: bytes) -> None:
-        """Write to the connection, behind what waits to be written."""
-        if self._transport is None:
-            return
-        if self._pending:
-            self._transport.write(b"".join(self._pending))
+        """Write to the connection, which is ready, behind what waits to be written."""
+        if self._writer is not None:
+            self._writer.write(b"".join([*self._pending, wire]) if self._pending else wire)
             self._forget()
-        self._transport.write(wire)
 
     def _forget(self) -> None:
         self._pending.clear()
@@ -67,6 +74,10 @@ class Client(nats.aio.client.Client):
         except Exception:  # noqa: BLE001 - or the client would read no more
             _log.exception("a message on %s could not be taken", subject.decode(errors="replace"))
 
+    async def _connect_to_server(self, s: nats.aio.client.Srv) -> None:
+        self._abort()  # the one before, which was taken and then did not speak: it would stay open
+        await super()._connect_to_server(s)
+
     async def _process_op_err(self, e: Exception) -> None:
         if not (self.is_closed or self.is_reconnecting):
             self._forget()
@@ -75,9 +86,8 @@ class Client(nats.aio.client.Client):
         await super()._process_op_err(e)
 
     def _abort(self) -> None:
-        writer = getattr(self._transport, "_io_writer", None)
-        if writer is not None:
-            writer.transport.abort()
+        if self._writer is not None:
+            self._writer.transport.abort()
 
     async def _process_err(self, err_msg: str) -> None:
         error = nats.errors.Error(f"nats: {err_msg}")

@@ -139,7 +139,7 @@ class Connection:
     @property
     def connected(self) -> bool:
         """Whether something can be sent now."""
-        return self._up.is_set() and self._client.is_connected
+        return self._up.is_set() and self._client.ready
 
     async def wait_connected(self, timeout: float) -> bool:
         """Wait until something can be sent; False after ``timeout`` seconds."""
