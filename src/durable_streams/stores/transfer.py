@@ -8,10 +8,11 @@ So everything that anybody saved of a stream stays valid: offsets, ETags, a prod
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from array import array
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -21,7 +22,12 @@ from durable_streams.stores.base import StoreError
 
 __all__ = ["Held", "Report", "Source", "Target", "Transfer", "begins_at", "damaged"]
 
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+
 _NAMED = 3  # streams in one message
+_AT_ONCE = 8  # streams; each holds a page or two in memory
 
 
 class Held(msgspec.Struct, frozen=True, gc=False):
@@ -102,6 +108,7 @@ class Transfer:
         self._source = source
         self._target = target
         self._verify = verify
+        self._turn = asyncio.Lock()  # the target does one thing at a time
 
     async def run(self) -> Report:
         """Copy what is missing and read it back; raises StoreError for the first thing that stands against it."""
@@ -110,14 +117,12 @@ class Transfer:
             self.report.bytes += sum([state.tail - begins_at(state) for state in page])
         async for page in self._source.streams():
             held = await self._target.held(page)
-            written: list[tuple[StreamState, _Digest]] = []
-            for state, known in zip(page, held, strict=True):
-                digest = await self._copy(state, known)
-                if digest is not None:
-                    written.append((state, digest))
+            digests = await _some_at_once(self._copy, page, held)
             await self._target.flush()
             if self._verify:
-                await self._check(written)
+                await self._check(
+                    [(one, digest) for one, digest in zip(page, digests, strict=True) if digest]
+                )
         await self._source.check_alone()
         await self._target.check_alone()
         return self.report
@@ -139,11 +144,17 @@ class Transfer:
         digest = await self._copy_bytes(state, held, producers)
         self.report.appends += digest.appends
         if whole:
-            await self._compare_producers(state, digest)
+            async with self._turn:
+                found = _fingerprint(await self._target.producers(state))
+            if found != digest.producers:
+                raise StoreError(
+                    f"the stream {state.path} has other producers in the target than in the source"
+                )
             self.report.known += 1
             self.report.verified += size
             return None
-        await self._target.finish(state, producers)
+        async with self._turn:
+            await self._target.finish(state, producers)
         self.report.copied += 1
         return digest
 
@@ -155,11 +166,13 @@ class Transfer:
         async for appends in self._source.appends(state):
             known = digest.add_up_to(appends, held.tail)
             if known and digest.position >= held.tail:
-                await self._compare_bytes(state, held.tail, digest)
+                async with self._turn:
+                    await self._compare_bytes(state, held.tail, digest)
             if known < len(appends):
                 new = appends[known:]
                 digest.add(new)
-                await self._target.write(state, new)
+                async with self._turn:
+                    await self._target.write(state, new)
             self.report.done += sum(map(len, appends))
         return digest
 
@@ -173,26 +186,43 @@ class Transfer:
                 f"{expected} in the source, {found} in the target; delete it there, or choose another target"
             )
 
-    async def _compare_producers(self, state: StreamState, expected: _Digest) -> None:
-        if _fingerprint(await self._target.producers(state)) != expected.producers:
-            raise StoreError(f"the stream {state.path} has other producers in the target than in the source")
-
     async def _check(self, written: Sequence[tuple[StreamState, _Digest]]) -> None:
         """Read back what was written and compare."""
-        different = []
         held = await self._target.held([state for state, _ in written])
-        for (state, expected), there in zip(written, held, strict=True):
-            found = _Digest(begins_at(state), await self._target.producers(state))
-            async for appends in self._target.appends(state):
-                found.add(appends)
-                self.report.verified += sum(map(len, appends))
-            if found.bytes != expected.bytes:
-                different.append(f"{state.path} ({expected} in the source, {found} in the target)")
-            elif found.producers != expected.producers or there.state != state:
-                different.append(f"{state.path} (what is known of it beside its bytes)")
+        found = await _some_at_once(self._differs, written, held)
+        different = [one for one in found if one is not None]
         if different:
             names = ", ".join(different[:_NAMED])
             raise StoreError(f"{len(different)} streams differ between source and target: {names}")
+
+    async def _differs(self, written: tuple[StreamState, _Digest], held: Held) -> str | None:
+        state, expected = written
+        found = _Digest(begins_at(state), await self._target.producers(state))
+        async for appends in self._target.appends(state):
+            found.add(appends)
+            self.report.verified += sum(map(len, appends))
+        if found.bytes != expected.bytes:
+            return f"{state.path} ({expected} in the source, {found} in the target)"
+        if found.producers != expected.producers or held.state != state:
+            return f"{state.path} (in what is known of it beside its bytes)"
+        return None
+
+
+async def _some_at_once(
+    do: Callable[[A, B], Coroutine[Any, Any, C]], ones: Sequence[A], others: Sequence[B]
+) -> list[C]:
+    """Return what ``do`` returns for each pair; the first failure ends those that are under way."""
+    done: list[C] = []
+    for at in range(0, len(ones), _AT_ONCE):
+        pairs = zip(ones[at : at + _AT_ONCE], others[at : at + _AT_ONCE], strict=True)
+        tasks = [asyncio.ensure_future(do(one, other)) for one, other in pairs]
+        try:
+            done += await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    return done
 
 
 def _went_on(there: StreamState, here: StreamState) -> bool:
