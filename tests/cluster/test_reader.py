@@ -6,23 +6,26 @@ import asyncio
 import random
 import tracemalloc
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from itertools import accumulate
 from typing import TypeVar
 
 import pytest
 
-from durable_streams.stores.base import Chunk
-from durable_streams.stores.jetstream.bus import Bus, Message, Stored
+from durable_streams.stores.base import Chunk, StoreUnavailableError, StoreUncertainError
+from durable_streams.stores.jetstream.bus import Bus, ConflictError, Message, Stored
 from durable_streams.stores.jetstream.config import JetStreamConfig
-from durable_streams.stores.jetstream.layout import RECORD, new_id
+from durable_streams.stores.jetstream.layout import EXPECT, RECORD, new_id
 from durable_streams.stores.jetstream.reader import LogReader
 from durable_streams.stores.jetstream.records import Record, encode_record
 from durable_streams.testing import NatsCluster
 
 T = TypeVar("T", bound=Bus)
+R = TypeVar("R")
 BATCH = 500
+TRIES = 5
 
 
 @asynccontextmanager
@@ -121,7 +124,60 @@ async def publish(bus: Bus, logs: list[Log], rng: random.Random) -> None:
 
 async def send(bus: Bus, messages: list[Message]) -> None:
     for at in range(0, len(messages), BATCH):
-        await bus.publish(messages[at : at + BATCH])
+        await send_batch(bus, messages[at : at + BATCH])
+
+
+async def send_batch(bus: Bus, batch: list[Message]) -> None:
+    """Publish messages once, however often that has to be tried on a machine that is busy."""
+    for subject in {message.subject for message in batch}:
+        last = await patiently(partial(bus.last, subject))
+        index, first = next((index, one) for index, one in enumerate(batch) if one.subject == subject)
+        headers = {**(first.headers or {}), EXPECT: str(last.seq if last else 0)}
+        batch[index] = Message(subject, first.data, headers)
+    doubtful = False
+    while True:
+        try:
+            await bus.publish(batch)
+        except StoreUncertainError:
+            doubtful = True
+        except ConflictError:
+            assert doubtful
+            return
+        else:
+            return
+
+
+class CountingBus(Bus):
+    """Counts what one read asks for."""
+
+    peeks = 0
+    scanned = 0
+
+    async def peek(self, subject: str, seq: int) -> Stored | None:
+        self.peeks += 1
+        return await super().peek(subject, seq)
+
+    async def scan(self, subject: str, seq: int, max_bytes: int, max_messages: int = 1000) -> list[Stored]:
+        found = await super().scan(subject, seq, max_bytes, max_messages)
+        self.scanned += sum(len(stored.data) for stored in found)
+        return found
+
+
+async def read(reader: LogReader, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
+    async def ask() -> Chunk | None:
+        if isinstance(reader._bus, CountingBus):
+            reader._bus.peeks = reader._bus.scanned = 0
+        return await reader.read(stream_id, start, stop, limit)
+
+    return await patiently(ask)
+
+
+async def patiently(ask: Callable[[], Awaitable[R]]) -> R:
+    """Ask again, but not for ever, where the machine was too busy to answer in time."""
+    for _ in range(TRIES):
+        with suppress(StoreUnavailableError):
+            return await ask()
+    return await ask()
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -152,7 +208,7 @@ async def look_everywhere(bus: Bus, log: Log, rng: random.Random) -> None:
         stop = rng.choice((log.tail, rng.randint(start + 1, log.tail)))
         limit = rng.choice((1, 2, 100, 5_000, 1 << 20))
         for reader in (remembers, searches):
-            log.check(await reader.read(log.id, start, stop, limit), start, stop, limit)
+            log.check(await read(reader, log.id, start, stop, limit), start, stop, limit)
 
 
 @pytest.mark.parametrize("limit", [1, 700, 50_000, 1 << 20])
@@ -172,27 +228,11 @@ def test_reading_on_from_the_end_of_each_chunk_gives_everything(
             reader, position = LogReader(bus), 0
             while position < log.tail:
                 chunk = log.check(
-                    await reader.read(log.id, position, log.tail, limit), position, log.tail, limit
+                    await read(reader, log.id, position, log.tail, limit), position, log.tail, limit
                 )
                 position = chunk.end
 
     asyncio.run(main())
-
-
-class CountingBus(Bus):
-    """Counts what a search asks."""
-
-    peeks = 0
-    scanned = 0
-
-    async def peek(self, subject: str, seq: int) -> Stored | None:
-        self.peeks += 1
-        return await super().peek(subject, seq)
-
-    async def scan(self, subject: str, seq: int, max_bytes: int, max_messages: int = 1000) -> list[Stored]:
-        found = await super().scan(subject, seq, max_bytes, max_messages)
-        self.scanned += sum(len(stored.data) for stored in found)
-        return found
 
 
 def even(number: int) -> int:
@@ -204,10 +244,14 @@ def growing(number: int) -> int:
 
 
 def spiked(number: int) -> int:
-    return 40_000 if number in (17, 5_000, 5_001) else 3
+    return 40_000 if number in (17, 2_500, 2_501) else 3
 
 
-@pytest.mark.parametrize("size", [even, growing, spiked])
+def late(number: int) -> int:
+    return 3 if number < 4_500 else 3_000
+
+
+@pytest.mark.parametrize("size", [even, growing, spiked, late])
 @pytest.mark.parametrize("bursts", [False, True])
 def test_a_search_takes_few_steps(
     nats_server: NatsCluster, bucket: str, size: Callable[[int], int], bursts: bool
@@ -217,22 +261,20 @@ def test_a_search_takes_few_steps(
     async def main() -> None:
         async with bus_on(nats_server.urls, bucket, CountingBus) as bus:
             log, other = Log(bus), Log(bus)
-            for number in range(10_000):
+            for number in range(5_000):
                 log.record(bytes([number % 251]) * size(number))
                 other.record(b"other")
             mixed: list[Message] = []
-            step = 5_000 if bursts else 1
-            for at in range(0, 10_000, step):
+            step = 2_500 if bursts else 1
+            for at in range(0, 5_000, step):
                 mixed += log.messages[at : at + step] + other.messages[at : at + step]
             await send(bus, mixed)
             reader = LogReader(bus, max_places=0)
             rng = random.Random(1)
-            for start in [1, log.tail - 1, *(rng.randrange(log.tail) for _ in range(40))]:
-                bus.peeks = 0
-                log.check(await reader.read(log.id, start, log.tail, 10), start, log.tail, 10)
-                assert (
-                    bus.peeks <= 2 * 15 + 2
-                )  # 20,000 messages; an interpolation and a bisection halve what is left
+            for start in [1, log.tail - 1, *rng.sample(log.bounds[1:-1], 40)]:
+                log.check(await read(reader, log.id, start, log.tail, 10), start, log.tail, 10)
+                # Of 10,000 messages: an interpolation and a bisection together halve what is left.
+                assert bus.peeks <= 2 * 14 + 2
 
     asyncio.run(main())
 
@@ -247,14 +289,12 @@ def test_of_a_large_append_only_what_is_wanted_is_read(nats_server: NatsCluster,
             await publish(bus, [log], random.Random(0))
             reader = LogReader(bus)
             for start in (6 + 20 * piece, 6 + 20 * piece + 1, 6 + 27 * piece - 1):
-                bus.scanned = 0
-                chunk = log.check(await reader.read(log.id, start, log.tail, 10), start, log.tail, 10)
+                chunk = log.check(await read(reader, log.id, start, log.tail, 10), start, log.tail, 10)
                 assert start - chunk.start <= piece
                 assert bus.scanned <= log.tail - start + 2 * piece
             # A fork ends in the middle of it.
             stop = 6 + 3 * piece + 5
-            bus.scanned = 0
-            log.check(await reader.read(log.id, 0, stop, 1 << 20), 0, stop, 1 << 20)
+            log.check(await read(reader, log.id, 0, stop, 1 << 20), 0, stop, 1 << 20)
             assert bus.scanned <= stop + piece
 
     asyncio.run(main())
@@ -271,7 +311,7 @@ def test_a_chunk_costs_no_more_memory_than_it_holds(nats_server: NatsCluster, bu
             tracemalloc.start()
             try:
                 while position < log.tail:
-                    chunk = await reader.read(log.id, position, log.tail, limit)
+                    chunk = await read(reader, log.id, position, log.tail, limit)
                     assert chunk is not None
                     position = chunk.end
                     del chunk
@@ -291,13 +331,13 @@ def test_a_log_that_is_gone(nats_server: NatsCluster, bucket: str) -> None:
                 log.record(bytes([number]) * 100)
             await publish(bus, [log], random.Random(0))
             knows, does_not = LogReader(bus), LogReader(bus)
-            assert (await knows.read(log.id, 0, log.tail, 1_000)) is not None
+            assert (await read(knows, log.id, 0, log.tail, 1_000)) is not None
             assert await bus.purge(bus.layout.log(log.id)) == 200
             for reader in (knows, does_not):
                 for start in (0, 1_000, 1_050, 19_999):
-                    assert await reader.read(log.id, start, log.tail, 1_000) is None
-            assert await does_not.read(new_id(), 0, 10, 10) is None
-            assert await does_not.read(new_id(), 5, 10, 10) is None
+                    assert await read(reader, log.id, start, log.tail, 1_000) is None
+            assert await read(does_not, new_id(), 0, 10, 10) is None
+            assert await read(does_not, new_id(), 5, 10, 10) is None
 
     asyncio.run(main())
 
@@ -313,7 +353,7 @@ def test_a_log_that_has_lost_its_beginning(nats_server: NatsCluster, bucket: str
             del log.messages[:10]
             await publish(bus, [log], random.Random(0))
             for start in (0, 100, 999, 1_000, 1_500):
-                assert await LogReader(bus).read(log.id, start, log.tail, 1_000) is None
+                assert await read(LogReader(bus), log.id, start, log.tail, 1_000) is None
 
     asyncio.run(main())
 
@@ -327,7 +367,7 @@ def test_places_are_forgotten(nats_server: NatsCluster, bucket: str) -> None:
             await publish(bus, [log], random.Random(0))
             reader = LogReader(bus, max_places=7)
             for start in (*range(0, 1_000, 10), *range(0, 1_000, 30)):
-                log.check(await reader.read(log.id, start, log.tail, 5), start, log.tail, 5)
+                log.check(await read(reader, log.id, start, log.tail, 5), start, log.tail, 5)
                 assert len(reader._places) <= 7
 
     asyncio.run(main())
@@ -399,7 +439,7 @@ async def read_all(reader: LogReader, log: Log, begin: int, limit: int) -> None:
     """Read on to the tail: there may be less in a chunk than could be, but whole appends."""
     position = begin
     while position < log.tail:
-        chunk = await reader.read(log.id, position, log.tail, limit)
+        chunk = await read(reader, log.id, position, log.tail, limit)
         assert chunk is not None
         assert position < chunk.end <= position + limit + 1_000
         assert chunk.end in log.bounds

@@ -27,7 +27,8 @@ _LAG_TRIES = 3
 _LAG_PAUSE = 0.005  # seconds
 _LEADER_RECORDS = 16
 _SOME = 4 << 10  # the size of a record, before one is known
-_NEAR = 8 << 10  # bytes that are cheaper to read and drop than to search on
+_NEAR = 8 << 10  # bytes that are cheaper to read and drop than to search on,
+_NEAR_RECORDS = 64  # unless they are more records than these
 
 
 class LogReader:
@@ -102,19 +103,19 @@ class LogReader:
         first, last = await asyncio.gather(self._peek(subject, 1), self._peek_last(subject))
         if first is None or last is None:
             return None
-        low, low_start, low_end = _extent(first)
-        high, high_start, _ = _extent(last)
+        (low, low_start, low_end), (high, high_start, _) = _extent(first), _extent(last)
         if low_start > position or decode_record(first.record).n > 1:
             return None  # it is being removed
         if low_start == position:
             return low, low_start
         if high_start < position:
             return high, high_start
+        near = min(_NEAR, _NEAR_RECORDS * (high_start - low_start) // decode_record(last.record).n)
         # The record at `low` begins before the position; every one from `high` on begins at it or later.
         halved = True
-        while high - low > 1 and position - low_end > _NEAR:
+        while high - low > 1 and position - low_end > near:
             width = high - low
-            share = (position - _NEAR // 2 - low_end) / (high_start - low_end) if halved else 0.5
+            share = (position - near // 2 - low_end) / (high_start - low_end) if halved else 0.5
             guess = min(high - 1, low + 1 + int(share * (width - 1)))
             found = await self._peek(subject, guess)
             seq, start, end = (high, high_start, 0) if found is None else _extent(found)
