@@ -75,8 +75,11 @@ class Bus:
         self._info = f"$JS.API.STREAM.INFO.{stream}"
         self._elected = f"$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{stream}"
 
-    async def open(self) -> None:
-        """Connect, check the bucket, make it if it is not there; raises StoreError with one sentence."""
+    async def open(self, *, make: bool = True) -> None:
+        """Connect and check the bucket, which is made if it is not there; raises StoreError with one sentence.
+
+        With ``make`` False a bucket that is not there is refused.
+        """
         try:
             from durable_streams.stores.jetstream.connection import Connection  # noqa: PLC0415 - an extra
         except ImportError as error:
@@ -88,7 +91,7 @@ class Bus:
         await connection.open()
         try:
             self.max_message = min(connection.max_payload - _HEADER_ROOM, _LARGEST_MESSAGE)
-            await prepare(connection, self.config, self.layout)
+            await prepare(connection, self.config, self.layout, make=make)
             await connection.subscribe(self._elected, lambda *_: self._restored(), _READ_SECONDS)
         except BaseException as error:
             await connection.close()

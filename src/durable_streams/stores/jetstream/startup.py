@@ -31,8 +31,8 @@ _TOO_FEW = frozenset({10005, 10074})
 _NO_ROOM = frozenset({10002, 10023, 10026, 10027, 10028, 10047})
 
 
-async def prepare(connection: Connection, config: JetStreamConfig, layout: Layout) -> None:
-    """Make sure that the bucket is there and as it must be; raises StoreError."""
+async def prepare(connection: Connection, config: JetStreamConfig, layout: Layout, *, make: bool) -> None:
+    """Make sure that the bucket is there, or ``make`` it, and is as it must be; raises StoreError."""
     where = without_secrets(config.servers)
     if connection.version < _OLDEST:
         version, oldest = (".".join(map(str, numbers)) for numbers in (connection.version, _OLDEST))
@@ -44,22 +44,23 @@ async def prepare(connection: Connection, config: JetStreamConfig, layout: Layou
     account = await _ask(connection, "$JS.API.INFO", where)
     if account.error is not None:
         raise StoreError(f"NATS at {where} has no JetStream for this account: {account.error.description}")
-    info = await _look_or_make(connection, config, layout, where)
+    info = await _look(connection, layout, where)
+    if make and info.error is not None and info.error.err_code == _NO_STREAM:
+        info = await _make(connection, config, layout, where)
     if info.error is not None:
         raise StoreError(_why_not(info.error, config, layout))
     _compare(info.config, config, layout)
 
 
-async def _look_or_make(connection: Connection, config: JetStreamConfig, layout: Layout, where: str) -> Info:
-    look, make = (f"$JS.API.STREAM.{verb}.{layout.stream}" for verb in ("INFO", "CREATE"))
-    info = await _ask(connection, look, where)
-    if info.error is not None and info.error.err_code == _NO_STREAM:
-        wanted = _wanted(config, layout) | {"num_replicas": config.replicas or _REPLICAS}
-        info = await _ask(connection, make, where, encode_json(wanted))
-    if (
-        info.error is not None and info.error.err_code == _NAME_TAKEN
-    ):  # by a server that starts at the same time
-        info = await _ask(connection, look, where)
+async def _look(connection: Connection, layout: Layout, where: str) -> Info:
+    return await _ask(connection, f"$JS.API.STREAM.INFO.{layout.stream}", where)
+
+
+async def _make(connection: Connection, config: JetStreamConfig, layout: Layout, where: str) -> Info:
+    wanted = _wanted(config, layout) | {"num_replicas": config.replicas or _REPLICAS}
+    info = await _ask(connection, f"$JS.API.STREAM.CREATE.{layout.stream}", where, encode_json(wanted))
+    if info.error is not None and info.error.err_code == _NAME_TAKEN:
+        return await _look(connection, layout, where)  # a server that starts at the same time made it
     return info
 
 
@@ -121,6 +122,10 @@ def _wanted(config: JetStreamConfig, layout: Layout) -> Config:
 
 def _why_not(error: ApiError, config: JetStreamConfig, layout: Layout) -> str:
     said = error.description
+    if error.err_code == _NO_STREAM:
+        return (
+            f"there is no bucket {config.name} on NATS at {without_secrets(config.servers)}: check its name"
+        )
     if error.err_code in _TOO_FEW:
         count = config.replicas or _REPLICAS
         return f"NATS has fewer servers than the {count} replicas of {layout.stream}: add some, or ask for 1 ({said})"

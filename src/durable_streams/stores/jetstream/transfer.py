@@ -33,7 +33,7 @@ _MINUTE = 60
 
 
 class JetStreamPlace:
-    """The bucket that ``config`` names; as a source it has to hold streams already."""
+    """The bucket that ``config`` names; as a source it has to be there already."""
 
     def __init__(self, config: JetStreamConfig, *, source: bool) -> None:
         self._source = source
@@ -41,18 +41,17 @@ class JetStreamPlace:
         self._layout = self._bus.layout
         self._catchup = CatchUp(self._bus, time.time)
         self._writer = LogWriter(self._bus, 0)
+        self._was_empty = False
         self._slots: dict[int, JetSlot] = {}  # of the last page
         self._logs: dict[int, Log] = {}
 
     async def open(self) -> None:
         """Connect; raises StoreError where NATS cannot be used."""
-        await self._bus.open()
+        await self._bus.open(make=not self._source)
         info = await self._patiently(self._bus.info)
-        if self._source and not info.messages:
-            await self._bus.close()
-            raise StoreError(f"the bucket {self._layout.name} in NATS holds no streams: check its name")
         self._writer = LogWriter(self._bus, info.last_seq)
-        if not self._source and not info.messages:
+        self._was_empty = not info.messages
+        if not self._source and self._was_empty:
             # Servers sweep from here on, so that what expires before the first one starts is found.
             mark = str(int(time.time() // _MINUTE) - 1).encode()
             message = Message(self._layout.swept, mark, {EXPECT: "0", ROLLUP: "sub"})
@@ -135,8 +134,14 @@ class JetStreamPlace:
 
     async def held(self, states: Sequence[StreamState]) -> list[Held]:
         """Return what is there of each stream."""
+        # Where there was nothing before, there is only what was written: of the page that was asked for last.
+        before = self._logs
+        unwritten = self._was_empty and not any(state.id in before for state in states)
         self._slots, self._logs = {}, {}
-        slots = await self._at_once(self._hold, states)
+        if unwritten:
+            slots = [self._take(state, JetSlot(state.path), _nothing(state)) for state in states]
+        else:
+            slots = await self._at_once(self._hold, states)
         return [
             Held(slot.state, self._logs[state.id].position) for slot, state in zip(slots, states, strict=True)
         ]
@@ -148,10 +153,10 @@ class JetStreamPlace:
             raise StoreError(
                 f"the bucket {name} holds another stream at {state.path}: delete it, or choose another bucket"
             )
-        if there is not None:
-            stored = Base(slot.seq, slot.n, there.tail)
-        else:
-            stored = await self._begun(state)
+        begun = await self._begun(state) if there is None else Base(slot.seq, slot.n, there.tail)
+        return self._take(state, slot, begun)
+
+    def _take(self, state: StreamState, slot: JetSlot, stored: Base) -> JetSlot:
         self._slots[state.id] = slot
         self._logs[state.id] = Log(state, stored, slot.revision, stored.n, stored.position)
         return slot
@@ -160,7 +165,7 @@ class JetStreamPlace:
         """Return the end of a log that makes no stream yet."""
         last = await self._patiently(lambda: self._bus.last(self._layout.log(state.id)))
         if last is None:
-            return Base(0, 0, begins_at(state))
+            return _nothing(state)
         record = decode_record(last.record)
         if record.end:
             raise StoreError(
@@ -180,6 +185,11 @@ class JetStreamPlace:
     async def flush(self) -> None:
         """Return when everything is stored."""
         await self._writer.flush()
+
+
+def _nothing(state: StreamState) -> Base:
+    """Return the end of a log that has no record."""
+    return Base(0, 0, begins_at(state))
 
 
 class _Unpacked:
