@@ -210,11 +210,12 @@ class Bus:
         clock = asyncio.get_running_loop().time
         deadline = clock() + _READ_SECONDS
         while True:
+            if not await connection.wait_connected(deadline - clock()):
+                raise StoreUnavailableError("NATS cannot be reached")
             try:
                 return await connection.request(subject, question, min(each, deadline - clock()), parts)
-            except ConnectionError as error:
-                if not await connection.wait_connected(deadline - clock()):
-                    raise StoreUnavailableError(str(error)) from error
+            except ConnectionError:
+                pass
             except TimeoutError as error:
                 if clock() >= deadline - each / 2:
                     raise StoreUnavailableError(str(error)) from error

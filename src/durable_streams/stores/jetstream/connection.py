@@ -27,7 +27,8 @@ from durable_streams.stores.jetstream.messages import Subscription
 __all__ = ["Answer", "Connection"]
 
 _CONNECT_SECONDS = 5.0
-_REFUSALS = ("authorization violation", "authentication", "credentials", "secure connection")
+_RECONNECT_SECONDS = 1.5  # to another server it takes some milliseconds
+_REFUSALS = ("authorization violation", "credentials", "certificate", "secure connection")
 
 _log = logging.getLogger("durable_streams.stores")
 
@@ -51,13 +52,15 @@ class Connection:
         self._config = config
         self._where = without_secrets(config.servers)
         self._restored = restored
-        self._client = Client(self._lost, secure=config.servers[0].startswith("tls:"))
+        self._secure = config.servers[0].startswith("tls:") or config.tls_ca is not None
+        self._client = Client(self._lost, secure=self._secure)
         self._up = asyncio.Event()
+        self._closed = False
         self._trouble: Exception | None = None
         self._waiting: dict[bytes, _Waiting] = {}
         self._inbox = b""
         self._asked = 0
-        self.lost_at = 0.0  # time of the event loop
+        self._lost_at = 0.0  # time of the event loop
 
     # from open to close
 
@@ -82,7 +85,6 @@ class Connection:
     async def _connect(self) -> None:
         config, first = self._config, urlsplit(self._config.servers[0])
         user, password = unquote(first.username or ""), unquote(first.password or "")
-        secure = first.scheme == "tls" or config.tls_ca is not None
         await self._client.connect(
             [f"{first.scheme}://{server.rpartition('@')[2].rpartition('/')[2]}" for server in config.servers],
             name=f"durable-streams {config.name}",
@@ -90,7 +92,7 @@ class Connection:
             password=password or None,
             token=user if user and not password else None,
             user_credentials=None if config.credentials is None else str(config.credentials),
-            tls=_tls(config.tls_ca) if secure else None,
+            tls=_tls(config.tls_ca) if self._secure else None,
             connect_timeout=1,
             reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds, given to asyncio.sleep
             max_reconnect_attempts=-1,
@@ -112,6 +114,8 @@ class Connection:
         self._up.clear()
         await self._client.leave()
         self._lost()
+        self._closed = True
+        self._up.set()  # nobody needs to wait for it
 
     async def _on_error(self, error: Exception) -> None:
         self._trouble = error
@@ -123,10 +127,10 @@ class Connection:
         self._lost()
 
     def _lost(self) -> None:
-        if self._up.is_set():
+        if self._up.is_set() and not self._closed:
             _log.warning("the connection to NATS at %s is lost", self._where)
             self._up.clear()
-            self.lost_at = asyncio.get_running_loop().time()
+            self._lost_at = asyncio.get_running_loop().time()
         waiting, self._waiting = self._waiting, {}
         for one in waiting.values():
             one.fail(ConnectionError("the connection to NATS was lost"))
@@ -134,7 +138,7 @@ class Connection:
     async def _on_restored(self) -> None:
         _log.info("the connection to NATS at %s is back", self._where)
         self._up.set()
-        self._restored()
+        asyncio.get_running_loop().call_soon(self._restored)  # what it raises must not end the reconnect
 
     @property
     def connected(self) -> bool:
@@ -142,12 +146,16 @@ class Connection:
         return self._up.is_set() and self._client.ready
 
     async def wait_connected(self, timeout: float) -> bool:
-        """Wait until something can be sent; False after ``timeout`` seconds."""
+        """Wait until something can be sent; False after ``timeout`` seconds, if it was lost long ago, or is closed."""
+        if self.connected or self._closed:
+            return not self._closed
+        self._lost()
+        left = self._lost_at + _RECONNECT_SECONDS - asyncio.get_running_loop().time()
         try:
-            await asyncio.wait_for(self._up.wait(), timeout)
+            await asyncio.wait_for(self._up.wait(), min(timeout, left))
         except asyncio.TimeoutError:
             return False
-        return True
+        return not self._closed
 
     @property
     def max_payload(self) -> int:
@@ -169,9 +177,13 @@ class Connection:
 
     def write(self, wire: bytes) -> None:
         """Send encoded messages; raises StoreUnavailableError if they cannot be sent now."""
-        if not self.connected:
-            raise StoreUnavailableError(f"NATS cannot be reached at {self._where}")
+        self._demand()
         self._client.write(wire)
+
+    def _demand(self) -> None:
+        if not self.connected:
+            self._lost()
+            raise StoreUnavailableError(f"NATS cannot be reached at {self._where}")
 
     def encode(self, subject: str, reply: bytes, headers: Mapping[str, str] | None, data: bytes) -> bytes:
         """Return a message as it is sent; neither names nor values of headers may have line breaks in them.
@@ -205,9 +217,10 @@ class Connection:
         With ``parts`` messages are collected there until NATS says that these are all. Raises StoreUnavailableError if
         nothing was sent, ConnectionError, and TimeoutError when nothing came for ``timeout`` seconds.
         """
+        self._demand()
         waiting = self._waiting[reply] = _Waiting(timeout, parts)
         try:
-            self.write(wire)
+            self._client.write(wire)
             return await waiting.future
         finally:
             waiting.timer.cancel()
@@ -232,8 +245,7 @@ class Connection:
 
     async def subscribe(self, subject: str, handler: Handler, timeout: float) -> Subscription:
         """Hand over what comes on a subject, from when this returns; raises as ``answer`` does."""
-        if not self.connected:
-            raise StoreUnavailableError(f"NATS cannot be reached at {self._where}")
+        self._demand()
         subscription = Subscription(partial(self._client.drop, await self._client.listen(subject, handler)))
         try:
             await self.barrier(timeout)
