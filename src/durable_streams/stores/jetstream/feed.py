@@ -8,6 +8,8 @@ missed (while it spread, over a reconnect or an election) is found by looking ag
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +27,7 @@ _TURN = 0.25  # seconds between looks at what is due
 _SOON = (0.1, 1.0)  # seconds after subscribing: interest needs a moment to reach the other servers
 _EVERY = 10.0  # seconds between checks of a watched stream
 _CHECKS_AT_ONCE = 32
-_CHECKS_A_SECOND = 400  # of all watched streams
+_CHECKS_A_SECOND = 400  # of all watched streams: with more than 4,000 of them each waits for its turn
 
 
 class _Entry:
@@ -38,7 +40,13 @@ class _Entry:
         self.stream_id = stream_id
         self.subscribing = subscribing
         self.checks = 0
-        self.check_at = 0.0
+        self.check_at = 0.0  # on the loop's clock
+
+    @property
+    def is_renewed(self) -> bool:
+        """Whether the stream expires unless it is touched, and somebody watches it."""
+        state = self.slot.state
+        return state is not None and state.ttl is not None and self.slot.audience is not None
 
 
 class Feed:
@@ -52,6 +60,9 @@ class Feed:
         self._is_own = is_own
         self._touch = touch
         self._entries: dict[int, _Entry] = {}
+        self._renewed: dict[int, _Entry] = {}  # those that a time to live ends
+        self._count = itertools.count()  # entries themselves do not compare
+        self._due: list[tuple[float, int, _Entry]] = []  # a heap: when to look, and at what
         self._looks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(_CHECKS_AT_ONCE)
         self._looking: asyncio.Task[None] | None = None
@@ -90,6 +101,12 @@ class Feed:
             await asyncio.shield(entry.subscribing)
             await self._catchup.current(slot)  # what was committed before the subscription
 
+    def enter(self, slot: JetSlot) -> None:
+        """Hear of somebody who watches a slot from now on; what `join` did may be long ago."""
+        state = slot.state
+        if state is not None and not state.deleted and state.id not in self._entries:
+            self._subscribe(slot, state.id)
+
     def leave(self, slot: JetSlot) -> None:
         """Let go of a slot, soon, unless somebody watches it again."""
         entry = None if slot.state is None else self._entries.get(slot.state.id)
@@ -102,23 +119,30 @@ class Feed:
 
         subscribing = asyncio.create_task(self._bus.subscribe(self._bus.layout.live(stream_id), deliver))
         entry = self._entries[stream_id] = _Entry(slot, stream_id, subscribing)
+        if slot.state is not None and slot.state.ttl is not None:
+            self._renewed[stream_id] = entry
         subscribing.add_done_callback(lambda task: self._subscribed(entry, task))
         return entry
 
     def _subscribed(self, entry: _Entry, task: asyncio.Task[Subscription]) -> None:
         if task.cancelled() or task.exception() is not None:
-            self._entries.pop(entry.stream_id, None)
+            self._forget(entry)
             return
         loop = asyncio.get_running_loop()
-        entry.check_at = loop.time() + _SOON[0]
+        self._look_at(entry, loop.time() + _SOON[0])
         loop.call_later(_LINGER, self._drop_if_unwatched, entry)  # whoever asked may be gone already
 
     def _drop_if_unwatched(self, entry: _Entry) -> None:
         if self._entries.get(entry.stream_id) is entry and entry.slot.audience is None:
             self._drop(entry)
 
+    def _forget(self, entry: _Entry) -> None:
+        if self._entries.get(entry.stream_id) is entry:
+            del self._entries[entry.stream_id]
+            self._renewed.pop(entry.stream_id, None)
+
     def _drop(self, entry: _Entry) -> None:
-        self._entries.pop(entry.stream_id, None)
+        self._forget(entry)
         task = entry.subscribing
         if task.done() and not task.cancelled() and task.exception() is None:
             task.result().cancel()
@@ -142,27 +166,35 @@ class Feed:
             try:
                 await self._catchup.current(entry.slot)
             except StoreError:
-                entry.check_at = 0.0  # at the next turn
+                self._look_at(entry, asyncio.get_running_loop().time() + _TURN)
                 return
         state = entry.slot.state
         if state is None or state.id != entry.stream_id:
             self._drop(entry)
 
+    def _look_at(self, entry: _Entry, when: float) -> None:
+        entry.check_at = when
+        heapq.heappush(self._due, (when, next(self._count), entry))
+
     def _restored(self) -> None:
+        now = asyncio.get_running_loop().time()
         for entry in self._entries.values():
-            entry.checks, entry.check_at = 0, 0.0
+            entry.checks = 0
+            self._look_at(entry, now)
 
     async def _look_again(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_TURN)
-            now, checks = loop.time(), 0
-            for entry in list(self._entries.values()):
-                state = entry.slot.state
-                if state is not None and state.ttl is not None and entry.slot.audience is not None:
+            for entry in self._renewed.values():
+                if entry.is_renewed:
                     self._touch(entry.slot)  # others do not know that it is watched here
-                if entry.check_at <= now and entry.subscribing.done() and checks < _CHECKS_A_SECOND * _TURN:
-                    checks += 1
-                    entry.checks += 1
-                    entry.check_at = now + (_SOON[1] if entry.checks < len(_SOON) else _EVERY)
-                    self._look(entry)
+            now, checks = loop.time(), 0
+            while self._due and self._due[0][0] <= now and checks < _CHECKS_A_SECOND * _TURN:
+                when, _, entry = heapq.heappop(self._due)
+                if when != entry.check_at or self._entries.get(entry.stream_id) is not entry:
+                    continue  # it was put off, or is watched no more
+                checks += 1
+                entry.checks += 1
+                self._look_at(entry, now + (_SOON[1] if entry.checks < len(_SOON) else _EVERY))
+                self._look(entry)

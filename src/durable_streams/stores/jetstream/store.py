@@ -154,7 +154,7 @@ class JetStreamStore:
         """Return a live view of the stream at a path."""
         slot = self._slot(path)
         await self._feed.join(slot)
-        return JetWatch(slot, self._touch, self._timers, self._feed.leave)
+        return JetWatch(slot, self._touch, self._timers, self._feed)
 
     async def check(self) -> None:
         """Store an empty probe."""
@@ -251,25 +251,24 @@ class JetStreamStore:
 class JetWatch(SlotWatch):
     """A live reader of a stream that others write elsewhere, too."""
 
-    __slots__ = ("_leave",)
+    __slots__ = ("_feed", "_jet_slot")
 
-    def __init__(
-        self,
-        slot: JetSlot,
-        touch: Callable[[Slot], None],
-        timers: Timers,
-        leave: Callable[[JetSlot], None],
-    ) -> None:
+    def __init__(self, slot: JetSlot, touch: Callable[[Slot], None], timers: Timers, feed: Feed) -> None:
         super().__init__(slot, touch, timers)
-        self._leave = leave
+        self._jet_slot = slot
+        self._feed = feed
+
+    def __enter__(self) -> JetWatch:
+        super().__enter__()
+        self._feed.enter(self._jet_slot)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
-        slot = self._slot
-        if slot.audience is None and isinstance(slot, JetSlot):
-            self._leave(slot)
+        if self._jet_slot.audience is None:
+            self._feed.leave(self._jet_slot)
 
 
 def _append(batch: Batch, slot: JetSlot, command: Append) -> Appended:
