@@ -23,7 +23,7 @@ ALLOWED = {
     "firehose": {"client", "protocol", "errors", "types", "lazy"},
     "relay": {"firehose", "client", "protocol", "errors", "types"},
     "testing": {"server", "stores", "protocol", "client", "errors", "types", "lazy"},
-    "cli": {"relay", "client", "server", "protocol", "errors", "types", "__init__"},
+    "cli": {"relay", "client", "server", "stores", "protocol", "errors", "types", "__init__"},
 }
 
 

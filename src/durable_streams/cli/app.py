@@ -36,6 +36,7 @@ _COMMANDS = {
     "delete": "manage",
     "fork": "manage",
     "relay": "relay",
+    "migrate": "migrate",
     "demo": "demo",
 }
 

@@ -1,0 +1,163 @@
+"""``migrate``: all streams from one store to another, so that everything that was saved of them stays valid."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from durable_streams.cli.options import Settings, emit, json_option
+from durable_streams.cli.serve import serve
+from durable_streams.server import ServerConfig, ServerStartError
+from durable_streams.server.run import jetstream_config
+from durable_streams.stores.base import StoreError, StoreFullError, StoreUnavailableError
+from durable_streams.stores.sqlite_transfer import SqlitePlace
+from durable_streams.stores.transfer import Report, Transfer
+
+if TYPE_CHECKING:
+    from durable_streams.stores.jetstream import JetStreamConfig
+    from durable_streams.stores.transfer import Source, Target
+
+__all__ = ["migrate"]
+
+_PLACE = "DIR|nats://…"
+_TELL_EVERY = 10.0  # seconds, where there is no terminal
+_DRAW_EVERY = 0.2
+
+Show = Callable[[Report], None]
+
+
+def _nats_options(command: click.Command) -> click.Command:
+    """Add the options about NATS that ``serve`` has."""
+    command.params[3:3] = [option for option in serve.params if (option.name or "").startswith("nats_")]
+    return command
+
+
+@_nats_options
+@click.command()
+@click.option("--from", "source", metavar=_PLACE, required=True, help="Where the streams are.")
+@click.option("--to", "target", metavar=_PLACE, required=True, help="Where they go.")
+@click.option("--to-nats-name", metavar="NAME", help="Bucket of --to, where --from is on NATS as well.")
+@click.option("--no-verify", is_flag=True, help="Do not read back and compare what was copied.")
+@json_option
+@click.pass_obj
+def migrate(
+    settings: Settings, /, *, source: str, target: str, to_nats_name: str | None, no_verify: bool, **nats: Any
+) -> None:
+    """Copy all streams from a folder to NATS, or back, as they are.
+
+    Offsets, ETags and producers stay valid; closure, expiry and forks go along. Stop the servers of both before. A run
+    that was interrupted goes on when it is started again: what is there already is compared and left alone.
+    """
+    target_nats = nats | {"nats_name": to_nats_name or nats["nats_name"]}
+    one, other = _where(source, nats), _where(target, target_nats)
+    if one == other:
+        raise click.UsageError("--from and --to are the same place")
+    # What a new bucket should be like says nothing about the one that streams come from.
+    reading = one if isinstance(one, Path) else replace(one, replicas=None, max_bytes=None)
+    began = time.monotonic()
+    try:
+        with _progress(verify=not no_verify) as (show, every):
+            report = asyncio.run(
+                _transfer(_source(reading), _target(other), not no_verify, show, every),
+            )
+    except StoreError as error:
+        stays = isinstance(error, (StoreUnavailableError, StoreFullError))
+        hint = "; what was copied is kept, the same command goes on with it" if stays else ""
+        raise click.ClickException(f"{error}{hint}") from error
+    seconds = time.monotonic() - began
+    fields = msgspec.structs.asdict(report)
+    emit(settings, _summary(report, seconds, no_verify), **fields, seconds=round(seconds, 3))
+
+
+def _where(place: str, nats: dict[str, Any]) -> Path | JetStreamConfig:
+    """Return the folder or the bucket that a place is."""
+    if "://" not in place:
+        return Path(place).resolve()
+    try:
+        return jetstream_config(ServerConfig(store=place, **nats))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    except ServerStartError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _source(where: Path | JetStreamConfig) -> Source:
+    return _target(where, source=True)
+
+
+def _target(where: Path | JetStreamConfig, *, source: bool = False) -> Target:
+    if isinstance(where, Path):
+        return SqlitePlace(where, source=source)
+    from durable_streams.stores.jetstream.transfer import JetStreamPlace  # noqa: PLC0415 - an extra
+
+    return JetStreamPlace(where, source=source)
+
+
+async def _transfer(source: Source, target: Target, verify: bool, show: Show, every: float) -> Report:
+    async with _opened(source), _opened(target):
+        transfer = Transfer(source, target, verify=verify)
+        telling = asyncio.create_task(_tell(transfer.report, show, every))
+        try:
+            return await transfer.run()
+        finally:
+            telling.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _opened(place: Source) -> AsyncIterator[None]:
+    try:
+        await place.open()
+        yield
+    finally:
+        await place.close()
+
+
+async def _tell(report: Report, show: Show, every: float) -> None:
+    while True:
+        await asyncio.sleep(every)
+        show(report)
+
+
+@contextlib.contextmanager
+def _progress(*, verify: bool) -> Iterator[tuple[Show, float]]:
+    """Give what shows a report and how often: a bar on a terminal, else a line now and then."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda report: click.echo(f"durable-streams: {_line(report)}", err=True), _TELL_EVERY
+        return
+    # Not at the top: pipes and scripts should not wait for an import that only draws.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("looking at the streams", total=None)
+
+        def show(report: Report) -> None:
+            whole = report.bytes * (2 if verify else 1)
+            bar.update(task, total=whole, completed=report.done + report.verified, description=_line(report))
+
+        yield show, _DRAW_EVERY
+
+
+def _line(report: Report) -> str:
+    streams = f"{report.copied + report.known:,} of {report.streams:,} streams"
+    return f"{streams}, {report.done / 1e6:,.1f} of {report.bytes / 1e6:,.1f} MB copied"
+
+
+def _summary(report: Report, seconds: float, no_verify: bool) -> str:
+    known = f", {report.known:,} were there already" if report.known else ""
+    verified = "not compared" if no_verify else "all of it compared by SHA-256"
+    rate = report.bytes / 1e6 / seconds
+    return (
+        f"copied {report.copied:,} streams{known}: {report.appends:,} appends, {report.bytes:,} bytes, "
+        f"{verified}, in {seconds:.1f} s ({rate:,.1f} MB/s)"
+    )
