@@ -300,6 +300,19 @@ def test_of_a_large_append_only_what_is_wanted_is_read(nats_server: NatsCluster,
     asyncio.run(main())
 
 
+def test_the_last_piece_of_an_append_is_not_taken_for_one(nats_server: NatsCluster, bucket: str) -> None:
+    async def main() -> None:
+        async with bus_on(nats_server.urls, bucket, Bus) as bus:
+            log = Log(bus)
+            log.record(b"before")
+            log.pieces(b"one", b"two", b"three")
+            await publish(bus, [log], random.Random(0))
+            for start in (6, 7, 9, 12, 13):
+                log.check(await read(LogReader(bus), log.id, start, log.tail, 10), start, log.tail, 10)
+
+    asyncio.run(main())
+
+
 def test_a_chunk_costs_no_more_memory_than_it_holds(nats_server: NatsCluster, bucket: str) -> None:
     async def main() -> None:
         async with bus_on(nats_server.urls, bucket, Bus) as bus:

@@ -106,12 +106,10 @@ class LogReader:
         (low, low_start, low_end), (high, high_start, _) = _extent(first), _extent(last)
         if low_start > position or decode_record(first.record).n > 1:
             return None  # it is being removed
-        if low_start == position:
-            return low, low_start
         if high_start < position:
             return high, high_start
         near = min(_NEAR, _NEAR_RECORDS * (high_start - low_start) // decode_record(last.record).n)
-        # The record at `low` begins before the position; every one from `high` on begins at it or later.
+        # The record at `low` begins before the position, or is the first; all from `high` on begin at it or later.
         halved = True
         while high - low > 1 and position - low_end > near:
             width = high - low
