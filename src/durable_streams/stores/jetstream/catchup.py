@@ -27,6 +27,7 @@ from durable_streams.stores.jetstream.slots import JetSlot
 __all__ = ["CatchUp"]
 
 _TRIES = 20
+_STEPS = 16  # records that are read one by one: with more of them to come the last one says all
 _TRUST = (
     MARKER_SECONDS / 4
 )  # seconds without a full reading: well within those for which a deletion can be seen
@@ -94,13 +95,16 @@ class CatchUp:
         if state is None:
             return False
         subject, at = self._layout.log(state.id), slot.seq + 1
-        while (stored := await self._bus.next(subject, at)) is not None:
+        for _ in range(_STEPS):
+            stored = await self._bus.next(subject, at)
             if slot.state is None or slot.state.id != state.id:
                 return False
+            if stored is None:
+                return True
             if not slot.follow(stored.seq, decode_record(stored.record), stored.data):
                 return False
             at = stored.seq + 1
-        return slot.state is not None and slot.state.id == state.id
+        return False
 
     async def _load(self, slot: JetSlot, last_of: Callable[[str], Awaitable[Stored | None]]) -> None:
         for _ in range(_TRIES):
