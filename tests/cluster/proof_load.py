@@ -30,6 +30,7 @@ from durable_streams import (
     stream,
 )
 from durable_streams.protocol.offsets import parse_offset
+from durable_streams.testing.background import Background
 
 T = TypeVar("T")
 
@@ -176,7 +177,10 @@ class Writer:
 
     def pause(self, burst: range) -> float:
         """Return the seconds after which the writer goes on; none once its share is all that is left to do."""
-        return 0.0 if self.load.over.is_set() else len(burst) * self.load.interval
+        if self.load.over.is_set():
+            return 0.0
+        pause = len(burst) * self.load.interval
+        return pause if burst.stop < self.load.share else 5 * pause
 
     def check(self, records: Sequence[tuple[int, int]]) -> None:
         """Fail unless what is there under this writer's name (numbers and ends, in order) is what it must be."""
@@ -271,7 +275,7 @@ def _not_done(error: DurableStreamError) -> bool:
 class Load:
     """Writers and readers on streams below three roots: those of two gateways and of a balancer before them.
 
-    ``total`` appends at least, and as long as nobody sets ``over``; about ``pace`` records a second.
+    The producers append ``total`` records at least, ``pace`` a second, and some more as long as nobody calls `finish`.
     """
 
     def __init__(self, places: Sequence[Place], roots: Sequence[str], total: int, pace: float) -> None:
@@ -280,11 +284,12 @@ class Load:
         self.acknowledged = 0  # records
         self._lock = threading.Lock()
         self.roots = roots
-        self._batching = len(places) // 2  # so many producers send several records in one append
-        self.share = -(-total // (3 * len(places) - self._batching))
+        self.share = -(-total // (3 * len(places)))
         self.interval = 3 * len(places) / pace
         self.producers: list[Producing] = []
         self.plain: list[Plain] = []
+        self._background = Background("load", _forever)
+        self._loop = self._background.value
         self._writing: list[Worker[Any]] = []
         self._reading: list[tuple[Place, Worker[Content]]] = []
         for number, place in enumerate(places):
@@ -295,22 +300,27 @@ class Load:
     def _write(self) -> None:
         for number, place in enumerate(self.places):
             first, second, balancer = self.roots
-            here = Producing(self, place, first, f"here-{number}")
-            there = Producing(self, place, second, f"there-{number}")
-            split = Producing(self, place, balancer, f"split-{number}", batching=number < self._batching)
+            here = Producing(self, place, first, f"here-{number}", batching=number < 2)
+            there = Producing(self, place, second, f"there-{number}", batching=number >= 2)
+            split = Producing(self, place, balancer, f"split-{number}")
             plain = Plain(self, place, self.roots[number % 2], f"plain-{number}")
             self.producers += [here, there, split]
             self.plain.append(plain)
-            for work in (here.write, split.write, plain.write):
-                self._writing.append(Worker(f"a writer of {place.path}", work))
-            self._writing.append(Worker(f"an async writer of {place.path}", _run(there.awrite)))
+            for writer, work in (here, here.write), (plain, plain.write):
+                self._writing.append(Worker(writer.name, work))
+            for writer in there, split:
+                self._writing.append(Worker(writer.name, self._in_loop(writer.awrite())))
 
     def _read(self) -> None:
-        for place in self.places:
-            for root in self.roots[:2]:
-                for mode, work in (("long-poll", place.follow), ("event stream", _run(place.listen))):
-                    worker = Worker(f"the {mode} of {root}/{place.path}", partial(work, root))
-                    self._reading.append((place, worker))
+        for number, place in enumerate(self.places):
+            polled, listened = self.roots[number % 2], self.roots[1 - number % 2]
+            poll = Worker(f"the long-poll of {place.path}", partial(place.follow, polled))
+            events = Worker(f"the event stream of {place.path}", self._in_loop(place.listen(listened)))
+            self._reading += [(place, poll), (place, events)]
+
+    def _in_loop(self, work: Coroutine[Any, Any, T]) -> Callable[[], T]:
+        """Begin what is async, all of it in one loop; return what waits for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result
 
     def count(self, ticket: Any) -> None:
         """Note that a record's fate is known."""
@@ -334,8 +344,10 @@ class Load:
             DurableStream(f"{self.roots[-1]}/{place.path}").close_stream()
         for place, worker in self._reading:
             read[place].append(worker.finish())
+        self._background.stop()
         return read
 
 
-def _run(work: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., T]:
-    return lambda *arguments: asyncio.run(work(*arguments))
+async def _forever(stop: asyncio.Event, ready: Callable[[asyncio.AbstractEventLoop], None]) -> None:
+    ready(asyncio.get_running_loop())
+    await stop.wait()
