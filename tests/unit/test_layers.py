@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,3 +65,30 @@ def test_only_adapters_know_the_http_server() -> None:
             assert path.relative_to(HOME).as_posix() in {"server/rsgi.py", "server/run.py"}
         if layer_of(path) != "stores":
             assert "import sqlite3" not in source, path
+
+
+def test_only_the_connection_knows_the_client_of_nats() -> None:
+    knowing = {
+        path.relative_to(HOME).as_posix()
+        for path in HOME.rglob("*.py")
+        if re.search(r"^\s*(import|from) nats\b", path.read_text(), re.MULTILINE)
+    }
+    assert knowing == {"stores/jetstream/client.py", "stores/jetstream/connection.py"}
+
+
+def test_the_client_of_nats_is_needed_for_streams_on_nats_only() -> None:
+    program = """
+import sys
+sys.modules["nats"] = None  # as if it were not installed
+from durable_streams.cli import main
+sys.exit(main())
+"""
+    command = [sys.executable, "-c", program, "serve", "--port", "0"]
+    with subprocess.Popen([*command, "--memory"], stdout=subprocess.PIPE) as serving:
+        assert serving.stdout is not None
+        assert serving.stdout.readline().startswith(b"durable-streams: serving http://")
+        serving.terminate()
+    refused = subprocess.run([*command, "--store", "nats://h"], capture_output=True, timeout=60, check=False)
+    assert refused.returncode == 1
+    assert b'pip install "durable-streams[nats]"' in refused.stderr
+    assert refused.stderr.count(b"\n") == 1

@@ -138,5 +138,7 @@ def test_a_server_that_does_not_know_the_outcome_says_so() -> None:
     body = b'{"error":{"code":"OUTCOME_UNKNOWN","message":"the answer was not heard"}}'
     error = error_from(Response(503, {}, body), Request("POST", URL, idempotent=False))
     assert (error.status, error.code, error.retry_after) == (503, "OUTCOME_UNKNOWN", None)
-    assert str(error).startswith(f"POST {URL} answered 503: the answer was not heard (the append may have been")
+    assert str(error).startswith(
+        f"POST {URL} answered 503: the answer was not heard (the append may have been"
+    )
     assert error_from(Response(503, {}), Request("POST", URL)).code == "BUSY"
