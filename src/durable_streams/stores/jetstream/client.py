@@ -74,6 +74,13 @@ class Client(nats.aio.client.Client):
         except Exception:  # noqa: BLE001 - or the client would read no more
             _log.exception("a message on %s could not be taken", subject.decode(errors="replace"))
 
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():  # nobody waits for it any more, which would end the reading
+            self._pongs.pop(0)
+            self._pings_outstanding = 0
+        else:
+            await super()._process_pong()
+
     async def _connect_to_server(self, s: nats.aio.client.Srv) -> None:
         self._abort()  # the one before, which was taken and then did not speak: it would stay open
         await super()._connect_to_server(s)
@@ -104,6 +111,10 @@ class Client(nats.aio.client.Client):
         """Close, and be done with it soon whatever state NATS is in."""
         if self._transport is None:
             return
+        reconnecting = self._reconnection_task
+        while reconnecting is not None and not reconnecting.done():
+            reconnecting.cancel()  # may be lost in what it awaits, and then it would connect again
+            await asyncio.wait([reconnecting], timeout=0.05)
         try:
             await asyncio.wait_for(self.close(), _CLOSE_SECONDS)
         except asyncio.TimeoutError:
