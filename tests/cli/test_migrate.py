@@ -1,0 +1,203 @@
+"""``migrate`` from folder to folder: everything goes over, whatever happens on the way; no NATS is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from migrating import World
+
+
+def copied(folder: Path) -> int:
+    """Return how many appends a folder holds, 0 if it is not there yet."""
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(f"file:{folder}/streams.db?mode=ro", uri=True)) as db,
+    ):
+        return int(db.execute("SELECT count(*) FROM record").fetchone()[0])
+    return 0
+
+
+def test_everything_is_what_it_was(
+    bare: Any, start_server: Callable[..., Any], tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    server = start_server(one)
+    world = World(server)
+    server.terminate()
+    said = bare.ok("migrate", "--from", str(one), "--to", str(two)).decode()
+    assert "all of it compared by SHA-256" in said
+    server = start_server(two)
+    world.matches(server)
+    world.goes_on(server)
+    server.terminate()
+    bare.ok("migrate", "--from", str(two), "--to", str(one))  # where an older state of it is
+    server = start_server(one)
+    world.matches(server)
+    world.goes_on(server)
+    world.ends(server, eventually)
+
+
+def test_what_is_there_already_is_left_alone(
+    bare: Any, start_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    server = start_server(Path(one))
+    server.create("a")
+    server.append("a", b"abc")
+    server.append("a", b"de")
+    server.create("b")
+    server.terminate()
+    first = json.loads(bare.ok("migrate", "--from", one, "--to", two, "--json"))
+    assert (first["copied"], first["known"], first["appends"], first["bytes"], first["verified"]) == (
+        2,
+        0,
+        2,
+        5,
+        5,
+    )
+    again = json.loads(bare.ok("migrate", "--json", "--from", one, "--to", two))
+    assert (again["copied"], again["known"], again["appends"], again["verified"]) == (0, 2, 2, 5)
+    unseen = json.loads(bare.ok("migrate", "--json", "--from", one, "--to", two, "--no-verify"))
+    assert (unseen["known"], unseen["verified"]) == (2, 0)
+
+
+def test_killed_at_any_moment_it_goes_on(bare: Any, start_server: Callable[..., Any], tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    server = start_server(one)
+    world = World(server, bulk=100)
+    server.terminate()
+    whole, kills = copied(one), 0
+    for part in range(8):
+        process = bare.spawn("migrate", "--from", str(one), "--to", str(two))
+        while process.poll() is None and copied(two) <= whole * part // 8:
+            time.sleep(0.002)
+        process.kill()
+        kills += process.wait() != 0
+    assert kills > 2
+    bare.ok("migrate", "--from", str(one), "--to", str(two))
+    assert copied(two) == whole
+    server = start_server(two)
+    world.matches(server)
+    world.goes_on(server)
+
+
+def test_interrupted_by_the_user(bare: Any, start_server: Callable[..., Any], tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    server = start_server(one)
+    world = World(server, bulk=60)
+    server.terminate()
+    process = bare.spawn("migrate", "--from", str(one), "--to", str(two))
+    while process.poll() is None and not copied(two):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) in [(130, b""), (0, b"")]
+    bare.ok("migrate", "--from", str(one), "--to", str(two))
+    world.matches(start_server(two))
+
+
+class TestRefusals:
+    @pytest.fixture
+    def folders(self, start_server: Callable[..., Any], tmp_path: Path) -> tuple[str, str]:
+        """Two folders: one with streams, and a copy of it."""
+        one, two = tmp_path / "one", tmp_path / "two"
+        server = start_server(one)
+        for name in ("a", "b"):
+            server.create(name)
+            server.append(name, b"some bytes")
+        server.terminate()
+        shutil.copytree(one, two)
+        return str(one), str(two)
+
+    def test_no_streams_there(self, bare: Any, tmp_path: Path) -> None:
+        message = bare.error("migrate", "--from", str(tmp_path / "nothing"), "--to", str(tmp_path / "two"))
+        assert "holds no streams" in message
+        assert not (tmp_path / "nothing").exists()
+        assert not (tmp_path / "two").exists()
+
+    def test_another_programs_file(self, bare: Any, folders: tuple[str, str], tmp_path: Path) -> None:
+        (tmp_path / "three").mkdir()
+        with contextlib.closing(sqlite3.connect(tmp_path / "three" / "streams.db")) as db:
+            db.execute("CREATE TABLE theirs (x)")
+        for pair in ((str(tmp_path / "three"), folders[0]), (folders[0], str(tmp_path / "three"))):
+            assert "another program's database" in bare.error("migrate", "--from", pair[0], "--to", pair[1])
+
+    def test_a_server_that_runs(
+        self, bare: Any, folders: tuple[str, str], start_server: Callable[..., Any]
+    ) -> None:
+        start_server(Path(folders[0]))
+        for pair in (folders, folders[::-1]):
+            assert "another server has the folder" in bare.error(
+                "migrate", "--from", pair[0], "--to", pair[1]
+            )
+
+    def test_one_place(self, bare: Any, folders: tuple[str, str]) -> None:
+        bare.error("migrate", "--from", folders[0], "--to", folders[0] + "/", code=2)
+
+    def test_another_stream_at_a_path(
+        self, bare: Any, folders: tuple[str, str], start_server: Callable[..., Any]
+    ) -> None:
+        server = start_server(Path(folders[1]))
+        assert server.request("DELETE", "b").status == 204
+        server.create("b")
+        server.terminate()
+        assert "another stream at b:" in bare.error("migrate", "--from", folders[0], "--to", folders[1])
+
+    def test_an_id_that_another_stream_has(self, bare: Any, folders: tuple[str, str]) -> None:
+        with contextlib.closing(sqlite3.connect(f"{folders[1]}/streams.db")) as db, db:
+            db.execute(
+                "UPDATE stream SET path = 'elsewhere', state = json_set(state, '$.path', 'elsewhere') WHERE path = 'b'"
+            )
+        message = bare.error("migrate", "--from", folders[0], "--to", folders[1])
+        assert "the stream elsewhere under the id of b" in message
+
+    def test_a_target_that_went_on(
+        self, bare: Any, folders: tuple[str, str], start_server: Callable[..., Any]
+    ) -> None:
+        server = start_server(Path(folders[1]))
+        server.append("b", b"more")
+        server.terminate()
+        assert "the stream b was written to in the target" in bare.error(
+            "migrate", "--from", folders[0], "--to", folders[1]
+        )
+
+    def test_other_bytes_in_the_target(self, bare: Any, folders: tuple[str, str]) -> None:
+        with contextlib.closing(sqlite3.connect(f"{folders[1]}/streams.db")) as db, db:
+            other = "UPDATE record SET data = CAST('S' || substr(data, 2) AS BLOB)"
+            db.execute(f"{other} WHERE stream = (SELECT id FROM stream WHERE path = 'b')")
+        message = bare.error("migrate", "--from", folders[0], "--to", folders[1])
+        assert "other bytes than the source of the stream b" in message
+        assert bare.ok("migrate", "--from", folders[0], "--to", folders[1], "--no-verify")
+
+    def test_other_producers_in_the_target(self, bare: Any, folders: tuple[str, str]) -> None:
+        with contextlib.closing(sqlite3.connect(f"{folders[1]}/streams.db")) as db, db:
+            db.execute("INSERT INTO producer SELECT id, 'p', 0, 0 FROM stream WHERE path = 'a'")
+        assert "stream a has other producers" in bare.error(
+            "migrate", "--from", folders[0], "--to", folders[1]
+        )
+
+    def test_a_source_with_a_hole(
+        self, bare: Any, folders: tuple[str, str], tmp_path: Path, start_server: Callable[..., Any]
+    ) -> None:
+        server = start_server(Path(folders[0]))
+        server.append("a", b"behind the hole")
+        server.terminate()
+        with contextlib.closing(sqlite3.connect(f"{folders[0]}/streams.db")) as db, db:
+            db.execute(
+                "DELETE FROM record WHERE start = 0 AND stream = (SELECT id FROM stream WHERE path = 'a')"
+            )
+        message = bare.error("migrate", "--from", folders[0], "--to", str(tmp_path / "three"))
+        assert "the stream a has no whole append at position 0" in message
