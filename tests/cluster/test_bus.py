@@ -410,6 +410,18 @@ def test_what_is_under_way_when_it_is_closed(config: JetStreamConfig) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("turns", [0, 1, 2, 5, 10, 20, 40, 80])
+def test_closing_in_the_middle_of_a_reconnect(config: JetStreamConfig, turns: int) -> None:
+    async def scenario() -> None:
+        for _ in range(5):
+            async with bus_on(config) as bus:
+                await bus._connection._client.force_reconnect()
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+
+
 def test_calls_that_are_given_up(play: Play) -> None:
     async def scenario(bus: Bus) -> None:
         log = bus.layout.log(1)

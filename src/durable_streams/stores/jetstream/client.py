@@ -111,11 +111,14 @@ class Client(nats.aio.client.Client):
         """Close, and be done with it soon whatever state NATS is in."""
         if self._transport is None:
             return
-        reconnecting = self._reconnection_task
-        while reconnecting is not None and not reconnecting.done():
-            reconnecting.cancel()  # may be lost in what it awaits, and then it would connect again
-            await asyncio.wait([reconnecting], timeout=0.05)
-        try:
-            await asyncio.wait_for(self.close(), _CLOSE_SECONDS)
-        except asyncio.TimeoutError:
-            self._abort()
+        while self._reconnection_task is not None and not self._reconnection_task.done():
+            self._reconnection_task.cancel()  # may be lost in what it awaits, and then it would connect again
+            await asyncio.wait([self._reconnection_task], timeout=0.05)
+        closing = asyncio.ensure_future(self.close())
+        await asyncio.wait([closing], timeout=_CLOSE_SECONDS)
+        self._abort()
+        if not closing.done():
+            closing.cancel()
+            await asyncio.wait([closing])
+        if not closing.cancelled() and closing.exception() is not None:
+            _log.debug("NATS: %s", closing.exception())
