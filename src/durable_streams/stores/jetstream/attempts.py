@@ -21,6 +21,7 @@ from durable_streams.stores.batch import Batch
 from durable_streams.stores.jetstream.bus import Bus, ConflictError
 from durable_streams.stores.jetstream.catchup import CatchUp
 from durable_streams.stores.jetstream.commands import Command
+from durable_streams.stores.jetstream.layout import EXPECT
 from durable_streams.stores.jetstream.publish import Plan
 from durable_streams.stores.jetstream.records import decode_record
 from durable_streams.stores.jetstream.slots import JetSlot
@@ -168,10 +169,11 @@ class Attempts:
         """Find out what the others did that was in conflict, then decide again."""
         loop = asyncio.get_running_loop()
         for slot in attempt.slots:
-            contended = slot.alone_until > loop.time()
             slot.alone_until = loop.time() + _ALONE_FOR
-            if contended or not attempt.shared:
+            # What the others wrote is in the log, as a rule: reading all anew would lose the race again.
+            if slot.conflict_at == slot.seq or any(command.alone for command in attempt.commands):
                 self._catchup.distrust(slot)
+            slot.conflict_at = slot.seq
         if not attempt.shared:
             await asyncio.sleep(random.random() * 0.001)  # noqa: S311 - so that two gateways do not go on in step
         late = StoreUnavailableError(
@@ -218,12 +220,27 @@ class Attempts:
                 return await self._bus.publish(planned.messages)
             except ConflictError:
                 stored = await self._bus.next(subject, expected + 1)
+        if stored is None and await self._is_overtaken(planned):
+            # Whoever that was: had it been our first sending, all of that would be there by now.
+            stored = await self._bus.next(subject, expected + 1)
+            if stored is None:
+                raise ConflictError
         if stored is None:
             # Something is in conflict and nothing is there: our first sending may be on its way still.
             raise StoreUncertainError("NATS did not say whether it has stored the request")
         if decode_record(stored.record).nonce != planned.nonce:
             raise ConflictError
         return stored.seq + len(planned.messages) - 1 - index
+
+    async def _is_overtaken(self, planned: Plan) -> bool:
+        """Whether something is stored that keeps these messages from ever being stored, unless it is they."""
+        for message in planned.messages:
+            expected = (message.headers or {}).get(EXPECT)
+            if expected is not None:
+                last = await self._bus.last(message.subject)
+                if last is not None and last.seq > int(expected):
+                    return True
+        return False
 
     def _remain_in_doubt(self, attempt: Attempt) -> None:
         for slot in attempt.slots:

@@ -34,6 +34,7 @@ class JetSlot(Slot):
         "check",
         "checked",
         "complete",
+        "conflict_at",
         "n",
         "revision",
         "seq",
@@ -54,6 +55,7 @@ class JetSlot(Slot):
         self.busy = False
         self.behind = False  # something was committed elsewhere while it was busy
         self.waiting: deque[Command] | None = None
+        self.conflict_at = -1  # the last record that was known when it met its last conflict
         self.alone_until = 0.0  # it met a conflict: until then it shares no batch with others
         self._partial: tuple[int, int] | None = None
 
