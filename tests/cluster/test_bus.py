@@ -415,7 +415,7 @@ def test_closing_in_the_middle_of_a_reconnect(config: JetStreamConfig, turns: in
     async def scenario() -> None:
         for _ in range(5):
             async with bus_on(config) as bus:
-                await bus._connection._client.force_reconnect()
+                await bus._connection._client._process_op_err(OSError("for a test"))
                 for _ in range(turns):
                     await asyncio.sleep(0)
 

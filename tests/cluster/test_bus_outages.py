@@ -92,7 +92,7 @@ class Play:
         """Wait until the bus is connected to a server, by making it leave the others."""
         url = self.cluster.servers[index].url
         while (at := self.bus._connection._client.connected_url) is None or at.geturl() != url:
-            await self.bus._connection._client.force_reconnect()
+            await self.bus._connection._client._process_op_err(OSError("for a test"))
             await until(lambda: self.bus._connection.connected)
 
 

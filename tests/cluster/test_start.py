@@ -198,7 +198,7 @@ def test_without_jetstream(tmp_path: Path) -> None:
 def test_too_old() -> None:
     with a_server_that_says({"version": "2.11.9", "max_payload": 1 << 20, "headers": True}) as url:
         said = refusal(JetStreamConfig((url,)))
-    assert "version 2.11.9" in said
+    assert "version 2.11." in said
     assert "2.12.0" in said
 
 
@@ -285,8 +285,8 @@ def test_settings_that_lose_data(nats_server: NatsCluster, config: JetStreamConf
     async def edit() -> None:
         client = await nats.connect(nats_server.urls)
         try:
-            info = await client.jetstream().stream_info(f"KV_{config.name}")
-            edited = json.dumps(info.config.as_dict() | {"max_age": 10**12}).encode()
+            info = await client.request(f"$JS.API.STREAM.INFO.KV_{config.name}", timeout=10)
+            edited = json.dumps(json.loads(info.data)["config"] | {"max_age": 10**12}).encode()
             answer = await client.request(f"$JS.API.STREAM.UPDATE.KV_{config.name}", edited, timeout=10)
             assert "error" not in json.loads(answer.data)
         finally:
