@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import resource
 import shutil
 import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
+
+from durable_streams.protocol.state import ProducerState, StreamState
+from durable_streams.stores.base import StoreError
+from durable_streams.stores.sqlite_transfer import SqlitePlace
+from durable_streams.stores.transfer import Transfer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -107,6 +115,69 @@ def test_interrupted_by_the_user(bare: Any, start_server: Callable[..., Any], tm
     assert (process.returncode, errors) in [(130, b""), (0, b"")]
     bare.ok("migrate", "--from", str(one), "--to", str(two))
     world.matches(start_server(two))
+
+
+def test_no_room(bare: Any, start_server: Callable[..., Any], tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    server = start_server(one)
+    server.create("a")
+    for _ in range(10):
+        server.append("a", bytes(1 << 20))
+    server.terminate()
+    process = bare.spawn("migrate", "--from", str(one), "--to", str(two))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (3 << 20, resource.RLIM_INFINITY))
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert errors.count(b"\n") == 1
+    assert b"the same command goes on with it" in errors
+    bare.ok("migrate", "--from", str(one), "--to", str(two))
+    assert start_server(two).read_all("a") == bytes(10 << 20)
+
+
+class Careless(SqlitePlace):
+    """A target that changes what it is given, in some way."""
+
+    def __init__(self, folder: Path, flaw: str) -> None:
+        super().__init__(folder, source=False)
+        self._flaw = flaw
+
+    async def write(self, state: StreamState, appends: Sequence[bytes]) -> None:
+        if self._flaw == "bytes":
+            appends = [append.replace(b"7", b"8") for append in appends]
+        elif self._flaw == "boundaries":
+            appends = [b"".join(appends)[:-2], b"".join(appends)[-2:]]
+        elif self._flaw == "missing":
+            appends = appends[:-1]
+        await super().write(state, appends)
+
+    async def finish(self, state: StreamState, producers: Mapping[str, ProducerState]) -> None:
+        if self._flaw == "state":
+            state = replace(state, ttl=7)
+        await super().finish(state, {} if self._flaw == "producers" else producers)
+
+
+@pytest.mark.parametrize("flaw", ["", "bytes", "boundaries", "missing", "state", "producers"])
+def test_no_difference_is_overlooked(start_server: Callable[..., Any], tmp_path: Path, flaw: str) -> None:
+    server = start_server(tmp_path / "one")
+    server.create("a")
+    for number in range(8, 11):
+        stamp = {"Producer-Id": "p", "Producer-Epoch": "0", "Producer-Seq": str(number - 8)}
+        server.append("a", b"%d and 7" % number, **stamp)
+    server.terminate()
+
+    async def transfer() -> None:
+        source, target = SqlitePlace(tmp_path / "one", source=True), Careless(tmp_path / "two", flaw)
+        try:
+            await source.open()
+            await target.open()
+            await Transfer(source, target).run()
+        finally:
+            await source.close()
+            await target.close()
+
+    named = pytest.raises(StoreError, match=r"\ba \(|the stream a ")
+    with named if flaw else contextlib.nullcontext():
+        asyncio.run(transfer())
 
 
 class TestRefusals:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from durable_streams.protocol.state import ProducerState, StreamState
-from durable_streams.stores.base import StoreError, StoreFullError
+from durable_streams.stores.base import StoreError, StoreFullError, StoreUnavailableError
 from durable_streams.stores.folder import FolderLock
 from durable_streams.stores.sqlite_file import (
     FILE_NAME,
@@ -247,4 +247,5 @@ def _explained(folder: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         if "full" in str(error):
             raise StoreFullError(f"there is no room left on the disk of the folder {folder}") from error
-        raise StoreError(f"the streams in {folder} cannot be read or written: {error}") from error
+        kind = StoreUnavailableError if isinstance(error, sqlite3.OperationalError) else StoreError
+        raise kind(f"the streams in {folder} cannot be read or written: {error}") from error
