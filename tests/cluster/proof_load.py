@@ -39,6 +39,7 @@ HUGE = 600_000  # bytes: more than a message of NATS may have in these tests
 HUGE_ONE_IN = 400
 ENDS_WITHIN = 120.0  # seconds
 BURST = 20  # records at most
+WINDOW = 100  # records of a writer that wait for their acknowledgement
 HEAD = re.compile(rb"<([\w-]+) (\d+) \d+>")
 ONCE = RetryPolicy(max_retries=0)
 
@@ -168,19 +169,19 @@ class Writer:
         self.chance = random.Random(name)
 
     def bursts(self) -> Iterator[range]:
-        """Give the numbers of records to send at once; between them the caller pauses, as long as `pause` says."""
+        """Give the numbers of records to send at once, as long as there is a need; between them the caller pauses."""
         sent = 0
-        while sent < self.load.share or not self.load.over.is_set():
+        while self.load.wants_more():
             burst = self.chance.randint(1, BURST)
             yield range(sent, sent + burst)
             sent += burst
 
     def pause(self, burst: range) -> float:
-        """Return the seconds after which the writer goes on; none once its share is all that is left to do."""
+        """Return the seconds after which the writer goes on."""
         if self.load.over.is_set():
             return 0.0
         pause = len(burst) * self.load.interval
-        return pause if burst.stop < self.load.share else 5 * pause
+        return pause if self.load.acknowledged < self.load.total else 5 * pause
 
     def check(self, records: Sequence[tuple[int, int]]) -> None:
         """Fail unless what is there under this writer's name (numbers and ends, in order) is what it must be."""
@@ -209,6 +210,7 @@ class Producing(Writer):
                     ticket.add_done_callback(self.load.count)
                     pending.append(ticket)
                 self.load.over.wait(self.pause(burst))
+                pending[-WINDOW:][0].result()
         self.requests = producer.next_seq
         self.results = [ticket.result() for ticket in pending]
 
@@ -221,6 +223,7 @@ class Producing(Writer):
                     ticket.add_done_callback(self.load.count)
                     pending.append(ticket)
                 await asyncio.sleep(self.pause(burst))
+                await pending[-WINDOW:][0]
         self.requests = producer.next_seq
         self.results = [await ticket for ticket in pending]
 
@@ -275,7 +278,7 @@ def _not_done(error: DurableStreamError) -> bool:
 class Load:
     """Writers and readers on streams below three roots: those of two gateways and of a balancer before them.
 
-    The producers append ``total`` records at least, ``pace`` a second, and some more as long as nobody calls `finish`.
+    The producers append ``total`` records at least, ``pace`` a second, and some more until `finish` is called.
     """
 
     def __init__(self, places: Sequence[Place], roots: Sequence[str], total: int, pace: float) -> None:
@@ -284,7 +287,7 @@ class Load:
         self.acknowledged = 0  # records
         self._lock = threading.Lock()
         self.roots = roots
-        self.share = -(-total // (3 * len(places)))
+        self.total = total
         self.interval = 3 * len(places) / pace
         self.producers: list[Producing] = []
         self.plain: list[Plain] = []
@@ -327,6 +330,10 @@ class Load:
         if not ticket.cancelled() and ticket.exception() is None:
             with self._lock:
                 self.acknowledged += 1
+
+    def wants_more(self) -> bool:
+        """Whether the writers should go on."""
+        return not self.over.is_set() or self.acknowledged < self.total
 
     def fail_early(self) -> None:
         """Raise what a worker that should be working failed with."""
