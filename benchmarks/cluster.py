@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import cluster_groups as groups
+from cluster_capacity import measure_capacity
 from cluster_groups import ALONE, GATEWAY
 from processes import BenchmarkError
 from results import Plan, Results, Target, report
@@ -25,6 +26,7 @@ MEASURES = {
     "reads": groups.measure_reads,
     "cold": groups.measure_cold,
     "memory": groups.measure_memory,
+    "capacity": measure_capacity,
 }
 
 
@@ -68,6 +70,7 @@ TARGETS = {
             10,
         )
     ],
+    "capacity": [],
 }
 
 

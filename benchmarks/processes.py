@@ -60,7 +60,7 @@ class Server:
 
     def rss(self) -> int:
         """Return the resident memory in bytes."""
-        return _status(self.pid, "VmRSS")
+        return resident(self.pid)
 
     def peak(self) -> int:
         """Return the largest resident memory since ``reset_peak``."""
@@ -84,6 +84,11 @@ class Server:
         if not 200 <= answer.status < 300:
             raise BenchmarkError(f"{self.name}: {method} {path} was answered {answer.status} {data[:200]!r}")
         return answer.headers, data
+
+
+def resident(pid: int) -> int:
+    """Return the resident memory of a process in bytes."""
+    return _status(pid, "VmRSS")
 
 
 def _status(pid: int, name: str) -> int:
