@@ -168,7 +168,9 @@ def report(
     }
     verdicts = [verdict for target in targets if (verdict := target.judge(results)) is not None]
     show_samples(console, results)
-    show(console, verdicts, ", ".join(f"{key} {value}" for key, value in machine.items()), against)
+    if verdicts:
+        about_it = ", ".join(f"{key} {value}" for key, value in machine.items())
+        show(console, verdicts, about_it, against)
     for name, note in (notes or {}).items():
         console.print(f"{name}: {note}.", highlight=False)
     if output:
