@@ -46,6 +46,7 @@ class Migration:
     def __init__(self, cluster: NatsCluster, bucket: str) -> None:
         self.cluster = cluster
         self.store = cluster.store
+        self.bucket = bucket
         replicas = str(min(3, len(cluster.servers)))
         self._options = ["--nats-name", bucket, "--nats-replicas", replicas]
 
@@ -78,6 +79,27 @@ def migration(nats_server: NatsCluster, bucket: str) -> Migration:
 
 
 @pytest.fixture
+def private(
+    make_cluster: Callable[..., NatsCluster], bucket: str, request: pytest.FixtureRequest
+) -> Migration:
+    """On servers of the test's own: one, or as many as its parameter says."""
+    return Migration(make_cluster(getattr(request, "param", 1)), bucket)
+
+
+@pytest.fixture
+def make_world(start_server: Callable[..., Any], tmp_path: Path) -> Callable[..., World]:
+    """Give a function that fills the folder ``one`` of the test."""
+
+    def make(**options: Any) -> World:
+        server = start_server(tmp_path / "one")
+        world = World(server, **options)
+        server.terminate()
+        return world
+
+    return make
+
+
+@pytest.fixture
 def unused_url() -> str:
     return f"nats://127.0.0.1:{free_ports(1)[0]}"
 
@@ -90,11 +112,10 @@ def test_there_and_back_every_promise_is_kept(
     migration: Migration,
     gateway: Callable[..., Any],
     start_server: Callable[..., Any],
+    make_world: Callable[..., World],
     tmp_path: Path,
 ) -> None:
-    server = start_server(tmp_path / "one")
-    world = World(server)
-    server.terminate()
+    world = make_world()
     there = migration.ok(tmp_path / "one", migration.store)
     server = gateway(migration.cluster)
     world.matches(server)
@@ -154,16 +175,14 @@ def kill_often(migration: Migration, source: object, target: object, place: Migr
 
 
 def test_killed_at_any_moment_it_goes_on(
-    make_cluster: Callable[..., NatsCluster],
-    bucket: str,
+    private: Migration,
     gateway: Callable[..., Any],
     start_server: Callable[..., Any],
+    make_world: Callable[..., World],
     tmp_path: Path,
 ) -> None:
-    migration = Migration(make_cluster(1), bucket)
-    server = start_server(tmp_path / "one")
-    world = World(server, bulk=100)
-    server.terminate()
+    migration = private
+    world = make_world(bulk=100)
     kill_often(migration, tmp_path / "one", migration.store, migration)
     server = gateway(migration.cluster)
     world.matches(server)
@@ -175,22 +194,19 @@ def test_killed_at_any_moment_it_goes_on(
     world.goes_on(server)
 
 
+@pytest.mark.parametrize("private", [1, 3], indirect=True)
 def test_nats_goes_away_in_the_middle(
-    make_cluster: Callable[..., NatsCluster],
-    bucket: str,
+    private: Migration,
     gateway: Callable[..., Any],
-    start_server: Callable[..., Any],
+    make_world: Callable[..., World],
     tmp_path: Path,
 ) -> None:
-    migration = Migration(make_cluster(1), bucket)
-    nats = migration.cluster.servers[0]
-    server = start_server(tmp_path / "one")
-    world = World(server, bulk=100)
-    server.terminate()
+    migration = private
+    world = make_world(bulk=100)
     process = migration.spawn(tmp_path / "one", migration.store)
-    for size in (5 << 20, 15 << 20):
-        wait_until(lambda: process.poll() is not None or stored(migration) > size, WITHIN)  # noqa: B023
-        nats.restart()
+    for wanted in (5 << 20, 15 << 20):
+        wait_until(lambda: process.poll() is not None or stored(migration) > wanted, WITHIN)  # noqa: B023
+        migration.cluster.servers[migration.cluster.leader_of(f"KV_{migration.bucket}")].restart()
         migration.cluster.wait_ready()
     process.communicate(timeout=WITHIN)
     assert process.returncode == 0
@@ -200,11 +216,9 @@ def test_nats_goes_away_in_the_middle(
 
 
 def test_two_at_once_do_each_other_no_harm(
-    migration: Migration, gateway: Callable[..., Any], start_server: Callable[..., Any], tmp_path: Path
+    migration: Migration, gateway: Callable[..., Any], make_world: Callable[..., World], tmp_path: Path
 ) -> None:
-    server = start_server(tmp_path / "one")
-    world = World(server, bulk=30)
-    server.terminate()
+    world = make_world(bulk=30)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     both = [migration.spawn(tmp_path / name, migration.store) for name in ("one", "two")]
     for process in both:
