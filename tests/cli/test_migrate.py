@@ -235,15 +235,20 @@ class TestRefusals:
         message = bare.error("migrate", "--from", folders[0], "--to", folders[1])
         assert "the stream elsewhere under the id of b" in message
 
+    @pytest.mark.parametrize("how", ["written", "closed", "forked"])
     def test_a_target_that_went_on(
-        self, bare: Any, folders: tuple[str, str], start_server: Callable[..., Any]
+        self, bare: Any, folders: tuple[str, str], start_server: Callable[..., Any], how: str
     ) -> None:
         server = start_server(Path(folders[1]))
-        server.append("b", b"more")
+        if how == "written":
+            server.append("b", b"more")
+        elif how == "closed":
+            server.append("b", b"", **{"Stream-Closed": "true"})
+        else:
+            server.create("c", **{"Stream-Forked-From": "/v1/stream/b"})
         server.terminate()
-        assert "the stream b was written to in the target" in bare.error(
-            "migrate", "--from", folders[0], "--to", folders[1]
-        )
+        message = bare.error("migrate", "--from", folders[0], "--to", folders[1])
+        assert "the stream b has gone on in the target" in message
 
     def test_other_bytes_in_the_target(self, bare: Any, folders: tuple[str, str]) -> None:
         with contextlib.closing(sqlite3.connect(f"{folders[1]}/streams.db")) as db, db:

@@ -368,7 +368,7 @@ class TestRefusals:
         server = gateway(migration.cluster)
         server.append("b", b"more")
         server.terminate()
-        assert "the stream b was written to in the target" in migration.error(folder, migration.store)
+        assert "the stream b has gone on in the target" in migration.error(folder, migration.store)
 
     def test_no_room(self, migration: Migration, start_server: Callable[..., Any], tmp_path: Path) -> None:
         server = start_server(tmp_path / "one")

@@ -137,7 +137,7 @@ class Transfer:
             return None
         if held.tail > state.tail or (held.state is not None and _went_on(held.state, state)):
             raise StoreError(
-                f"the stream {state.path} was written to in the target since it was copied; "
+                f"the stream {state.path} has gone on in the target since it was copied; "
                 "delete it there, or choose another target"
             )
         producers = await self._source.producers(state)
@@ -226,8 +226,10 @@ async def _some_at_once(
 
 
 def _went_on(there: StreamState, here: StreamState) -> bool:
-    """Whether a copied stream was closed or deleted where it was copied to, and is not so where it came from."""
-    return (there.closed and not here.closed) or (there.deleted and not here.deleted)
+    """Whether a copied stream was closed, deleted or forked where it was copied to, and not where it came from."""
+    return (
+        (there.closed and not here.closed) or (there.deleted and not here.deleted) or there.forks > here.forks
+    )
 
 
 class _Digest:
