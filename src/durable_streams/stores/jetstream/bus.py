@@ -44,6 +44,7 @@ _PUBLISH_SECONDS = 1.0
 _BATCH_BYTES_PER_SECOND = 8 << 20  # a large batch gets so much more time
 _READ_SECONDS = 1.5
 _PEEK_SECONDS = 0.5  # then it is asked again, perhaps of another server
+_PAUSE_SECONDS = 0.05
 _PURGE_SECONDS = 5.0
 _BYTES_AHEAD = 2 << 20  # of a batch, sent without knowing that they were taken
 _HEADER_ROOM = 16 << 10
@@ -165,6 +166,7 @@ class Bus:
 
     async def _from_leader(self, question: dict[str, object]) -> Stored | None:
         answer = await self._ask(self._get, encode_json(question), _READ_SECONDS)
+        self._check(answer)
         got = decode_get(answer.data)
         if got.error is not None and got.error.err_code != _NOT_FOUND:
             raise self._unavailable(got.error)
@@ -213,7 +215,10 @@ class Bus:
             if not await connection.wait_connected(deadline - clock()):
                 raise StoreUnavailableError("NATS cannot be reached")
             try:
-                return await connection.request(subject, question, min(each, deadline - clock()), parts)
+                answer = await connection.request(subject, question, min(each, deadline - clock()), parts)
+                if answer.status != 503 or clock() + _PAUSE_SECONDS >= deadline:
+                    return answer
+                await asyncio.sleep(_PAUSE_SECONDS)  # who would answer has just gone, or just come
             except ConnectionError:
                 pass
             except TimeoutError as error:
