@@ -171,7 +171,7 @@ class Attempts:
         for slot in attempt.slots:
             slot.alone_until = loop.time() + _ALONE_FOR
             # What the others wrote is in the log, as a rule: reading all anew would lose the race again.
-            if slot.conflict_at == slot.seq or any(command.alone for command in attempt.commands):
+            if slot.conflict_at == slot.seq or any(command.single for command in attempt.commands):
                 self._catchup.distrust(slot)
             slot.conflict_at = slot.seq
         if not attempt.shared:

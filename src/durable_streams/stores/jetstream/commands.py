@@ -17,17 +17,18 @@ class Command:
     """Something to decide, and who waits for it.
 
     ``slots``: the one that it is about, then those that it also needs. ``since``: what has been asked of the leader
-    after this moment proves a refusal. ``until``: when it is given up, on the loop's clock. ``alone``: it shares no
-    message with commands of other streams. ``repeatable``: its sender may repeat it though it was stored.
+    after this moment proves a refusal. ``until``: when it is given up, on the loop's clock. ``single``: it is decided
+    without others of its stream, since it makes or ends it. ``repeatable``: its sender may repeat it though it was
+    stored.
     """
 
     __slots__ = (
-        "alone",
         "decide",
         "future",
         "header",
         "repeatable",
         "since",
+        "single",
         "size",
         "slots",
         "stamped",
@@ -45,7 +46,7 @@ class Command:
         size: int = 0,
         header: int = 0,
         stamped: bool = False,
-        alone: bool = False,
+        single: bool = False,
         repeatable: bool = False,
     ) -> None:
         self.decide = decide
@@ -56,7 +57,7 @@ class Command:
         self.size = size
         self.header = header
         self.stamped = stamped
-        self.alone = alone
+        self.single = single
         self.repeatable = repeatable
 
     def fail(self, error: StoreError) -> None:

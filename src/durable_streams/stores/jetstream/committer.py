@@ -36,7 +36,8 @@ _BATCH_BYTES = 1 << 20
 _SLOT_COMMANDS = 1024
 _HEADER_BYTES = 12 << 10  # of lengths and producers in one record: the bus leaves 16 KiB for headers
 _BIG = 256 << 10  # bytes: a larger append goes by itself, so that it holds nobody up
-_ALONE_AT_ONCE = 64
+_SOME_SLOTS = 16  # a deletion that takes more of its ancestors along goes by itself, too
+_ALONE_AT_ONCE = 16  # of NATS's 50 atomic batches for one stream and all gateways
 
 
 class Committer:
@@ -128,10 +129,10 @@ class Committer:
             command = _first(slot)
             if command is None:
                 del self._ready[slot]
-            elif self._prepare(slot, command):
+            elif self._prepare(slot, command) or any(one.busy for one in command.slots):
                 continue
-            elif command.alone or command.size > _BIG or slot.alone_until > now:
-                self._try_alone(slot, command)
+            elif command.size > _BIG or len(command.slots) > _SOME_SLOTS or slot.alone_until > now:
+                self._try_alone(slot)
             elif not self._sharing and len(shared.slots) < _BATCH_SLOTS and size < _BATCH_BYTES:
                 size += self._take(slot, shared, batch)
         if not self._sharing and (shared.commands or self._probes):
@@ -160,9 +161,8 @@ class Committer:
         waiting, size, header, count = slot.waiting, 0, 0, 0
         while waiting and count < _SLOT_COMMANDS:
             command = waiting[0]
-            if command.alone or (
-                count and (size + command.size > _BIG or header + command.header > _HEADER_BYTES)
-            ):
+            full = size + command.size > _BIG or header + command.header > _HEADER_BYTES
+            if count and (command.single or full):
                 break
             if command.stamped and slot.state is not None and not slot.complete:
                 break
@@ -171,21 +171,17 @@ class Committer:
                 continue
             attempt.take(command, batch)
             size, header, count = size + command.size, header + command.header, count + 1
+            if command.single:
+                break
         return size
 
-    def _try_alone(self, slot: JetSlot, command: Command) -> None:
-        if self._alone >= _ALONE_AT_ONCE or any(other.busy for other in command.slots):
-            return
-        attempt, batch = Attempt(shared=False), self._batch()
-        if command.alone or command.size > _BIG:
-            assert slot.waiting is not None  # noqa: S101 - for the type checker: the command is its first
-            slot.waiting.popleft()
-            attempt.take(command, batch)
-        else:
+    def _try_alone(self, slot: JetSlot) -> None:
+        if self._alone < _ALONE_AT_ONCE:
+            attempt, batch = Attempt(shared=False), self._batch()
             self._take(slot, attempt, batch)
-        if attempt.commands:
-            self._alone += 1
-            self._begin(attempt, batch)
+            if attempt.commands:
+                self._alone += 1
+                self._begin(attempt, batch)
 
     def _begin(self, attempt: Attempt, batch: Batch) -> None:
         """Publish what was decided. The messages are made now: the next await may move the slots they stand on."""

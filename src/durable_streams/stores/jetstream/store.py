@@ -182,7 +182,7 @@ class JetStreamStore:
         while True:
             try:
                 decide = await ready()
-                return await self._submit(decide, slots(), size=size, alone=True)
+                return await self._submit(decide, slots(), size=size, single=True)
             except NotLoadedError:
                 await self._catchup.all_current(slots())
 
