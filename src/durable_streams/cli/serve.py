@@ -81,11 +81,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--nats-storage",
     type=click.Choice(["file", "memory"]),
-    default=_DEFAULTS.nats_storage,
     envvar="DURABLE_STREAMS_NATS_STORAGE",
-    show_default=True,
     show_envvar=True,
-    help="Where NATS keeps the bucket.",
+    help="Where NATS keeps the bucket; by default as it is, in files when it is made.",
 )
 @click.option(
     "--nats-max-bytes",

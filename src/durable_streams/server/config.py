@@ -26,7 +26,7 @@ class ServerConfig:
     store: str | None = field(default=None, repr=False)  # there may be a password in it
     nats_name: str = "durable-streams"
     nats_replicas: int | None = None
-    nats_storage: Literal["file", "memory"] = "file"
+    nats_storage: Literal["file", "memory"] | None = None
     nats_max_bytes: int | None = None
     nats_credentials: Path | None = None
     nats_tls_ca: Path | None = None

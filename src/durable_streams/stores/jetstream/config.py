@@ -20,7 +20,8 @@ class JetStreamConfig:
     """A NATS cluster, and the bucket on it that holds the streams. Raises ValueError for what cannot be.
 
     ``servers``: URLs as ``parse_servers`` gives them. ``name``: of the bucket; servers with the same one serve the same
-    streams. ``replicas``: on how many NATS servers it is; None takes what it has, and 3 when it is made.
+    streams. ``replicas``: on how many NATS servers it is, and ``storage``, where: None takes what it has, and 3 and files
+    when it is made.
     ``max_bytes``: how large it may become, None without limit of its own. ``credentials``: a ``.creds`` file.
     ``tls_ca``: certificates (PEM) of who signed those of the NATS servers, if the system does not know them.
     """
@@ -28,7 +29,7 @@ class JetStreamConfig:
     servers: tuple[str, ...]
     name: str = "durable-streams"
     replicas: int | None = None
-    storage: Literal["file", "memory"] = "file"
+    storage: Literal["file", "memory"] | None = None
     max_bytes: int | None = None
     credentials: Path | None = None
     tls_ca: Path | None = None
@@ -43,7 +44,7 @@ class JetStreamConfig:
             )
         if self.replicas is not None and not 1 <= self.replicas <= _MOST_REPLICAS:
             raise ValueError(f"{self.replicas} replicas are not possible: 1 to {_MOST_REPLICAS}")
-        if self.storage not in ("file", "memory"):
+        if self.storage not in ("file", "memory", None):
             raise ValueError(f"the storage {self.storage!r} does not exist: file or memory")
         if self.max_bytes is not None and self.max_bytes < 1:
             raise ValueError(f"a bucket of {self.max_bytes} bytes holds nothing")

@@ -57,7 +57,7 @@ async def _look(connection: Connection, layout: Layout, where: str) -> Info:
 
 
 async def _make(connection: Connection, config: JetStreamConfig, layout: Layout, where: str) -> Info:
-    wanted = _wanted(config, layout) | {"num_replicas": config.replicas or _REPLICAS}
+    wanted = {"num_replicas": _REPLICAS, "storage": "file"} | _wanted(config, layout)
     info = await _ask(connection, f"$JS.API.STREAM.CREATE.{layout.stream}", where, encode_json(wanted))
     if info.error is not None and info.error.err_code == _NAME_TAKEN:
         return await _look(connection, layout, where)  # a server that starts at the same time made it
@@ -103,7 +103,6 @@ def _wanted(config: JetStreamConfig, layout: Layout) -> Config:
         "max_msgs_per_subject": 2**53,
         "max_age": 0,
         "max_msg_size": -1,
-        "storage": config.storage,
         "allow_atomic": True,
         "allow_direct": True,
         "allow_rollup_hdrs": True,
@@ -115,6 +114,8 @@ def _wanted(config: JetStreamConfig, layout: Layout) -> Config:
     }
     if config.replicas is not None:
         wanted["num_replicas"] = config.replicas
+    if config.storage is not None:
+        wanted["storage"] = config.storage
     if config.max_bytes is not None:
         wanted["max_bytes"] = config.max_bytes
     return wanted
