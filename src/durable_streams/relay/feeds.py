@@ -6,6 +6,7 @@ listened is told as a gap, once, before the next record.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from durable_streams.relay.source import Gap, Record, Source
 
 __all__ = ["FeedSource", "FirehoseSource"]
 
+_log = logging.getLogger("durable_streams.relay")
 _decode_event = msgspec.json.Decoder(tuple[str, str]).decode
 
 
@@ -85,6 +87,7 @@ class FeedSource(_Feed):
         self._headers = dict(headers or {})
         self._last_id = ""
         self._gaps: deque[Gap] = deque()
+        self._told = -1  # how often it had been connected when a failure was told last
         self._transport = EventTransport(client)
         self._stream = FirehoseStream(
             url,
@@ -94,6 +97,7 @@ class FeedSource(_Feed):
                 initial_backoff=backoff,
                 on_gap=self._gap,
                 on_disconnect=self._ended,
+                on_error=self._failed,
             ),
             headers=self._attempt_headers,
             response_model=self,
@@ -130,6 +134,12 @@ class FeedSource(_Feed):
     def _gap(self, _last: Any, down_for: float) -> None:
         if not (self.resumable and self._last_id):
             self._gaps.append(Gap(down_for))
+
+    def _failed(self, error: Exception) -> None:
+        """Say why it is tried again, once for each time that it was connected: it may go on for days."""
+        if self._told != self._stream.state.connects:
+            self._told = self._stream.state.connects
+            _log.warning("%s failed and is tried again: %s", self.name, error)
 
     def _ended(self, error: Exception | None) -> None:
         if error is None and not self._follow:
