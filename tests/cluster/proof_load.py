@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import queue
 import random
 import re
 import threading
@@ -125,6 +126,24 @@ class Worker(threading.Thread, Generic[T]):
         if error is not None:
             raise AssertionError(f"{self.name} failed: {error!r}") from error
         return self._outcome.result()
+
+
+class Listener:
+    """A live reader; ``received`` fills as it reads."""
+
+    def __init__(self, server: Any, path: str, live: Any) -> None:
+        self.received: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._response = stream(f"{server.root}/{path}", live=live)
+        self._worker = Worker(f"{live} of {path}", self._listen)
+
+    def _listen(self) -> None:
+        for piece in self._response:
+            if piece:
+                self.received.put(piece)
+
+    def leave(self) -> None:
+        self._response.close()
+        self._worker.finish()
 
 
 class Place:

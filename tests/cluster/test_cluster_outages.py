@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from proof_load import Worker
+from proof_load import Listener, Worker
 
 from durable_streams.testing import NatsCluster
 from durable_streams.testing.cluster import gateway_command
@@ -143,6 +143,32 @@ def test_an_append_of_which_nothing_was_heard_is_not_called_refused(
             )
             assert there == sorted(set(there))
             assert certain <= set(there) <= certain | in_doubt
+
+
+@pytest.mark.timeout(300)
+def test_readers_hear_of_what_was_stored_while_nats_was_away_from_their_gateway(
+    make_cluster: Callable[..., NatsCluster], gateway: Callable[..., Any]
+) -> None:
+    cluster = make_cluster()
+    # Live reads do not end by themselves, and nothing follows that would tell them of a gap.
+    here, there = (gateway(cluster, "--sse-max-age", "600", "--long-poll-timeout", "600") for _ in range(2))
+    here.create("s", TEXT)
+    here.append("s", b"first", TEXT)
+    listeners = [Listener(server, "s", mode) for server in (here, there) for mode in ("sse", "long-poll")]
+    assert all(listener.received.get(timeout=RECOVERS_WITHIN) == b"first" for listener in listeners)
+    for number, server in enumerate(cluster.servers):
+        server.kill()
+        stamp = {**PRODUCER, "producer_seq": str(number), "content_type": TEXT}
+        assert wait_until(
+            lambda stamp=stamp, number=number: here.append("s", b"%d" % number, **stamp).status in {200, 204},
+            RECOVERS_WITHIN,
+        )
+        for listener in listeners:
+            assert listener.received.get(timeout=RECOVERS_WITHIN) == b"%d" % number
+        server.start()
+        cluster.wait_ready()
+    for listener in listeners:
+        listener.leave()
 
 
 def test_a_gateway_does_not_start_without_nats(run_server: Callable[..., Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import queue
 import threading
 from collections.abc import Callable
 from itertools import chain, count, islice
@@ -12,7 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from proof_load import Worker
+from proof_load import Listener, Worker
 
 from durable_streams import (
     DurableStream,
@@ -203,24 +202,6 @@ def subscriptions(cluster: NatsCluster, bucket: str) -> list[int]:
             subjects = connection.get("subscriptions_list", ())
             counts.append(sum(subject.startswith(f"{bucket}.live.") for subject in subjects))
     return sorted(filter(None, counts))
-
-
-class Listener:
-    """A live reader; ``received`` fills as it reads."""
-
-    def __init__(self, server: Any, path: str, live: Any) -> None:
-        self.received: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._response = stream(f"{server.root}/{path}", live=live)
-        self._worker = Worker(f"{live} of {path}", self._listen)
-
-    def _listen(self) -> None:
-        for piece in self._response:
-            if piece:
-                self.received.put(piece)
-
-    def leave(self) -> None:
-        self._response.close()
-        self._worker.finish()
 
 
 def test_live_reads_hear_of_the_other_gateway_over_one_subscription(
