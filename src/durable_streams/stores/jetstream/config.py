@@ -22,7 +22,8 @@ class JetStreamConfig:
     ``servers``: URLs as ``parse_servers`` gives them. ``name``: of the bucket; servers with the same one serve the same
     streams. ``replicas``: on how many NATS servers it is, and ``storage``, where: None takes what it has, and makes it
     with 3 and in files. ``max_bytes``: how large it may become, None without limit of its own. ``credentials``: a
-    ``.creds`` file. ``tls_ca``: certificates (PEM) of who signed those of the NATS servers, if the system does not know them.
+    ``.creds`` file. ``tls_ca``: certificates (PEM) of who signed those of the NATS servers, if the system does not know
+    them.
     """
 
     servers: tuple[str, ...]
