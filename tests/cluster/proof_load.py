@@ -32,6 +32,7 @@ from durable_streams import (
 )
 from durable_streams.protocol.offsets import parse_offset
 from durable_streams.testing.background import Background
+from durable_streams.testing.nats import NatsServer
 
 T = TypeVar("T")
 
@@ -144,6 +145,16 @@ class Listener:
     def leave(self) -> None:
         self._response.close()
         self._worker.finish()
+
+
+def subscriptions(server: NatsServer, bucket: str) -> list[int]:
+    """Return how many live streams of a bucket each connection to a NATS server hears of, where it hears of some."""
+    connections = server.monitor("connz?subs=1").get("connections", ())
+    counts = [
+        sum(subject.startswith(f"{bucket}.live.") for subject in connection.get("subscriptions_list", ()))
+        for connection in connections
+    ]
+    return [count for count in counts if count]
 
 
 class Place:

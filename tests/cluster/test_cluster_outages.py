@@ -10,10 +10,11 @@ from itertools import count
 from typing import Any
 
 import pytest
-from proof_load import Listener, Worker
+from proof_load import Listener, Worker, subscriptions
 
 from durable_streams.testing import NatsCluster
 from durable_streams.testing.cluster import gateway_command
+from durable_streams.testing.nats import NatsServer
 from durable_streams.testing.ports import free_ports
 from durable_streams.testing.processes import wait_until
 
@@ -145,19 +146,26 @@ def test_an_append_of_which_nothing_was_heard_is_not_called_refused(
             assert certain <= set(there) <= certain | in_doubt
 
 
+def heard_through(cluster: NatsCluster, bucket: str) -> list[NatsServer]:
+    """Return the NATS servers through which gateways hear of live streams."""
+    return [server for server in cluster.servers if subscriptions(server, bucket)]
+
+
 @pytest.mark.timeout(300)
 def test_readers_hear_of_what_was_stored_while_nats_was_away_from_their_gateway(
-    make_cluster: Callable[..., NatsCluster], gateway: Callable[..., Any]
+    make_cluster: Callable[..., NatsCluster], gateway: Callable[..., Any], bucket: str
 ) -> None:
     cluster = make_cluster()
     # Live reads do not end by themselves, and nothing follows that would tell them of a gap.
     here, there = (gateway(cluster, "--sse-max-age", "600", "--long-poll-timeout", "600") for _ in range(2))
     here.create("s", TEXT)
     here.append("s", b"first", TEXT)
-    listeners = [Listener(server, "s", mode) for server in (here, there) for mode in ("sse", "long-poll")]
+    listeners = [Listener(there, "s", mode) for mode in ("sse", "long-poll", "sse", "long-poll")]
     assert all(listener.received.get(timeout=RECOVERS_WITHIN) == b"first" for listener in listeners)
-    for number, server in enumerate(cluster.servers):
-        server.kill()
+    for number in range(4):
+        assert wait_until(lambda: any(heard_through(cluster, bucket)), RECOVERS_WITHIN)
+        (server,) = heard_through(cluster, bucket)
+        (server.suspend if number % 2 else server.kill)()
         stamp = {**PRODUCER, "producer_seq": str(number), "content_type": TEXT}
         assert wait_until(
             lambda stamp=stamp, number=number: here.append("s", b"%d" % number, **stamp).status in {200, 204},
@@ -165,7 +173,7 @@ def test_readers_hear_of_what_was_stored_while_nats_was_away_from_their_gateway(
         )
         for listener in listeners:
             assert listener.received.get(timeout=RECOVERS_WITHIN) == b"%d" % number
-        server.start()
+        server.resume() if server.alive else server.start()
         cluster.wait_ready()
     for listener in listeners:
         listener.leave()

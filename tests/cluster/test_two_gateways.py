@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from proof_load import Listener, Worker
+from proof_load import Listener, Worker, subscriptions
 
 from durable_streams import (
     DurableStream,
@@ -194,14 +194,9 @@ def test_a_pipeline_over_both_is_stored_once_and_in_order(
 # live reads
 
 
-def subscriptions(cluster: NatsCluster, bucket: str) -> list[int]:
-    """Return how many live streams each connection that has some is subscribed to."""
-    counts = []
-    for server in cluster.servers:
-        for connection in server.monitor("connz?subs=1")["connections"]:
-            subjects = connection.get("subscriptions_list", ())
-            counts.append(sum(subject.startswith(f"{bucket}.live.") for subject in subjects))
-    return sorted(filter(None, counts))
+def counts(cluster: NatsCluster, bucket: str) -> list[int]:
+    """Return how many live streams each connection that hears of some hears of."""
+    return sorted(count for server in cluster.servers for count in subscriptions(server, bucket))
 
 
 def test_live_reads_hear_of_the_other_gateway_over_one_subscription(
@@ -212,21 +207,21 @@ def test_live_reads_hear_of_the_other_gateway_over_one_subscription(
     here.append("s", b"first", TEXT)
     modes = ["sse", "long-poll"] * 4
     listeners = [Listener(there, "s", mode) for mode in modes] + [Listener(here, "s", "sse")]
-    assert wait_until(lambda: subscriptions(nats_cluster, bucket) == [1, 1], WITHIN)
+    assert wait_until(lambda: counts(nats_cluster, bucket) == [1, 1], WITHIN)
     assert all(listener.received.get(timeout=WITHIN) == b"first" for listener in listeners)
     for number in range(20):
         (here, there)[number % 2].append("s", b"%d" % number, TEXT)
         for listener in listeners:
             assert listener.received.get(timeout=WITHIN) == b"%d" % number
-    assert subscriptions(nats_cluster, bucket) == [1, 1]
+    assert counts(nats_cluster, bucket) == [1, 1]
     last = listeners.pop()
     for listener in listeners:
         listener.leave()
-    assert wait_until(lambda: subscriptions(nats_cluster, bucket) == [1], WITHIN)
+    assert wait_until(lambda: counts(nats_cluster, bucket) == [1], WITHIN)
     there.append("s", b"the end", TEXT)
     assert last.received.get(timeout=WITHIN) == b"the end"
     last.leave()
-    assert wait_until(lambda: subscriptions(nats_cluster, bucket) == [], WITHIN)
+    assert wait_until(lambda: counts(nats_cluster, bucket) == [], WITHIN)
 
 
 def test_a_close_and_a_deletion_reach_readers_of_the_other_gateway(pair: tuple[Any, Any]) -> None:

@@ -117,14 +117,14 @@ async def follow_and_compare(
     nats, writer, content = Nats(), JetSlot("s"), bytearray(first)
 
     def commit(batch: Batch, number: int) -> None:
-        planned = plan(batch, LAYOUT, f"n{number}", room)
+        planned = plan(batch, LAYOUT, f"n{number}", number, room)
         if not planned.messages:
             return
         last = nats.publish(planned.messages)
         assert last is not None, "what was decided on the present state was refused"
         assert nats.publish(planned.messages) is None, "the same messages were stored twice"
         for change in planned.changes:
-            change.apply(last - len(planned.messages) + 1, 0.0)
+            change.apply(last - len(planned.messages) + 1, number, 0.0)
 
     batch = Batch(NOW, lambda: 77)
     batch.create(writer, None, Create("s", BYTES, first, ttl=ttl))

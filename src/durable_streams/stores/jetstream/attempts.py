@@ -42,7 +42,7 @@ class Attempt:
         self.commands: list[Command] = []
         self.outcomes: list[tuple[Any, BaseException | None]] = []
         self.slots: dict[JetSlot, None] = {}
-        self.plan: Plan = Plan("", [], [])
+        self.plan: Plan = Plan("", 0, [], [])
 
     def take(self, command: Command, batch: Batch) -> None:
         """Decide a command."""
@@ -134,7 +134,7 @@ class Attempts:
         self.down_since = None
         first, now = last - len(planned.messages) + 1, asyncio.get_running_loop().time()
         for change in planned.changes:
-            change.apply(first, now)
+            change.apply(first, planned.moment, now)
             self._changed(change.slot)
 
     async def _answer(self, attempt: Attempt) -> None:

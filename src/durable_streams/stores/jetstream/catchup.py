@@ -45,16 +45,23 @@ class CatchUp:
 
     @property
     def now(self) -> int:
-        """The present moment: whatever is asked from here on has a later one."""
+        """The present moment: what is asked or published from here on has this one or a later one."""
         return self._moment + 1
+
+    def tick(self) -> int:
+        """Return the moment of a question, or of a publish: one that is stored says as much as an answer."""
+        self._moment += 1
+        return self._moment
 
     async def current(self, slot: JetSlot) -> None:
         """Bring a slot up to everything that was committed before this call; raises StoreUnavailableError."""
         if slot.check is not None:
+            since = self.now
             await asyncio.wait([slot.check])  # it was asked before we came
+            if slot.checked >= since:
+                return
         if slot.check is None:
-            self._moment += 1
-            slot.check = asyncio.create_task(self._check(slot, self._moment))
+            slot.check = asyncio.create_task(self._check(slot, self.tick()))
             slot.check.add_done_callback(lambda task: _checked(slot, task))
         await asyncio.shield(slot.check)
 
@@ -83,14 +90,14 @@ class CatchUp:
             and loop.time() - slot.verified < _TRUST
             and not slot.expired(state, self._clock())
         )
-        if not (known and await self._follow(slot)):
+        if not (known and await self._follow(slot, moment)):
             began = loop.time()
             await self._load(slot, self._bus.last)
             slot.verified = began
         slot.checked = max(slot.checked, moment)
 
-    async def _follow(self, slot: JetSlot) -> bool:
-        """Read on in the log; False if that does not lead to the present."""
+    async def _follow(self, slot: JetSlot, moment: int) -> bool:
+        """Read on in the log until the present, or until a publish proves it; False if it does not lead there."""
         state = slot.state
         if state is None:
             return False
@@ -99,11 +106,11 @@ class CatchUp:
             stored = await self._bus.next(subject, at)
             if slot.state is None or slot.state.id != state.id:
                 return False
-            if stored is None:
+            if stored is None or slot.checked >= moment:
                 return True
             if not slot.follow(stored.seq, decode_record(stored.record), stored.data):
                 return False
-            at = stored.seq + 1
+            at = max(stored.seq, slot.seq) + 1
         return False
 
     async def _load(self, slot: JetSlot, last_of: Callable[[str], Awaitable[Stored | None]]) -> None:
@@ -118,13 +125,19 @@ class CatchUp:
                 continue
             state = decode_meta(meta.data)
             last = await last_of(self._layout.log(state.id))
-            if last is None or version != slot.version:
-                continue  # it was deleted, or moved, meanwhile
+            if last is None:
+                continue  # it was deleted meanwhile
             record = decode_record(last.record)
             if record.end and not state.deleted:
                 continue
-            state = with_tail(state, record, len(last.data))
-            slot.become(state, last.seq, record.n, revision, record.base)
+            if slot.state is not None and slot.state.id == state.id and slot.seq >= last.seq:
+                slot.learn_meta(state, revision)  # the log is known as far, or further by now
+            elif version == slot.version:
+                slot.become(
+                    with_tail(state, record, len(last.data)), last.seq, record.n, revision, record.base
+                )
+            else:
+                continue
             return
         raise StoreUnavailableError(
             f"the stream {slot.path} keeps changing while it is read; nothing of this request was stored"

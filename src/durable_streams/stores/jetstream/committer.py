@@ -187,7 +187,7 @@ class Committer:
         """Publish what was decided. The messages are made now: the next await may move the slots they stand on."""
         self._written += 1
         nonce = f"{self._gateway}{self._written:x}"
-        attempt.plan = plan(batch, self._bus.layout, nonce, self._bus.max_message)
+        attempt.plan = plan(batch, self._bus.layout, nonce, self._catchup.tick(), self._bus.max_message)
         self._spawn(self._try(attempt))
 
     async def _try(self, attempt: Attempt) -> None:

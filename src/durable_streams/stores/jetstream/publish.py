@@ -44,13 +44,18 @@ class Change(msgspec.Struct, gc=False):
     log: int | None = None
     meta: int | None = None
 
-    def apply(self, first: int, now: float) -> None:
-        """Make what was stored what is known; ``first`` is the sequence of the plan's first message."""
+    def apply(self, first: int, moment: int, now: float) -> None:
+        """Make what was stored what is known.
+
+        ``first`` is the sequence of the plan's first message, ``moment`` when it was decided, ``now`` the loop's time.
+        """
         slot, state = self.slot, self.state
         revision = slot.revision if self.meta is None else first + self.meta
         if revision < slot.revision:
             return  # somebody read what others did since
         slot.revision = revision
+        if self.log is not None:
+            slot.checked = max(slot.checked, moment)  # its expectation held: we knew all that there was
         if state is None:
             slot.become(None, 0, 0, revision, None)
         elif slot.seq != self.seq and slot.state is not None and slot.state.id == state.id:
@@ -81,26 +86,30 @@ class Change(msgspec.Struct, gc=False):
 
 
 class Plan(msgspec.Struct, gc=False):
-    """Messages to publish, all or none, and what they change.
+    """Messages to publish, all or none, and what they change. ``moment``: see `CatchUp.tick`.
 
     ``witness``: the first log message among them: its subject, the sequence that it expects, its index.
     """
 
     nonce: str
+    moment: int
     messages: list[Message]
     changes: list[Change]
     witness: tuple[str, int, int] | None = None
 
 
-def plan(batch: Batch, layout: Layout, nonce: str, room: int) -> Plan:
-    """Return the messages for a batch; ``room`` is how many bytes of payload one of them may carry."""
+def plan(batch: Batch, layout: Layout, nonce: str, moment: int, room: int) -> Plan:
+    """Return the messages for a batch; ``room`` is how many bytes of payload one of them may carry.
+
+    ``nonce`` tells them from all others, ``moment`` is when they were decided.
+    """
     appends: dict[int, Appends] = {}
     for stream_id, start, payload, _ in batch.records:
         appends.setdefault(stream_id, []).append((start, payload))
     producers: dict[int, Producers] = {}
     for (stream_id, name), (producer, _) in batch.producers.items():
         producers.setdefault(stream_id, []).append((name, producer.epoch, producer.seq))
-    planned = Plan(nonce, [], [])
+    planned = Plan(nonce, moment, [], [])
     for slot, state in batch.changed.items():
         if not isinstance(slot, JetSlot):
             raise TypeError(f"{type(slot)} is no slot of this store")

@@ -11,6 +11,8 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from durable_streams.protocol import rules
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.jetstream.records import Base, Record, with_tail
@@ -87,6 +89,16 @@ class JetSlot(Slot):
         self.seq, self.n, self.revision, self.base = seq, n, revision, base
         self._partial = None
         if self.audience is not None and before != state:
+            self.audience.notify()
+
+    def learn_meta(self, meta: StreamState, revision: int) -> None:
+        """Take over what is kept beside the log, if it is not older than what is known."""
+        before = self.state
+        if before is None or revision < self.revision:
+            return
+        self.revision = revision
+        self.publish(replace(before, deadline=meta.deadline, forks=meta.forks, deleted=meta.deleted))
+        if self.audience is not None and before != self.state:
             self.audience.notify()
 
     def follow(self, seq: int, record: Record, payload: bytes) -> bool:
