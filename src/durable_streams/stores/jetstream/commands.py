@@ -17,12 +17,13 @@ class Command:
     """Something to decide, and who waits for it.
 
     ``slots``: the one that it is about, then those that it also needs. ``since``: what has been asked of the leader
-    after this moment proves a refusal. ``until``: when it is given up, on the loop's clock. ``single``: it is decided
-    without others of its stream, since it makes or ends it. ``repeatable``: its sender may repeat it though it was
-    stored.
+    after this moment proves a refusal. ``until``: how long it is tried again, ``deadline``: how long it waits for a
+    try while NATS is away, on the loop's clock. ``single``: it is decided without others of its stream, since it makes
+    or ends it. ``repeatable``: its sender may repeat it though it was stored.
     """
 
     __slots__ = (
+        "deadline",
         "decide",
         "future",
         "header",
@@ -43,6 +44,7 @@ class Command:
         future: asyncio.Future[Any],
         since: int,
         until: float,
+        deadline: float,
         size: int = 0,
         header: int = 0,
         stamped: bool = False,
@@ -54,6 +56,7 @@ class Command:
         self.future = future
         self.since = since
         self.until = until
+        self.deadline = deadline
         self.size = size
         self.header = header
         self.stamped = stamped

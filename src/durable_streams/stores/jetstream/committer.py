@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
-from durable_streams.stores.base import StoreError, as_store_error
+from durable_streams.stores.base import StoreError, StoreUnavailableError, as_store_error
 from durable_streams.stores.batch import Batch
 from durable_streams.stores.jetstream.attempts import Attempt, Attempts
 from durable_streams.stores.jetstream.bus import Bus
@@ -27,7 +27,7 @@ from durable_streams.stores.jetstream.slots import JetSlot
 
 __all__ = ["PATIENCE", "Committer"]
 
-PATIENCE = 3.0
+PATIENCE = 2.5
 """Seconds that a command is tried."""
 
 T = TypeVar("T")
@@ -77,7 +77,13 @@ class Committer:
         patience = PATIENCE if down is None else max(0.0, down + PATIENCE - now)
         future: asyncio.Future[T] = loop.create_future()
         command = Command(
-            decide, slots, future=future, since=self._catchup.now, until=now + patience, **options
+            decide,
+            slots,
+            future=future,
+            since=self._catchup.now,
+            until=now + patience,
+            deadline=now + PATIENCE,
+            **options,
         )
         self._open += 1
         self._idle.clear()
@@ -126,7 +132,7 @@ class Committer:
         for slot in list(self._ready):
             if slot.busy:
                 continue
-            command = _first(slot)
+            command = self._first(slot, now)
             if command is None:
                 del self._ready[slot]
             elif self._prepare(slot, command) or any(one.busy for one in command.slots):
@@ -141,6 +147,20 @@ class Committer:
             self._probes.clear()
             self._sharing = True
             self._begin(shared, batch)
+
+    def _first(self, slot: JetSlot, now: float) -> Command | None:
+        """Return the first command of a slot that somebody still waits for, and not in vain for too long already."""
+        waiting = slot.waiting
+        while waiting:
+            command = waiting[0]
+            if not command.future.done():
+                if now < command.deadline or self._attempts.down_since is None:
+                    return command
+                message = "NATS does not answer; nothing of this request was stored, repeat it"
+                command.fail(StoreUnavailableError(message))
+            waiting.popleft()
+        slot.waiting = None
+        return None
 
     def _prepare(self, slot: JetSlot, command: Command) -> bool:
         """Have what a command needs loaded; False if all of it is there."""
@@ -244,14 +264,3 @@ class Committer:
             await self._catchup.current(slot)
         except StoreError:
             slot.behind = True  # whoever frees it next looks again, and so does the feed
-
-
-def _first(slot: JetSlot) -> Command | None:
-    """Return the first command of a slot that somebody still waits for."""
-    waiting = slot.waiting
-    while waiting:
-        if not waiting[0].future.done():
-            return waiting[0]
-        waiting.popleft()
-    slot.waiting = None
-    return None
