@@ -8,36 +8,45 @@ import http.client
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import nats
+import nats.errors
 import pytest
+from nats.js import JetStreamContext
 
 from durable_streams.testing import NatsCluster, NatsError
 from durable_streams.testing import nats as module
 from durable_streams.testing.ports import free_ports
 
+T = TypeVar("T")
+
+
+def with_jetstream(cluster: NatsCluster, use: Callable[[JetStreamContext], Awaitable[T]]) -> T:
+    """Use JetStream until it answers: while a busy machine elects another leader, a question may be lost."""
+
+    async def insist() -> T:
+        async with await nats.connect(cluster.urls) as connection:
+            for _ in range(5):
+                with contextlib.suppress(nats.errors.TimeoutError):
+                    return await use(connection.jetstream(timeout=5))
+        pytest.fail("JetStream does not answer")
+
+    return asyncio.run(insist())
+
 
 def make_stream(cluster: NatsCluster, name: str) -> None:
-    async def make() -> None:
-        connection = await nats.connect(cluster.urls)
-        stream = connection.jetstream(timeout=20)
+    async def make(stream: JetStreamContext) -> None:
         await stream.add_stream(name=name, subjects=[f"{name}.>"], num_replicas=len(cluster.servers))
         await stream.publish(f"{name}.x", b"kept")
-        await connection.close()
 
-    asyncio.run(make())
+    with_jetstream(cluster, make)
 
 
 def stored(cluster: NatsCluster, name: str) -> bytes:
-    async def read() -> bytes:
-        connection = await nats.connect(cluster.urls)
-        message = await connection.jetstream(timeout=20).get_last_msg(name, f"{name}.x")
-        await connection.close()
-        return message.data or b""
-
-    return asyncio.run(read())
+    return with_jetstream(cluster, lambda stream: stream.get_last_msg(name, f"{name}.x")).data or b""
 
 
 def test_another_server_leads_once_the_leader_is_killed(make_cluster: Callable[..., NatsCluster]) -> None:

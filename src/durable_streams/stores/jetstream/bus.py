@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from durable_streams.stores.base import (
     StoreError,
@@ -21,7 +21,10 @@ from durable_streams.stores.base import (
 from durable_streams.stores.jetstream.config import JetStreamConfig
 from durable_streams.stores.jetstream.layout import Layout
 from durable_streams.stores.jetstream.messages import (
+    ELECTING,
     ApiError,
+    Got,
+    Info,
     Message,
     Stored,
     StreamInfo,
@@ -39,6 +42,8 @@ if TYPE_CHECKING:  # nats-py is an extra: imported when a bus is opened
     from durable_streams.stores.jetstream.connection import Answer, Connection
 
 __all__ = ["Bus", "ConflictError", "Message", "Stored", "StreamInfo", "Subscription"]
+
+R = TypeVar("R", Got, Info)
 
 _PUBLISH_SECONDS = 1.0
 _BATCH_BYTES_PER_SECOND = 8 << 20  # a large batch gets so much more time
@@ -165,12 +170,7 @@ class Bus:
         return await self._from_leader({"seq": seq, "next_by_subj": subject})
 
     async def _from_leader(self, question: dict[str, object]) -> Stored | None:
-        answer = await self._ask(self._get, encode_json(question), _READ_SECONDS)
-        self._check(answer)
-        got = decode_get(answer.data)
-        if got.error is not None and got.error.err_code != _NOT_FOUND:
-            raise self._unavailable(got.error)
-        return got.stored
+        return (await self._ask_leader(self._get, encode_json(question), decode_get)).stored
 
     async def peek_last(self, subject: str) -> Stored | None:
         """Return the last message of a subject as some server knows it; needs no leader."""
@@ -204,13 +204,33 @@ class Bus:
             said = answer.head[12:].partition(b"\r")[0].strip().decode() or "no server has it now"
             raise StoreUnavailableError(f"the bucket {self.config.name} in NATS: {said}")
 
+    async def _ask_leader(self, subject: str, question: bytes, decode: Callable[[bytes], R]) -> R:
+        """Return what a leader answers, asked again while the servers elect one of theirs to begin with."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + _READ_SECONDS
+        while True:
+            answer = await self._ask(subject, question, _READ_SECONDS, deadline=deadline)
+            self._check(answer)
+            said = decode(answer.data)
+            if said.error is None or said.error.err_code == _NOT_FOUND:
+                return said
+            if said.error.err_code != ELECTING or clock() + _PAUSE_SECONDS >= deadline:
+                raise self._unavailable(said.error)
+            await asyncio.sleep(_PAUSE_SECONDS)
+
     async def _ask(
-        self, subject: str, question: bytes, each: float, parts: list[Answer] | None = None
+        self,
+        subject: str,
+        question: bytes,
+        each: float,
+        parts: list[Answer] | None = None,
+        *,
+        deadline: float | None = None,
     ) -> Answer:
         """Return the answer of NATS, asked again where that helps, or raise StoreUnavailableError in time."""
         connection = self._connection
         clock = asyncio.get_running_loop().time
-        deadline = clock() + _READ_SECONDS
+        deadline = deadline or clock() + _READ_SECONDS
         while True:
             if not await connection.wait_connected(deadline - clock()):
                 raise StoreUnavailableError("NATS cannot be reached")
@@ -259,12 +279,7 @@ class Bus:
 
     async def info(self) -> StreamInfo:
         """Return what the bucket holds and how."""
-        answer = await self._ask(self._info, b"", _READ_SECONDS)
-        self._check(answer)
-        info = decode_info(answer.data)
-        if info.error is not None:
-            raise self._unavailable(info.error)
-        return info.summary
+        return (await self._ask_leader(self._info, b"", decode_info)).summary
 
 
 async def _send_but_end(connection: Connection, messages: Sequence[Message], reply: bytes) -> bytes:

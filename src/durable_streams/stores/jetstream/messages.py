@@ -10,8 +10,11 @@ import msgspec
 from durable_streams.stores.jetstream.layout import OPERATION, RECORD
 
 __all__ = [
+    "ELECTING",
     "ApiError",
     "Config",
+    "Got",
+    "Info",
     "Message",
     "Stored",
     "StreamInfo",
@@ -24,6 +27,8 @@ __all__ = [
     "decode_purge",
     "encode_json",
 ]
+
+ELECTING = 10008  # what an API error says while the servers have no leader for what they do not store
 
 _SEQUENCE = b"\r\nNats-Sequence: "
 _SUBJECT = b"\r\nNats-Subject: "

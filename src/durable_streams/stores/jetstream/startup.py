@@ -11,7 +11,14 @@ from durable_streams.stores.base import StoreError
 from durable_streams.stores.jetstream.config import JetStreamConfig, without_secrets
 from durable_streams.stores.jetstream.connection import Connection
 from durable_streams.stores.jetstream.layout import Layout
-from durable_streams.stores.jetstream.messages import ApiError, Config, Info, decode_info, encode_json
+from durable_streams.stores.jetstream.messages import (
+    ELECTING,
+    ApiError,
+    Config,
+    Info,
+    decode_info,
+    encode_json,
+)
 
 __all__ = ["prepare"]
 
@@ -24,7 +31,6 @@ _PATIENCE_SECONDS = 10.0  # for a cluster that has just been started
 _PAUSE_SECONDS = 0.2
 _LEAST_PAYLOAD = 64 << 10
 
-_STARTING = frozenset({10008})
 _NO_STREAM = 10059
 _NAME_TAKEN = 10058
 _TOO_FEW = frozenset({10005, 10074})
@@ -77,7 +83,7 @@ async def _ask(connection: Connection, subject: str, where: str, data: bytes = b
                     f"NATS at {where} has no JetStream: start it with -js, or jetstream {{}} in its file"
                 )
             info = decode_info(answer.data)
-            if info.error is None or info.error.err_code not in _STARTING:
+            if info.error is None or not _about_to_change(info.error):
                 return info
             trouble = info.error.description
         except TimeoutError:
@@ -89,6 +95,11 @@ async def _ask(connection: Connection, subject: str, where: str, data: bytes = b
         if clock() > deadline:
             raise StoreError(f"JetStream at {where} is not ready: {trouble}")
         await asyncio.sleep(_PAUSE_SECONDS)
+
+
+def _about_to_change(error: ApiError) -> bool:
+    """Whether servers that have just started, and have not all heard of each other, would say this."""
+    return error.err_code == ELECTING or (error.err_code in _TOO_FEW and "offline" in error.description)
 
 
 def _wanted(config: JetStreamConfig, layout: Layout) -> Config:

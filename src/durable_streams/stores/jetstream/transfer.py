@@ -168,6 +168,8 @@ class JetStreamPlace:
             return _nothing(state)
         record = decode_record(last.record)
         if record.end:
+            if (await self._current(state.path)).state is not None:
+                raise self._writer.disturbance  # it was not there when we asked first
             raise StoreError(
                 f"the stream {state.path} was deleted in the bucket {self._layout.name} since it was copied: "
                 "choose another bucket"
