@@ -20,6 +20,7 @@ import nats
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import StorageType, StreamConfig
+from nats.js.errors import APIError
 
 from durable_streams.server.run import new_event_loop
 from durable_streams.stores.jetstream.layout import EXPECT, RECORD, Layout
@@ -29,6 +30,7 @@ BARE = "bare"
 SUBJECT = f"{BARE}.log"
 LAYOUT = Layout("durable-streams")
 WARM_UP = 0.5  # seconds
+IN_PROCESS = 10164  # "wrong last sequence", while NATS is not done with the message before
 AT_ONCE = 1000  # messages of an atomic batch
 NO_LIMIT = {"pending_msgs_limit": -1, "pending_bytes_limit": -1}
 now = time.perf_counter
@@ -78,8 +80,16 @@ class Publisher:
         self._seq = 0
 
     async def publish(self, payload: bytes) -> None:
-        ack = await self._js.publish(self._subject, payload, headers={EXPECT: str(self._seq)})
-        self._seq = ack.seq
+        while True:
+            try:
+                ack = await self._js.publish(self._subject, payload, headers={EXPECT: str(self._seq)})
+            except APIError as error:
+                # One in 40,000, right after its own acknowledgement: a moment later the same is right.
+                if error.err_code != IN_PROCESS:
+                    raise
+            else:
+                self._seq = ack.seq
+                return
 
     async def until(self, deadline: float, payload: bytes) -> list[float]:
         """Return how many seconds each publish took."""
