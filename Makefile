@@ -25,7 +25,7 @@ help:
 	@echo "make test-pythons the client's tests on other Pythons; PYTHONS=\"3.10 3.13\" chooses"
 	@echo "make lint types   ruff; mypy --strict, and pyright for the public names"
 	@echo "make conformance  the protocol's public conformance suite (Node >= 18)"
-	@echo "make bench        the benchmarks of server, client and firehose; ARGS=\"client --quick\" chooses"
+	@echo "make bench        the benchmarks of server, client, firehose and cluster; ARGS=\"client --quick\" chooses"
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make clean        remove .venv, node_modules and caches"
 
