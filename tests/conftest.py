@@ -191,13 +191,17 @@ class ServerProcess:
     ) -> Answer:
         return self.request("POST", stream, body, content_type=content_type, **headers)
 
-    def read_all(self, stream: str, offset: str = "-1") -> bytes:
-        """Return everything from ``offset`` to the tail of a stream of bytes."""
+    def read_all(self, stream: str, offset: str = "-1", *, patience: float = 0) -> bytes:
+        """Return everything from ``offset`` to the tail of a stream of bytes; ``patience``: seconds for 503."""
         parts = []
+        until = time.monotonic() + patience
         with contextlib.closing(self.connection()) as connection:
             while True:
                 connection.request("GET", f"/v1/stream/{stream}?offset={offset}")
                 read = answer(connection.getresponse())
+                if read.status == 503 and time.monotonic() < until:
+                    time.sleep(0.1)
+                    continue
                 assert read.status == 200, read
                 parts.append(read.body)
                 offset = read.next_offset

@@ -84,8 +84,9 @@ def test_without_a_quorum_nothing_is_stored_and_what_is_known_is_read(
         )
     assert here.alive
     assert there.alive
-    written = here.read_all("s").removeprefix(b"".join(pieces))
-    assert there.read_all("s").removeprefix(b"".join(pieces)) == written
+    content = here.read_all("s", patience=RECOVERS_WITHIN)
+    assert there.read_all("s", patience=RECOVERS_WITHIN) == content
+    written = content.removeprefix(b"".join(pieces))
     assert written.count(b"stamped") == 1
     assert written.count(b"plain") <= sum(map(unknown, plain))
     assert not written.replace(b"stamped", b"").replace(b"plain", b"")
@@ -134,7 +135,8 @@ def test_an_append_of_which_nothing_was_heard_is_not_called_refused(
     answers = [writer.finish() for writer in writers]
     assert heard_nothing, "no append was in doubt"
     for stream in range(4):
-        lines = [line.split(".") for line in serving[1].read_all(f"s{stream}").decode().splitlines()]
+        content = serving[1].read_all(f"s{stream}", patience=RECOVERS_WITHIN)
+        lines = [line.split(".") for line in content.decode().splitlines()]
         for name in (stream, stream + 4):
             there = [int(number) for writer, number in lines if int(writer) == name]
             certain = {number for number, answer in answers[name].items() if answer.status == 204}

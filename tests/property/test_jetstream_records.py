@@ -200,11 +200,15 @@ def test_a_record_that_does_not_follow_is_not_taken() -> None:
     assert (slot.seq, slot.state.tail) == (10, 5)
 
 
-@given(st.integers(0, 20_000))
+@given(
+    st.integers(0, 20_000), st.sampled_from([48 << 10, 1 << 20]), st.sampled_from(["producer-", 'é"' * 400])
+)
 @settings(max_examples=10, deadline=None)
-def test_snapshots_of_any_size_come_back(count: int) -> None:
-    producers = {f"producer-{number}": ProducerState(number % 3, number) for number in range(count)}
+def test_snapshots_of_any_size_come_back_and_fit(count: int, room: int, name: str) -> None:
+    producers = {f"{name}{number}": ProducerState(number % 3, number) for number in range(count)}
     base = Base(5, 3, 9)
-    parts = [decode_snapshot(part) for part in cut_snapshot(base, producers)]
+    encoded = cut_snapshot(base, producers, room)
+    assert all(len(part) <= room + 100 for part in encoded)
+    parts = [decode_snapshot(part) for part in encoded]
     assert all((part.base, part.parts) == (base, len(parts)) for part in parts)
     assert {n: ProducerState(e, s) for part in parts for n, e, s in part.producers} == producers

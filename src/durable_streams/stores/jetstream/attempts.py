@@ -31,6 +31,8 @@ __all__ = ["Attempt", "Attempts"]
 _ALONE_FOR = 1.0  # seconds after a conflict
 _PAUSE = 0.1  # seconds between tries while NATS is away
 
+_Seen = tuple[tuple[int, int], int]
+
 
 class Attempt:
     """Commands decided together, and what is published for them."""
@@ -41,7 +43,7 @@ class Attempt:
         self.shared = shared
         self.commands: list[Command] = []
         self.outcomes: list[tuple[Any, BaseException | None]] = []
-        self.slots: dict[JetSlot, None] = {}
+        self.slots: dict[JetSlot, _Seen] = {}
         self.plan: Plan = Plan("", 0, [], [])
 
     def take(self, command: Command, batch: Batch) -> None:
@@ -54,7 +56,7 @@ class Attempt:
         self.commands.append(command)
         self.outcomes.append(outcome)
         for slot in command.slots:
-            self.slots[slot] = None
+            self.slots.setdefault(slot, (slot.version, slot.checked))
             slot.busy = True
 
     def unproven(self) -> list[Command]:
@@ -64,8 +66,13 @@ class Attempt:
             command
             for command, (outcome, refusal) in zip(self.commands, self.outcomes, strict=True)
             if _changed_nothing(outcome, refusal)
-            and not all(slot in proven or slot.checked >= command.since for slot in command.slots)
+            and not all(slot in proven or self._was_present(slot, command.since) for slot in command.slots)
         ]
+
+    def _was_present(self, slot: JetSlot, since: int) -> bool:
+        """Whether what was decided on had been read since then, or was found unchanged when it was read later."""
+        version, checked = self.slots[slot]
+        return checked >= since or (slot.checked >= since and slot.version == version)
 
 
 def _changed_nothing(outcome: Any, refusal: BaseException | None) -> bool:
@@ -190,14 +197,14 @@ class Attempts:
 
     async def _settle(self, attempt: Attempt) -> None:
         """Find out what became of messages of which nothing was heard."""
-        if attempt.plan.witness is None:
+        if not attempt.plan.witnesses:
             await self._resolve(attempt)  # nothing but keys: deciding again does no harm
             return
         loop = asyncio.get_running_loop()
         until = max(command.until for command in attempt.commands)
         while True:
             try:
-                last = await self._publish_again(attempt.plan, attempt.plan.witness)
+                last = await self._publish_again(attempt.plan)
             except ConflictError:
                 await self._resolve(attempt)
                 return
@@ -211,26 +218,41 @@ class Attempts:
                 await self._answer(attempt)
                 return
 
-    async def _publish_again(self, planned: Plan, witness: tuple[str, int, int]) -> int:
+    async def _publish_again(self, planned: Plan) -> int:
         """Return the last sequence of messages that are stored, by now or from before."""
-        subject, expected, index = witness
-        stored = await self._bus.next(subject, expected + 1)
-        if stored is None:
+        last = await self._find(planned)
+        if last is None:
             try:
                 return await self._bus.publish(planned.messages)
             except ConflictError:
-                stored = await self._bus.next(subject, expected + 1)
-        if stored is None and await self._is_overtaken(planned):
+                last = await self._find(planned)
+        if last is None and await self._is_overtaken(planned):
             # Whoever that was: had it been our first sending, all of that would be there by now.
-            stored = await self._bus.next(subject, expected + 1)
-            if stored is None:
+            last = await self._find(planned)
+            if last is None:
                 raise ConflictError
-        if stored is None:
+        if last is None:
             # Something is in conflict and nothing is there: our first sending may be on its way still.
             raise StoreUncertainError("NATS did not say whether it has stored the request")
-        if decode_record(stored.record).nonce != planned.nonce:
-            raise ConflictError
-        return stored.seq + len(planned.messages) - 1 - index
+        return last
+
+    async def _find(self, planned: Plan) -> int | None:
+        """Return the last sequence of messages that are stored, None if nothing is in their place.
+
+        Raises ConflictError if others are in it, StoreUncertainError if what was there is gone from every log.
+        """
+        for subject, seq, n, at in planned.witnesses:
+            stored = await self._bus.next(subject, seq + 1)
+            if stored is None:
+                return None
+            record = decode_record(stored.record)
+            if record.nonce == planned.nonce and record.n == n:
+                return stored.seq + len(planned.messages) - 1 - at
+            if record.n == n:
+                raise ConflictError
+        raise StoreUncertainError(
+            "the streams were deleted before it was known whether the request was stored"
+        )
 
     async def _is_overtaken(self, planned: Plan) -> bool:
         """Whether something is stored that keeps these messages from ever being stored, unless it is they."""

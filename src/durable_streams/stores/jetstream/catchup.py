@@ -70,7 +70,7 @@ class CatchUp:
         try:
             await self.current(slot)
         except StoreUnavailableError:
-            await self._load(slot, self._bus.peek_last)
+            await self._load(slot, self._bus.peek_last, yields=True)
 
     async def all_current(self, slots: Iterable[JetSlot]) -> None:
         """Bring several up to date; raises the first failure."""
@@ -113,10 +113,16 @@ class CatchUp:
             at = max(stored.seq, slot.seq) + 1
         return False
 
-    async def _load(self, slot: JetSlot, last_of: Callable[[str], Awaitable[Stored | None]]) -> None:
+    async def _load(
+        self, slot: JetSlot, last_of: Callable[[str], Awaitable[Stored | None]], *, yields: bool = False
+    ) -> None:
+        """Read anew; what ``yields`` is dropped as soon as somebody heard from the leader."""
+        checked = slot.checked
         for _ in range(_TRIES):
             version = slot.version
             meta = await last_of(self._layout.meta(slot.path))
+            if yields and slot.checked != checked:
+                return
             revision = 0 if meta is None else meta.seq
             if meta is None or meta.removed:
                 if version == slot.version:
@@ -125,6 +131,8 @@ class CatchUp:
                 continue
             state = decode_meta(meta.data)
             last = await last_of(self._layout.log(state.id))
+            if yields and slot.checked != checked:
+                return
             if last is None:
                 continue  # it was deleted meanwhile
             record = decode_record(last.record)

@@ -179,6 +179,8 @@ class Committer:
     def _take(self, slot: JetSlot, attempt: Attempt, batch: Batch) -> int:
         """Decide what waits for a slot, as much as one record may carry; return its bytes."""
         waiting, size, header, count = slot.waiting, 0, 0, 0
+        del self._ready[slot]
+        self._ready[slot] = None  # behind all others, or who always has more to do would always go first
         while waiting and count < _SLOT_COMMANDS:
             command = waiting[0]
             full = size + command.size > _BIG or header + command.header > _HEADER_BYTES

@@ -23,6 +23,7 @@ from durable_streams.stores.jetstream.slots import JetSlot
 __all__ = ["Feed"]
 
 _LINGER = 2.0  # seconds that an unwatched stream stays subscribed: a long-poll comes back at once
+_AGAIN = 1.0  # seconds until a subscription that failed is tried again
 _TURN = 0.25  # seconds between looks at what is due
 _SOON = (0.1, 1.0)  # seconds after subscribing: interest needs a moment to reach the other servers
 _EVERY = 10.0  # seconds between checks of a watched stream
@@ -77,6 +78,7 @@ class Feed:
         if self._restored in self._bus.on_restored:
             self._bus.on_restored.remove(self._restored)
         tasks: list[asyncio.Task[Any]] = [*self._looks, *([] if self._looking is None else [self._looking])]
+        self._looking = None
         tasks += [entry.subscribing for entry in self._entries.values() if not entry.subscribing.done()]
         for task in tasks:
             task.cancel()
@@ -125,12 +127,19 @@ class Feed:
         return entry
 
     def _subscribed(self, entry: _Entry, task: asyncio.Task[Subscription]) -> None:
+        loop = asyncio.get_running_loop()
         if task.cancelled() or task.exception() is not None:
             self._forget(entry)
+            if not task.cancelled() and self._looking is not None:
+                loop.call_later(_AGAIN, self._subscribe_again, entry.slot)
             return
-        loop = asyncio.get_running_loop()
         self._look_at(entry, loop.time() + _SOON[0])
         loop.call_later(_LINGER, self._drop_if_unwatched, entry)  # whoever asked may be gone already
+
+    def _subscribe_again(self, slot: JetSlot) -> None:
+        """Hear of a slot that could not be subscribed to, if somebody watches it who did not wait for that."""
+        if slot.audience is not None and self._looking is not None:
+            self.enter(slot)
 
     def _drop_if_unwatched(self, entry: _Entry) -> None:
         if self._entries.get(entry.stream_id) is entry and entry.slot.audience is None:

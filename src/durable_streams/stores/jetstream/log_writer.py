@@ -101,7 +101,7 @@ class LogWriter:
         state, layout = log.state, self._layout
         # Behind what is stored now no record names a producer: all are in the snapshot.
         base = log.stored if producers else None
-        snapshot = cut_snapshot(base, producers) if base else []
+        snapshot = cut_snapshot(base, producers, self._bus.max_message) if base else []
         await self._room(4 + len(snapshot), log.size + sum(map(len, snapshot)))
         self._add(log, base=base, is_last=True)
         if state.deleted:

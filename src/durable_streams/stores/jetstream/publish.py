@@ -7,6 +7,7 @@ a key carries it, the others follow in the same atomic batch.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -18,7 +19,7 @@ from durable_streams.stores.jetstream.messages import Message
 from durable_streams.stores.jetstream.records import Base, Record, encode_meta, encode_record, same_meta
 from durable_streams.stores.jetstream.slots import JetSlot
 
-__all__ = ["MARKER_SECONDS", "Change", "Plan", "plan"]
+__all__ = ["MARKER_SECONDS", "Change", "Plan", "Witness", "plan"]
 
 MARKER_SECONDS = 3600
 """How long a deletion can be seen in the log; whoever was not looking for longer reads everything anew."""
@@ -53,20 +54,27 @@ class Change(msgspec.Struct, gc=False):
         revision = slot.revision if self.meta is None else first + self.meta
         if revision < slot.revision:
             return  # somebody read what others did since
+        if self.meta is None and state is not None:
+            known = slot.state
+            if known is None or known.id != state.id:
+                return  # others have removed the stream since
+            state = _with_meta(state, known)  # our records do not speak of that
         slot.revision = revision
         if self.log is not None:
             slot.checked = max(slot.checked, moment)  # its expectation held: we knew all that there was
         if state is None:
             slot.become(None, 0, 0, revision, None)
-        elif slot.seq != self.seq and slot.state is not None and slot.state.id == state.id:
+        elif slot.state is not None and slot.state.id == state.id and self._is_known(slot, first):
             # Whoever read the log meanwhile brought our own records, and perhaps later ones.
-            slot.publish(
-                replace(slot.state, deadline=state.deadline, forks=state.forks, deleted=state.deleted)
-            )
+            slot.publish(_with_meta(slot.state, state))
         else:
             self._advance(state, first, now)
         if slot.audience is not None:
             slot.audience.notify()
+
+    def _is_known(self, slot: JetSlot, first: int) -> bool:
+        """Whether the log is known beyond what this stands on, and with all that this adds to it."""
+        return slot.seq > self.seq and (self.log is None or slot.seq >= first + self.log)
 
     def _advance(self, state: StreamState, first: int, now: float) -> None:
         slot, new = self.slot, self.slot.state is None
@@ -85,17 +93,30 @@ class Change(msgspec.Struct, gc=False):
                 slot.audience.publish(start, payload)
 
 
-class Plan(msgspec.Struct, gc=False):
-    """Messages to publish, all or none, and what they change. ``moment``: see `CatchUp.tick`.
+def _with_meta(state: StreamState, meta: StreamState) -> StreamState:
+    return replace(state, deadline=meta.deadline, forks=meta.forks, deleted=meta.deleted)
 
-    ``witness``: the first log message among them: its subject, the sequence that it expects, its index.
+
+class Witness(NamedTuple):
+    """The first message of a log in a plan, by which it can be told whether the plan was stored.
+
+    ``seq``: what it expects, ``n``: its number in the log, ``at``: its own in the plan.
     """
+
+    subject: str
+    seq: int
+    n: int
+    at: int
+
+
+class Plan(msgspec.Struct, gc=False):
+    """Messages to publish, all or none, and what they change. ``moment``: see `CatchUp.tick`."""
 
     nonce: str
     moment: int
     messages: list[Message]
     changes: list[Change]
-    witness: tuple[str, int, int] | None = None
+    witnesses: list[Witness] = []
 
 
 def plan(batch: Batch, layout: Layout, nonce: str, moment: int, room: int) -> Plan:
@@ -209,8 +230,7 @@ def _add_record(
     headers = {RECORD: encode_record(record)}
     if first:
         headers[EXPECT] = str(change.seq)
-        if planned.witness is None:
-            planned.witness = subject, change.seq, len(planned.messages)
+        planned.witnesses.append(Witness(subject, change.seq, record.n, len(planned.messages)))
     change.log = len(planned.messages)
     planned.messages.append(Message(subject, data, headers))
 

@@ -30,7 +30,8 @@ __all__ = [
     "with_tail",
 ]
 
-_SNAPSHOT_PRODUCERS = 8192  # in one message: ids are at most some hundred bytes
+_PRODUCER_BYTES = 50  # of an entry of a snapshot, about, beside its id
+_SNAPSHOT_BYTES = 1 << 20
 
 
 class Base(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -113,8 +114,15 @@ def after(state: StreamState, n: int, record: Record, size: int) -> StreamState 
     return with_tail(state, record, size)
 
 
-def cut_snapshot(base: Base, producers: Mapping[str, ProducerState]) -> Sequence[bytes]:
-    """Return the producers of a log in parts that fit a message; at least one."""
-    table = [(name, producer.epoch, producer.seq) for name, producer in producers.items()]
-    parts = [table[at : at + _SNAPSHOT_PRODUCERS] for at in range(0, len(table), _SNAPSHOT_PRODUCERS)] or [[]]
+def cut_snapshot(base: Base, producers: Mapping[str, ProducerState], room: int) -> Sequence[bytes]:
+    """Return the producers of a log in parts that fit messages of ``room`` bytes; at least one."""
+    parts: list[list[tuple[str, int, int]]] = [[]]
+    left = room = min(room, _SNAPSHOT_BYTES)
+    for name, producer in producers.items():
+        size = 6 * len(name) + _PRODUCER_BYTES  # as if JSON had to escape all of it
+        if size > left and parts[-1]:
+            parts.append([])
+            left = room
+        parts[-1].append((name, producer.epoch, producer.seq))
+        left -= size
     return [_encode(Snapshot(base, len(parts), part)) for part in parts]

@@ -21,7 +21,7 @@ from durable_streams.stores.batch import Batch, LoadedProducer, NotLoadedError
 from durable_streams.stores.cache import SlotCache
 from durable_streams.stores.jetstream.bus import Bus
 from durable_streams.stores.jetstream.catchup import CatchUp
-from durable_streams.stores.jetstream.committer import Committer
+from durable_streams.stores.jetstream.committer import PATIENCE, Committer
 from durable_streams.stores.jetstream.config import JetStreamConfig
 from durable_streams.stores.jetstream.feed import Feed
 from durable_streams.stores.jetstream.reader import LogReader
@@ -179,11 +179,19 @@ class JetStreamStore:
         slots: Callable[[], tuple[JetSlot, ...]],
         size: int = 0,
     ) -> T:
+        clock = asyncio.get_running_loop().time
+        until = clock() + PATIENCE
         while True:
             try:
                 decide = await ready()
                 return await self._submit(decide, slots(), size=size, single=True)
-            except NotLoadedError:
+            except NotLoadedError as error:
+                if clock() > until:
+                    raise StoreUnavailableError(
+                        "the streams that this one was forked from keep changing; nothing of this request was stored"
+                    ) from error
+                for slot in slots():
+                    self._catchup.distrust(slot)
                 await self._catchup.all_current(slots())
 
     async def _ancestors(self, slot: JetSlot) -> list[JetSlot]:
@@ -223,10 +231,12 @@ class JetStreamStore:
         slot = self._slot(path)
         if slot.audience is not None:
             self._touch(slot)
-            return
         await self._catchup.current(slot)
-        if slot.state is not None and slot.expired(slot.state, self._clock()):
+        state, now = slot.state, self._clock()
+        if state is not None and slot.expired(state, now):
             await self._expire(slot)
+        elif state is not None and rules.is_expired(state, None, now):
+            await self._sweeper.note(path, now)  # it lives on because of what only we know
 
     # -- what is in memory
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from durable_streams.stores.base import StoreError
+from durable_streams.stores.base import StoreError, StoreUnavailableError
 from durable_streams.stores.jetstream.bus import Bus, ConflictError
 from durable_streams.stores.jetstream.layout import EXPECT, ROLLUP
 from durable_streams.stores.jetstream.messages import Message
@@ -19,6 +19,8 @@ from durable_streams.stores.jetstream.messages import Message
 __all__ = ["Sweeper"]
 
 _INTERVAL = 2.0  # seconds
+_PATIENCE = 5.0
+_PAUSE = 0.2
 _AT_ONCE = 64
 _MINUTE = 60
 _CLOCKS_APART = 5  # minutes: a gateway whose clock is behind may still write into a minute that is over
@@ -38,10 +40,27 @@ class Sweeper:
 
     async def start(self) -> None:
         """Begin to sweep: from now on, if nobody ever did; raises StoreUnavailableError."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + _PATIENCE  # a bucket that was just made may have no leader yet
+        while True:
+            try:
+                await self._begin()
+                break
+            except StoreUnavailableError:
+                if clock() > until:
+                    raise
+            await asyncio.sleep(_PAUSE)
+        self._task = asyncio.create_task(self._run())
+
+    async def _begin(self) -> None:
         if await self._bus.last(self._layout.swept) is None:
             with contextlib.suppress(ConflictError):  # another gateway starts at the same time
                 await self._mark(self._minute() - _CLOCKS_APART, 0)
-        self._task = asyncio.create_task(self._run())
+
+    async def note(self, path: str, now: float) -> None:
+        """Have a path looked at again a minute later."""
+        due = self._layout.due(now + _MINUTE, path)
+        await self._bus.publish([Message(due, path.encode(), {ROLLUP: "sub"})])
 
     async def stop(self) -> None:
         """End sweeping."""
