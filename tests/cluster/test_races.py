@@ -218,6 +218,27 @@ def test_a_fork_of_a_stream_that_is_always_busy(config: JetStreamConfig) -> None
     run(test)
 
 
+@pytest.mark.parametrize("writers", [1, 16])
+def test_a_gateway_that_never_pauses_lets_others_write(config: JetStreamConfig, writers: int) -> None:
+    async def test() -> None:
+        async with two(config) as (here, there):
+            await here.create(Create("s", TEXT))
+
+            async def write() -> None:
+                while True:
+                    await append(here, "s", b"x")
+
+            writing = [asyncio.create_task(write()) for _ in range(writers)]
+            for number in range(1, 201):
+                await append(there, "s", b"y")
+                if number % 20 == 0:  # it has to begin anew
+                    await asyncio.sleep(0.05)
+            for writer in writing:
+                writer.cancel()
+
+    run(test)
+
+
 def test_large_appends_do_not_hold_up_small_ones_for_ever(config: JetStreamConfig) -> None:
     async def test() -> None:
         async with two(config) as (here, _):

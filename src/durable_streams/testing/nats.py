@@ -61,7 +61,9 @@ class NatsServer(ServerProcess):
     @property
     def healthy(self) -> bool:
         """Whether it runs and says that it is well: all that it replicates has caught up."""
-        return self.running and self.monitor("healthz").get("status") == "ok"
+        # Another server may have taken the port before it: what answers there must serve where this one does.
+        its_own = self.running and self.monitor("varz").get("port") == self._ports.client
+        return its_own and self.monitor("healthz").get("status") == "ok"
 
     def monitor(self, path: str) -> dict[str, Any]:
         """Return what its monitoring port answers to ``path``, such as ``"jsz"``; nothing if it does not answer."""

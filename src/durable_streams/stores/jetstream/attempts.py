@@ -87,7 +87,7 @@ class Attempts:
     """Publishes attempts and brings each to its end.
 
     ``changed`` is called for every slot of which something was stored; ``back`` takes the slots that an attempt is done
-    with, and the commands that have to be decided again.
+    with, and the commands that have to be decided again; ``ask_turn`` asks the other gateways to leave a slot to us.
     """
 
     def __init__(
@@ -96,11 +96,13 @@ class Attempts:
         catchup: CatchUp,
         changed: Callable[[JetSlot], None],
         back: Callable[[list[Command], Iterable[JetSlot]], None],
+        ask_turn: Callable[[JetSlot], None],
     ) -> None:
         self._bus = bus
         self._catchup = catchup
         self._changed = changed
         self._back = back
+        self._ask_turn = ask_turn
         self.down_since: float | None = None
         """Since when NATS does not answer, on the loop's clock; None while it does."""
 
@@ -142,6 +144,7 @@ class Attempts:
         first, now = last - len(planned.messages) + 1, asyncio.get_running_loop().time()
         for change in planned.changes:
             change.apply(first, planned.moment, now)
+            change.slot.conflicts = 0
             self._changed(change.slot)
 
     async def _answer(self, attempt: Attempt) -> None:
@@ -181,8 +184,12 @@ class Attempts:
             if slot.conflict_at == slot.seq or any(command.single for command in attempt.commands):
                 self._catchup.distrust(slot)
             slot.conflict_at = slot.seq
+            slot.conflicts += 1
         if not attempt.shared:
             await asyncio.sleep(random.random() * 0.001)  # noqa: S311 - so that two gateways do not go on in step
+        for slot in attempt.slots:
+            if slot.conflicts > 1:
+                self._ask_turn(slot)
         late = StoreUnavailableError(
             "too many servers write to this stream at once; nothing of this request was stored, repeat it"
         )

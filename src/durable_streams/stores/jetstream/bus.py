@@ -9,6 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -66,12 +67,17 @@ class ConflictError(Exception):
 
 
 class Bus:
-    """One server's use of a bucket. ``on_restored``: called when live messages may have been missed."""
+    """One server's use of a bucket.
+
+    ``on_restored`` is called when live messages may have been missed, ``on_turn`` with what `ask_turn` was called with,
+    here or elsewhere.
+    """
 
     def __init__(self, config: JetStreamConfig) -> None:
         self.config = config
         self.layout = Layout(config.name)
         self.on_restored: list[Callable[[], None]] = []
+        self.on_turn: Callable[[bytes], None] = lambda _: None
         self.max_message = 0  # bytes of data that one message may carry; known when it is open
         self._current: Connection | None = None
         stream = self.layout.stream
@@ -99,6 +105,7 @@ class Bus:
             self.max_message = min(connection.max_payload - _HEADER_ROOM, _LARGEST_MESSAGE)
             await prepare(connection, self.config, self.layout, make=make)
             await connection.subscribe(self._elected, lambda *_: self._restored(), _READ_SECONDS)
+            await connection.subscribe(self.layout.turn, lambda *said: self.on_turn(said[2]), _READ_SECONDS)
         except BaseException as error:
             await connection.close()
             if isinstance(error, (ConnectionError, TimeoutError)):
@@ -276,6 +283,11 @@ class Bus:
             return await self._connection.subscribe(subject, take, _READ_SECONDS)
         except (ConnectionError, TimeoutError) as error:
             raise StoreUnavailableError(str(error)) from error
+
+    def ask_turn(self, question: bytes) -> None:
+        """Say something to every server of the bucket, this one too; nobody answers, and it may get lost."""
+        with contextlib.suppress(StoreError):
+            self._connection.write(self._connection.encode(self.layout.turn, b"", None, question))
 
     async def info(self) -> StreamInfo:
         """Return what the bucket holds and how."""

@@ -37,6 +37,7 @@ _SLOT_COMMANDS = 1024
 _HEADER_BYTES = 12 << 10  # of lengths and producers in one record: the bus leaves 16 KiB for headers
 _BIG = 256 << 10  # bytes: a larger append goes by itself, so that it holds nobody up
 _SOME_SLOTS = 16  # a deletion that takes more of its ancestors along goes by itself, too
+_SHORTEST_REST, _LONGEST_REST = 0.005, 0.05  # seconds
 _ALONE_AT_ONCE = 16  # of NATS's 50 atomic batches for one stream and all gateways
 
 
@@ -49,13 +50,14 @@ class Committer:
         self._bus = bus
         self._catchup = catchup
         self._clock = clock
-        self._attempts = Attempts(bus, catchup, changed, self._back)
         self._gateway = os.urandom(4).hex()
+        self._attempts = Attempts(bus, catchup, changed, self._back, self._ask_turn)
         self._written = 0
         self._ready: dict[JetSlot, None] = {}
         self._probes: list[Command] = []
         self._sharing = False
         self._alone = 0
+        self._round_trip = 0.0  # seconds that the last publish took
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = 0
@@ -65,6 +67,14 @@ class Committer:
     def is_own(self, nonce: str) -> bool:
         """Whether a record was written here."""
         return nonce.startswith(self._gateway)
+
+    def _ask_turn(self, slot: JetSlot) -> None:
+        self._bus.ask_turn(f"{self._gateway} {slot.path}".encode())
+
+    def turn_for(self, question: bytes) -> str | None:
+        """Return the path to which another gateway asks to write; None for our own question."""
+        gateway, _, path = question.decode().partition(" ")
+        return None if gateway == self._gateway else path
 
     def submit(
         self, decide: Callable[[Batch], T], slots: tuple[JetSlot, ...], **options: Any
@@ -130,7 +140,7 @@ class Committer:
         now = asyncio.get_running_loop().time()
         shared, batch, size = Attempt(shared=True), self._batch(), 0
         for slot in list(self._ready):
-            if slot.busy:
+            if slot.busy or slot.rests_until > now:
                 continue
             command = self._first(slot, now)
             if command is None:
@@ -173,6 +183,13 @@ class Committer:
             return True
         return False
 
+    def rest(self, slot: JetSlot) -> None:
+        """Let another gateway write to a slot: it is too far from the log's end to be ever first by itself."""
+        loop = asyncio.get_running_loop()
+        rest = min(_LONGEST_REST, max(_SHORTEST_REST, 4 * self._round_trip))
+        slot.rests_until = loop.time() + rest
+        loop.call_later(rest + 0.001, self._wake)
+
     def _batch(self) -> Batch:
         return Batch(self._clock(), partial(new_id, self._clock))
 
@@ -213,7 +230,11 @@ class Committer:
         self._spawn(self._try(attempt))
 
     async def _try(self, attempt: Attempt) -> None:
+        clock = asyncio.get_running_loop().time
+        began = clock()
         error = await self._attempts.publish(attempt)
+        if error is None and attempt.plan.messages:
+            self._round_trip = clock() - began
         # The next attempt goes on now: what is left to do for this one holds up its own slots only.
         if attempt.shared:
             self._sharing = False

@@ -79,6 +79,11 @@ class Layout:
         return f"{self.name}.live.{stream_id:x}"
 
     @property
+    def turn(self) -> str:
+        """Where a server asks the others to let it write to a stream for once; this is not kept."""
+        return f"{self.name}.turn"
+
+    @property
     def probe(self) -> str:
         """Where a server writes to see that it can."""
         return f"{self._key}.probe"

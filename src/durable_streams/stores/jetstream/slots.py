@@ -37,7 +37,9 @@ class JetSlot(Slot):
         "checked",
         "complete",
         "conflict_at",
+        "conflicts",
         "n",
+        "rests_until",
         "revision",
         "seq",
         "verified",
@@ -58,6 +60,8 @@ class JetSlot(Slot):
         self.behind = False  # something was committed elsewhere while it was busy
         self.waiting: deque[Command] | None = None
         self.conflict_at = -1  # the last record that was known when it met its last conflict
+        self.conflicts = 0  # since something was stored
+        self.rests_until = 0.0  # so long it lets another gateway go first
         self.alone_until = 0.0  # it met a conflict: until then it shares no batch with others
         self._partial: tuple[int, int] | None = None
 

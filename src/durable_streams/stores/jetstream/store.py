@@ -79,6 +79,7 @@ class JetStreamStore:
             await self.bus.close()
             raise
         self._feed.start()
+        self.bus.on_turn = self._turn
         self._closed = False
 
     async def close(self) -> None:
@@ -239,6 +240,12 @@ class JetStreamStore:
             await self._sweeper.note(path, now)  # it lives on because of what only we know
 
     # -- what is in memory
+
+    def _turn(self, question: bytes) -> None:
+        path = self._committer.turn_for(question)
+        slot = None if path is None else self._slots.peek(path)
+        if slot is not None:
+            self._committer.rest(slot)
 
     def _slot(self, path: str) -> JetSlot:
         slot = self._slots.find(path)
