@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import shutil
 import sqlite3
@@ -18,14 +19,14 @@ from typing import Any
 import pytest
 
 from durable_streams.protocol.commands import Append, Create
-from durable_streams.protocol.state import ProducerStamp
-from durable_streams.stores.base import StoreError
+from durable_streams.protocol.state import ProducerStamp, ProducerState, StreamState
+from durable_streams.stores.base import StoreError, StoreFullError
 from durable_streams.stores.jetstream import JetStreamConfig, JetStreamStore
 from durable_streams.stores.jetstream.bus import Bus, Message
 from durable_streams.stores.jetstream.transfer import JetStreamPlace
 from durable_streams.stores.sqlite import SqliteStore
 from durable_streams.stores.sqlite_transfer import SqlitePlace
-from durable_streams.stores.transfer import Transfer
+from durable_streams.stores.transfer import Report, Transfer
 from durable_streams.testing import NatsCluster
 from durable_streams.testing.ports import free_ports
 from durable_streams.testing.processes import wait_until
@@ -299,6 +300,104 @@ def test_what_expires_is_found_by_a_server_that_starts_much_later(
             swept = await bus.last(bus.layout.swept)
             assert swept is not None
             assert int(swept.data) < ends // 60
+
+    asyncio.run(check())
+
+
+async def copy(source: Any, target: Any) -> Report:
+    async with opened(source, target):
+        return await Transfer(source, target).run()
+
+
+async def make_folder(
+    folder: Path, state: StreamState, appends: list[bytes], **producers: int
+) -> SqlitePlace:
+    """Make a folder with one stream, and return it as a source."""
+    place = SqlitePlace(folder, source=False)
+    async with opened(place):
+        await place.held([state])
+        await place.write(state, appends)
+        await place.finish(state, {name: ProducerState(0, seq) for name, seq in producers.items()})
+        await place.flush()
+    return SqlitePlace(folder, source=True)
+
+
+@pytest.mark.parametrize(("first", "second"), [([], [b"b"]), ([b"x"], [b"x", b"y"])])
+def test_an_id_that_another_path_has(
+    config: JetStreamConfig, tmp_path: Path, first: list[bytes], second: list[bytes]
+) -> None:
+    async def check() -> None:
+        for path, appends in (("a", first), ("b", second)):
+            state = StreamState(1000, path, BYTES, tail=len(appends))
+            source = await make_folder(tmp_path / path, state, appends)
+            target = JetStreamPlace(config, source=False)
+            if path == "a":
+                await copy(source, target)
+            else:
+                with pytest.raises(StoreError, match="holds the stream a under the id of b"):
+                    await copy(source, target)
+
+    asyncio.run(check())
+
+
+def test_servers_that_take_small_messages_only(
+    make_cluster: Callable[..., NatsCluster], bucket: str, tmp_path: Path
+) -> None:
+    appends = [
+        bytes([65 + n]) * size for n, size in enumerate((10_000, 60_000, 100, 30_000, 30_000, 200_000))
+    ]
+
+    async def check() -> None:
+        config = JetStreamConfig(tuple(make_cluster(1, max_payload="64KB").urls), name=bucket, replicas=1)
+        state = StreamState(1000, "a", BYTES, tail=sum(map(len, appends)))
+        source = await make_folder(tmp_path / "one", state, appends)
+        await copy(source, JetStreamPlace(config, source=False))
+        back = SqlitePlace(tmp_path / "two", source=False)
+        assert (await copy(JetStreamPlace(config, source=True), back)).appends == len(appends)
+
+    asyncio.run(check())
+
+
+def test_a_stream_that_was_touched_in_the_target(config: JetStreamConfig, tmp_path: Path) -> None:
+    async def check() -> None:
+        now = time.time()
+        for name, ends in (("early", now + 50), ("late", now + 90)):
+            state = StreamState(1000, "a", BYTES, tail=1, ttl=100, deadline=ends)
+            source = await make_folder(tmp_path / name, state, [b"x"])
+            await copy(source, JetStreamPlace(config, source=False))
+        early = SqlitePlace(tmp_path / "early", source=True)
+        with pytest.raises(StoreError, match="has gone on in the target"):
+            await copy(early, JetStreamPlace(config, source=False))
+
+    asyncio.run(check())
+
+
+def test_a_second_run_that_breaks_off_takes_nothing_away(config: JetStreamConfig, tmp_path: Path) -> None:
+    async def check() -> None:
+        first = StreamState(1000, "a", BYTES, tail=3, last_seq="m")
+        await copy(
+            await make_folder(tmp_path / "one", first, [b"one"], p=5), JetStreamPlace(config, source=False)
+        )
+        appends = [b"one"] + [bytes(200_000)] * 60
+        more = StreamState(1000, "a", BYTES, tail=sum(map(len, appends)), last_seq="z")
+        target = JetStreamPlace(config, source=False)
+        publish, count = target._bus.publish, itertools.count()
+
+        async def fills_up(messages: Any) -> int:
+            if next(count):
+                raise StoreFullError("there is no room")
+            return await publish(messages)
+
+        target._bus.publish = fills_up  # type: ignore[method-assign]
+        with pytest.raises(StoreFullError):
+            await copy(await make_folder(tmp_path / "two", more, appends, p=65), target)
+        store = JetStreamStore(config)
+        async with opened(store):
+            state = await store.get("a")
+            assert state is not None
+            assert (state.tail > 3, state.last_seq) == (True, "m")
+            again = Append(BYTES, b"one", producer=ProducerStamp("p", 0, 5))
+            assert (await store.append("a", again)).duplicate
 
     asyncio.run(check())
 

@@ -24,17 +24,27 @@ WITHIN = 30.0  # seconds
 
 
 class SlowBus(Bus):
-    """Asks as ever; a test may put something around a publish or a question."""
+    """Asks as ever; a test may put something around a publish, and have the store far away."""
 
     def __init__(self, config: JetStreamConfig) -> None:
         super().__init__(config)
+        self.away = 0.0  # seconds for each question and each publish
         self.around_publish: Callable[[Callable[[], Awaitable[int]]], Awaitable[int]] | None = None
 
     async def publish(self, messages: Sequence[Message]) -> int:
         store = super().publish
+        await asyncio.sleep(self.away)
         if self.around_publish is None:
             return await store(messages)
         return await self.around_publish(lambda: store(messages))
+
+    async def last(self, subject: str) -> Any:
+        await asyncio.sleep(self.away)
+        return await super().last(subject)
+
+    async def next(self, subject: str, seq: int) -> Any:
+        await asyncio.sleep(self.away)
+        return await super().next(subject, seq)
 
 
 class Now:
@@ -218,10 +228,13 @@ def test_a_fork_of_a_stream_that_is_always_busy(config: JetStreamConfig) -> None
     run(test)
 
 
-@pytest.mark.parametrize("writers", [1, 16])
-def test_a_gateway_that_never_pauses_lets_others_write(config: JetStreamConfig, writers: int) -> None:
+@pytest.mark.parametrize(("writers", "away", "count"), [(1, 0, 200), (16, 0, 200), (16, 0.01, 20)])
+def test_a_gateway_that_never_pauses_lets_others_write(
+    config: JetStreamConfig, writers: int, away: float, count: int
+) -> None:
     async def test() -> None:
         async with two(config) as (here, there):
+            there.bus.away = away  # type: ignore[attr-defined]
             await here.create(Create("s", TEXT))
 
             async def write() -> None:
@@ -229,7 +242,7 @@ def test_a_gateway_that_never_pauses_lets_others_write(config: JetStreamConfig, 
                     await append(here, "s", b"x")
 
             writing = [asyncio.create_task(write()) for _ in range(writers)]
-            for number in range(1, 201):
+            for number in range(1, count + 1):
                 await append(there, "s", b"y")
                 if number % 20 == 0:  # it has to begin anew
                     await asyncio.sleep(0.05)

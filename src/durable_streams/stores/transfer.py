@@ -226,9 +226,12 @@ async def _some_at_once(
 
 
 def _went_on(there: StreamState, here: StreamState) -> bool:
-    """Whether a copied stream was closed, deleted or forked where it was copied to, and not where it came from."""
+    """Whether a copied stream was closed, deleted, forked or touched where it was copied to, and not where it was."""
     return (
-        (there.closed and not here.closed) or (there.deleted and not here.deleted) or there.forks > here.forks
+        (there.closed and not here.closed)
+        or (there.deleted and not here.deleted)
+        or there.forks > here.forks
+        or (there.deadline or 0) > (here.deadline or 0)
     )
 
 

@@ -189,6 +189,7 @@ class Attempts:
             await asyncio.sleep(random.random() * 0.001)  # noqa: S311 - so that two gateways do not go on in step
         for slot in attempt.slots:
             if slot.conflicts > 1:
+                self._catchup.distrust(slot)  # to read what they wrote one by one takes longer than they rest
                 self._ask_turn(slot)
         late = StoreUnavailableError(
             "too many servers write to this stream at once; nothing of this request was stored, repeat it"

@@ -15,10 +15,12 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
+import msgspec
+
 from durable_streams.stores.base import StoreError, StoreUnavailableError, as_store_error
 from durable_streams.stores.batch import Batch
 from durable_streams.stores.jetstream.attempts import Attempt, Attempts
-from durable_streams.stores.jetstream.bus import Bus
+from durable_streams.stores.jetstream.bus import Bus, ConflictError
 from durable_streams.stores.jetstream.catchup import CatchUp
 from durable_streams.stores.jetstream.commands import Command
 from durable_streams.stores.jetstream.layout import new_id
@@ -31,13 +33,15 @@ PATIENCE = 2.5
 """Seconds that a command is tried."""
 
 T = TypeVar("T")
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(tuple[str, str, float]).decode
 _BATCH_SLOTS = 256  # each brings one to three messages; an atomic batch may have 1000
 _BATCH_BYTES = 1 << 20
 _SLOT_COMMANDS = 1024
 _HEADER_BYTES = 12 << 10  # of lengths and producers in one record: the bus leaves 16 KiB for headers
 _BIG = 256 << 10  # bytes: a larger append goes by itself, so that it holds nobody up
 _SOME_SLOTS = 16  # a deletion that takes more of its ancestors along goes by itself, too
-_SHORTEST_REST, _LONGEST_REST = 0.005, 0.05  # seconds
+_SHORTEST_REST, _LONGEST_REST = 0.005, 0.25  # seconds
 _ALONE_AT_ONCE = 16  # of NATS's 50 atomic batches for one stream and all gateways
 
 
@@ -69,12 +73,19 @@ class Committer:
         return nonce.startswith(self._gateway)
 
     def _ask_turn(self, slot: JetSlot) -> None:
-        self._bus.ask_turn(f"{self._gateway} {slot.path}".encode())
+        self._bus.ask_turn(_encode((self._gateway, slot.path, self._round_trip)))
 
-    def turn_for(self, question: bytes) -> str | None:
-        """Return the path to which another gateway asks to write; None for our own question."""
-        gateway, _, path = question.decode().partition(" ")
-        return None if gateway == self._gateway else path
+    def take_turn(self, question: bytes, find: Callable[[str], JetSlot | None]) -> None:
+        """Let another gateway write to the stream that it asks for: it may be too far away to be ever first."""
+        gateway, path, round_trip = _decode(question)
+        slot, loop = find(path), asyncio.get_running_loop()
+        if (
+            gateway == self._gateway or slot is None or slot.conflicts > 1
+        ):  # who loses himself rests for nobody
+            return
+        rest = min(_LONGEST_REST, max(_SHORTEST_REST, 4 * round_trip))
+        slot.rests_until = max(slot.rests_until, loop.time() + rest)
+        loop.call_later(rest + 0.001, self._wake)
 
     def submit(
         self, decide: Callable[[Batch], T], slots: tuple[JetSlot, ...], **options: Any
@@ -183,13 +194,6 @@ class Committer:
             return True
         return False
 
-    def rest(self, slot: JetSlot) -> None:
-        """Let another gateway write to a slot: it is too far from the log's end to be ever first by itself."""
-        loop = asyncio.get_running_loop()
-        rest = min(_LONGEST_REST, max(_SHORTEST_REST, 4 * self._round_trip))
-        slot.rests_until = loop.time() + rest
-        loop.call_later(rest + 0.001, self._wake)
-
     def _batch(self) -> Batch:
         return Batch(self._clock(), partial(new_id, self._clock))
 
@@ -233,7 +237,7 @@ class Committer:
         clock = asyncio.get_running_loop().time
         began = clock()
         error = await self._attempts.publish(attempt)
-        if error is None and attempt.plan.messages:
+        if attempt.plan.messages and (error is None or isinstance(error, ConflictError)):
             self._round_trip = clock() - began
         # The next attempt goes on now: what is left to do for this one holds up its own slots only.
         if attempt.shared:

@@ -42,13 +42,18 @@ _RECORD_APPENDS = 1000  # their lengths are in the header
 
 
 class Log(msgspec.Struct, gc=False):
-    """A log that is written: what is ``stored`` of it, what waits behind that, and the record that is not full yet."""
+    """A log that is written: what is ``stored`` of it, what waits behind that, and the record that is not full yet.
+
+    ``base`` and ``last_seq``: what its stream says of these, if it is one already; it stays so until it is finished.
+    """
 
     state: StreamState
     stored: Base
     revision: int
     n: int
     position: int
+    base: Base | None = None
+    last_seq: str | None = None
     waits: bool = False
     last: int = 0
     appends: list[bytes] = []
@@ -72,9 +77,10 @@ class LogWriter:
 
     async def write(self, log: Log, appends: Sequence[bytes]) -> None:
         """Put appends behind what is there of a log."""
+        room = min(_RECORD_BYTES, self._bus.max_message)
         for append in appends:
             size = len(append)
-            if log.appends and (log.size + size > _RECORD_BYTES or len(log.appends) == _RECORD_APPENDS):
+            if log.appends and (log.size + size > room or len(log.appends) == _RECORD_APPENDS):
                 await self._room(1, log.size)
                 self._add(log)
             if size > self._bus.max_message:
@@ -132,10 +138,10 @@ class LogWriter:
             lengths=list(map(len, appends)) if len(appends) > 1 else [],
             closed=state.closed and is_last,
             closed_by=state.closed_by if is_last else None,
-            last_seq=state.last_seq if is_last else None,
+            last_seq=state.last_seq if is_last else log.last_seq,
             more=more,
             end=end,
-            base=base,
+            base=base if is_last else log.base,
         )
         headers = {RECORD: encode_record(record)}
         if not log.waits:

@@ -242,10 +242,7 @@ class JetStreamStore:
     # -- what is in memory
 
     def _turn(self, question: bytes) -> None:
-        path = self._committer.turn_for(question)
-        slot = None if path is None else self._slots.peek(path)
-        if slot is not None:
-            self._committer.rest(slot)
+        self._committer.take_turn(question, self._slots.peek)
 
     def _slot(self, path: str) -> JetSlot:
         slot = self._slots.find(path)

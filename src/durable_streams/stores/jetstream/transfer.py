@@ -44,6 +44,8 @@ class JetStreamPlace:
         self._was_empty = False
         self._slots: dict[int, JetSlot] = {}  # of the last page
         self._logs: dict[int, Log] = {}
+        self._owners: dict[int, str] | None = None  # of ids; found when it first matters
+        self._finding = asyncio.Lock()
 
     async def open(self) -> None:
         """Connect; raises StoreError where NATS cannot be used."""
@@ -154,7 +156,10 @@ class JetStreamPlace:
                 f"the bucket {name} holds another stream at {state.path}: delete it, or choose another bucket"
             )
         begun = await self._begun(state) if there is None else Base(slot.seq, slot.n, there.tail)
-        return self._take(state, slot, begun)
+        self._take(state, slot, begun)
+        if there is not None:
+            self._logs[state.id].base, self._logs[state.id].last_seq = slot.base, there.last_seq
+        return slot
 
     def _take(self, state: StreamState, slot: JetSlot, stored: Base) -> JetSlot:
         self._slots[state.id] = slot
@@ -174,7 +179,26 @@ class JetStreamPlace:
                 f"the stream {state.path} was deleted in the bucket {self._layout.name} since it was copied: "
                 "choose another bucket"
             )
+        async with self._finding:
+            if self._owners is None:
+                self._owners = await self._find_owners()
+        owner = self._owners.get(state.id, state.path)
+        if owner != state.path:
+            raise StoreError(
+                f"the bucket {self._layout.name} holds the stream {owner} under the id of {state.path}: "
+                "choose another bucket"
+            )
         return Base(last.seq, record.n, record.start + len(last.data))
+
+    async def _find_owners(self) -> dict[int, str]:
+        """Return the paths of all streams, by their ids."""
+        owners: dict[int, str] = {}
+        seq = 1
+        while found := await self._scan(self._layout.every_meta, seq):
+            seq = found[-1].seq + 1
+            for state in [decode_meta(one.data) for one in found if not one.removed]:
+                owners[state.id] = state.path
+        return owners
 
     async def write(self, state: StreamState, appends: Sequence[bytes]) -> None:
         """Write appends behind what is there."""
