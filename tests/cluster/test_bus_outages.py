@@ -81,8 +81,11 @@ class Play:
             if isinstance(failure, (StoreUncertainError, ConflictError)):
                 last = await self.ends(self.bus.last(self.log))
                 self.seq = self.seq if isinstance(last, StoreError) else last.seq
-        while isinstance(last := await self.ends(self.bus.last(self.log)), StoreUnavailableError):
+        last = await self.ends(self.bus.last(self.log))
+        # A leader that was frozen meanwhile may say for a moment what it knew before.
+        while isinstance(last, StoreUnavailableError) or last.seq < self.seq:
             assert time.monotonic() < deadline, last
+            last = await self.ends(self.bus.last(self.log))
         assert last.seq == self.seq
 
     def leader(self) -> int:
