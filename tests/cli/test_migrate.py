@@ -134,6 +134,37 @@ def test_no_room(bare: Any, start_server: Callable[..., Any], tmp_path: Path) ->
     assert start_server(two).read_all("a") == bytes(10 << 20)
 
 
+def test_a_second_run_that_breaks_off_takes_nothing_away(
+    bare: Any, start_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+
+    def stamp(number: int) -> dict[str, str]:
+        return {"Producer-Id": "p", "Producer-Epoch": "0", "Producer-Seq": str(number)}
+
+    server = start_server(one)
+    server.create("a")
+    server.append("a", b"first", **stamp(0))
+    server.terminate()
+    bare.ok("migrate", "--from", str(one), "--to", str(two))
+    server = start_server(one)
+    for number in range(1, 61):
+        server.append("a", bytes([64 + number]) * (1 << 20), **stamp(number))
+    server.terminate()
+    process = bare.spawn("migrate", "--from", str(one), "--to", str(two))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (16 << 20, resource.RLIM_INFINITY))
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert b"the same command goes on with it" in errors
+    server = start_server(two)
+    assert server.read_all("a") == b"first"
+    server.terminate()
+    bare.ok("migrate", "--from", str(one), "--to", str(two))
+    server = start_server(two)
+    assert len(server.read_all("a")) == 5 + (60 << 20)
+    assert server.append("a", b"once more", **stamp(60)).status == 204
+
+
 class Careless(SqlitePlace):
     """A target that changes what it is given, in some way."""
 

@@ -1,7 +1,8 @@
 """Streams in a data folder, as the source or the target of a transfer.
 
 Invariants: no server has the folder meanwhile; what waits to be written is one transaction, in the order in which it
-came; an id that was written is never given to another stream.
+came; a stream that was complete goes on in one transaction, or not at all; an id that was written is never given to
+another stream.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class SqlitePlace:
         self._states: list[StreamState] = []
         self._size = 0
         self._ends: dict[int, int] = {}  # of streams that are being written
+        self._complete: set[int] = set()  # as asked last; bytes count there once they are committed
 
     async def open(self) -> None:
         """Lock the folder and open its file; raises StoreError where that is not possible."""
@@ -133,7 +135,9 @@ class SqlitePlace:
 
     async def held(self, states: Sequence[StreamState]) -> list[Held]:
         """Return what is there of each stream."""
-        return self._query(lambda connection: _held(connection, self._folder, states))
+        found = self._query(lambda connection: _held(connection, self._folder, states))
+        self._complete = {one.state.id for one in found if one.state is not None}
+        return found
 
     async def write(self, state: StreamState, appends: Sequence[bytes]) -> None:
         """Write appends behind what is there."""
@@ -161,11 +165,12 @@ class SqlitePlace:
             await self.flush()
 
     async def flush(self) -> None:
-        """Commit what waits."""
+        """Write what waits, and commit it unless a complete stream has a part of what it goes on with."""
         records, producers, states = self._records, self._producers, self._states
         self._records, self._producers, self._states, self._size = [], [], [], 0
+        whole = self._complete.isdisjoint(self._ends)
         await self._in_thread(
-            lambda: self._query(lambda connection: _commit(connection, records, producers, states))
+            lambda: self._query(lambda connection: _write(connection, records, producers, states, whole))
         )
 
     def _query(self, query: Callable[[sqlite3.Connection], T]) -> T:
@@ -217,23 +222,24 @@ def _held(connection: sqlite3.Connection, folder: Path, states: Sequence[StreamS
     return held
 
 
-def _commit(
+def _write(
     connection: sqlite3.Connection,
     records: list[tuple[int, int, bytes]],
     producers: list[tuple[int, str, int, int]],
     states: list[StreamState],
+    commit: bool,
 ) -> None:
-    ids = [record[0] for record in records] + [state.id for state in states]
-    if not ids:
-        return
-    connection.execute("BEGIN IMMEDIATE")
     try:
+        if not connection.in_transaction:
+            connection.execute("BEGIN IMMEDIATE")
         connection.executemany(INSERT_RECORD, records)
         connection.execute(UPSERT_PRODUCERS, (_encode(producers).decode(),))
         connection.execute(UPSERT_STREAMS, (_encode(list(map(stream_row, states))).decode(),))
-        if not connection.execute(_RAISE_IDS, (max(ids),)).rowcount:
+        ids = [record[0] for record in records] + [state.id for state in states]
+        if ids and not connection.execute(_RAISE_IDS, (max(ids),)).rowcount:
             connection.execute(_FIRST_IDS, (max(ids),))
-        connection.execute("COMMIT")
+        if commit:
+            connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.rollback()
