@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import sys
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ _BACKLOG = 1024
 # Live reads are requests under way for minutes: Granian would stop to accept at the size of the backlog.
 _CONNECTIONS = 1_000_000
 _GRACE = 3.0  # seconds for open connections to end
+_RELEASE_TRIES, _RELEASE_PAUSE = 200, 0.001  # seconds; it takes two milliseconds, under load up to a hundred
 # A full collection walks every stream in memory (100 ms for 100,000), and finds nothing: old cycles are rare.
 _GC_THRESHOLDS = (10_000, 10, 100)
 _SWITCH_INTERVAL = 0.0005  # seconds: the thread that waits for the disk must not wait for the interpreter
@@ -80,21 +82,39 @@ async def run_server(config: ServerConfig, stop: asyncio.Event, on_ready: Callab
         except StoreError as error:
             raise ServerStartError(str(error)) from error
         try:
-            server = _granian(app, host, port)
-            serving = asyncio.ensure_future(server.serve())
-            await _answering(host, port, serving)
-            shown = f"[{host}]" if ":" in host else host
-            on_ready(f"http://{shown}:{port}{STREAM_ROOT.rstrip('/')}")
-            stopping = asyncio.ensure_future(stop.wait())
-            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
-            app.live.stop()
-            server.stop()  # type: ignore[no-untyped-call]
-            await asyncio.wait({serving}, timeout=_GRACE)
-            serving.cancel()
-            await asyncio.gather(serving, return_exceptions=True)
+            adapter = await _serve_http(app, host, port, stop, on_ready)
+            await _released(adapter)
         finally:
             await app.shutdown()
+
+
+async def _serve_http(
+    app: App, host: str, port: int, stop: asyncio.Event, on_ready: Callable[[str], None]
+) -> weakref.ref[RsgiAdapter]:
+    """Answer requests until ``stop`` is set; the adapter that is returned lives for as long as Granian needs it."""
+    adapter = RsgiAdapter(app)
+    server = _granian(adapter, host, port)
+    serving = asyncio.ensure_future(server.serve())
+    await _answering(host, port, serving)
+    shown = f"[{host}]" if ":" in host else host
+    on_ready(f"http://{shown}:{port}{STREAM_ROOT.rstrip('/')}")
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    app.live.stop()
+    server.stop()  # type: ignore[no-untyped-call]
+    await asyncio.wait({serving}, timeout=_GRACE)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    return weakref.ref(adapter)
+
+
+async def _released(adapter: weakref.ref[RsgiAdapter]) -> None:
+    """Wait until Granian's threads have handed over the last request of somebody who has gone: to an open loop."""
+    for _ in range(_RELEASE_TRIES):
+        if adapter() is None:
+            return
+        await asyncio.sleep(_RELEASE_PAUSE)
 
 
 def build_store(config: ServerConfig) -> Store:
@@ -134,9 +154,9 @@ def jetstream_config(config: ServerConfig) -> JetStreamConfig:
     )
 
 
-def _granian(app: App, host: str, port: int) -> Server:
+def _granian(adapter: RsgiAdapter, host: str, port: int) -> Server:
     return Server(
-        RsgiAdapter(app),
+        adapter,
         address=host,
         port=port,
         interface=Interfaces.RSGI,
