@@ -28,7 +28,13 @@ ACCOUNTS = """
 accounts {
   STREAMS { jetstream: { max_file: 1MB, max_mem: 1MB }, users: [ { user: writer, password: "p%40ss" } ] }
   PLAIN { users: [ { user: plain, password: secret } ] }
-  NARROW { jetstream: enabled, users: [ { user: narrow, password: secret, permissions: { publish: "_INBOX.>" } } ] }
+  NARROW {
+    jetstream: enabled
+    users: [
+      { user: narrow, password: secret, permissions: { publish: "_INBOX.>" } }
+      { user: mute, password: secret, permissions: { publish: [ "_INBOX.>", "$JS.API.>" ] } }
+    ]
+  }
 }
 """
 
@@ -157,6 +163,17 @@ def test_credentials_in_the_url(guarded: NatsCluster) -> None:
     assert asyncio.run(opened(config))["replicas"] == 1
 
 
+def test_what_is_written_to_a_new_bucket_at_once(nats_cluster: NatsCluster) -> None:
+    """A server that does not lead it may not have heard of it yet."""
+
+    async def write() -> None:
+        for number in range(12):
+            url = nats_cluster.urls[number % 3]
+            await opened(JetStreamConfig((url,), f"b{uuid4().hex}", replicas=3))
+
+    asyncio.run(write())
+
+
 def test_a_bus_may_be_opened_again(config: JetStreamConfig) -> None:
     async def twice() -> None:
         bus = Bus(config)
@@ -229,8 +246,9 @@ def test_wrong_credentials(guarded: NatsCluster, user: str) -> None:
     assert user not in said
 
 
-def test_not_allowed_to_use_jetstream(guarded: NatsCluster) -> None:
-    assert "permissions violation" in refusal(as_user(guarded, "narrow:secret")).lower()
+@pytest.mark.parametrize("user", ["narrow", "mute"])
+def test_not_allowed_to_use_jetstream_or_to_write(guarded: NatsCluster, user: str) -> None:
+    assert "permissions violation" in refusal(as_user(guarded, f"{user}:secret")).lower()
 
 
 def test_tls_wanted_and_not_had(nats_server: NatsCluster) -> None:

@@ -6,6 +6,7 @@ Invariant: nothing of a stream of that name that is there already is changed.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from durable_streams.stores.base import StoreError
 from durable_streams.stores.jetstream.config import JetStreamConfig, without_secrets
@@ -28,13 +29,15 @@ _VERSION = "1"
 _REPLICAS = 3
 _TRY_SECONDS = 2.0
 _PATIENCE_SECONDS = 10.0  # for a cluster that has just been started
-_PAUSE_SECONDS = 0.2
+_PAUSE_SECONDS = 0.05
 _LEAST_PAYLOAD = 64 << 10
 
 _NO_STREAM = 10059
+_OTHER_STREAM = 10060
 _NAME_TAKEN = 10058
 _TOO_FEW = frozenset({10005, 10074})
 _NO_ROOM = frozenset({10002, 10023, 10026, 10027, 10028, 10047})
+_NOBODY = Info(error=ApiError(err_code=ELECTING, description="nobody hears what is written"))
 
 
 async def prepare(connection: Connection, config: JetStreamConfig, layout: Layout, *, make: bool) -> None:
@@ -56,6 +59,8 @@ async def prepare(connection: Connection, config: JetStreamConfig, layout: Layou
     if info.error is not None:
         raise StoreError(_why_not(info.error, config, layout))
     _compare(info.config, config, layout)
+    if make:
+        await _be_heard(connection, layout, where)
 
 
 async def _look(connection: Connection, layout: Layout, where: str) -> Info:
@@ -70,19 +75,46 @@ async def _make(connection: Connection, config: JetStreamConfig, layout: Layout,
     return info
 
 
+async def _be_heard(connection: Connection, layout: Layout, where: str) -> None:
+    """Publish what the bucket's leader refuses: who leads a new one, other servers hear a moment after it was made."""
+    subject = layout.log(0)
+
+    async def publish() -> Info:
+        reply = connection.new_reply()
+        message = connection.encode(subject, reply, {"Nats-Expected-Stream": f"not {layout.stream}"}, b"")
+        answer = await connection.answer(reply, message, _TRY_SECONDS)
+        return _NOBODY if answer.status else decode_info(answer.data)
+
+    said = (await _when_ready(connection, subject, where, publish)).error
+    if said is None or said.err_code != _OTHER_STREAM:
+        reason = "" if said is None else f": {said.description}"
+        raise StoreError(f"NATS at {where} does not take what is written to {layout.stream}{reason}")
+
+
 async def _ask(connection: Connection, subject: str, where: str, data: bytes = b"") -> Info:
-    """Return the answer of the JetStream API, waiting for a cluster that is about to be ready."""
+    """Return the answer of the JetStream API."""
+
+    async def ask() -> Info:
+        answer = await connection.request(subject, data, _TRY_SECONDS)
+        if answer.status:
+            raise StoreError(
+                f"NATS at {where} has no JetStream: start it with -js, or jetstream {{}} in its file"
+            )
+        return decode_info(answer.data)
+
+    return await _when_ready(connection, subject, where, ask)
+
+
+async def _when_ready(
+    connection: Connection, subject: str, where: str, ask: Callable[[], Awaitable[Info]]
+) -> Info:
+    """Return what a question on a subject is answered with, waiting for a cluster that is about to be ready."""
     clock = asyncio.get_running_loop().time
     deadline = clock() + _PATIENCE_SECONDS
     while True:
         trouble = connection.trouble
         try:
-            answer = await connection.request(subject, data, _TRY_SECONDS)
-            if answer.status:
-                raise StoreError(
-                    f"NATS at {where} has no JetStream: start it with -js, or jetstream {{}} in its file"
-                )
-            info = decode_info(answer.data)
+            info = await ask()
             if info.error is None or not _about_to_change(info.error):
                 return info
             trouble = info.error.description
