@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from elections import PatientBus
 
 from durable_streams.stores.base import StoreError, StoreFullError, StoreUnavailableError, StoreUncertainError
 from durable_streams.stores.jetstream import bus as bus_module
@@ -31,7 +32,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def bus_on(config: JetStreamConfig) -> AsyncIterator[Bus]:
     """A bus that is open; when it is closed nothing of it is left."""
-    bus = Bus(config)
+    bus = PatientBus(config)
     before = asyncio.all_tasks()
     await bus.open()
     try:

@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from elections import settled_leader
 
 from durable_streams.stores.base import StoreError, StoreUnavailableError, StoreUncertainError
 from durable_streams.stores.jetstream.bus import Bus, ConflictError, Message
@@ -89,7 +90,7 @@ class Play:
         assert last.seq == self.seq
 
     def leader(self) -> int:
-        return self.cluster.leader_of(self.bus.layout.stream)
+        return settled_leader(self.cluster, self.bus.layout.stream)
 
     async def connected_to(self, index: int) -> None:
         """Wait until the bus is connected to a server, by making it leave the others."""
@@ -117,7 +118,7 @@ def play(config: JetStreamConfig, cluster: NatsCluster) -> Callable[[Scenario], 
             await bus.open()
             try:
                 playing = Play(bus, cluster)
-                await playing.write()
+                await playing.recovers()
                 await scenario(playing)
             finally:
                 await asyncio.wait_for(bus.close(), 10)

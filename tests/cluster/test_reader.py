@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import TypeVar
 
 import pytest
+from elections import settled_leader
 
 from durable_streams.stores.base import Chunk, StoreUnavailableError, StoreUncertainError
 from durable_streams.stores.jetstream.bus import Bus, ConflictError, Message, Stored
@@ -429,7 +430,7 @@ def test_a_follower_that_comes_back(make_cluster: Callable[..., NatsCluster], bu
 
     async def main() -> None:
         async with bus_on(cluster.urls, bucket, Bus, 3) as bus:
-            leader = cluster.leader_of(bus.layout.stream)
+            leader = settled_leader(cluster, bus.layout.stream)
         follower, *others = (cluster.servers[(leader + step) % 3] for step in (1, 0, 2))
         async with bus_on([server.url for server in others], bucket, Bus, 3) as writer:
             log = Log(writer)

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import nats
 import pytest
+from elections import PatientBus
 
 from durable_streams.stores.base import StoreError
 from durable_streams.stores.jetstream.bus import Bus, Message
@@ -57,7 +58,7 @@ def as_user(server: NatsCluster, user: str) -> JetStreamConfig:
 
 async def opened(config: JetStreamConfig) -> dict[str, Any]:
     """Open a bucket, write to it, close it; what it is then like."""
-    bus = Bus(config)
+    bus = PatientBus(config)
     await bus.open()
     try:
         await bus.publish([Message(bus.layout.probe)])
