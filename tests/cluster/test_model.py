@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "property"))
 
 from test_store_model import StoreMachine, steps
 
+STEP = 5.0  # seconds: less than any time to live
+
 
 class JetStreamMachine(StoreMachine):
     durable = True
@@ -69,6 +71,17 @@ class TwoGatewaysMachine(JetStreamMachine):
     def one_store(self) -> Any:
         return self.store.all[0]
 
+    def pass_time(self, until: float) -> None:
+        """Let time pass in steps: one gateway knows of the other's readers only by what these renew."""
+        while self.model.now < until:
+            super().pass_time(min(until, self.model.now + STEP))
+            for store in self.store.all:
+                self.run(self.renew(store))
+
+    async def renew(self, store: JetStreamStore) -> None:
+        store._feed.renew()
+        await store._committer.drain()
+
 
 @pytest.fixture(scope="module", autouse=True)
 def servers(nats_server: NatsCluster) -> None:
@@ -78,3 +91,16 @@ def servers(nats_server: NatsCluster) -> None:
 TestJetStream = steps(JetStreamMachine, 15)
 TestForgetful = steps(ForgetfulMachine, 15)
 TestTwoGateways = steps(TwoGatewaysMachine, 15)
+
+
+def test_a_stream_that_is_watched_at_the_other_gateway_lives_on() -> None:
+    machine = TwoGatewaysMachine()
+    try:
+        machine.begin(path="a")
+        machine.create(path="b", content_type=None, payload=b"x", closed=False, ttl=10)
+        machine.watch(path="b")
+        for seconds in (95.0, 11.5, 9.5, 120.0):
+            machine.wait(seconds=seconds)
+            machine.every_stream_is_what_it_should_be()
+    finally:
+        machine.teardown()

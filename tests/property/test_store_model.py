@@ -372,7 +372,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1.0, 9.5, 11.5, 95.0, 120.0]))
     def wait(self, seconds: float) -> None:
-        self.model.now += seconds
+        self.pass_time(self.model.now + seconds)
+
+    def pass_time(self, until: float) -> None:
+        """Set the clock of the model and of the store."""
+        self.model.now = until
 
     @rule(path=paths)
     def watch(self, path: str) -> None:
@@ -444,7 +448,7 @@ class StoreMachine(RuleBasedStateMachine):
             if self.run(self.store.get(path)) is not None:
                 late = self.model.now - (stream.touched + stream.ttl)
                 assert late <= touch_slack(stream.ttl), f"{path} should have expired {late} seconds ago"
-                self.model.now = stream.touched + stream.ttl + touch_slack(stream.ttl) + 0.001
+                self.pass_time(stream.touched + stream.ttl + touch_slack(stream.ttl) + 0.001)
                 return self.agree_on_time(lazy=lazy)
             if path != lazy:
                 self.run(self.sweep(path))

@@ -191,13 +191,17 @@ class Feed:
             entry.checks = 0
             self._look_at(entry, now)
 
+    def renew(self) -> None:
+        """Touch what would expire: others do not know that it is watched here."""
+        for entry in self._renewed.values():
+            if entry.is_renewed:
+                self._touch(entry.slot)
+
     async def _look_again(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_TURN)
-            for entry in self._renewed.values():
-                if entry.is_renewed:
-                    self._touch(entry.slot)  # others do not know that it is watched here
+            self.renew()
             now, checks = loop.time(), 0
             while self._due and self._due[0][0] <= now and checks < _CHECKS_A_SECOND * _TURN:
                 when, _, entry = heapq.heappop(self._due)
