@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +181,19 @@ def serve(ctx: click.Context, /, *, data_dir: Path, memory: bool, store: str | N
         run_server(config, lambda root: _announce(settings, root, config, place))
     except ServerStartError as error:
         raise click.ClickException(str(error)) from error
+    _leave()
+
+
+def _leave() -> None:
+    """End the process, in which everything is closed and stored.
+
+    Not as usual: a thread of the HTTP server that comes for the interpreter while that is taken down prints a panic.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.flush()
+    os._exit(0)
 
 
 def _chosen(ctx: click.Context, stores: list[str]) -> str:
