@@ -115,6 +115,22 @@ def hold(store: JetStreamStore, *, after: bool) -> tuple[asyncio.Event, asyncio.
     return under_way, go
 
 
+@asynccontextmanager
+async def busy(store: JetStreamStore, paths: Sequence[str], data: bytes = b"x") -> AsyncIterator[None]:
+    """Append without a pause, one writer for each of the paths."""
+
+    async def write(path: str) -> None:
+        while True:
+            await append(store, path, data)
+
+    writers = [asyncio.create_task(write(path)) for path in paths]
+    try:
+        yield
+    finally:
+        for writer in writers:
+            writer.cancel()
+
+
 def test_a_late_answer_takes_back_nothing_that_was_learnt_meanwhile(config: JetStreamConfig) -> None:
     async def test() -> None:
         async with two(config) as (here, there):
@@ -214,16 +230,9 @@ def test_a_fork_of_a_stream_that_is_always_busy(config: JetStreamConfig) -> None
             await here.create(Create("s", TEXT))
             source = await here.get("s")
             assert source is not None
-
-            async def write() -> None:
-                while True:
-                    await append(here, "s", b"x")
-
-            writers = [asyncio.create_task(write()) for _ in range(8)]
-            for number in range(5):
-                await here.create(Create(f"fork{number}", TEXT, fork=ForkPoint("s", source.id, 0)))
-            for writer in writers:
-                writer.cancel()
+            async with busy(here, ["s"] * 8):
+                for number in range(5):
+                    await here.create(Create(f"fork{number}", TEXT, fork=ForkPoint("s", source.id, 0)))
 
     run(test)
 
@@ -236,18 +245,11 @@ def test_a_gateway_that_never_pauses_lets_others_write(
         async with two(config) as (here, there):
             there.bus.away = away  # type: ignore[attr-defined]
             await here.create(Create("s", TEXT))
-
-            async def write() -> None:
-                while True:
-                    await append(here, "s", b"x")
-
-            writing = [asyncio.create_task(write()) for _ in range(writers)]
-            for number in range(1, count + 1):
-                await append(there, "s", b"y")
-                if number % 20 == 0:  # it has to begin anew
-                    await asyncio.sleep(0.05)
-            for writer in writing:
-                writer.cancel()
+            async with busy(here, ["s"] * writers):
+                for number in range(1, count + 1):
+                    await append(there, "s", b"y")
+                    if number % 20 == 0:  # it has to begin anew
+                        await asyncio.sleep(0.05)
 
     run(test)
 
@@ -257,17 +259,10 @@ def test_large_appends_do_not_hold_up_small_ones_for_ever(config: JetStreamConfi
         async with two(config) as (here, _):
             for number in range(9):
                 await here.create(Create(f"s{number}", TEXT))
-
-            async def write(path: str) -> None:
-                while True:
-                    await append(here, path, b"x" * 100_000)
-
-            writers = [asyncio.create_task(write(f"s{number % 6}")) for number in range(48)]
-            await asyncio.sleep(0.5)
-            for _ in range(5):
-                await asyncio.gather(*[append(here, f"s{number}", b"y") for number in (6, 7, 8)])
-            for writer in writers:
-                writer.cancel()
+            async with busy(here, [f"s{number % 6}" for number in range(48)], b"x" * 100_000):
+                await asyncio.sleep(0.5)
+                for _ in range(5):
+                    await asyncio.gather(*[append(here, f"s{number}", b"y") for number in (6, 7, 8)])
 
     run(test)
 
