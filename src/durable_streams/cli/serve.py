@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -181,18 +179,8 @@ def serve(ctx: click.Context, /, *, data_dir: Path, memory: bool, store: str | N
         run_server(config, lambda root: _announce(settings, root, config, place))
     except ServerStartError as error:
         raise click.ClickException(str(error)) from error
-    _leave()
-
-
-def _leave() -> None:
-    """End the process, in which everything is closed and stored.
-
-    Not as usual: a thread of the HTTP server that comes for the interpreter while that is taken down prints a panic.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            with contextlib.suppress(OSError):
-                stream.flush()
+    # All is closed, stored and said. A thread of the HTTP server that comes for the interpreter while that is taken
+    # down would print a panic.
     os._exit(0)
 
 

@@ -34,7 +34,8 @@ _BACKLOG = 1024
 # Live reads are requests under way for minutes: Granian would stop to accept at the size of the backlog.
 _CONNECTIONS = 1_000_000
 _GRACE = 3.0  # seconds for open connections to end
-_RELEASE_TRIES, _RELEASE_PAUSE = 200, 0.001  # seconds; it takes two milliseconds, under load up to a hundred
+_RELEASE_TRIES = 200  # it takes two of them, under load up to a hundred
+_RELEASE_PAUSE = 0.001  # seconds
 # A full collection walks every stream in memory (100 ms for 100,000), and finds nothing: old cycles are rare.
 _GC_THRESHOLDS = (10_000, 10, 100)
 _SWITCH_INTERVAL = 0.0005  # seconds: the thread that waits for the disk must not wait for the interpreter

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from durable_streams.stores.base import (
@@ -42,8 +42,9 @@ from durable_streams.stores.jetstream.messages import (
 if TYPE_CHECKING:  # nats-py is an extra: imported when a bus is opened
     from durable_streams.stores.jetstream.connection import Answer, Connection
 
-__all__ = ["Bus", "ConflictError", "Message", "Stored", "StreamInfo", "Subscription"]
+__all__ = ["Bus", "ConflictError", "Message", "Stored", "StreamInfo", "Subscription", "patiently"]
 
+T = TypeVar("T")
 R = TypeVar("R", Got, Info)
 
 _PUBLISH_SECONDS = 1.0
@@ -292,6 +293,19 @@ class Bus:
     async def info(self) -> StreamInfo:
         """Return what the bucket holds and how."""
         return (await self._ask_leader(self._info, b"", decode_info)).summary
+
+
+async def patiently(ask: Callable[[], Awaitable[T]], seconds: float, pause: float) -> T:
+    """Return what a question comes to, asked again while NATS is away, but not for longer than ``seconds``."""
+    clock = asyncio.get_running_loop().time
+    until = clock() + seconds
+    while True:
+        try:
+            return await ask()
+        except StoreUnavailableError:
+            if clock() > until:
+                raise
+        await asyncio.sleep(pause)
 
 
 async def _send_but_end(connection: Connection, messages: Sequence[Message], reply: bytes) -> bytes:

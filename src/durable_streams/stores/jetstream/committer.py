@@ -79,9 +79,8 @@ class Committer:
         """Let another gateway write to the stream that it asks for: it may be too far away to be ever first."""
         gateway, path, round_trip = _decode(question)
         slot, loop = find(path), asyncio.get_running_loop()
-        if (
-            gateway == self._gateway or slot is None or slot.conflicts > 1
-        ):  # who loses himself rests for nobody
+        # Who loses himself rests for nobody.
+        if gateway == self._gateway or slot is None or slot.conflicts > 1:
             return
         rest = min(_LONGEST_REST, max(_SHORTEST_REST, 4 * round_trip))
         slot.rests_until = max(slot.rests_until, loop.time() + rest)

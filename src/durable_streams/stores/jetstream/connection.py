@@ -232,11 +232,17 @@ class Connection:
             waiting.take(Answer(head, data))
 
     async def request(
-        self, subject: str, data: bytes, timeout: float, parts: list[Answer] | None = None
+        self,
+        subject: str,
+        data: bytes,
+        timeout: float,
+        parts: list[Answer] | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Ask, and return the answer; raises as ``answer`` does."""
         reply = self.new_reply()
-        return await self.answer(reply, self.encode(subject, reply, None, data), timeout, parts)
+        return await self.answer(reply, self.encode(subject, reply, headers, data), timeout, parts)
 
     async def barrier(self, timeout: float) -> None:
         """Wait until the server has taken all that was sent before; raises as ``answer`` does."""

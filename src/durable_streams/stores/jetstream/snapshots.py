@@ -50,9 +50,8 @@ class Snapshots:
             self._writing.discard(state.id)
 
     async def _put(self, slot: JetSlot, stream_id: int, base: Base) -> None:
-        parts = cut_snapshot(
-            base, slot.producers, self._bus.max_message
-        )  # now: what is behind an await may be newer than the base
+        # Now: what is behind an await may be newer than the base.
+        parts = cut_snapshot(base, slot.producers, self._bus.max_message)
         layout = self._bus.layout
         subjects = [layout.snapshot(stream_id, number) for number in range(len(parts))]
         present = await self._bus.last(subjects[0])

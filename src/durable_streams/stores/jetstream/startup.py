@@ -80,9 +80,8 @@ async def _be_heard(connection: Connection, layout: Layout, where: str) -> None:
     subject = layout.log(0)
 
     async def publish() -> Info:
-        reply = connection.new_reply()
-        message = connection.encode(subject, reply, {"Nats-Expected-Stream": f"not {layout.stream}"}, b"")
-        answer = await connection.answer(reply, message, _TRY_SECONDS)
+        headers = {"Nats-Expected-Stream": f"not {layout.stream}"}
+        answer = await connection.request(subject, b"", _TRY_SECONDS, headers=headers)
         return _NOBODY if answer.status else decode_info(answer.data)
 
     said = (await _when_ready(connection, subject, where, publish)).error

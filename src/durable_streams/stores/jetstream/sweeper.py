@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from durable_streams.stores.base import StoreError, StoreUnavailableError
-from durable_streams.stores.jetstream.bus import Bus, ConflictError
+from durable_streams.stores.base import StoreError
+from durable_streams.stores.jetstream.bus import Bus, ConflictError, patiently
 from durable_streams.stores.jetstream.layout import EXPECT, ROLLUP
 from durable_streams.stores.jetstream.messages import Message
 
@@ -40,16 +40,7 @@ class Sweeper:
 
     async def start(self) -> None:
         """Begin to sweep: from now on, if nobody ever did; raises StoreUnavailableError."""
-        clock = asyncio.get_running_loop().time
-        until = clock() + _PATIENCE  # a bucket that was just made may have no leader yet
-        while True:
-            try:
-                await self._begin()
-                break
-            except StoreUnavailableError:
-                if clock() > until:
-                    raise
-            await asyncio.sleep(_PAUSE)
+        await patiently(self._begin, _PATIENCE, _PAUSE)  # a bucket that was just made may change its leader
         self._task = asyncio.create_task(self._run())
 
     async def _begin(self) -> None:

@@ -12,8 +12,8 @@ from itertools import accumulate, pairwise
 from typing import TypeVar
 
 from durable_streams.protocol.state import ProducerState, StreamState
-from durable_streams.stores.base import StoreError, StoreUnavailableError
-from durable_streams.stores.jetstream.bus import Bus, Message, Stored
+from durable_streams.stores.base import StoreError
+from durable_streams.stores.jetstream.bus import Bus, Message, Stored, patiently
 from durable_streams.stores.jetstream.catchup import CatchUp
 from durable_streams.stores.jetstream.config import JetStreamConfig
 from durable_streams.stores.jetstream.layout import EXPECT, ROLLUP
@@ -27,6 +27,7 @@ __all__ = ["JetStreamPlace"]
 T = TypeVar("T")
 
 _STREAMS = 256  # in a page
+_METAS = 1000  # in a page of nothing else
 _PAGE_BYTES = 4 << 20
 _AT_ONCE = 64  # questions
 _MINUTE = 60
@@ -73,14 +74,17 @@ class JetStreamPlace:
 
     async def streams(self) -> AsyncIterator[list[StreamState]]:
         """Yield all streams in pages, in the order in which they were changed last."""
-        seq = 1
-        while found := await self._scan(self._layout.every_meta, seq, _STREAMS):
-            seq = found[-1].seq + 1
-            paths = [decode_meta(one.data).path for one in found if not one.removed]
-            slots = await self._at_once(self._current, paths)
-            states = [slot.state for slot in slots if slot.state is not None]
+        async for states in self._metas(_STREAMS):
+            slots = await self._at_once(self._current, [state.path for state in states])
             self._slots = {slot.state.id: slot for slot in slots if slot.state is not None}
-            yield states
+            yield [slot.state for slot in self._slots.values() if slot.state is not None]
+
+    async def _metas(self, messages: int) -> AsyncIterator[list[StreamState]]:
+        """Yield what is kept of all streams beside their logs, in pages of so many messages."""
+        seq = 1
+        while found := await self._scan(self._layout.every_meta, seq, messages):
+            seq = found[-1].seq + 1
+            yield [decode_meta(one.data) for one in found if not one.removed]
 
     async def appends(self, state: StreamState) -> AsyncIterator[list[bytes]]:
         """Yield the appends of a stream in pages."""
@@ -116,15 +120,7 @@ class JetStreamPlace:
         return [] if one is None else [one]
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        clock = asyncio.get_running_loop().time
-        until = clock() + PATIENCE
-        while True:
-            try:
-                return await ask()
-            except StoreUnavailableError:
-                if clock() > until:
-                    raise
-            await asyncio.sleep(PAUSE)
+        return await patiently(ask, PATIENCE, PAUSE)
 
     async def _at_once(self, ask: Callable[[T], Awaitable[JetSlot]], questions: Sequence[T]) -> list[JetSlot]:
         answers: list[JetSlot] = []
@@ -156,14 +152,14 @@ class JetStreamPlace:
                 f"the bucket {name} holds another stream at {state.path}: delete it, or choose another bucket"
             )
         begun = await self._begun(state) if there is None else Base(slot.seq, slot.n, there.tail)
-        self._take(state, slot, begun)
-        if there is not None:
-            self._logs[state.id].base, self._logs[state.id].last_seq = slot.base, there.last_seq
-        return slot
+        return self._take(state, slot, begun)
 
     def _take(self, state: StreamState, slot: JetSlot, stored: Base) -> JetSlot:
         self._slots[state.id] = slot
-        self._logs[state.id] = Log(state, stored, slot.revision, stored.n, stored.position)
+        last_seq = None if slot.state is None else slot.state.last_seq
+        self._logs[state.id] = Log(
+            state, stored, slot.revision, stored.n, stored.position, base=slot.base, last_seq=last_seq
+        )
         return slot
 
     async def _begun(self, state: StreamState) -> Base:
@@ -192,13 +188,7 @@ class JetStreamPlace:
 
     async def _find_owners(self) -> dict[int, str]:
         """Return the paths of all streams, by their ids."""
-        owners: dict[int, str] = {}
-        seq = 1
-        while found := await self._scan(self._layout.every_meta, seq):
-            seq = found[-1].seq + 1
-            for state in [decode_meta(one.data) for one in found if not one.removed]:
-                owners[state.id] = state.path
-        return owners
+        return {state.id: state.path async for page in self._metas(_METAS) for state in page}
 
     async def write(self, state: StreamState, appends: Sequence[bytes]) -> None:
         """Write appends behind what is there."""
