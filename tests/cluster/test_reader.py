@@ -314,6 +314,35 @@ def test_the_last_piece_of_an_append_is_not_taken_for_one(nats_server: NatsClust
     asyncio.run(main())
 
 
+def test_a11_appends_are_read_from_their_start(nats_server: NatsCluster, bucket: str) -> None:
+    rng = random.Random(11)
+
+    async def main() -> None:
+        async with bus_on(nats_server.urls, bucket, Bus) as bus:
+            logs = [Log(bus, begin) for begin in (0, 1_000_000)]
+            for log in logs:
+                log.pieces(*(rng.randbytes(rng.choice((1, 3_000, 30_000))) for _ in range(20)))
+                for _ in range(60):
+                    grown_at_random(log, rng, 20_000)
+                log.pieces(*(rng.randbytes(20_000) for _ in range(20)))
+            await publish(bus, logs, rng)
+            for log in logs:
+                places = [*log.bounds[:-1], *(rng.randrange(log.begin, log.tail) for _ in range(100))]
+                for start in places:
+                    begin = log.bounds[bisect_right(log.bounds, start) - 1]
+                    end = log.bounds[bisect_right(log.bounds, start)]
+                    reader = LogReader(bus, max_places=rng.choice((0, 65536)))
+                    for stop in {end, log.tail, begin + 1}:
+                        if start < stop:
+                            chunk = await patiently(partial(reader.read_appends, log.id, start, stop, 1))
+                            assert chunk is not None
+                            assert (chunk.start, chunk.end) == (begin, min(end, stop))
+                            assert chunk.payload == log.part(begin, chunk.end)
+            assert await LogReader(bus).append_start(new_id(), 5) is None
+
+    asyncio.run(main())
+
+
 def test_a_chunk_costs_no_more_memory_than_it_holds(nats_server: NatsCluster, bucket: str) -> None:
     async def main() -> None:
         async with bus_on(nats_server.urls, bucket, Bus) as bus:

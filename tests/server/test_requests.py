@@ -449,14 +449,6 @@ def test_offset_now(either_server, filled: str) -> None:
     assert "etag" not in answer.headers
 
 
-def test_an_offset_inside_a_message(either_server, stream: str) -> None:
-    either_server.create(stream, "application/json")
-    either_server.append(stream, b"[[1], [22]]", "application/json")
-    for live in ("", "&live=long-poll", "&live=sse"):
-        answer = either_server.request("GET", f"{stream}?offset={TAIL[:-1]}2{live}")
-        assert answer.status == 400 or (live and b"[1]" not in answer.body), (live, answer)
-
-
 # -- bytes
 
 

@@ -119,6 +119,9 @@ class Handlers:
         path = parse.stream_path(path[len(STREAM_ROOT) :])
         source = rules.check_fork_source(await self._store.get(path), content_type)
         position = source.tail if offset is None else position_of(offset, source)
+        if 0 < position < source.tail:
+            # What is read from inside an append begins at its start: what is forked there ends at its start.
+            position = (await self._store.read(source, position, 1)).start
         if sub_offset:
             position += await self._sub_position(source, position, sub_offset)
         return ForkPoint(path, source.id, position), source

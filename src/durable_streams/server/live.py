@@ -124,9 +124,6 @@ class LiveReads:
     async def _sse(self, request: Request, path: str, position: int, cursor: str | None) -> Response:
         watch = await self._store.watch(path)
         state = rules.require(watch.state)
-        if state.is_json and 0 < position < state.tail:
-            # An offset inside a message has to be a 400 now: in the middle of the events there is no status.
-            await self._store.read(state, position, 1)
         headers = [
             *BASE_HEADERS,
             ("content-type", names.SSE_CONTENT_TYPE),
@@ -139,12 +136,14 @@ class LiveReads:
         return Response(200, headers, self._events(request, watch, state, position, cursor, text=text))
 
     async def _is_torn(self, state: StreamState, position: int) -> bool:
-        """Whether a position is inside a character, so that what follows it is no text by itself."""
+        """Whether what is read from a position begins inside a character, so that it is no text by itself."""
+        if not state.is_json and 0 < position < state.tail:  # read from the start of the append that holds it
+            position = (await self._store.read(state, position, 1)).start
         if state.is_json or position == 0:
             return False
         before = max(0, position - _MAX_CHARACTER + 1)
         chunk = await self._store.read(state, before, position - before)
-        return _incomplete(chunk.payload[: position - before]) > 0
+        return _incomplete(chunk.payload[: position - chunk.start]) > 0
 
     async def _events(
         self,

@@ -126,9 +126,9 @@ class Store(Protocol):
         """Restart a stream's sliding window for a read that was received."""
 
     async def read(self, state: StreamState, start: int, limit: int) -> Chunk:
-        """Return whole appends from ``start``, at least one and about ``limit`` bytes; empty at the tail.
+        """Return whole appends from the one that holds ``start``, at least one and about ``limit`` bytes.
 
-        A ``start`` inside an append is served from there, for streams of bytes.
+        Where ``start`` is inside an append, the chunk begins before it; at the tail it is empty.
         """
 
     async def watch(self, path: str) -> Watch:

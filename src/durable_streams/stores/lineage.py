@@ -18,25 +18,23 @@ begin before), nothing past ``stop``, about ``limit`` of them and at least one a
 async def read_lineage(read: OwnRead, state: StreamState, start: int, limit: int) -> Chunk:
     """Return what ``Store.read`` does, each part of it by ``read`` from the stream that it belongs to.
 
-    Raises the 404 of bytes that are gone, and the 400 of a ``start`` inside an append of JSON.
+    Raises the 404 of bytes that are gone.
     """
-    position, parts = start, []
+    begin = position = start
+    parts: list[bytes] = []
     while position < state.tail and position - start < limit:
         stream_id, stop = _owner(state, position)
         chunk = await read(stream_id, position, stop, limit - (position - start))
         if chunk is None:
             raise rules.not_found()
-        payload = chunk.payload
-        if chunk.start < position:
-            if state.is_json:
-                raise rules.unknown_offset(position)
-            payload = payload[position - chunk.start :]
-        parts.append(payload)
+        if not parts:  # what follows begins where the part before it ends: at a boundary
+            begin = chunk.start
+        parts.append(chunk.payload)
         if chunk.end < stop:
             break
         position = chunk.end
     payload = parts[0] if len(parts) == 1 else b"".join(parts)
-    return Chunk(start, start + len(payload), payload)
+    return Chunk(begin, begin + len(payload), payload)
 
 
 def _owner(state: StreamState, position: int) -> tuple[int, int]:

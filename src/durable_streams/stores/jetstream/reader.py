@@ -59,6 +59,35 @@ class LogReader:
             self.remember(stream_id, chunk.end, reading.whole_seq)
         return chunk
 
+    async def read_appends(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
+        """Return what `read` does, but from the start of the append that holds ``start``, however large it is."""
+        chunk = await self.read(stream_id, start, stop, limit)
+        if chunk is None or chunk.start == start:
+            return chunk
+        begin = await self.append_start(stream_id, chunk.start)
+        if begin is None or begin == chunk.start:
+            return None if begin is None else chunk
+        return await self.read(stream_id, begin, stop, limit)
+
+    async def append_start(self, stream_id: int, position: int) -> int | None:
+        """Return where the append that holds ``position`` begins; None if the log is gone."""
+        subject = self._bus.layout.log(stream_id)
+        while self._place(stream_id, position) is None:
+            place = await self._search(stream_id, position)
+            if place is None:
+                return None
+            search = _AppendSearch(place[0], position)
+            while not search.found:
+                records = await self._bus.scan(subject, search.seq, _SCAN_BYTES, _NEAR_RECORDS)
+                if not records and (record := await self._bus.next(subject, search.seq)) is not None:
+                    records = [record]
+                if not records or not all(map(search.look_at, records)):
+                    return None
+            if search.is_exact:
+                return search.begin
+            position = search.begin  # a piece of the append: what is before it has to be looked at
+        return position
+
     def remember(self, stream_id: int, position: int, seq: int) -> None:
         """Note that the append which begins at ``position`` is in the log's first record at or after ``seq``."""
         self._places[stream_id, position] = seq
@@ -135,6 +164,39 @@ def _extent(stored: Stored) -> tuple[int, int, int]:
     """Return the sequence of a record and the positions where it begins and ends."""
     start = decode_record(stored.record).start
     return stored.seq, start, start + len(stored.data)
+
+
+class _AppendSearch:
+    """Looks at records in their order for the start of the append that holds ``position``; the first begins before it.
+
+    ``begin`` is that start if ``is_exact``, else where the first record begins: a piece of the same append.
+    """
+
+    def __init__(self, seq: int, position: int) -> None:
+        self.seq = seq
+        self.begin = -1
+        self.is_exact = False
+        self.found = False
+        self._position = position
+        self._end = -1
+        self._more = False
+
+    def look_at(self, stored: Stored) -> bool:
+        """Take the next record; False if one before it is missing."""
+        if self.found:
+            return True
+        record = decode_record(stored.record)
+        if self._end not in (-1, record.start):
+            return False
+        end = record.start + len(stored.data)
+        if not self._more:
+            self.begin, self.is_exact = record.start, self._end >= 0 or record.n == 1
+        self.seq, self._end, self._more = stored.seq + 1, end, record.more
+        if record.lengths:
+            bounds = list(accumulate(record.lengths, initial=record.start))
+            self.begin, self.is_exact = bounds[bisect_right(bounds, self._position) - 1], True
+        self.found = end > self._position
+        return True
 
 
 class _Reading:

@@ -149,7 +149,7 @@ class JetStreamStore:
 
     async def read(self, state: StreamState, start: int, limit: int) -> Chunk:
         """Return whole appends from ``start``, inherited bytes from whoever owns them."""
-        return await read_lineage(self._reader.read, state, start, limit)
+        return await read_lineage(self._reader.read_appends, state, start, limit)
 
     async def watch(self, path: str) -> JetWatch:
         """Return a live view of the stream at a path."""

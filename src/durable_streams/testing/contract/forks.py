@@ -66,6 +66,22 @@ class ForkContract(StoreFactory):
         assert await h.everything("c2") == b"aac"
 
     @on_a_loop
+    async def test_a11_a_start_inside_an_append_of_a_lineage(self, h: Harness) -> None:
+        await h.create("a", payload=b"aaaa")
+        await h.append("a", b"AAAA")
+        await h.fork("b", "a", 6)  # inside the second append
+        await h.append("b", b"bbb")
+        await h.append("b", b"BBB")
+        await h.fork("c", "b", 8)  # inside the fork's own first one
+        await h.append("c", b"cc")
+        content, state = b"aaaaAAbbcc", await h.state("c")
+        for start in range(10):
+            begin = max(bound for bound in (0, 4, 6, 8) if bound <= start)
+            chunk = await h.store.read(state, start, 100)
+            assert (chunk.start, chunk.payload) == (begin, content[begin:])
+        assert await h.everything("c", limit=1) == content
+
+    @on_a_loop
     async def test_forks_of_messages(self, h: Harness) -> None:
         await h.create("s", JSON, payload=b"1,22,333,")
         await h.fork("f", "s", 5)

@@ -68,21 +68,33 @@ class ReadContract(StoreFactory):
         assert (await h.store.read(before, 3, 100)).payload == b""
 
     @on_a_loop
-    async def test_a_start_inside_an_append_of_bytes(self, h: Harness) -> None:
-        await h.create("s", payload=b"abc")
-        await h.append("s", b"defgh")
-        state = await h.state("s")
-        for start in range(8):
-            chunk = await h.store.read(state, start, 100)
-            assert (chunk.start, chunk.payload) == (start, b"abcdefgh"[start:])
-        assert (await h.store.read(state, 4, 1)).payload == b"efgh"
+    async def test_a11_a_start_inside_an_append_reads_from_where_that_begins(self, h: Harness) -> None:
+        for content_type in ("application/octet-stream", "text/plain", JSON):
+            path = f"s/{content_type}"
+            await h.create(path, content_type)
+            payloads = (b"1,", b"[2],[22],", b"3333,", b"4,")
+            bounds = [0, *[(await h.append(path, one, content_type)).state.tail for one in payloads]]
+            content, state = await h.everything(path), await h.state(path)
+            for start in range(state.tail):
+                begin = max(bound for bound in bounds if bound <= start)
+                chunk = await h.store.read(state, start, 100)
+                assert (chunk.start, chunk.payload) == (begin, content[begin:])
+                chunk = await h.store.read(state, start, 1)
+                end = min(bound for bound in bounds if bound > start)
+                assert (chunk.start, chunk.end, chunk.payload) == (begin, end, content[begin:end])
 
     @on_a_loop
-    async def test_a_start_inside_an_append_of_messages_is_refused(self, h: Harness) -> None:
-        await h.create("s", JSON, payload=b"[1],[22],")
+    async def test_a11_a_start_inside_a_large_append(self, h: Harness) -> None:
+        await h.create("s")
+        large = bytes(range(251)) * 20_000  # more than one message of NATS
+        await h.append("s", b"before")
+        await h.append("s", large)
+        await h.append("s", b"behind")
         state = await h.state("s")
-        await refused(400, h.store.read(state, 1, 100))
-        await refused(400, h.store.read(state, 4, 100))
+        for start in (6, 7, 6 + len(large) // 2, 5 + len(large)):
+            chunk = await h.store.read(state, start, 1)
+            assert (chunk.start, chunk.end) == (6, 6 + len(large))
+            assert chunk.payload == large
 
     @on_a_loop
     async def test_readers_during_appends_see_whole_appends_only(self, h: Harness) -> None:
