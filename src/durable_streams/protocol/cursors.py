@@ -16,7 +16,8 @@ def next_cursor(now: float, client_cursor: str | None, random: Callable[[], floa
 
     ``random`` gives a number in [0, 1).
     """
-    current = int(now - _EPOCH) // _INTERVAL
+    # A clock that is behind the epoch (a board without a battery) counts from nothing: cursors advance all the same.
+    current = max(0, int(now - _EPOCH)) // _INTERVAL
     if client_cursor is None or not (client_cursor.isascii() and client_cursor.isdigit()):
         return str(current)
     seen = int(client_cursor[:18])

@@ -89,13 +89,18 @@ def _same_configuration(existing: StreamState, command: Create) -> bool:
         existing.content_type if inherits else headers.DEFAULT_CONTENT_TYPE
     )
     expiry_given = command.ttl is not None or command.expires_at is not None
-    same_expiry = (existing.ttl, existing.expires_at) == (command.ttl, command.expires_at)
+    same_expiry = existing.ttl == command.ttl and _expiry(existing) == _expiry(command)
     return (
         same_origin
         and headers.media_type(existing.content_type) == headers.media_type(content_type)
         and existing.closed == command.closed
         and (same_expiry or (inherits and not expiry_given))
     )
+
+
+def _expiry(of: StreamState | Create) -> float | None:
+    """Return when a stream expires whatever touches it: a moment, however it is spelled."""
+    return None if of.expires_at is None else of.deadline
 
 
 def _new_state(command: Create, new_id: int) -> StreamState:

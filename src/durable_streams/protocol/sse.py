@@ -32,9 +32,18 @@ def encode_data(payload: bytes, *, text: bool) -> bytes:
 
 
 def encode_control(
-    next_offset: str, *, cursor: str | None = None, up_to_date: bool = False, closed: bool = False
+    next_offset: str,
+    *,
+    cursor: str | None = None,
+    up_to_date: bool = False,
+    closed: bool = False,
+    with_id: bool = False,
 ) -> bytes:
-    """Return the ``event: control`` block that commits the data before it."""
+    """Return the ``event: control`` block that commits the data before it.
+
+    ``with_id``: its id is the offset, which is then one line; a browser's own ``EventSource`` comes back with it as
+    ``Last-Event-ID``.
+    """
     control: dict[str, str | bool] = {"streamNextOffset": next_offset}
     if cursor is not None:
         control["streamCursor"] = cursor
@@ -42,7 +51,8 @@ def encode_control(
         control["upToDate"] = True
     if closed:
         control["streamClosed"] = True
-    return b"event: control\ndata:" + _encode_json(control) + b"\n\n"
+    id_line = b"id:" + next_offset.encode() + b"\n" if with_id else b""
+    return b"event: control\n" + id_line + b"data:" + _encode_json(control) + b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)

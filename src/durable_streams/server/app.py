@@ -27,6 +27,7 @@ from durable_streams.stores.base import Store, StoreError, StoreFullError, Store
 __all__ = ["App"]
 
 _RESERVED = "__ds"  # subscriptions, protocol section 8
+_HEALTH_METHODS = "GET, HEAD, OPTIONS"
 _RETRY_AFTER = "1"  # seconds
 _log = logging.getLogger("durable_streams.server")
 _encode = msgspec.json.Encoder().encode
@@ -67,7 +68,7 @@ class App:
             if not path.startswith(STREAM_ROOT):
                 return await self._elsewhere(request)
             if request.method == "OPTIONS":
-                return Response(204, PREFLIGHT_HEADERS)
+                return _options(METHODS)
             handler = self._handlers.get(request.method)
             if handler is None:
                 return _method_not_allowed(METHODS)
@@ -92,6 +93,8 @@ class App:
             return error_response(500, "INTERNAL", "the server failed on this request; its log says why", [])
 
     async def _elsewhere(self, request: Request) -> Response:
+        if request.method == "OPTIONS" and request.path in ("/health", "*"):
+            return _options(_HEALTH_METHODS if request.path == "/health" else METHODS)
         if request.path != "/health":
             message = f"there is nothing here: streams live under {STREAM_ROOT}"
             return error_response(404, "NOT_FOUND", message, [])
@@ -109,6 +112,10 @@ def error_response(status: int, code: str, message: str, extra: Headers) -> Resp
     """Return an error with its small JSON body (protocol section 7)."""
     body = _encode({"error": {"code": code, "message": message}})
     return Response(status, [*BASE_HEADERS, *_JSON, ("cache-control", "no-store"), *extra], body)
+
+
+def _options(allowed: str) -> Response:
+    return Response(204, [*PREFLIGHT_HEADERS, ("allow", allowed)])
 
 
 def _method_not_allowed(allowed: str) -> Response:

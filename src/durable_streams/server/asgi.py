@@ -9,7 +9,7 @@ from typing import Any
 
 from durable_streams.protocol.commands import Rejection
 from durable_streams.server.app import App, error_response
-from durable_streams.server.http import Disconnection, cut_short, too_large, unreadable
+from durable_streams.server.http import Disconnection, cut_short, repeated, too_large, unreadable
 from durable_streams.stores.base import StoreError
 
 __all__ = ["AsgiApp"]
@@ -39,6 +39,19 @@ class _Request:
         value: bytes | None = self._headers.get(name)
         if value is None:
             return None
+        if len(self._headers) != len(self._scope["headers"]) and len(self._all(name)) > 1:
+            raise repeated(name)
+        return self._decoded(name, value)
+
+    def listed(self, name: str) -> str | None:
+        values = self._all(name)
+        return self._decoded(name, b", ".join(values)) if values else None
+
+    def _all(self, name: str) -> list[bytes]:
+        wanted = name.encode()
+        return [value for key, value in self._scope["headers"] if key == wanted]
+
+    def _decoded(self, name: str, value: bytes) -> str:
         if not value.isascii():
             raise unreadable(name)
         return value.decode("ascii")

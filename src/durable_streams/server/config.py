@@ -52,8 +52,3 @@ class ServerConfig:
             raise ValueError(f"port is a number from 0 to 65535, not {self.port}")
         if self.cache not in ("public", "private"):
             raise ValueError(f"cache is public or private, not {self.cache}")
-
-    @property
-    def cache_control(self) -> str:
-        """The ``Cache-Control`` of a read that caches may keep (protocol section 5)."""
-        return f"{self.cache}, max-age=60, stale-while-revalidate=300"

@@ -13,9 +13,16 @@ from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import StreamState
 from durable_streams.server import parse
 from durable_streams.server.config import ServerConfig
-from durable_streams.server.http import BASE_HEADERS, STREAM_ROOT, Headers, Request, Response
+from durable_streams.server.http import BASE_HEADERS, SANDBOX, STREAM_ROOT, Headers, Request, Response
 from durable_streams.server.live import LiveReads
-from durable_streams.server.positions import content, etag, position_of, range_headers
+from durable_streams.server.positions import (
+    cache_control,
+    content,
+    etag,
+    is_known,
+    position_of,
+    range_headers,
+)
 from durable_streams.stores.base import Store, StoreUnavailableError
 
 __all__ = ["Handlers"]
@@ -34,6 +41,7 @@ class Handlers:
     async def append(self, request: Request, path: str) -> Response:
         """POST: append, close, or both (section 4)."""
         header = request.header
+        parse.check_not_encoded(request.listed("content-encoding"))
         close = names.is_true(header(names.STREAM_CLOSED))
         content_type = header("content-type")
         seq = parse.sequence(header(names.STREAM_SEQ))
@@ -68,6 +76,7 @@ class Handlers:
     async def create(self, request: Request, path: str) -> Response:
         """PUT: create a stream or a fork (sections 3 and 6)."""
         header = request.header
+        parse.check_not_encoded(request.listed("content-encoding"))
         given = header("content-type")
         content_type = parse.content_type(given) if given is not None else None
         ttl, expires = parse.ttl(header(names.STREAM_TTL)), header(names.STREAM_EXPIRES_AT)
@@ -144,14 +153,16 @@ class Handlers:
         """HEAD: what the stream is and how far it goes; does not touch its sliding window."""
         state = rules.require(await self._store.get(path))
         headers = _description(state)
-        headers.append(("etag", etag(state, 0, state.tail)))
-        headers.append(("cache-control", "no-store"))
+        headers += [SANDBOX, ("etag", etag(state, 0, state.tail)), ("cache-control", "no-store")]
         return Response(200, headers)
 
     async def read(self, request: Request, path: str) -> Response:
         """GET: catch up, or go on live (section 5)."""
         query = parse.query(request.query)
         offset, live = query.get(names.QUERY_OFFSET), query.get(names.QUERY_LIVE)
+        resumed = request.header("last-event-id") if live == "sse" else None
+        if resumed:
+            offset = resumed  # an EventSource that reconnects has but the URL that it began with
         try:
             state = rules.require(await self._store.get(path))
         except StoreUnavailableError as outage:
@@ -163,6 +174,9 @@ class Handlers:
                 raise parse.bad_request("a live read needs an offset: the last answer's, -1, or now")
             position = position_of(offset, state)
             self._store.touch(path)
+            if resumed and state.closed and position == state.tail:
+                # It has everything: no content makes it stop, where an end of the events would bring it back.
+                return Response(204, [*range_headers(state, position), ("cache-control", "no-store")])
             return await self._live.read(live, request, path, position, query.get(names.QUERY_CURSOR))
         position = 0 if offset is None else position_of(offset, state)
         self._store.touch(path)
@@ -170,7 +184,7 @@ class Handlers:
             headers = _read_headers(state, position)
             headers.append(("cache-control", "no-store"))
             return Response(200, headers, content(state, b""))
-        return await self._catch_up(request, state, position)
+        return await self._catch_up(request, state, position, exact=offset is not None)
 
     async def _read_in_outage(
         self, request: Request, path: str, offset: str | None, outage: StoreUnavailableError
@@ -187,7 +201,13 @@ class Handlers:
             raise outage from None  # of a stream that may be another one by now
 
     async def _catch_up(
-        self, request: Request, state: StreamState, position: int, *, current: bool = True
+        self,
+        request: Request,
+        state: StreamState,
+        position: int,
+        *,
+        current: bool = True,
+        exact: bool = False,
     ) -> Response:
         chunk = await self._store.read(state, position, self._config.chunk_size)
         if not current:  # no answer reaches the end: where that is nobody can say
@@ -195,9 +215,8 @@ class Handlers:
         tag = etag(state, chunk.start, chunk.end)
         headers = _read_headers(state, chunk.end)
         headers.append(("etag", tag))
-        headers.append(("cache-control", self._config.cache_control))
-        known = request.header("if-none-match")
-        if known is not None and _matches(known, tag):
+        headers.append(("cache-control", cache_control(self._config.cache, state, chunk.end, exact=exact)))
+        if is_known(request.listed("if-none-match"), tag):
             return Response(304, headers)
         return Response(200, headers, content(state, chunk.payload))
 
@@ -254,8 +273,3 @@ def _json_payload(body: bytes) -> bytes:
         return jsonmode.payload_from_body(body)
     except jsonmode.InvalidJSONError as error:
         raise parse.bad_request(str(error)) from None
-
-
-def _matches(if_none_match: str, tag: str) -> bool:
-    known = [one.strip().removeprefix("W/") for one in if_none_match.split(",")]
-    return tag in known or "*" in known

@@ -14,11 +14,14 @@ __all__ = [
     "BASE_HEADERS",
     "METHODS",
     "PREFLIGHT_HEADERS",
+    "READ_HEADERS",
+    "SANDBOX",
     "STREAM_ROOT",
     "Headers",
     "Request",
     "Response",
     "cut_short",
+    "repeated",
     "too_large",
     "unreadable",
 ]
@@ -45,6 +48,7 @@ _ALLOWED = (
     "content-type",
     "authorization",
     "if-none-match",
+    "last-event-id",
     names.STREAM_SEQ,
     names.STREAM_TTL,
     names.STREAM_EXPIRES_AT,
@@ -66,6 +70,9 @@ BASE_HEADERS: Headers = [
     ("access-control-allow-origin", "*"),
     ("access-control-expose-headers", ", ".join(_EXPOSED)),
 ]
+# What a stream holds is its writers': shown by a browser it must not run as a page of the server's origin.
+SANDBOX = ("content-security-policy", "sandbox")
+READ_HEADERS: Headers = [*BASE_HEADERS, SANDBOX]
 PREFLIGHT_HEADERS: Headers = [
     *BASE_HEADERS,
     ("access-control-allow-methods", METHODS),
@@ -95,7 +102,10 @@ class Request(Protocol):
     query: str
 
     def header(self, name: str) -> str | None:
-        """Return a header's value."""
+        """Return the value of a header that has one; raises the 400 of one that was sent twice, or is not ASCII."""
+
+    def listed(self, name: str) -> str | None:
+        """Return the value of a header that is a list, however many lines it was sent on."""
 
     def base_url(self) -> str:
         """Return scheme, authority and mount point, as the client used them."""
@@ -125,6 +135,11 @@ def too_large(limit: int) -> Rejection:
 def cut_short() -> Rejection:
     """Return the 400 of a body that ended before it was whole; its sender is gone, nothing may be stored."""
     return Rejection(400, "BAD_REQUEST", "the body ended before it was complete; nothing was stored")
+
+
+def repeated(name: str) -> Rejection:
+    """Return the 400 of a header that has one value and was sent more than once: nobody can say which one counts."""
+    return Rejection(400, "BAD_REQUEST", f"{name.title()} is there more than once: send it once")
 
 
 def unreadable(name: str) -> Rejection:

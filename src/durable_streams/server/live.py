@@ -19,8 +19,8 @@ from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import StreamState
 from durable_streams.server import parse
 from durable_streams.server.config import ServerConfig
-from durable_streams.server.http import BASE_HEADERS, Headers, Request, Response
-from durable_streams.server.positions import content, etag, range_headers
+from durable_streams.server.http import READ_HEADERS, Headers, Request, Response
+from durable_streams.server.positions import cache_control, content, etag, is_known, range_headers
 from durable_streams.stores.base import Chunk, Store, StoreError, StoreUnavailableError, Watch
 
 __all__ = ["LiveReads"]
@@ -88,8 +88,11 @@ class LiveReads:
             headers.append(("cache-control", "no-store"))
             return Response(204, headers)
         headers.append(("content-type", state.content_type))
-        headers.append(("etag", etag(state, chunk.start, chunk.end)))
-        headers.append(("cache-control", self._config.cache_control))
+        tag = etag(state, chunk.start, chunk.end)
+        headers.append(("etag", tag))
+        headers.append(("cache-control", cache_control(self._config.cache, state, chunk.end)))
+        if is_known(request.listed("if-none-match"), tag):
+            return Response(304, headers)
         return Response(200, headers, content(state, chunk.payload))
 
     async def _wait(self, watch: Watch, request: Request, state: StreamState, position: int) -> None:
@@ -125,7 +128,7 @@ class LiveReads:
         watch = await self._store.watch(path)
         state = rules.require(watch.state)
         headers = [
-            *BASE_HEADERS,
+            *READ_HEADERS,
             ("content-type", names.SSE_CONTENT_TYPE),
             ("cache-control", "no-cache"),
             ("x-accel-buffering", "no"),
@@ -218,6 +221,7 @@ class LiveReads:
             cursor=None if done else next_cursor(time.time(), cursor, random),
             up_to_date=at_tail,
             closed=done,
+            with_id=True,
         )
         event = (data + control, end, chunk.end, done)
         held = watch.shared.get(_HELD, 0) + len(event[0])

@@ -15,6 +15,7 @@ from durable_streams.protocol.state import ProducerStamp
 
 __all__ = [
     "bad_request",
+    "check_not_encoded",
     "content_type",
     "decoded_path",
     "expires_at",
@@ -59,6 +60,17 @@ def content_type(value: str) -> str:
     if len(value) > _MAX_VALUE or not _CONTENT_TYPE.fullmatch(value):
         raise bad_request(f"Content-Type is not well-formed: {value[:80]!r}")
     return value.strip()
+
+
+def check_not_encoded(value: str | None) -> None:
+    """Refuse a body that came compressed: it would be stored so, and read without the header that says it."""
+    if value is not None and any(one.strip().lower() not in {"", "identity"} for one in value.split(",")):
+        raise Rejection(
+            415,
+            "UNSUPPORTED_ENCODING",
+            f"Content-Encoding {value[:80]!r} is not taken: send the body as it is",
+            {"accept-encoding": "identity"},
+        )
 
 
 def ttl(value: str | None) -> int | None:

@@ -7,9 +7,11 @@ from durable_streams.protocol import jsonmode, rules
 from durable_streams.protocol.offsets import format_offset, parse_offset
 from durable_streams.protocol.state import StreamState
 from durable_streams.server import parse
-from durable_streams.server.http import BASE_HEADERS, Headers
+from durable_streams.server.http import READ_HEADERS, Headers
 
-__all__ = ["content", "etag", "position_of", "range_headers"]
+__all__ = ["cache_control", "content", "etag", "is_known", "position_of", "range_headers"]
+
+_CACHED = "max-age=60, stale-while-revalidate=300, immutable"
 
 
 def position_of(offset: str, state: StreamState) -> int:
@@ -33,7 +35,7 @@ def content(state: StreamState, payload: bytes) -> bytes:
 
 def range_headers(state: StreamState, end: int) -> Headers:
     """Return what every read that reaches ``end`` says of its place: next offset, up to date, closed (section 5)."""
-    headers = [*BASE_HEADERS, (names.STREAM_NEXT_OFFSET, format_offset(end))]
+    headers = [*READ_HEADERS, (names.STREAM_NEXT_OFFSET, format_offset(end))]
     if end == state.tail:
         headers.append((names.STREAM_UP_TO_DATE, "true"))
         if state.closed:
@@ -42,6 +44,30 @@ def range_headers(state: StreamState, end: int) -> Headers:
 
 
 def etag(state: StreamState, start: int, end: int) -> str:
-    """Return the entity tag of a range: stream identity, start, end, and whether it closes the stream."""
-    end_mark = "c" if state.closed and end == state.tail else ""
+    """Return the entity tag of a range: stream identity, start, end, and whether it reaches the tail, or the close.
+
+    Of one range it changes with what `range_headers` says: a cache that hears "not modified" keeps its old headers.
+    """
+    end_mark = "" if end != state.tail else "c" if state.closed else "t"
     return f'"{state.id:x}.{start}.{end}{end_mark}"'
+
+
+def is_known(if_none_match: str | None, tag: str) -> bool:
+    """Whether a request has the answer with this tag already."""
+    if if_none_match is None:
+        return False
+    known = [one.strip().removeprefix("W/") for one in if_none_match.split(",")]
+    return tag in known or "*" in known
+
+
+def cache_control(scope: str, state: StreamState, end: int, *, exact: bool = True) -> str:
+    """Return how long caches may keep a read that ends at ``end``; ``scope``: public or private.
+
+    What reaches the tail of an open stream is asked for again each time: a browser would show an old end for a minute.
+    ``exact``: the request named an offset. One that did not has the URL of a HEAD, which caches answer from it too.
+    """
+    if end == state.tail and not state.closed:
+        return "no-cache"
+    if end != state.tail and not exact:
+        return "no-cache"
+    return f"{scope}, {_CACHED}"

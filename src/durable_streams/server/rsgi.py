@@ -7,7 +7,7 @@ from typing import Any
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # re-exported, but not in its __all__
 
 from durable_streams.server.app import App
-from durable_streams.server.http import Disconnection, cut_short, too_large, unreadable
+from durable_streams.server.http import Disconnection, cut_short, repeated, too_large, unreadable
 
 __all__ = ["RsgiAdapter"]
 
@@ -26,11 +26,25 @@ class _Request:
         self._headers = scope.headers
 
     def header(self, name: str) -> str | None:
-        value: str | None = self._headers.get(name)
-        if value is None and name in self._headers:
+        values: list[str] = self._headers.get_all(name)
+        if len(values) == 1:
+            return values[0]
+        if values:
+            raise repeated(name)
+        self._check_absent(name)
+        return None
+
+    def listed(self, name: str) -> str | None:
+        values: list[str] = self._headers.get_all(name)
+        if values:
+            return ", ".join(values)
+        self._check_absent(name)
+        return None
+
+    def _check_absent(self, name: str) -> None:
+        if name in self._headers:
             # Granian gives out only what is ASCII; what was sent must not count as absent.
             raise unreadable(name)
-        return value
 
     def base_url(self) -> str:
         scope = self._scope
@@ -50,7 +64,7 @@ class _Request:
             if len(whole) != size:
                 raise cut_short()
             return whole
-        if self.header("transfer-encoding") is None:
+        if self.listed("transfer-encoding") is None:
             return b""
         parts, size, empty = [], 0, 0
         async for part in self._protocol:
