@@ -51,8 +51,9 @@ def encode_control(
         control["upToDate"] = True
     if closed:
         control["streamClosed"] = True
-    id_line = b"id:" + next_offset.encode() + b"\n" if with_id else b""
-    return b"event: control\n" + id_line + b"data:" + _encode_json(control) + b"\n\n"
+    # Behind the data: clients in the field look for those right after the event's name.
+    id_line = b"\nid:" + next_offset.encode() if with_id else b""
+    return b"event: control\ndata:" + _encode_json(control) + id_line + b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)
