@@ -63,7 +63,11 @@ class IdempotentAppendResult:
 
 @dataclass(frozen=True, slots=True)
 class HeadResult:
-    """A stream's metadata (protocol section 1). ``ttl_seconds`` in seconds, ``expires_at`` as RFC 3339 text."""
+    """A stream's metadata (protocol section 1). ``ttl_seconds`` in seconds, ``expires_at`` as RFC 3339 text.
+
+    ``created``, of a creation: True where it made the stream, False where the stream was there already, so that a
+    ``body`` was not stored; None of a `head`, and where the answer of an earlier attempt was lost.
+    """
 
     exists: bool
     content_type: str | None
@@ -73,6 +77,7 @@ class HeadResult:
     stream_closed: bool
     ttl_seconds: int | None
     expires_at: str | None
+    created: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

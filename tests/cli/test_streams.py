@@ -51,7 +51,8 @@ def test_head_for_machines(cli):
 
 def test_every_result_has_a_form_for_machines(cli):
     created = json.loads(cli.ok("create", "--json", "s", "-t", "json"))
-    assert created == {"url": f"{cli.root}/s", "content_type": "application/json", "closed": False}
+    fields = {"url": f"{cli.root}/s", "content_type": "application/json", "closed": False}
+    assert created == {**fields, "created": True}
     offset = json.loads(cli.ok("append", "--json", "s", "1"))["offset"]
     assert json.loads(cli.ok("fork", "--json", "s", "f"))["source"] == f"{cli.root}/s"
     assert json.loads(cli.ok("close", "--json", "s"))["final_offset"] == offset
@@ -148,3 +149,46 @@ def test_a_path_that_leads_elsewhere_is_refused(cli):
     for path in ("a/../elsewhere", "a/./elsewhere", "..", f"{cli.root}/a/%2E%2e/elsewhere"):
         assert "a segment . or .." in cli.error("delete", path)
     cli.ok("head", "elsewhere")
+
+
+@pytest.mark.parametrize("interface", ["argument", "file", "standard input"])
+def test_a9_data_for_a_stream_that_exists_is_a_failure(cli, interface):
+    (cli.folder / "data.txt").write_bytes(b"second")
+    how, name = {
+        "argument": (["second"], "VALUE"),
+        "file": (["--file", "data.txt"], "data.txt"),
+        "standard input": (["--file", "-"], "standard input"),
+    }[interface]
+    cli.ok("create", "s", "-t", "text", "first")
+    expected = f"durable-streams: {cli.root}/s exists already; {name} was not stored\n"
+    assert cli.error("create", "s", "-t", "text", *how, stdin=b"second") == expected
+    done = cli.run("create", "--json", "s", "-t", "text", *how, stdin=b"second")
+    assert (done.returncode, done.stderr.decode()) == (1, expected)
+    assert json.loads(done.stdout) == {
+        "url": f"{cli.root}/s",
+        "content_type": "text/plain",
+        "closed": False,
+        "created": False,
+    }
+    assert cli.ok("read", "s") == b"first"
+
+
+def test_a9_data_for_a_closed_stream_that_exists_is_a_failure(cli):
+    cli.ok("create", "s", "-t", "json", "--closed", "1")
+    assert "exists already; VALUE was not stored" in cli.error("create", "s", "-t", "json", "--closed", "2")
+    assert cli.ok("read", "s") == b"[1]"
+
+
+def test_a9_create_and_fork_say_whether_the_stream_is_new(cli):
+    for created, text in ((True, "created"), (False, "exists already:")):
+        assert json.loads(cli.ok("create", "--json", "s", "-t", "json"))["created"] is created
+        assert cli.ok("create", "t", "-t", "json") == f"{text} {cli.root}/t (application/json)\n".encode()
+        assert json.loads(cli.ok("fork", "--json", "s", "f"))["created"] is created
+    assert cli.ok("fork", "s", "f") == f"exists already: {cli.root}/f, forked from {cli.root}/s\n".encode()
+
+
+def test_a9_a_stream_that_exists_may_be_created_again_without_data(cli):
+    (cli.folder / "empty").write_bytes(b"")
+    cli.ok("create", "s")
+    cli.ok("create", "s", "")
+    cli.ok("create", "s", "--file", "empty")

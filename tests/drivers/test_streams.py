@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from facade import Facade
+from scripted import ScriptedServer
 
 from durable_streams import (
     DurableStreamError,
@@ -211,3 +212,36 @@ def test_a_handle_closes_nothing_but_itself(facade: Facade, url: str) -> None:
         pass
     handle.close()
     assert not facade.DurableStream(url).head().stream_closed
+
+
+@pytest.mark.every_transport
+@pytest.mark.every_store
+def test_a9_a_creation_says_whether_it_made_the_stream(facade: Facade, url: str) -> None:
+    assert facade.DurableStream(url).created is None
+    for created in (True, False):
+        handle = facade.DurableStream.create(url, content_type="text/plain", body=f"body of {created}")
+        assert handle.created is created
+        assert handle.fork(url + "-fork").created is created
+        assert facade.DurableStream(url + "-2").create_stream().created is created
+        assert handle.head().created is None
+        assert handle.created is created
+    assert facade.stream(url, live=False).read_text() == "body of True"
+
+
+@pytest.mark.every_transport
+def test_a9_a_creation_whose_first_answer_was_lost_does_not_say_that_it_found_the_stream(
+    facade: Facade, scripted: ScriptedServer
+) -> None:
+    """It may have been made by the attempt before; one that was refused made nothing."""
+    found = scripted.send(scripted.response(200, stream_next_offset="1", content_type="text/plain"))
+    for first, created in (
+        (scripted.reset, None),
+        (scripted.send(scripted.response(502)), None),
+        (scripted.send(scripted.response(503, retry_after="0")), False),
+    ):
+        scripted.requests.clear()
+        scripted.replies = [first, found]
+        retry = RetryPolicy(initial_delay=0.001, max_delay=0.01)
+        handle = facade.DurableStream.create(f"{scripted.root}/s", body=b"x", retry=retry)
+        assert len(scripted.requests) == 2
+        assert handle.created is created

@@ -66,7 +66,8 @@ def create(
 ) -> None:
     """Create STREAM, or find it with the same configuration; VALUE is its first data.
 
-    On a JSON stream the data is one message.
+    On a JSON stream the data is one message. A STREAM that exists already takes no data: with VALUE or --file that
+    is a failure.
     """
     _one_expiry(ttl, expires_at)
     url = settings.url(stream)
@@ -79,8 +80,31 @@ def create(
         body=body,
         closed=closed,
         headers=settings.headers,
-    ):
-        emit(settings, f"created {url} ({content_type})", url=url, content_type=content_type, closed=closed)
+    ) as handle:
+        created = handle.created
+    fields = {"url": url, "content_type": content_type, "closed": closed, "created": created}
+    if created or not body:
+        emit(settings, f"{_FOUND.get(created, 'created')} {url} ({content_type})", **fields)
+        return
+    if settings.json_output:
+        emit(settings, "", **fields)
+    raise click.ClickException(
+        f"{url} {_not_stored('VALUE' if value is not None else _named(file), created)}"
+    )
+
+
+_FOUND = {False: "exists already:", None: "is there:"}
+"""What is said of a stream that was not created now, or perhaps not: the answer of an earlier attempt was lost."""
+
+
+def _named(file: Path | None) -> str:
+    return "standard input" if file is None or str(file) == "-" else str(file)
+
+
+def _not_stored(data: str, created: bool | None) -> str:
+    if created is None:
+        return f"exists, but the answer of an earlier attempt was lost, which may have stored {data}: read it to see."
+    return f"exists already; {data} was not stored"
 
 
 @click.command()
@@ -167,8 +191,12 @@ def fork(
     _one_expiry(ttl, expires_at)
     url = settings.url(stream)
     with DurableStream(settings.url(source), headers=settings.headers) as handle:
-        handle.fork(url, offset=offset, sub_offset=sub_offset, ttl_seconds=ttl, expires_at=expires_at)
-    emit(settings, f"forked {handle.url} to {url}", url=url, source=handle.url)
+        forked = handle.fork(
+            url, offset=offset, sub_offset=sub_offset, ttl_seconds=ttl, expires_at=expires_at
+        )
+    found = _FOUND.get(forked.created)
+    text = f"{found} {url}, forked from {handle.url}" if found else f"forked {handle.url} to {url}"
+    emit(settings, text, url=url, source=handle.url, created=forked.created)
 
 
 def _one_expiry(ttl: int | None, expires_at: str | None) -> None:

@@ -140,7 +140,7 @@ class AsyncDurableStream(HandleBase):
         retry: RetryPolicy | None = None,
         batching: bool = True,
     ) -> AsyncDurableStream:
-        """Create a stream and return its handle; see `create_stream`."""
+        """Create a stream and return its handle, whose `created` says whether it is new; see `create_stream`."""
         handle = cls(
             url,
             headers=headers,
@@ -206,8 +206,8 @@ class AsyncDurableStream(HandleBase):
         """Create the stream, or find it there with the same configuration (protocol section 3).
 
         ``ttl_seconds``: lifetime after the last read or write; or ``expires_at``, RFC 3339. ``body``: its
-        first data, and with ``closed`` its whole content. Raises StreamExistsError where it exists with
-        another configuration.
+        first data, and with ``closed`` its whole content. A stream that was there already does not take it: the
+        result's ``created`` is False then. Raises StreamExistsError where it exists with another configuration.
         """
         content_type = content_type or self._content_type
         result = await run(
@@ -222,6 +222,7 @@ class AsyncDurableStream(HandleBase):
             self._call,
         )
         self._content_type = result.content_type or content_type
+        self._created = result.created
         return result
 
     async def append(
@@ -319,7 +320,7 @@ class AsyncDurableStream(HandleBase):
             fork_offset=offset,
             fork_sub_offset=sub_offset,
         )
-        await run(op, self._call)
+        fork._created = (await run(op, self._call)).created  # noqa: SLF001 - one of our own kind
         return fork
 
     def stream(

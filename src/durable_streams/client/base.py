@@ -157,6 +157,7 @@ class HandleBase:
         self._content_type = content_type
         self._call = call
         self._batching = batching
+        self._created: bool | None = None
 
     @property
     def url(self) -> str:
@@ -167,6 +168,15 @@ class HandleBase:
     def content_type(self) -> str | None:
         """The stream's content type, None until it is known."""
         return self._content_type
+
+    @property
+    def created(self) -> bool | None:
+        """Whether this handle's ``create``, or the `fork` that gave it, made the stream.
+
+        False: the stream was there already with the same configuration, and a ``body`` was not stored. None: this
+        handle created nothing, or the answer of an earlier attempt was lost, which may have made the stream.
+        """
+        return self._created
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._url!r})"

@@ -125,7 +125,7 @@ class DurableStream(HandleBase):
         retry: RetryPolicy | None = None,
         batching: bool = True,
     ) -> DurableStream:
-        """Create a stream and return its handle; see `create_stream`."""
+        """Create a stream and return its handle, whose `created` says whether it is new; see `create_stream`."""
         handle = cls(
             url,
             headers=headers,
@@ -191,8 +191,8 @@ class DurableStream(HandleBase):
         """Create the stream, or find it there with the same configuration (protocol section 3).
 
         ``ttl_seconds``: lifetime after the last read or write; or ``expires_at``, RFC 3339. ``body``: its
-        first data, and with ``closed`` its whole content. Raises StreamExistsError where it exists with
-        another configuration.
+        first data, and with ``closed`` its whole content. A stream that was there already does not take it: the
+        result's ``created`` is False then. Raises StreamExistsError where it exists with another configuration.
         """
         content_type = content_type or self._content_type
         result = run(
@@ -207,6 +207,7 @@ class DurableStream(HandleBase):
             self._call,
         )
         self._content_type = result.content_type or content_type
+        self._created = result.created
         return result
 
     def append(self, data: Any, *, seq: str | None = None, content_type: str | None = None) -> AppendResult:
@@ -296,7 +297,7 @@ class DurableStream(HandleBase):
             fork_offset=offset,
             fork_sub_offset=sub_offset,
         )
-        run(op, self._call)
+        fork._created = run(op, self._call).created  # noqa: SLF001 - one of our own kind
         return fork
 
     def stream(

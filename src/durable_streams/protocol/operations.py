@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -50,8 +51,9 @@ def create(
 ) -> Op[HeadResult]:
     """Create a stream, or find it with the same configuration; with ``source`` (a URL) as a fork of that stream.
 
-    Returns what the server says of the stream; raises StreamExistsError where it exists with another
-    configuration (protocol sections 3 and 6).
+    Returns what the server says of the stream, and whether it was created just now: a stream that was there already
+    does not take ``body``. Raises StreamExistsError where it exists with another configuration (protocol sections 3
+    and 6).
     """
     headers = _expiry_headers(ttl_seconds, expires_at)
     if content_type is not None:
@@ -67,7 +69,14 @@ def create(
     response = yield request
     if response.status not in {200, 201}:
         raise error_from(response, request)
-    return _metadata(response, content_type)
+    return replace(_metadata(response, content_type), created=_was_created(response))
+
+
+def _was_created(response: Response) -> bool | None:
+    if response.status == 201:
+        return True
+    # After an attempt whose answer was lost, that attempt may have created what this one finds.
+    return None if response.after_doubt else False
 
 
 def _expiry_headers(ttl_seconds: int | None, expires_at: str | None) -> dict[str, str]:

@@ -116,7 +116,7 @@ def _attempts(request: Request, policy: RetryPolicy, random: Callable[[], float]
         else:
             if not (policy.allows(retry) and _may_repeat(request, response)):
                 return replace(response, after_doubt=True) if doubt else response
-            doubt = doubt or response.status >= 500
+            doubt = doubt or (response.status >= 500 and not not_executed(response))
             wait = policy.delay(retry, random, parse_retry_after(response.headers))
         request = replace(request, delay=wait)
         retry += 1
