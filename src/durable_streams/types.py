@@ -24,7 +24,10 @@ Offset = str
 """A position in a stream: opaque, sortable, minted by the server. ``"-1"`` is the start, ``"now"`` the tail."""
 
 LiveMode = Literal[False, True, "long-poll", "sse"]
-"""``False``: catch up and stop. ``True``: choose by content type. Else the named mode."""
+"""``False``: catch up and stop. ``True``: catch up, then follow, choosing by content type: over SSE where that is
+lossless (JSON, and what travels as base64), else by long-polling (``text/*``, and types that are not known). Else the
+named mode, from the start; ``"sse"`` alters text: each CR and CRLF arrives as LF, and bytes that are not UTF-8 arrive
+as U+FFFD."""
 
 HeadersLike = Mapping[str, str | Callable[[], str]]
 """Header values, or callables that give one for each attempt (a token that expires, a request id)."""

@@ -25,6 +25,19 @@ def test_read_gives_every_byte_over_many_chunks(cli):
     assert cli.ok("read", "s") == data + data
 
 
+def test_a1_tail_gives_every_byte_of_text(cli, eventually):
+    out = cli.folder / "out"
+    lines = b"one\r\ntwo\rthree\xff\r"
+    cli.ok("create", "s", "-t", "text", "--file", "-", stdin=b"first\r\n")
+    process = cli.spawn("tail", "s", "--output", "out", "--checkpoint", "place")
+    eventually(lambda: out.exists() and out.read_bytes() == b"first\r\n")
+    for append in (lines, b"\nend"):
+        cli.ok("append", "s", "--file", "-", stdin=append)
+    cli.ok("close", "s")
+    assert process.wait() == 0
+    assert out.read_bytes() == b"first\r\n" + lines + b"\nend"
+
+
 def test_read_of_json_is_one_array_and_ndjson_is_lines(cli):
     cli.ok("create", "s", "-t", "json")
     assert cli.ok("read", "s") == b"[]"

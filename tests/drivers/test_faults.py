@@ -25,6 +25,7 @@ from durable_streams.protocol.sse import encode_control, encode_data
 QUICK = RetryPolicy(max_retries=5, initial_delay=0.001, max_delay=0.01)
 TAIL = {"stream_next_offset": "5", "stream_up_to_date": "true", "content_type": "text/plain"}
 END = {**TAIL, "stream_next_offset": "6", "stream_closed": "true"}
+JSON_TAIL = {**TAIL, "content_type": "application/json"}  # a type that live=True follows over SSE
 A, B = encode_data(b"a", text=True), encode_data(b"b", text=True)
 
 
@@ -134,7 +135,7 @@ def test_heartbeats_count_as_life(facade: Facade, scripted: ScriptedServer) -> N
 def test_a_silent_event_stream_turns_to_long_polling(facade: Facade, scripted: ScriptedServer) -> None:
     """Pitfall 9: a proxy that buffers shows as silence from the first byte on."""
     scripted.replies = [
-        scripted.send(scripted.response(200, b"hello", **TAIL)),
+        scripted.send(scripted.response(200, b"hello", **JSON_TAIL)),
         scripted.stall(scripted.events(b"")),
         scripted.send(scripted.response(200, b"!", **END)),
     ]
@@ -148,7 +149,7 @@ def test_event_streams_that_a_proxy_cuts_turn_to_long_polling(
     """Pitfall 3: closed by a proxy again and again before anything came."""
     cut = scripted.send(scripted.events(b""), close=True)
     scripted.replies = [
-        scripted.send(scripted.response(200, b"hello", **TAIL)),
+        scripted.send(scripted.response(200, b"hello", **JSON_TAIL)),
         *[cut] * 3,
         scripted.send(scripted.response(200, b"!", **END)),
     ]
@@ -159,7 +160,7 @@ def test_event_streams_that_a_proxy_cuts_turn_to_long_polling(
 @pytest.mark.parametrize("status", [405, 406, 501])
 def test_a_server_without_event_streams(facade: Facade, scripted: ScriptedServer, status: int) -> None:
     scripted.replies = [
-        scripted.send(scripted.response(200, b"hello", **TAIL)),
+        scripted.send(scripted.response(200, b"hello", **JSON_TAIL)),
         scripted.send(scripted.response(status)),
         scripted.send(scripted.response(200, b"!", **END)),
     ]

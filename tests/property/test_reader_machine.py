@@ -44,7 +44,7 @@ class ModelServer:
         end = min(len(self.content), start + 1 + self.draw(20))
         headers = {
             "stream-next-offset": f"{end:06}",
-            "content-type": "text/plain",
+            "content-type": "text/plain" if self.text else "application/octet-stream",
             "stream-cursor": str(self.draw(99)),
         }
         if end == len(self.content):

@@ -37,6 +37,7 @@ def answer(
 
 
 def tail(machine: Reader, offset: str = "5", **headers: str) -> list[Batch]:
+    headers.setdefault("content_type", "application/json")  # a type that live=True follows over SSE
     return answer(machine, body=b"x", stream_next_offset=offset, stream_up_to_date="true", **headers)
 
 

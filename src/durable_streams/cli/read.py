@@ -83,7 +83,7 @@ def _copy_array(response: StreamResponse, out: Output) -> None:
     type=click.Choice(list(_LIVE_MODES)),
     default="auto",
     show_default=True,
-    help="How to wait for new data; auto chooses by what the server and the way to it support.",
+    help="How to wait for new data; auto takes what returns every byte and comes through. sse alters text.",
 )
 @click.option(
     "--checkpoint",

@@ -57,7 +57,9 @@ def astream(
 
     Use it as ``async with astream(url) as res``, or as ``res = await astream(url)``; the first request is made then,
     so that StreamNotFoundError and its like are raised there. ``live=False`` reads to the tail and stops; ``True``
-    catches up and then follows it.
+    catches up and then follows it, over SSE where that returns every byte (JSON, and types that travel as base64), by
+    long-polling where not (text). ``"sse"`` on a stream of text alters it: each CR and CRLF arrives as LF, and bytes
+    that are not UTF-8 arrive as U+FFFD.
 
     ``checkpoint``: a store or a file's path. The read begins at the position saved there, if any, else at
     ``offset``; positions are saved as the consumer comes back for more, so that what it was busy with when it

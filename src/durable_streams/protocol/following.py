@@ -96,6 +96,8 @@ def _body(reader: Reader) -> Generator[Effect, Any, FetchError | None]:
 
 
 def _refusal(reader: Reader) -> Generator[Effect, Any, None]:
+    if reader.status is not None and reader.status < 300:
+        return  # no error: data in a form that is not taken, perhaps without an end
     size = 0
     while size < ERROR_BODY_LIMIT:
         try:

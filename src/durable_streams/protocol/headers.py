@@ -58,3 +58,12 @@ def is_text(content_type: str) -> bool:
     """Whether SSE carries this content type as UTF-8 text; everything else travels as base64 (section 5)."""
     media = media_type(content_type)
     return media.startswith("text/") or media == JSON_CONTENT_TYPE
+
+
+@lru_cache(maxsize=256)
+def sse_is_lossless(content_type: str) -> bool:
+    """Whether SSE returns every byte of this content type: as base64, or as JSON, whose line breaks are white space.
+
+    Text loses its CR characters on the way (each CR and CRLF becomes LF), and what is not UTF-8 (section 5).
+    """
+    return is_json(content_type) or not is_text(content_type)

@@ -12,6 +12,8 @@ Invariants:
 * data becomes a batch only when it is certain: a body when it is complete, an event with its control event.
   What a failure cut off is dropped and asked for again from the last certain position, so nothing is
   delivered twice;
+* under ``live=True`` SSE is used only where it is lossless; text and types that are not known follow by
+  long-polling;
 * once the stream is closed there is no further request;
 * the back-off grows with every failure and every empty round, and only progress (or a long, healthy life)
   resets it.
@@ -273,9 +275,14 @@ class Reader:
         elif not self._progress:
             self._retry(self._no_progress())
         if self.mode == "catch-up" and self.live is True and up_to_date:
-            self.mode = "sse" if self._fruitless < _FRUITLESS_LIMIT else "long-poll"
+            self.mode = (
+                "sse" if self._fruitless < _FRUITLESS_LIMIT and self._sse_is_lossless() else "long-poll"
+            )
             self.delay = 0.0  # the first live request is no repetition
         return [batch]
+
+    def _sse_is_lossless(self) -> bool:
+        return self.content_type is not None and h.sse_is_lossless(self.content_type)
 
     def _no_progress(self) -> DurableStreamError:
         return DurableStreamError(
@@ -309,13 +316,21 @@ class Reader:
 
     def _start_events(self, headers: Mapping[str, str]) -> None:
         media = h.media_type(headers.get("content-type", ""))
-        if self.status != 200 or media != h.SSE_CONTENT_TYPE:
+        if self.status != 200 or media != h.SSE_CONTENT_TYPE or self._would_alter(headers):
             self.accepted = False  # response_ended turns to long-polling, or says that SSE is not supported
             return
         try:
             self._event_stream = EventStream(headers, self._limit + _BODY_SLACK)
         except SSEEncodingError as error:
             raise self._fatal(SSEEncodingError, error.message) from None
+
+    def _would_alter(self, headers: Mapping[str, str]) -> bool:
+        """Whether bytes come as text, although ``live=True`` promises them unchanged."""
+        return (
+            self.live is True
+            and not h.is_json(self.content_type or "")
+            and not headers.get(h.SSE_DATA_ENCODING, "").strip()
+        )
 
     def _events(self, event_stream: EventStream, chunk: bytes) -> list[Batch]:
         batches: list[Batch] = []
