@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import socket
@@ -60,6 +61,61 @@ def test_an_option_outranks_the_environment(bare):
         assert in_memory == (options == ["--memory"])
     both = {"DURABLE_STREAMS_MEMORY": "1", "DURABLE_STREAMS_DATA_DIR": "folder"}
     assert "exclude each other" in bare.error("serve", "--port", "0", code=2, env=both)
+
+
+ADDRESSES = {
+    "public-url": "https://example.com/streams",
+    "trusted-proxies": "10.0.0.0/8, 192.168.0.1",
+    "cors-origins": "https://app.example.com,https://*.example.org",
+    "cors-credentials": "1",
+    "allowed-hosts": "example.com,*.example.org",
+    "cache": "private",
+    "keep-alive": "7.5",
+}
+
+
+@pytest.mark.parametrize("way", ["options", "environment"])
+def test_g12_what_browsers_and_proxies_need_is_an_option(bare, way):
+    options, environment = [], {}
+    for name, value in ADDRESSES.items():
+        if way == "options":
+            options += [f"--{name}"] if name == "cors-credentials" else [f"--{name}", value]
+        else:
+            environment["DURABLE_STREAMS_" + name.upper().replace("-", "_")] = value
+    arguments = ("serve", "--json", "--port", "0", "--memory", *options)
+    process = bare.spawn(*arguments, env=bare.environment(environment))
+    root = json.loads(process.stdout.readline())["url"]
+    connection = http.client.HTTPConnection(root.split("/")[2])
+    headers = {"Host": "streams.example.org", "Origin": "https://x.example.org", "Stream-Closed": "true"}
+    connection.request("PUT", "/v1/stream/s", headers=headers)
+    created = connection.getresponse()
+    assert created.read() == b""
+    assert created.headers["Location"] == "https://example.com/streams/v1/stream/s"
+    assert created.headers["Access-Control-Allow-Origin"] == "https://x.example.org"
+    assert created.headers["Access-Control-Allow-Credentials"] == "true"
+    connection.request("GET", "/v1/stream/s")
+    read = connection.getresponse()
+    assert read.headers["Cache-Control"].startswith("private")
+    read.read()
+    connection.request("GET", "/v1/stream/s", headers={"Host": "elsewhere.example"})
+    assert connection.getresponse().status == 403
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--public-url", "example.com"], "public-url"),
+        (["--trusted-proxies", "10.0.0.0/99"], "trusted-proxies"),
+        (["--cors-origins", "example.com"], "cors-origins"),
+        (["--cors-credentials"], "cors-credentials"),
+        (["--allowed-hosts", "http://example.com"], "allowed-hosts"),
+        (["--keep-alive", "0"], "keep-alive"),
+        (["--cache", "none"], "cache"),
+    ],
+)
+def test_g12_options_that_make_no_sense(bare, options, said):
+    assert said in bare.error("serve", "--port", "0", "--memory", *options, code=2)
 
 
 def test_a_taken_port(bare, serving):

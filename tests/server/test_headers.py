@@ -22,6 +22,9 @@ SINGLE = [
     ("POST", "Producer-Id", "p", "q"),
     ("POST", "Producer-Epoch", "0", "1"),
     ("POST", "Producer-Seq", "0", "1"),
+    ("POST", "Host", "localhost", "127.0.0.1"),
+    ("GET", "Host", "localhost", "127.0.0.1"),
+    ("POST", "Origin", "http://localhost", "https://example.com"),
     ("GET", "Last-Event-ID", "-1", "now"),
 ]
 

@@ -22,6 +22,11 @@ _BYTES = click.IntRange(min=1)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
+def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Return values with commas, or blanks, between them."""
+    return None if value is None else tuple(value.replace(",", " ").split())
+
+
 @click.command()
 @click.option(
     "--host",
@@ -159,6 +164,66 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_envvar=True,
     help="About how many streams' states are kept in memory; the others are loaded when they are asked for.",
 )
+@click.option(
+    "--cache",
+    type=click.Choice(["public", "private"]),
+    default=_DEFAULTS.cache,
+    envvar="DURABLE_STREAMS_CACHE",
+    show_default=True,
+    show_envvar=True,
+    help="Who may keep what is read and cannot change: every cache, or the reader's own only.",
+)
+@click.option(
+    "--keep-alive",
+    type=_SECONDS,
+    default=_DEFAULTS.keep_alive,
+    envvar="DURABLE_STREAMS_KEEP_ALIVE",
+    metavar="SECONDS",
+    show_default=True,
+    show_envvar=True,
+    help="How long a connection may be silent between two requests, or in the head of one.",
+)
+@click.option(
+    "--public-url",
+    envvar="DURABLE_STREAMS_PUBLIC_URL",
+    metavar="URL",
+    show_envvar=True,
+    help="Address that clients use, https://example.com/streams, where a proxy changes it.",
+)
+@click.option(
+    "--trusted-proxies",
+    callback=_several,
+    default=",".join(_DEFAULTS.trusted_proxies),
+    envvar="DURABLE_STREAMS_TRUSTED_PROXIES",
+    metavar="NETWORKS",
+    show_envvar=True,
+    help="Addresses and networks of proxies whose X-Forwarded-Proto, -Host and -Prefix count (10.0.0.0/8).",
+)
+@click.option(
+    "--cors-origins",
+    callback=_several,
+    envvar="DURABLE_STREAMS_CORS_ORIGINS",
+    metavar="ORIGINS",
+    show_envvar=True,
+    help="Origins, with commas between them, whose web pages may read and write (https://*.example.com); * for all.  "
+    "[default: all; on this machine's own names and addresses only local ones]",
+)
+@click.option(
+    "--cors-credentials",
+    is_flag=True,
+    envvar="DURABLE_STREAMS_CORS_CREDENTIALS",
+    show_envvar=True,
+    help="Let pages of --cors-origins send cookies.",
+)
+@click.option(
+    "--allowed-hosts",
+    callback=_several,
+    envvar="DURABLE_STREAMS_ALLOWED_HOSTS",
+    metavar="NAMES",
+    show_envvar=True,
+    help="Names to answer to besides addresses and localhost, with commas between them (*.example.com); * for all.  "
+    "[default: all; on a loopback address those without a dot]",
+)
 @json_option
 @click.pass_context
 def serve(ctx: click.Context, /, *, data_dir: Path, memory: bool, store: str | None, **options: Any) -> None:
@@ -168,11 +233,14 @@ def serve(ctx: click.Context, /, *, data_dir: Path, memory: bool, store: str | N
     """
     given = {"store": store is not None, "memory": memory, "data_dir": True}
     chosen = _chosen(ctx, [name for name, is_given in given.items() if is_given])
-    config = ServerConfig(
-        data_dir=data_dir if chosen == "data_dir" else None,
-        store=store if chosen == "store" else None,
-        **options,
-    )
+    try:
+        config = ServerConfig(
+            data_dir=data_dir if chosen == "data_dir" else None,
+            store=store if chosen == "store" else None,
+            **options,
+        )
+    except ValueError as error:
+        raise click.UsageError(f"--{str(error).replace('_', '-', 1)}") from error
     settings = ctx.ensure_object(Settings)
     try:
         place = _place(ctx, config)

@@ -10,12 +10,13 @@ import msgspec
 from durable_streams.protocol.commands import Rejection
 from durable_streams.protocol.request import OUTCOME_UNKNOWN
 from durable_streams.server import parse
+from durable_streams.server.addresses import Addresses
+from durable_streams.server.browsers import Browsers
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.handlers import Handlers
 from durable_streams.server.http import (
     BASE_HEADERS,
     METHODS,
-    PREFLIGHT_HEADERS,
     STREAM_ROOT,
     Headers,
     Request,
@@ -36,13 +37,15 @@ Handler = Callable[[Request, str], Awaitable[Response]]
 
 
 class App:
-    """Serves the streams of one store."""
+    """Serves the streams of one store. ``local``: on a loopback address, where every web page can ask."""
 
-    def __init__(self, store: Store, config: ServerConfig | None = None) -> None:
+    def __init__(self, store: Store, config: ServerConfig | None = None, *, local: bool = False) -> None:
         self.store = store
         self.config = config or ServerConfig()
         self.live = LiveReads(store, self.config)
-        handlers = Handlers(store, self.config, self.live)
+        addresses = Addresses(self.config)
+        self._browsers = Browsers(self.config, addresses, local=local)
+        handlers = Handlers(store, self.config, self.live, addresses)
         self._handlers: dict[str, Handler] = {
             "POST": handlers.append,
             "GET": handlers.read,
@@ -64,6 +67,25 @@ class App:
     async def handle(self, request: Request) -> Response:
         """Answer a request; never raises for what a client or the disk did."""
         try:
+            said = self._browsers.admit(request)
+        except Rejection as refusal:
+            return _refused(refusal)
+        response = await self._answer(request)
+        response.headers.extend(
+            self._browsers.preflight(request, said) if request.method == "OPTIONS" else said
+        )
+        return response
+
+    def unavailable(self, request: Request, error: StoreError) -> Response:
+        """Answer a request while the store cannot be opened."""
+        try:
+            said = self._browsers.admit(request)
+        except Rejection as refusal:
+            return _refused(refusal)
+        return error_response(503, "UNAVAILABLE", str(error), [("retry-after", _RETRY_AFTER), *said])
+
+    async def _answer(self, request: Request) -> Response:
+        try:
             path = request.path
             if not path.startswith(STREAM_ROOT):
                 return await self._elsewhere(request)
@@ -77,8 +99,7 @@ class App:
                 return error_response(404, "NOT_FOUND", "paths under __ds are reserved for subscriptions", [])
             return await handler(request, path)
         except Rejection as refusal:
-            extra = list(refusal.headers.items())
-            return error_response(refusal.status, refusal.code, refusal.message, extra)
+            return _refused(refusal)
         except StoreFullError as error:
             return error_response(507, "STORAGE_FULL", str(error), [("retry-after", _RETRY_AFTER)])
         except StoreUncertainError as error:
@@ -115,7 +136,11 @@ def error_response(status: int, code: str, message: str, extra: Headers) -> Resp
 
 
 def _options(allowed: str) -> Response:
-    return Response(204, [*PREFLIGHT_HEADERS, ("allow", allowed)])
+    return Response(204, [*BASE_HEADERS, ("allow", allowed)])
+
+
+def _refused(refusal: Rejection) -> Response:
+    return error_response(refusal.status, refusal.code, refusal.message, list(refusal.headers.items()))
 
 
 def _method_not_allowed(allowed: str) -> Response:

@@ -22,14 +22,16 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class _Request:
     """A Request over an ASGI scope."""
 
-    __slots__ = ("_headers", "_receive", "_scope", "method", "path", "query")
+    __slots__ = ("_headers", "_receive", "_scope", "method", "mount", "path", "query", "scheme")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self._scope = scope
         self._receive = receive
         self._headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
         self.method: str = scope["method"]
-        root: str = scope.get("root_path", "")
+        self.scheme: str = scope.get("scheme", "http")
+        self.mount: str = scope.get("root_path", "").rstrip("/")
+        root = self.mount
         path: str = scope["path"]
         # A mount is part of the path for some frameworks and not for others.
         self.path = path[len(root) :] if root and path.startswith(root + "/") else path
@@ -56,11 +58,14 @@ class _Request:
             raise unreadable(name)
         return value.decode("ascii")
 
-    def base_url(self) -> str:
-        authority = self.header("host")
-        if authority is None:
-            authority = ":".join(str(part) for part in self._scope.get("server") or ("localhost",))
-        return f"{self._scope.get('scheme', 'http')}://{authority}{self._scope.get('root_path', '')}"
+    def authority(self) -> str:
+        return self.header("host") or ":".join(
+            str(part) for part in self._scope.get("server") or ("localhost",)
+        )
+
+    def peer(self) -> str:
+        client = self._scope.get("client")
+        return str(client[0]) if client else ""
 
     async def body(self, limit: int) -> bytes:
         declared = self.header("content-length")
@@ -140,7 +145,7 @@ class AsgiApp:
             response = await self._app.handle(request)
         except StoreError as error:
             self._opening = None
-            response = error_response(503, "UNAVAILABLE", str(error), [("retry-after", "1")])
+            response = self._app.unavailable(request, error)
         except Rejection as refusal:  # pragma: no cover - handle answers its own
             response = error_response(refusal.status, refusal.code, refusal.message, [])
         body = response.body

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from durable_streams.server import hosts
+
 __all__ = ["ServerConfig"]
+
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9.*_\[\]:-]+")
+_HOST = re.compile(r"[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.]+\]")
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,16 @@ class ServerConfig:
     ``store`` is a NATS cluster, ``nats://a:4222,b:4222,c:4222``: what ``nats_name`` to ``nats_tls_ca`` say of it is
     explained at ``stores.jetstream.JetStreamConfig``. ``port`` 0 picks a free one. ``chunk_size`` is about how much a
     read answers at once; ``sse_max_bytes`` ends an event stream early, which bounds what a reader that does not keep
-    up can make the server hold: it reconnects where it was. ``cache`` is the scope of ``Cache-Control``.
+    up can make the server hold: it reconnects where it was. ``cache`` is the scope of ``Cache-Control``: public, or
+    private where caches between the server and its readers must keep nothing. ``keep_alive`` is how long a connection
+    may be silent between two requests, or within the head of one (``serve`` only).
+
+    ``public_url`` is the address that clients use (``https://example.com/streams``), where a proxy changes it; instead,
+    ``X-Forwarded-Proto``, ``-Host`` and ``-Prefix`` say it, from the addresses and networks in ``trusted_proxies``.
+    ``cors_origins``: the origins whose web pages may read and write, ``*`` for all; by default all, but only local
+    ones where the server is asked for under a local name or address. ``cors_credentials`` lets them send cookies.
+    ``allowed_hosts``: the names that the server answers to, besides addresses and localhost; by default all, but those
+    without a dot only where ``serve`` listens on a loopback address. A ``*`` in them stands for any part of a name.
     """
 
     host: str = "127.0.0.1"
@@ -38,9 +54,15 @@ class ServerConfig:
     chunk_size: int = 1 << 20
     max_streams_in_memory: int = 200_000
     cache: str = "public"
+    keep_alive: float = 30.0
+    public_url: str | None = None
+    trusted_proxies: Sequence[str] = ()
+    cors_origins: Sequence[str] | None = None
+    cors_credentials: bool = False
+    allowed_hosts: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("long_poll_timeout", "sse_max_age", "sse_heartbeat"):
+        for name in ("long_poll_timeout", "sse_max_age", "sse_heartbeat", "keep_alive"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is a number of seconds above 0, not {getattr(self, name)}")
         for name in ("sse_max_bytes", "max_body", "chunk_size", "max_streams_in_memory"):
@@ -52,3 +74,19 @@ class ServerConfig:
             raise ValueError(f"port is a number from 0 to 65535, not {self.port}")
         if self.cache not in ("public", "private"):
             raise ValueError(f"cache is public or private, not {self.cache}")
+        self._check_addresses()
+
+    def _check_addresses(self) -> None:
+        if self.public_url is not None:
+            hosts.public_url(self.public_url)
+        hosts.Networks(self.trusted_proxies)
+        for origin in self.cors_origins or ():
+            if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"cors_origins are like https://example.com, null, or *, not {origin!r}")
+        for name in self.allowed_hosts or ():
+            if not _HOST.fullmatch(name):
+                raise ValueError(f"allowed_hosts are names like example.com or *.example.com, not {name!r}")
+        if self.cors_credentials and (self.cors_origins is None or "*" in self.cors_origins):
+            raise ValueError(
+                "cors_credentials needs cors_origins that name the origins: * would let in every page"
+            )

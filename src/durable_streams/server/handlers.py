@@ -12,6 +12,7 @@ from durable_streams.protocol.commands import Append, Create, ForkPoint, Rejecti
 from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import StreamState
 from durable_streams.server import parse
+from durable_streams.server.addresses import Addresses
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import BASE_HEADERS, SANDBOX, STREAM_ROOT, Headers, Request, Response
 from durable_streams.server.live import LiveReads
@@ -31,10 +32,11 @@ __all__ = ["Handlers"]
 class Handlers:
     """The operations on streams."""
 
-    def __init__(self, store: Store, config: ServerConfig, live: LiveReads) -> None:
+    def __init__(self, store: Store, config: ServerConfig, live: LiveReads, addresses: Addresses) -> None:
         self._store = store
         self._config = config
         self._live = live
+        self._addresses = addresses
 
     # -- writing
 
@@ -98,7 +100,7 @@ class Handlers:
             deadline=deadline,
             fork=fork,
         )
-        location = request.base_url() + STREAM_ROOT + quote(path)
+        location = self._addresses.base_url(request) + STREAM_ROOT + quote(path)
         created = await self._store.create(command)
         headers = _description(created.state)
         if created.new:
@@ -122,10 +124,7 @@ class Handlers:
                     "Stream-Fork-Offset and Stream-Fork-Sub-Offset need Stream-Forked-From"
                 )
             return None, None
-        path = parse.decoded_path(origin)
-        if not path.startswith(STREAM_ROOT):
-            raise parse.bad_request(f"Stream-Forked-From is a path that starts with {STREAM_ROOT}")
-        path = parse.stream_path(path[len(STREAM_ROOT) :])
+        path = parse.stream_path(self._addresses.own_path(request, origin))
         source = rules.check_fork_source(await self._store.get(path), content_type)
         position = source.tail if offset is None else position_of(offset, source)
         if 0 < position < source.tail:

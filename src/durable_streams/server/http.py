@@ -11,9 +11,9 @@ from durable_streams.protocol import headers as names
 from durable_streams.protocol.commands import Rejection
 
 __all__ = [
+    "ALLOWED_HEADERS",
     "BASE_HEADERS",
     "METHODS",
-    "PREFLIGHT_HEADERS",
     "READ_HEADERS",
     "SANDBOX",
     "STREAM_ROOT",
@@ -44,7 +44,7 @@ _EXPOSED = (
     "location",
     "retry-after",
 )
-_ALLOWED = (
+ALLOWED_HEADERS = (
     "content-type",
     "authorization",
     "if-none-match",
@@ -63,22 +63,15 @@ _ALLOWED = (
 STREAM_ROOT = "/v1/stream/"
 METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
 
-# Every response carries these (protocol section 7).
+# Every response carries these, and what `browsers` says (protocol section 7).
 BASE_HEADERS: Headers = [
     ("x-content-type-options", "nosniff"),
     ("cross-origin-resource-policy", "cross-origin"),
-    ("access-control-allow-origin", "*"),
     ("access-control-expose-headers", ", ".join(_EXPOSED)),
 ]
 # What a stream holds is its writers': shown by a browser it must not run as a page of the server's origin.
 SANDBOX = ("content-security-policy", "sandbox")
 READ_HEADERS: Headers = [*BASE_HEADERS, SANDBOX]
-PREFLIGHT_HEADERS: Headers = [
-    *BASE_HEADERS,
-    ("access-control-allow-methods", METHODS),
-    ("access-control-allow-headers", ", ".join(_ALLOWED)),
-    ("access-control-max-age", "86400"),
-]
 
 
 class Disconnection(Protocol):
@@ -95,11 +88,16 @@ class Disconnection(Protocol):
 
 
 class Request(Protocol):
-    """One HTTP request; header names in lower case, the path percent-decoded."""
+    """One HTTP request; header names in lower case, the path percent-decoded.
+
+    ``mount``: the path under which the application is mounted, which is no part of ``path``.
+    """
 
     method: str
     path: str
     query: str
+    scheme: str
+    mount: str
 
     def header(self, name: str) -> str | None:
         """Return the value of a header that has one; raises the 400 of one that was sent twice, or is not ASCII."""
@@ -107,8 +105,11 @@ class Request(Protocol):
     def listed(self, name: str) -> str | None:
         """Return the value of a header that is a list, however many lines it was sent on."""
 
-    def base_url(self) -> str:
-        """Return scheme, authority and mount point, as the client used them."""
+    def authority(self) -> str:
+        """Return the host, and the port, that were asked for."""
+
+    def peer(self) -> str:
+        """Return the address of whoever is connected, ``""`` if it is not known."""
 
     async def body(self, limit: int) -> bytes:
         """Return the whole body; raises the 413 without reading further than ``limit`` bytes."""

@@ -15,7 +15,7 @@ __all__ = ["RsgiAdapter"]
 class _Request:
     """A Request over an RSGI scope and protocol."""
 
-    __slots__ = ("_headers", "_protocol", "_scope", "method", "path", "query")
+    __slots__ = ("_headers", "_protocol", "_scope", "method", "mount", "path", "query", "scheme")
 
     def __init__(self, scope: Any, protocol: Any) -> None:
         self._scope = scope
@@ -23,6 +23,8 @@ class _Request:
         self.method: str = scope.method
         self.path: str = scope.path
         self.query: str = scope.query_string
+        self.scheme: str = scope.scheme
+        self.mount = ""
         self._headers = scope.headers
 
     def header(self, name: str) -> str | None:
@@ -46,10 +48,13 @@ class _Request:
             # Granian gives out only what is ASCII; what was sent must not count as absent.
             raise unreadable(name)
 
-    def base_url(self) -> str:
-        scope = self._scope
-        authority = self.header("host") or scope.authority or scope.server
-        return f"{scope.scheme}://{authority}"
+    def authority(self) -> str:
+        authority: str = self.header("host") or self._scope.authority or self._scope.server
+        return authority
+
+    def peer(self) -> str:
+        client: str = self._scope.client
+        return client.rpartition(":")[0].strip("[]")
 
     async def body(self, limit: int) -> bytes:
         declared = self.header("content-length")

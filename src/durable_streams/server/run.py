@@ -15,8 +15,10 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
+from durable_streams.server import hosts
 from durable_streams.server.app import App
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import STREAM_ROOT
@@ -74,8 +76,9 @@ async def _serve_until_signalled(config: ServerConfig, on_ready: Callable[[str],
 
 async def run_server(config: ServerConfig, stop: asyncio.Event, on_ready: Callable[[str], None]) -> None:
     """Serve on the running event loop until ``stop`` is set; otherwise like ``serve``."""
-    app = App(build_store(config), config)
     address = _resolve(config.host, config.port)
+    listening = hosts.address_of(address[1])
+    app = App(build_store(config), config, local=listening is not None and listening.is_loopback)
     with _reserve(address, config) as reserved:
         host, port = reserved.getsockname()[:2]
         try:
@@ -94,7 +97,7 @@ async def _serve_http(
 ) -> weakref.ref[RsgiAdapter]:
     """Answer requests until ``stop`` is set; the adapter that is returned lives for as long as Granian needs it."""
     adapter = RsgiAdapter(app)
-    server = _granian(adapter, host, port)
+    server = _granian(adapter, host, port, app.config.keep_alive)
     serving = asyncio.ensure_future(server.serve())
     await _answering(host, port, serving)
     shown = f"[{host}]" if ":" in host else host
@@ -155,7 +158,7 @@ def jetstream_config(config: ServerConfig) -> JetStreamConfig:
     )
 
 
-def _granian(adapter: RsgiAdapter, host: str, port: int) -> Server:
+def _granian(adapter: RsgiAdapter, host: str, port: int, keep_alive: float) -> Server:
     return Server(
         adapter,
         address=host,
@@ -166,6 +169,7 @@ def _granian(adapter: RsgiAdapter, host: str, port: int) -> Server:
         backlog=_BACKLOG,
         backpressure=_CONNECTIONS,
         log_enabled=False,
+        http1_settings=HTTP1Settings(header_read_timeout=max(1, round(keep_alive * 1000))),
     )
 
 
