@@ -1,9 +1,11 @@
-# Everything a developer does here. Needs Python >= 3.10 and make; `conformance` and .ci/run need Node >= 18 too.
+# Everything a developer does here. Needs Python >= 3.10 and make; `conformance` needs Node >= 18 too,
+# `interop` and .ci/run Node >= 20.11.
 #   make demo PYTHON=python3.12       another interpreter
 #   make serve ARGS="--port 0"        options of the command
 #   make test ARGS="-k append -x"     arguments for pytest
 #   make conformance STORE=memory INTERFACE=asgi
 #   make conformance STORE=nats GATEWAYS=2
+#   make interop ARGS="browser yjs"   some of the suites
 #   make cluster ARGS="--folder DIR"  everything is kept there
 
 PYTHON ?= python3
@@ -15,7 +17,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHONS ?= 3.10 3.13
 
-.PHONY: help demo serve cluster test test-pythons lint format types conformance bench clean
+.PHONY: help demo serve cluster test test-pythons lint format types conformance interop bench clean
 
 help:
 	@echo "make demo         write 20,000 real records through a server that keeps being killed, and count them"
@@ -25,6 +27,7 @@ help:
 	@echo "make test-pythons the client's tests on other Pythons; PYTHONS=\"3.10 3.13\" chooses"
 	@echo "make lint types   ruff; mypy --strict, and pyright for the public names"
 	@echo "make conformance  the protocol's public conformance suite (Node >= 18)"
+	@echo "make interop      other clients, and Chromium, against our server (Node >= 20.11); ARGS=\"browser\" chooses"
 	@echo "make bench        the benchmarks of server, client, firehose and cluster; ARGS=\"client --quick\" chooses"
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make clean        remove .venv, node_modules and caches"
@@ -59,11 +62,14 @@ types: $(VENV)/dev.stamp
 conformance: $(VENV)/dev.stamp
 	$(BIN)/python tests/conformance/run --store $(STORE) --interface $(INTERFACE) --gateways $(GATEWAYS) $(ARGS)
 
+interop: $(VENV)/dev.stamp
+	$(BIN)/python tests/interop/run $(ARGS)
+
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv .venv-* tests/conformance/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* tests/conformance/node_modules tests/interop/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The stamps make a second run start at once; a changed pyproject.toml installs again.
 $(VENV)/pip.stamp:
