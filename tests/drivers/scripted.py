@@ -50,6 +50,7 @@ class ScriptedServer:
     arrived: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     ended: threading.Event = field(default_factory=threading.Event)
     gone: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    by_connection: list[list[Received]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -70,8 +71,11 @@ class ScriptedServer:
                 thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
+        own: list[Received] = []
+        self.by_connection.append(own)
         with contextlib.suppress(OSError), connection:
             while (request := _read_request(connection)) is not None:
+                own.append(request)
                 reply = self._next_reply(request)
                 self.arrived.release()
                 reply(connection)

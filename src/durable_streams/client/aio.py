@@ -17,6 +17,7 @@ from durable_streams.client.base import (
     make_call,
     make_reader,
 )
+from durable_streams.client.forks import Origin, leave_alone
 from durable_streams.client.transports import async_transport_for
 from durable_streams.protocol import headers as h
 from durable_streams.protocol import operations
@@ -109,10 +110,17 @@ class AsyncDurableStream(HandleBase):
     ) -> None:
         call = make_call(client and async_transport_for(client), headers, params, timeout, retry)
         super().__init__(url, content_type, call, batching)
+        self._origin = Origin()
+        self._leading: set[asyncio.Task[None]] = set()
+        self._renew()
+
+    def _renew(self) -> None:
+        # After a fork too: what other tasks have queued is left to the parent.
+        leave_alone(self._leading)
         self._queues: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = (
             weakref.WeakKeyDictionary()
         )
-        self._leading: set[asyncio.Task[None]] = set()
+        self._leading = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -241,6 +249,7 @@ class AsyncDurableStream(HandleBase):
             op = operations.append(self._url, data, content_type=content_type or self._content_type, seq=seq)
             result, self._content_type = await run(op, self._call)
             return result
+        self._origin.notice(self._renew)
         loop = asyncio.get_running_loop()
         queue = self._queues.setdefault(loop, AppendQueue())
         entry: _Entry = Entry(data, loop.create_future())

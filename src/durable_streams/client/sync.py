@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from durable_streams.client.base import CheckpointLike, HandleBase, OnError, Saver, make_call, make_reader
+from durable_streams.client.forks import Origin
 from durable_streams.client.sync_call import run
 from durable_streams.client.sync_response import StreamResponse
 from durable_streams.client.transports import transport_for
@@ -96,6 +97,11 @@ class DurableStream(HandleBase):
     ) -> None:
         call = make_call(client and transport_for(client), headers, params, timeout, retry)
         super().__init__(url, content_type, call, batching)
+        self._origin = Origin()
+        self._renew()
+
+    def _renew(self) -> None:
+        # After a fork too: what other threads have queued, and their lock, are left to the parent.
         self._queue: AppendQueue[threading.Event] = AppendQueue()
         self._queue_lock = threading.Lock()
 
@@ -224,6 +230,7 @@ class DurableStream(HandleBase):
             op = operations.append(self._url, data, content_type=content_type or self._content_type, seq=seq)
             result, self._content_type = run(op, self._call)
             return result
+        self._origin.notice(self._renew)
         entry = Entry(data, threading.Event())
         with self._queue_lock:
             leads = self._queue.add(entry)

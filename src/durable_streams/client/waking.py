@@ -9,6 +9,8 @@ import asyncio
 import sys
 from typing import Any
 
+from durable_streams.client.forks import Origin
+
 __all__ = ["Wait"]
 
 
@@ -16,16 +18,23 @@ class Wait:
     """What one task waits for, and others may end: by a cancellation that is taken back."""
 
     def __init__(self) -> None:
+        self._origin = Origin()
+        self._renew()
+
+    def _renew(self) -> None:
+        # After a fork too: a task of the parent's waits in the parent.
         self._task: asyncio.Task[Any] | None = None
         self._woken = False
 
     @property
     def busy(self) -> bool:
         """Whether a task waits."""
+        self._origin.notice(self._renew)
         return self._task is not None
 
     def begin(self) -> None:
         """Note that the running task is about to wait."""
+        self._origin.notice(self._renew)
         self._task = asyncio.current_task()
 
     def end(self) -> None:

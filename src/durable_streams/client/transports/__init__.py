@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from durable_streams.client.forks import Origin
 from durable_streams.protocol.following import Head
 from durable_streams.protocol.request import Request
 
@@ -77,15 +78,27 @@ class AsyncTransport(Protocol):
 
 
 class Interrupt:
-    """Wakes whatever a thread of the driver is blocked in: a connect, a read or a pause. Cannot be taken back."""
+    """Wakes whatever a thread of the driver is blocked in: a connect, a read or a pause. Cannot be taken back.
+
+    In a child after a fork it knows no exchange: to break one there would end the parent's connection.
+    """
 
     def __init__(self) -> None:
+        self._origin = Origin()
         self._event = threading.Event()
+        self._renew()
+
+    def _renew(self) -> None:
+        event = threading.Event()
+        if self._event.is_set():
+            event.set()
+        self._event = event
         self._lock = threading.RLock()
         self._break: Callable[[], None] | None = None
 
     def set(self) -> None:
         """Break the exchange in progress, if any, and every later one at once."""
+        self._origin.notice(self._renew)
         with self._lock:
             self._event.set()
             if self._break is not None:
@@ -97,10 +110,12 @@ class Interrupt:
 
     def pause(self, seconds: float) -> bool:
         """Sleep, unless interrupted; return whether it was interrupted."""
+        self._origin.notice(self._renew)
         return self._event.wait(seconds) if seconds > 0 else self._event.is_set()
 
     def attach(self, action: Callable[[], None]) -> None:
         """Name what breaks the present exchange; done at once if `set` was called already."""
+        self._origin.notice(self._renew)
         with self._lock:
             self._break = action
             if self._event.is_set():
@@ -108,6 +123,7 @@ class Interrupt:
 
     def detach(self) -> None:
         """Forget what `attach` named: the exchange is over, its connection may serve others."""
+        self._origin.notice(self._renew)
         with self._lock:
             self._break = None
 

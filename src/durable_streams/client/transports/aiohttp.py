@@ -11,15 +11,16 @@ import asyncio
 import contextlib
 import os
 import ssl
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import aiohttp
 from aiohttp import ClientSession
 from yarl import URL
 
+from durable_streams.client.forks import Origin, leave_alone, origin_of
 from durable_streams.client.transports.failures import Failure, client_closed, fetch_error
-from durable_streams.client.transports.heads import answer_headers, request_headers
+from durable_streams.client.transports.heads import AnswerBase, request_headers
 from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
 from durable_streams.client.transports.proxies import proxy_for
 from durable_streams.client.transports.sockets import keep_alive
@@ -31,23 +32,30 @@ _BUFFER_SIZE = 512 * 1024  # bytes of a body held at most, twice, before the ser
 _HEADER_SIZE = 64 * 1024
 
 
-class _Exchange:
+class _Exchange(AnswerBase):
     """One answer of aiohttp, with its errors mapped."""
 
     def __init__(self, response: aiohttp.ClientResponse, url: str) -> None:
+        super().__init__(url, response.status, response.reason, response.headers.items())
         self._response = response
-        self._url = url
-        self.status = response.status
-        self.reason = response.reason or ""
-        self.headers: Mapping[str, str] = answer_headers(response.headers.items())
 
     async def read(self) -> bytes:
+        self._check_origin()
         with _mapped(self._url, self.status):
             return await self._response.content.readany()
 
     async def close(self) -> None:
+        if self._leave():
+            return
         # A response that was read to its end has given its connection back already.
         self._response.close()
+
+    def __del__(self) -> None:
+        # Collected, a response closes its connection: in a child after a fork the parent's event loop would then
+        # stop to watch it, for both have one selector.
+        if self._origin.left and (connection := self._response.connection) is not None:
+            leave_alone(connection.protocol)
+            connection._protocol = None  # noqa: SLF001
 
 
 class AiohttpTransport:
@@ -55,10 +63,25 @@ class AiohttpTransport:
 
     def __init__(self, session: ClientSession | None = None) -> None:
         self._given = session
+        self._origin = Origin() if session is None else origin_of(session)
         self._sessions: dict[asyncio.AbstractEventLoop, _Session] = {}
+
+    def _renew(self) -> None:
+        """Leave all connections alone, for they belong to another process."""
+        leave_alone(self._sessions)
+        sessions = (
+            [self._given] if self._given is not None else [own.session for own in self._sessions.values()]
+        )
+        for session in sessions:
+            if session.connector is not None:
+                connections = session.connector._conns  # noqa: SLF001
+                leave_alone(connections.copy())
+                connections.clear()
+        self._sessions = {}
 
     async def open(self, request: Request, timeout: float | None) -> _Exchange:
         """Send, and return the exchange as soon as the answer's head is there. See AsyncTransport."""
+        self._origin.notice(self._renew)
         url = URL(request.url, encoded=True)
         options: dict[str, Any] = {}
         if self._given is None:
@@ -96,20 +119,13 @@ class AiohttpTransport:
             await kept.keep()
         return kept.session
 
-    def forget(self) -> None:
-        """Leave all sessions alone, for they belong to another process."""
-        _left_alone.append(self._sessions)
-        self._sessions = {}
-
-
-_left_alone: list[object] = []  # collecting a parent's sessions would close its connections
-
 
 class _Session:
     """A session that ends with its event loop."""
 
     def __init__(self, home: dict[asyncio.AbstractEventLoop, _Session]) -> None:
         self._home = home
+        self._origin = Origin()
         self._connector = aiohttp.TCPConnector(limit=0)
         self.session = ClientSession(
             connector=self._connector,
@@ -132,7 +148,10 @@ class _Session:
             yield
         finally:
             self._home.pop(loop, None)
-            await self.session.close()
+            if self._origin.left:
+                leave_alone(self)  # a copy of the parent's loop ends: its own connections live on
+            else:
+                await self.session.close()
 
     def abandon(self) -> None:
         """Let go of the session of a loop that is closed."""
@@ -187,5 +206,10 @@ def shared() -> AiohttpTransport:
     return _shared
 
 
+def _leave_all() -> None:
+    _shared._origin.notice(_shared._renew)  # noqa: SLF001
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_shared.forget)
+    # At once: what is collected in the child, at its end at the latest, is closed in the parent's selector too.
+    os.register_at_fork(after_in_child=_leave_all)

@@ -12,15 +12,17 @@ from __future__ import annotations
 import contextlib
 import ssl
 import sys
+import threading
 from collections.abc import AsyncGenerator, Generator, Iterator
 from functools import partial
 from types import ModuleType
 from typing import Any
 
+from durable_streams.client.forks import leave_alone, origin_of
 from durable_streams.client.transports import Interrupt
 from durable_streams.client.transports.coding import ended_early
 from durable_streams.client.transports.failures import Failure, client_closed, fetch_error
-from durable_streams.client.transports.heads import answer_headers, request_headers
+from durable_streams.client.transports.heads import AnswerBase, request_headers
 from durable_streams.client.transports.limits import silence_of
 from durable_streams.client.transports.sockets import break_off
 from durable_streams.errors import FetchError
@@ -61,6 +63,7 @@ class _Requests:
 
     def __init__(self, client: Any, library: Any) -> None:
         self._client = client
+        self._origin = origin_of(client)
         self._library = library
         self._foreign = (
             library.HTTPError,
@@ -75,6 +78,7 @@ class _Requests:
         self, request: Request, timeout: float | None, extensions: dict[str, Any] | None = None
     ) -> Any:
         client = self._client
+        self._origin.notice(self._renew)
         if client.is_closed:
             raise client_closed(request.url)
         if timeout is None:
@@ -91,6 +95,12 @@ class _Requests:
             timeout=silence,
             extensions=extensions,
         )
+
+    def _renew(self) -> None:
+        client = self._client
+        for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001
+            _forget_connections(getattr(transport, "_pool", None))
+        client.cookies.jar._cookies_lock = threading.RLock()  # noqa: SLF001
 
     def _kind(self, error: Exception) -> Failure:
         library = self._library
@@ -133,18 +143,14 @@ class _Requests:
         return fetch_error(failure, url, error, status=status)
 
 
-class _Answer:
+class _Answer(AnswerBase):
     """The head of an answer, and what its end must be checked for."""
 
     def __init__(self, response: Any, requests: _Requests, url: str) -> None:
+        lines = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers.raw)
+        super().__init__(url, response.status_code, response.reason_phrase, lines)
         self._response = response
         self._requests = requests
-        self._url = url
-        self.status: int = response.status_code
-        self.reason: str = response.reason_phrase
-        self.headers = answer_headers(
-            (name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers.raw
-        )
 
     def _check_end(self) -> None:
         response = self._response
@@ -159,6 +165,7 @@ class _Exchange(_Answer):
         self._body: Generator[bytes, None, None] = response.iter_bytes()
 
     def read(self) -> bytes:
+        self._check_origin()
         with self._requests.mapped(self._url, self._interrupt, self.status):
             for chunk in self._body:
                 if chunk:
@@ -167,6 +174,8 @@ class _Exchange(_Answer):
             return b""
 
     def close(self) -> None:
+        if self._leave():
+            return
         self._interrupt.detach()
         with contextlib.suppress(Exception):
             self._body.close()
@@ -202,6 +211,7 @@ class _AsyncExchange(_Answer):
         self._body: AsyncGenerator[bytes, None] = response.aiter_bytes()
 
     async def read(self) -> bytes:
+        self._check_origin()
         with self._requests.mapped(self._url, status=self.status):
             async for chunk in self._body:
                 if chunk:
@@ -210,6 +220,8 @@ class _AsyncExchange(_Answer):
             return b""
 
     async def close(self) -> None:
+        if self._leave():
+            return
         with contextlib.suppress(Exception):
             await self._body.aclose()
         with contextlib.suppress(Exception):
@@ -225,6 +237,14 @@ class AsyncHttpxTransport(_Requests):
             outgoing = self._built(request, timeout)
             response = await self._client.send(outgoing, stream=True, follow_redirects=False)
         return _AsyncExchange(response, self, request.url)
+
+
+def _forget_connections(pool: Any) -> None:
+    """Give a pool a fresh lock and no connections, after a fork: those it has are the parent's. This is not public."""
+    if hasattr(pool, "_connections") and hasattr(pool, "_optional_thread_lock"):
+        leave_alone(pool._connections, pool._requests)  # noqa: SLF001
+        pool._connections, pool._requests = [], []  # noqa: SLF001
+        pool._optional_thread_lock = type(pool._optional_thread_lock)()  # noqa: SLF001
 
 
 def _about_tls(error: BaseException | None) -> bool:

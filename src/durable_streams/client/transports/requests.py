@@ -15,17 +15,19 @@ import contextvars
 import http.client
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import urllib3
 
+from durable_streams.client.forks import origin_of
 from durable_streams.client.transports import Interrupt
 from durable_streams.client.transports.coding import ended_early
 from durable_streams.client.transports.failures import Failure, fetch_error
-from durable_streams.client.transports.heads import answer_headers, request_headers
+from durable_streams.client.transports.heads import AnswerBase, request_headers
 from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
 from durable_streams.client.transports.sockets import break_off
+from durable_streams.client.transports.urllib3 import forget_connections
 from durable_streams.protocol.request import Request
 
 __all__ = ["RequestsTransport"]
@@ -38,9 +40,24 @@ class RequestsTransport:
 
     def __init__(self, session: Any) -> None:
         self._session = session
+        self._origin = origin_of(session)
+
+    def _renew(self) -> None:
+        """Leave all connections alone after a fork, for they belong to the parent."""
+        session = self._session
+        for adapter in session.adapters.values():
+            managers = (
+                getattr(adapter, "poolmanager", None),
+                *getattr(adapter, "proxy_manager", {}).values(),
+            )
+            for manager in managers:
+                if isinstance(manager, urllib3.PoolManager):
+                    forget_connections(manager)
+        session.cookies._cookies_lock = threading.RLock()  # noqa: SLF001
 
     def open(self, request: Request, interrupt: Interrupt, timeout: float | None) -> _Exchange:
         """Send, and return the exchange as soon as the answer's head is there. See Transport."""
+        self._origin.notice(self._renew)
         options = {
             "data": request.body,
             "headers": self._headers(request),
@@ -107,18 +124,15 @@ class _Interrupted(Exception):  # noqa: N818 - it never leaves this module
     """The wait for an answer was given up."""
 
 
-class _Exchange:
+class _Exchange(AnswerBase):
     """One answer of requests, read below the library's own buffers, with its errors mapped."""
 
     def __init__(self, response: Any, interrupt: Interrupt, url: str) -> None:
+        super().__init__(url, response.status_code, response.reason, response.headers.items())
         self._response = response
         self._raw = response.raw
         self._raw.decode_content = True
         self._interrupt = interrupt
-        self._url = url
-        self.status: int = response.status_code
-        self.reason: str = response.reason or ""
-        self.headers: Mapping[str, str] = answer_headers(response.headers.items())
         # Kept here, because http.client forgets the socket of an answer that ends with its connection.
         sock = getattr(getattr(self._raw, "connection", None), "sock", None)
         interrupt.attach(lambda: self._break(sock))
@@ -131,6 +145,7 @@ class _Exchange:
                 self._raw.shutdown()
 
     def read(self) -> bytes:
+        self._check_origin()
         with _mapped(self._url, self._interrupt, self.status):
             data: bytes | None = self._raw.read1(_READ_SIZE)
             if data:
@@ -140,6 +155,8 @@ class _Exchange:
             return b""
 
     def close(self) -> None:
+        if self._leave():
+            return
         self._interrupt.detach()
         # Closing one that was not read to its end closes its connection; else it is back in the pool already.
         with contextlib.suppress(Exception):

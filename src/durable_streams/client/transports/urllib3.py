@@ -1,6 +1,6 @@
 """The default sync transport, over urllib3.
 
-Invariants: one pool for the process and proxy, made anew after a fork, with one TLS context; no exception of
+Invariants: one pool for each process and proxy, with one TLS context; no exception of
 urllib3, http.client or the socket layer leaves this module, all become FetchError in `_mapped`; urllib3 follows
 no redirect and repeats nothing; whatever a thread is blocked in here once it is connected, Interrupt wakes it
 (with a PoolManager of the caller's: once the answer's head is there).
@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
 import ssl
 import threading
-from collections.abc import Mapping
 from functools import partial
 from traceback import walk_tb
 from typing import Any
@@ -24,17 +22,18 @@ from urllib3 import PoolManager, ProxyManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from durable_streams.client.forks import Origin, leave_alone, origin_of
 from durable_streams.client.transports import Interrupt
 from durable_streams.client.transports.coding import ended_early
 from durable_streams.client.transports.failures import Failure, fetch_error
-from durable_streams.client.transports.heads import answer_headers, request_headers
+from durable_streams.client.transports.heads import AnswerBase, request_headers
 from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
 from durable_streams.client.transports.proxies import proxy_for
 from durable_streams.client.transports.sockets import KEEP_ALIVE, break_off
 from durable_streams.errors import FetchError
 from durable_streams.protocol.request import Request
 
-__all__ = ["PoolManager", "Urllib3Transport", "shared"]
+__all__ = ["PoolManager", "Urllib3Transport", "forget_connections", "shared"]
 
 _READ_SIZE = 64 * 1024  # faster than any larger one: it stays in the processor's cache
 _DECODABLE: str = urllib3.util.make_headers(accept_encoding=True)["accept-encoding"]
@@ -131,18 +130,16 @@ class _TLSPool(HTTPSConnectionPool):
     ConnectionCls = _TLSConnection
 
 
-class _Exchange:
+class _Exchange(AnswerBase):
     """One answer of urllib3, with its errors mapped."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse, interrupt: Interrupt, url: str) -> None:
+        super().__init__(url, response.status, response.reason, response.headers.items())
         self._response = response
         self._interrupt = interrupt
-        self._url = url
-        self.status = response.status
-        self.reason = response.reason or ""
-        self.headers: Mapping[str, str] = answer_headers(response.headers.items())
 
     def read(self) -> bytes:
+        self._check_origin()
         response = self._response
         if response.length_remaining == 0 and not response.tell():
             response.release_conn()  # there is no body, and reading none takes its time
@@ -163,6 +160,8 @@ class _Exchange:
         return b""
 
     def close(self) -> None:
+        if self._leave():
+            return
         self._interrupt.detach()
         # Closing a response that was not read to its end closes its connection; else it is back in the pool
         # already.
@@ -178,16 +177,23 @@ class Urllib3Transport:
 
     def __init__(self, manager: PoolManager | None = None) -> None:
         self._given = manager
-        self.renew()
+        self._origin = Origin() if manager is None else origin_of(manager)
+        self._forget()
 
-    def renew(self) -> None:
-        """Forget all connections. For a child after a fork, which must not write into its parent's sockets."""
+    def _renew(self) -> None:
+        """Forget all connections: a child after a fork must not write into its parent's sockets."""
+        if self._given is not None:
+            forget_connections(self._given)
+        self._forget()
+
+    def _forget(self) -> None:
         self._managers: dict[tuple[str, str | None], PoolManager] = {}
         self._pools: dict[str, HTTPConnectionPool] = {}  # by origin, where no proxy is in between
         self._lock = threading.Lock()
 
     def open(self, request: Request, interrupt: Interrupt, timeout: float | None) -> _Exchange:
         """Send, and return the exchange as soon as the answer's head is there. See Transport."""
+        self._origin.notice(self._renew)
         options: dict[str, Any] = {"retries": _NO_RETRY, "redirect": False, "preload_content": False}
         if timeout is not None or self._given is None or "timeout" not in self._given.connection_pool_kw:
             options["timeout"] = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=silence_of(request, timeout))
@@ -237,6 +243,13 @@ class Urllib3Transport:
                 manager = self._managers.get(route) or _new_manager(*route)
                 self._managers[route] = manager
         return manager
+
+
+def forget_connections(manager: PoolManager) -> None:
+    """Give a manager fresh pools, after a fork: the locks of its old ones may be held by threads of the parent."""
+    old = manager.pools
+    leave_alone(old)
+    manager.pools = type(old)(old._maxsize)  # noqa: SLF001
 
 
 def _shut_down(response: urllib3.BaseHTTPResponse) -> None:
@@ -313,7 +326,3 @@ _shared = Urllib3Transport()
 def shared() -> Urllib3Transport:
     """Return the transport that all calls of this process share."""
     return _shared
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_shared.renew)
