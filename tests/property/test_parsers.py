@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from durable_streams.errors import StreamParseError
-from durable_streams.protocol.lines import LineDecoder
+from durable_streams.protocol.eventstream import EventStream
+from durable_streams.protocol.lines import LineDecoder, Pieces
 from durable_streams.protocol.sse import SSEDecoder, SSEEvent, encode_control, encode_data
 
 ODD_TEXT = st.text(alphabet=st.sampled_from("ab \t:\r\n\u2028\u0085\x0b\x0c\x1cé€😀data"), max_size=60)
@@ -101,6 +103,49 @@ def test_a_huge_event_costs_linear_time() -> None:
     assert events == [SSEEvent("data", payload)]
     short_lines = b"data:y\n" * (1 << 20)
     assert len(SSEDecoder().feed(short_lines + b"\n")[0].data) == (2 << 20) - 1
+
+
+@pytest.mark.parametrize(
+    ("wire", "limit"),
+    [(b"data:xy\n", 1 << 20), (b"event: data\ndata:x\n\n", 1 << 18), (b"event: data\ndata\n\n", 1 << 18)],
+)
+def test_g2_many_small_pieces_take_memory_by_their_size(wire: bytes, limit: int) -> None:
+    events = EventStream({}, limit)
+    chunk = wire * 1000
+
+    def feed_on() -> None:
+        while True:
+            assert list(events.feed(chunk)) == []
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(StreamParseError, match="limit") as caught:
+            feed_on()
+        assert caught.value.code == "TOO_LARGE"
+        assert tracemalloc.get_traced_memory()[1] < 3 * limit + (1 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+def test_g2_the_sum_of_what_waits_is_bounded_and_starts_over_with_each_control() -> None:
+    events = EventStream({"stream-sse-data-encoding": "base64"}, 100)
+    half = encode_data(b"x" * 50, text=False)
+    control = encode_control("1")
+    assert [len(found.payloads) for found in events.feed((half + control) * 10)] == [1] * 10
+    assert list(events.feed(half)) == []
+    with pytest.raises(StreamParseError, match="limit") as caught:
+        list(events.feed(half * 2))
+    assert caught.value.code == "TOO_LARGE"
+
+
+@given(st.lists(st.binary(max_size=5), max_size=3000))
+def test_pieces_come_back_in_order(parts: list[bytes]) -> None:
+    pieces = Pieces()
+    for part in parts:
+        pieces.add(part)
+    assert pieces.size == sum(map(len, parts))
+    assert pieces.take() == b"".join(parts)
+    assert (pieces.size, pieces.take()) == (0, b"")
 
 
 @pytest.mark.parametrize("wire", [b"data: " + b"x" * 200, b"data: 12345678\n" * 20, b": " + b"x" * 300])

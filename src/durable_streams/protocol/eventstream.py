@@ -1,7 +1,7 @@
 """The body of a live=sse answer: payloads, each group committed by the control event after it (protocol section 5).
 
-Invariants: a payload without its control event is never given out; base64 is decoded only where the answer's
-header says so.
+Invariants: a payload without its control event is never given out, and what waits for one is bounded as a sum;
+base64 is decoded only where the answer's header says so.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from durable_streams.protocol.sse import SSEDecoder, SSEEvent
 __all__ = ["Control", "EventStream"]
 
 
+_OVERHEAD = 64  # bytes of memory that a payload takes besides its own
+
+
 @dataclass(frozen=True, slots=True)
 class Control:
     """A control event, with the payloads that it commits: ``next_offset`` is right after the last of them."""
@@ -33,7 +36,9 @@ class Control:
 
 
 class EventStream:
-    """Turns chunks of the body into controls. ``limit``: the most bytes of data one event may carry.
+    """Turns chunks of the body into controls.
+
+    ``limit``: the most bytes of data that one event may carry, and all events that wait for one control.
 
     Raises SSEEncodingError for an encoding that it does not know.
     """
@@ -45,14 +50,27 @@ class EventStream:
         self._base64 = bool(encoding)
         self._decoder = SSEDecoder(limit * 4 // 3 + 4 if self._base64 else limit)
         self._payloads: list[bytes] = []
+        self._limit = limit
+        self._waiting = 0
 
     def feed(self, chunk: bytes) -> Iterator[Control]:
         """Yield the controls that this chunk completes; raises StreamParseError or SSEEncodingError."""
         for event in self._decoder.feed(chunk):
             if event.event == "data":
-                self._payloads.append(self._payload(event.data))
+                self._hold(self._payload(event.data))
             elif event.event == "control":
                 yield self._control(event)
+
+    def _hold(self, payload: bytes) -> None:
+        # The allowance is for one event of the limit's size.
+        self._waiting += len(payload) + _OVERHEAD
+        if self._waiting > self._limit + _OVERHEAD:
+            raise StreamParseError(
+                f"The events since the last control event are more than the limit of {self._limit} bytes; "
+                "the server must send a control event after its data.",
+                code="TOO_LARGE",
+            )
+        self._payloads.append(payload)
 
     def _payload(self, data: bytes) -> bytes:
         if not self._base64:
@@ -71,7 +89,7 @@ class EventStream:
         if not isinstance(position, str) or not position:
             raise StreamParseError("A control event has no streamNextOffset.")
         cursor = control.get("streamCursor")
-        payloads, self._payloads = self._payloads, []
+        payloads, self._payloads, self._waiting = self._payloads, [], 0
         return Control(
             payloads,
             position,

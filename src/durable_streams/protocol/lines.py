@@ -10,10 +10,43 @@ from __future__ import annotations
 
 from durable_streams.errors import StreamParseError
 
-__all__ = ["DEFAULT_LIMIT", "LineDecoder"]
+__all__ = ["DEFAULT_LIMIT", "MANY", "LineDecoder", "Pieces"]
 
 DEFAULT_LIMIT = 64 * 1024 * 1024
 """Bytes that one line, event or body may have."""
+
+
+MANY = 1024
+"""So many pieces are joined before more are kept: each costs some 50 bytes, however small it is."""
+
+
+class Pieces:
+    """Bytes that came in pieces. They take memory by their size, not by the number of pieces."""
+
+    __slots__ = ("_blocks", "_few", "size")
+
+    def __init__(self) -> None:
+        self._blocks: list[bytes] = []
+        self._few: list[bytes] = []
+        self.size = 0
+
+    def add(self, piece: bytes) -> None:
+        """Put a piece behind the others."""
+        self._few.append(piece)
+        self.size += len(piece)
+        if len(self._few) == MANY:
+            self._blocks.append(b"".join(self._few))
+            self._few = []
+
+    def drain(self) -> list[bytes]:
+        """Return everything in blocks, and forget it."""
+        blocks = self._blocks + self._few
+        self._blocks, self._few, self.size = [], [], 0
+        return blocks
+
+    def take(self) -> bytes:
+        """Return everything as one, and forget it."""
+        return b"".join(self.drain())
 
 
 class LineDecoder:
@@ -23,20 +56,19 @@ class LineDecoder:
     finding the line did. ``limit`` is the most bytes one line may have.
     """
 
-    __slots__ = ("_after_cr", "_bare_cr", "_keep_cr", "_limit", "_parts", "_size")
+    __slots__ = ("_after_cr", "_bare_cr", "_keep_cr", "_limit", "_parts")
 
     def __init__(self, limit: int = DEFAULT_LIMIT, *, bare_cr: bool = False, keep_cr: bool = False) -> None:
         self._limit = limit
         self._bare_cr = bare_cr
         self._keep_cr = keep_cr
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._parts = Pieces()
         self._after_cr = False
 
     @property
     def pending(self) -> int:
         """How many bytes of an unfinished line are held."""
-        return self._size
+        return self._parts.size
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the lines that this chunk completes; raises StreamParseError for one over the limit."""
@@ -50,8 +82,7 @@ class LineDecoder:
         head, *rest = chunk.split(b"\n")
         self._hold(head)
         tail = rest.pop()
-        lines = [b"".join(self._parts), *rest]
-        self._parts, self._size = [], 0
+        lines = [self._parts.take(), *rest]
         self._hold(tail)
         if not (self._bare_cr or self._keep_cr):
             lines = [line[:-1] if line[-1:] == b"\r" else line for line in lines]  # half of endswith's time
@@ -59,8 +90,7 @@ class LineDecoder:
 
     def flush(self) -> bytes:
         """Return the unfinished line and forget it: the last line of a body that ended cleanly."""
-        line = b"".join(self._parts)
-        self._parts, self._size = [], 0
+        line = self._parts.take()
         return line[:-1] if line.endswith(b"\r") else line
 
     def _normalised(self, chunk: bytes) -> bytes:
@@ -77,10 +107,9 @@ class LineDecoder:
     def _hold(self, part: bytes) -> None:
         if not part:
             return
-        self._size += len(part)
-        if self._size > self._limit:
+        self._parts.add(part)
+        if self._parts.size > self._limit:
             raise StreamParseError(
                 f"A line is longer than the limit of {self._limit} bytes; raise the limit to read it.",
                 code="TOO_LARGE",
             )
-        self._parts.append(part)

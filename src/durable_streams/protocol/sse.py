@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from durable_streams.errors import StreamParseError
-from durable_streams.protocol.lines import DEFAULT_LIMIT, LineDecoder
+from durable_streams.protocol.lines import DEFAULT_LIMIT, MANY, LineDecoder
 
 __all__ = ["SSEDecoder", "SSEEvent", "encode_control", "encode_data"]
 
@@ -76,7 +76,7 @@ class SSEDecoder:
     ``limit`` is the most bytes one event's data may have. After an error the decoder must not be fed again.
     """
 
-    __slots__ = ("_data", "_event", "_id", "_limit", "_lines", "_size", "_started")
+    __slots__ = ("_blocks", "_data", "_event", "_id", "_limit", "_lines", "_size", "_started")
 
     def __init__(self, limit: int = DEFAULT_LIMIT, *, last_id: str = "") -> None:
         self._id = last_id
@@ -88,20 +88,24 @@ class SSEDecoder:
     def _reset(self) -> None:
         self._event = ""
         self._data: list[bytes] = []
+        self._blocks: list[
+            bytes
+        ] = []  # of lines joined already, so that many short ones take little more than they are
         self._size = 0
 
     @property
     def pending(self) -> bool:
         """Whether the beginning of an event is held."""
-        return self._lines.pending > 0 or bool(self._data)
+        return self._lines.pending > 0 or self._size > 0
 
     def feed(self, chunk: bytes) -> list[SSEEvent]:
         """Return the events that this chunk completes; raises StreamParseError for one over the limit."""
         events: list[SSEEvent] = []
         for line in self._lines.feed(chunk):
             if not line:
-                if self._data:
-                    events.append(SSEEvent(self._event or "message", b"\n".join(self._data), self._id))
+                if self._size:
+                    data = b"\n".join(self._blocks + self._data if self._blocks else self._data)
+                    events.append(SSEEvent(self._event or "message", data, self._id))
                 self._reset()
             else:
                 self._field(line)
@@ -122,6 +126,9 @@ class SSEDecoder:
                     code="TOO_LARGE",
                 )
             self._data.append(value)
+            if len(self._data) == MANY:
+                self._blocks.append(b"\n".join(self._data))
+                self._data = []
         elif name == b"event":
             self._event = value.decode("utf-8", "replace")
         elif name == b"id" and b"\0" not in value:
