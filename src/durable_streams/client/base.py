@@ -20,7 +20,7 @@ from durable_streams.errors import DurableStreamError, StreamConsumedError
 from durable_streams.protocol import headers as h
 from durable_streams.protocol.following import Effect, Flow, follow
 from durable_streams.protocol.reader import Reader
-from durable_streams.protocol.request import check_url
+from durable_streams.protocol.request import check_callers_headers, check_url
 from durable_streams.protocol.retry import DEFAULT_POLICY, RetryPolicy
 from durable_streams.types import LiveMode, Offset
 
@@ -56,6 +56,7 @@ _SAVE_EVERY = 1.0  # seconds: each save waits for the disk
 class Call:
     """How requests are made: everything of the caller's that is not the protocol's.
 
+    Raises ValueError for a header that is not the caller's to set, although a callable may give its value later.
     ``transport``: None for the one that the process shares. ``timeout``: seconds of silence before a read is
     given up; None for the defaults.
     """
@@ -65,6 +66,9 @@ class Call:
     params: Mapping[str, Any] = field(default_factory=dict)
     timeout: float | None = None
     retry: RetryPolicy | None = None
+
+    def __post_init__(self) -> None:
+        check_callers_headers(self.headers)
 
     @property
     def policy(self) -> RetryPolicy:
@@ -87,7 +91,7 @@ def make_call(
     timeout: float | None,
     retry: RetryPolicy | None,
 ) -> Call:
-    """Return the call for these arguments; raises ValueError for a timeout that is no positive number."""
+    """Return the call for these arguments; raises ValueError for one that makes no sense."""
     if timeout is not None and not timeout > 0:
         raise ValueError(
             f"timeout must be a positive number of seconds, or None for the default, not {timeout!r}."

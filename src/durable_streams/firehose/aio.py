@@ -135,9 +135,10 @@ class _Driver:
         source = self._source
         try:
             params = await _resolved(source.params, attempt)
-            return source.request(params, await _resolved(source.headers, attempt))
+            headers = await _resolved(source.headers, attempt)
         except Exception as error:
             raise callable_failed(error) from error
+        return source.request(params, headers)
 
     async def _tell(self, told: Tell) -> None:
         callback = getattr(self.feed.config, told.callback)

@@ -15,7 +15,7 @@ from durable_streams.firehose.models import decoder_for
 from durable_streams.protocol.feed import Feed
 from durable_streams.protocol.feed_config import Attempt, StreamConfig, StreamState
 from durable_streams.protocol.feed_errors import StreamError, StreamErrorType
-from durable_streams.protocol.request import Request, check_url, with_caller
+from durable_streams.protocol.request import Request, check_callers_headers, check_url, with_caller
 
 __all__ = [
     "AsyncValues",
@@ -49,7 +49,7 @@ class Source:
     body: bytes | None = None
 
     def request(self, params: Mapping[str, Any], headers: Mapping[str, str]) -> Request:
-        """Return the request of an attempt, with these parameters and headers."""
+        """Return the request of an attempt, with these parameters and headers; raises ValueError for a bad header."""
         own = {} if self.body is None else {"content-type": "application/json"}
         query = urlencode(list(_pairs(params)))
         url = self.url + (("&" if "?" in self.url else "?") + query if query else "")
@@ -58,7 +58,9 @@ class Source:
 
 
 def make_source(method: str, url: str, params: Any, headers: Any, json_data: Any) -> Source:
-    """Return the source for these arguments; raises ValueError for a URL that is none."""
+    """Return the source for these arguments; raises ValueError for a URL that is none, or a header not to be set."""
+    if isinstance(headers, Mapping):
+        _named(headers)
     body = None if json_data is None else json.dumps(json_data, allow_nan=False).encode()
     return Source(method.upper(), check_url(url), params, headers, body)
 
@@ -79,6 +81,7 @@ def _named(headers: Mapping[str, Any]) -> dict[str, str]:
     named = {}
     for name, value in headers.items():
         if value is not None:
+            check_callers_headers([name])
             named[name.lower()] = value.decode("latin-1") if isinstance(value, bytes) else value
     return named
 

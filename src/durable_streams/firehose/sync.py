@@ -116,9 +116,10 @@ class _Driver:
     def _request(self, attempt: Attempt) -> Request:
         source = self._source
         try:
-            return source.request(_resolved(source.params, attempt), _resolved(source.headers, attempt))
+            params, headers = _resolved(source.params, attempt), _resolved(source.headers, attempt)
         except Exception as error:
             raise callable_failed(error) from error
+        return source.request(params, headers)
 
     def _tell(self, told: Tell) -> None:
         callback = getattr(self.feed.config, told.callback)

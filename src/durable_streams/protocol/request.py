@@ -9,10 +9,11 @@ which URL, without its query, where tokens may be.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import quote, quote_plus, urlsplit, urlunsplit
 
@@ -35,6 +36,7 @@ __all__ = [
     "Op",
     "Request",
     "Response",
+    "check_callers_headers",
     "check_header",
     "check_url",
     "content_length",
@@ -56,6 +58,14 @@ ERROR_BODY_LIMIT = 64 * 1024
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_IN_HEADER = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
+_FRAMING = frozenset(
+    {"content-length", "expect", "http2-settings", "te", "trailer", "transfer-encoding", "upgrade"}
+)
+"""Headers that say where a message ends, or that the connection is to become something else."""
+
+_CONNECTION = frozenset({"connection", "host", "keep-alive", "proxy-connection"})
+"""Headers that say what else the connection is for."""
+
 _BAD_IN_URL = re.compile(r"[\x00-\x20\x7f]")
 # HTTP libraries resolve these on their own: another URL than the one that errors and checkpoints name.
 _DOT_SEGMENT = re.compile(r"/(?:\.|%2[Ee]){1,2}(?:/|\Z)")
@@ -145,11 +155,35 @@ def check_header(name: str, value: str) -> str:
     return value
 
 
+def check_callers_headers(names: Iterable[str], *, of_client: bool = False) -> None:
+    """Raise ValueError for a header that is the transport's to send: it says where a message ends, or whose it is.
+
+    ``of_client``: the names are those of an HTTP client, which may say on its own what its connections are for.
+    """
+    for name in names:
+        if _is_transports(name, of_client):
+            raise ValueError(
+                f"The header {name!r} cannot be set{' on a client' if of_client else ''}: it belongs to the "
+                "connection, where it says what ends a request; leave it out."
+            )
+
+
+@lru_cache(maxsize=1024)
+def _is_transports(name: Any, of_client: bool) -> bool:
+    if not isinstance(name, str):
+        raise TypeError(f"The name of a header must be text, not {type(name).__name__}.")
+    # Spaces and "_" are what some servers and proxies read over, so that their spellings are the same header.
+    plain = name.strip().lower().replace("_", "-")
+    return plain in _FRAMING or (plain in _CONNECTION and not of_client)
+
+
 def with_caller(request: Request, headers: Mapping[str, str], params: Mapping[str, str]) -> Request:
     """Return the request as it goes out: the caller's resolved headers and parameters join the protocol's.
 
-    Where both name the same header or parameter, the protocol's wins.
+    Where both name the same header or parameter, the protocol's wins. Raises ValueError for a header that is not
+    the caller's to set, or that cannot be sent.
     """
+    check_callers_headers(headers)
     merged = {name.lower(): check_header(name, value) for name, value in headers.items()}
     merged.update(request.headers)
     url = request.url

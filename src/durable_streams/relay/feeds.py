@@ -16,6 +16,7 @@ import msgspec
 from durable_streams.firehose import FirehoseStream, StreamConfig
 from durable_streams.protocol.feed_config import Attempt
 from durable_streams.protocol.operations import decode_json
+from durable_streams.protocol.request import check_callers_headers
 from durable_streams.protocol.retry import ENDLESS
 from durable_streams.relay.events import EventTransport
 from durable_streams.relay.source import Gap, Record, Source
@@ -85,6 +86,7 @@ class FeedSource(_Feed):
         self.resumable = resumable
         self._follow = follow
         self._headers = dict(headers or {})
+        check_callers_headers(self._headers)
         self._last_id = ""
         self._gaps: deque[Gap] = deque()
         self._told = -1  # how often it had been connected when a failure was told last

@@ -12,6 +12,7 @@ from typing import Any
 from durable_streams.client.sync import StreamResponse, stream
 from durable_streams.protocol import headers as h
 from durable_streams.protocol.lines import LineDecoder
+from durable_streams.protocol.request import check_callers_headers
 from durable_streams.relay.source import Gap, Record, Source
 from durable_streams.relay.target import split_messages
 from durable_streams.types import HeadersLike
@@ -36,7 +37,8 @@ class StreamSource(Source):
         self.name = url
         self.content_type = content_type
         self.ends = True
-        self._headers = headers
+        self._headers = dict(headers or {})
+        check_callers_headers(self._headers)
         self._follow = follow
         self._response: StreamResponse | None = None
 

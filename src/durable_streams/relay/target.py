@@ -18,6 +18,7 @@ from durable_streams.errors import DurableStreamError, FetchError, SequenceGapEr
 from durable_streams.protocol import headers as h
 from durable_streams.protocol.lines import LineDecoder
 from durable_streams.protocol.operations import decode_json, encode_record
+from durable_streams.protocol.request import check_callers_headers
 from durable_streams.protocol.retry import RetryPolicy, is_retryable_status
 from durable_streams.types import HeadersLike, HeadResult
 
@@ -39,6 +40,7 @@ class Target:
     ) -> None:
         self.url = url
         self._headers = dict(headers or {})
+        check_callers_headers(self._headers)
         self._retry_for = retry_for
         self.content_type = content_type or h.JSON_CONTENT_TYPE
         self._given_type = content_type

@@ -24,7 +24,7 @@ from durable_streams.client.transports.heads import AnswerBase, request_headers
 from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
 from durable_streams.client.transports.proxies import proxy_for
 from durable_streams.client.transports.sockets import keep_alive
-from durable_streams.protocol.request import Request
+from durable_streams.protocol.request import Request, check_callers_headers
 
 __all__ = ["AiohttpTransport", "ClientSession", "shared"]
 
@@ -84,7 +84,9 @@ class AiohttpTransport:
         self._origin.notice(self._renew)
         url = URL(request.url, encoded=True)
         options: dict[str, Any] = {}
-        if self._given is None:
+        if self._given is not None:
+            check_callers_headers(self._given.headers, of_client=True)
+        else:
             options["proxy"] = proxy_for(request.url)
         if timeout is not None or self._given is None:
             options["timeout"] = aiohttp.ClientTimeout(

@@ -26,7 +26,7 @@ from durable_streams.client.transports.heads import AnswerBase, request_headers
 from durable_streams.client.transports.limits import silence_of
 from durable_streams.client.transports.sockets import break_off
 from durable_streams.errors import FetchError
-from durable_streams.protocol.request import Request
+from durable_streams.protocol.request import Request, check_callers_headers
 
 __all__ = ["AsyncHttpxTransport", "HttpxTransport", "async_transport", "sync_transport"]
 
@@ -79,6 +79,7 @@ class _Requests:
     ) -> Any:
         client = self._client
         self._origin.notice(self._renew)
+        check_callers_headers(client.headers, of_client=True)
         if client.is_closed:
             raise client_closed(request.url)
         if timeout is None:

@@ -15,7 +15,7 @@ import contextvars
 import http.client
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import urllib3
@@ -28,7 +28,7 @@ from durable_streams.client.transports.heads import AnswerBase, request_headers
 from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
 from durable_streams.client.transports.sockets import break_off
 from durable_streams.client.transports.urllib3 import forget_connections
-from durable_streams.protocol.request import Request
+from durable_streams.protocol.request import Request, check_callers_headers
 
 __all__ = ["RequestsTransport"]
 
@@ -58,6 +58,8 @@ class RequestsTransport:
     def open(self, request: Request, interrupt: Interrupt, timeout: float | None) -> _Exchange:
         """Send, and return the exchange as soon as the answer's head is there. See Transport."""
         self._origin.notice(self._renew)
+        if isinstance(self._session.headers, Mapping):
+            check_callers_headers(self._session.headers, of_client=True)
         options = {
             "data": request.body,
             "headers": self._headers(request),
