@@ -294,3 +294,13 @@ def test_e10_settings_that_make_no_sense(start_server, run_server, server_comman
         assert not server.becomes_ready(), settings
         server.wait()
         assert next(iter(settings)).encode() in server.error_output, settings
+
+
+@pytest.mark.parametrize(
+    "line", [b"Access-Control-Request-Headers: x-\xff", b"Origin: http://\xff", b"Host: \xff"]
+)
+def test_e10_a_preflight_that_is_no_text_is_refused(either_server, filled: str, line: bytes) -> None:
+    host = b"" if line.startswith(b"Host") else b"Host: localhost\r\n"
+    head = f"OPTIONS /v1/stream/{filled} HTTP/1.1\r\nConnection: close\r\n".encode() + host + line
+    answer = either_server.raw(head + b"\r\nAccess-Control-Request-Method: PUT\r\n\r\n")
+    assert answer.status == 400, answer

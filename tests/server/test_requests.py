@@ -209,6 +209,19 @@ def test_duplicate_headers_are_no_way_around(either_server, filled: str) -> None
     assert either_server.read_all(filled) == b"abc"
 
 
+def test_what_is_wrong_is_shown_in_part_only(either_server, filled: str) -> None:
+    target, long = f"/v1/stream/{filled}", "x" * 1000
+    kept = [f"Content-Type: {BYTES}", f"Stream-Seq: {long}"]
+    producer = [f"Producer-Id: {long}", "Producer-Seq: 0"]
+    assert send(either_server, "POST", target, *kept, body=b"x").status == 204
+    assert (
+        send(either_server, "POST", target, kept[0], *producer, "Producer-Epoch: 1", body=b"x").status == 200
+    )
+    refuses(send(either_server, "POST", target, *kept, body=b"x"), 409)
+    refuses(send(either_server, "POST", target, f"Content-Type: text/{long}", body=b"x"), 409)
+    refuses(send(either_server, "POST", target, kept[0], *producer, "Producer-Epoch: 0", body=b"x"), 403)
+
+
 # -- paths
 
 

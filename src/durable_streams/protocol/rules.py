@@ -144,7 +144,7 @@ def check_fork_source(source: StreamState | None, content_type: str | None) -> S
         source.content_type
     ):
         raise Rejection(
-            409, "CONFLICT_CONTENT_TYPE", f"a fork has its source's content type, {source.content_type}"
+            409, "CONFLICT_CONTENT_TYPE", f"a fork has its source's content type, {source.content_type[:80]}"
         )
     return source
 
@@ -164,7 +164,7 @@ def other_content_type(state: StreamState, content_type: str) -> Rejection:
     return Rejection(
         409,
         "CONFLICT_CONTENT_TYPE",
-        f"the stream holds {state.content_type}, the request brings {content_type}",
+        f"the stream holds {state.content_type[:80]}, the request brings {content_type[:80]}",
     )
 
 
@@ -184,7 +184,9 @@ def decide_append(state: StreamState, producer: ProducerState | None, command: A
     if command.seq is not None:
         if last_seq is not None and command.seq.encode() <= last_seq.encode():
             raise Rejection(
-                409, "CONFLICT_SEQ", f"Stream-Seq {command.seq} is not greater than the last one, {last_seq}"
+                409,
+                "CONFLICT_SEQ",
+                f"Stream-Seq {command.seq[:80]} is not greater than the last one, {last_seq[:80]}",
             )
         last_seq = command.seq
     if command.close:
@@ -229,7 +231,7 @@ def _is_duplicate(producer: ProducerState | None, stamp: ProducerStamp) -> bool:
         raise Rejection(
             403,
             "STALE_EPOCH",
-            f"epoch {stamp.epoch} of producer {stamp.id} was superseded by epoch {producer.epoch}",
+            f"epoch {stamp.epoch} of producer {stamp.id[:80]} was superseded by epoch {producer.epoch}",
             {headers.PRODUCER_EPOCH: str(producer.epoch)},
         )
     if stamp.epoch > producer.epoch:

@@ -68,12 +68,12 @@ class App:
         """Answer a request; never raises for what a client or the disk did."""
         try:
             said = self._browsers.admit(request)
+            if request.method == "OPTIONS":
+                said = self._browsers.preflight(request, said)
         except Rejection as refusal:
             return _refused(refusal)
         response = await self._answer(request)
-        response.headers.extend(
-            self._browsers.preflight(request, said) if request.method == "OPTIONS" else said
-        )
+        response.headers.extend(said)
         return response
 
     def unavailable(self, request: Request, error: StoreError) -> Response:

@@ -249,7 +249,7 @@ def _payload(state: StreamState | None, content_type: str | None, body: bytes, *
             )
         return body
     if content_type is None:
-        raise parse.bad_request(f"Content-Type is missing: the stream holds {state.content_type}")
+        raise parse.bad_request(f"Content-Type is missing: the stream holds {state.content_type[:80]}")
     if names.media_type(content_type) != names.media_type(state.content_type):
         if state.closed:
             raise rules.closed(state)
