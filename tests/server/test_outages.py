@@ -188,11 +188,13 @@ def test_reads_in_an_outage_go_as_far_as_what_is_known(closed: bool) -> None:
             if not closed:
                 await client.ask("POST", body=b"cccc")
             store.cut_off = True
-            first = await client.ask("GET", "offset=-1")
+            everything = await client.ask("GET", "offset=-1")
+            assert (everything.status, everything.body) == (200, b"aaaabbbb")
+            first = await client.ask("GET", "offset=-1", stream_max_bytes="4")
             assert (first.status, first.body) == (200, b"aaaa")
             second = await client.ask("GET", f"offset={first.offset}")
             assert (second.status, second.body) == (200, b"bbbb")
-            for answer in (first, second):
+            for answer in (everything, first, second):
                 assert "stream-up-to-date" not in answer.headers
                 assert "stream-closed" not in answer.headers
             repeated = await client.ask("GET", f"offset={first.offset}", if_none_match=second.headers["etag"])

@@ -7,6 +7,7 @@ Invariants: a payload can never inject an event (CR, LF and CRLF all end a line,
 from __future__ import annotations
 
 import base64
+import codecs
 from dataclasses import dataclass
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from durable_streams.errors import StreamParseError
 from durable_streams.protocol.lines import DEFAULT_LIMIT, MANY, LineDecoder
 
-__all__ = ["SSEDecoder", "SSEEvent", "encode_control", "encode_data"]
+__all__ = ["DataEncoder", "SSEDecoder", "SSEEvent", "encode_control", "encode_data"]
 
 _encode_json = msgspec.json.Encoder().encode
 
@@ -29,6 +30,52 @@ def encode_data(payload: bytes, *, text: bool) -> bytes:
         # A client strips one space after the colon: such lines need one of their own to lose.
         return b"event: data\ndata: " + payload.replace(b"\n", b"\ndata: ") + b"\n\n"
     return b"event: data\ndata:" + payload.replace(b"\n", b"\ndata:") + b"\n\n"
+
+
+class DataEncoder:
+    """Encodes one ``event: data`` block whose payload comes in pieces: what ``encode_data`` does, wherever it is cut.
+
+    ``text``: UTF-8 lines as they are, bytes that are no UTF-8 replaced by U+FFFD; else base64 on a single line.
+    """
+
+    def __init__(self, *, text: bool) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace") if text else None
+        self._rest = b""  # base64: bytes that do not fill a group of three yet
+        self._after_cr = False
+
+    def begin(self) -> bytes:
+        """Return the beginning of the block."""
+        return b"event: data\ndata:" if self._decoder is None else b"event: data\ndata: "
+
+    def feed(self, piece: bytes) -> bytes:
+        """Return the next part of the block."""
+        if self._decoder is None:
+            piece = self._rest + piece
+            whole = len(piece) // 3 * 3
+            self._rest = piece[whole:]
+            return base64.b64encode(memoryview(piece)[:whole])
+        return self._lines(self._decoder.decode(piece).encode())
+
+    @property
+    def held(self) -> int:
+        """How many bytes at the end of the pieces begin a character that is not complete; `end` leaves them out."""
+        return 0 if self._decoder is None else len(self._decoder.getstate()[0])
+
+    def end(self, *, final: bool = False) -> bytes:
+        """Return the end of the block. ``final``: nothing can complete the last character any more."""
+        if self._decoder is None:
+            return base64.b64encode(self._rest) + b"\n\n"
+        last = self._decoder.decode(b"", final=True) if final else ""
+        return self._lines(last.encode()) + b"\n\n"
+
+    def _lines(self, text: bytes) -> bytes:
+        if self._after_cr and text:
+            text = text.removeprefix(b"\n")  # of a CRLF that was cut in two: its CR has ended the line
+            self._after_cr = False
+        if b"\r" in text:
+            self._after_cr = text.endswith(b"\r")
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return text.replace(b"\n", b"\ndata: ")
 
 
 def encode_control(

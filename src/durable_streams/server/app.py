@@ -12,6 +12,7 @@ from durable_streams.protocol.request import OUTCOME_UNKNOWN
 from durable_streams.server import parse
 from durable_streams.server.addresses import Addresses
 from durable_streams.server.browsers import Browsers
+from durable_streams.server.budget import MemoryBudget
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.handlers import Handlers
 from durable_streams.server.http import (
@@ -23,6 +24,8 @@ from durable_streams.server.http import (
     Response,
 )
 from durable_streams.server.live import LiveReads
+from durable_streams.server.outlets import Outlets
+from durable_streams.server.ranges import Ranges
 from durable_streams.stores.base import Store, StoreError, StoreFullError, StoreUncertainError
 
 __all__ = ["App"]
@@ -42,10 +45,13 @@ class App:
     def __init__(self, store: Store, config: ServerConfig | None = None, *, local: bool = False) -> None:
         self.store = store
         self.config = config or ServerConfig()
-        self.live = LiveReads(store, self.config)
+        budget = MemoryBudget(self.config.send_budget)
+        self.outlets = Outlets(budget, self.config.send_timeout)
+        ranges = Ranges(store, budget, self.config.chunk_size)
+        self.live = LiveReads(store, self.config, ranges)
         addresses = Addresses(self.config)
         self._browsers = Browsers(self.config, addresses, local=local)
-        handlers = Handlers(store, self.config, self.live, addresses)
+        handlers = Handlers(store, self.config, self.live, ranges, addresses)
         self._handlers: dict[str, Handler] = {
             "POST": handlers.append,
             "GET": handlers.read,
@@ -57,12 +63,18 @@ class App:
     async def startup(self) -> None:
         """Open the store; raises StoreError with one sentence. May follow a `shutdown`."""
         await self.store.open()
+        self.outlets.start()
         self.live.start()
 
     async def shutdown(self) -> None:
         """End the live reads, commit what was accepted, close the store."""
-        self.live.stop()
+        self.stop_reads()
         await self.store.close()
+
+    def stop_reads(self) -> None:
+        """End the live reads, and what clients do not take."""
+        self.live.stop()
+        self.outlets.stop()
 
     async def handle(self, request: Request) -> Response:
         """Answer a request; never raises for what a client or the disk did."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import aclosing
 from typing import Any
 
 from durable_streams.protocol.commands import Rejection
 from durable_streams.server.app import App, error_response
 from durable_streams.server.http import Disconnection, cut_short, repeated, too_large, unreadable
+from durable_streams.server.outlets import send_parts
 from durable_streams.stores.base import StoreError
 
 __all__ = ["AsgiApp"]
@@ -156,8 +156,12 @@ class AsgiApp:
             await send({"type": "http.response.start", "status": response.status, "headers": headers})
             await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else body})
             return
+
+        async def write(part: bytes) -> None:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+
+        host, port = scope.get("client") or ("", 0)
+        outlet = self._app.outlets.awaited(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", write)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        async with aclosing(body) as parts:
-            async for part in parts:
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        if await send_parts(body, outlet):
+            await send({"type": "http.response.body", "body": b""})

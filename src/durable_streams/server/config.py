@@ -12,6 +12,15 @@ from durable_streams.server import hosts
 
 __all__ = ["ServerConfig"]
 
+_DURATIONS = (
+    "long_poll_timeout",
+    "sse_max_age",
+    "sse_heartbeat",
+    "keep_alive",
+    "send_timeout",
+    "body_timeout",
+)
+
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9.*_\[\]:-]+")
 _HOST = re.compile(r"[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.]+\]")
 
@@ -22,9 +31,12 @@ class ServerConfig:
 
     ``data_dir`` is the folder of the SQLite store; with neither it nor ``store``, streams are kept in memory.
     ``store`` is a NATS cluster, ``nats://a:4222,b:4222,c:4222``: what ``nats_name`` to ``nats_tls_ca`` say of it is
-    explained at ``stores.jetstream.JetStreamConfig``. ``port`` 0 picks a free one. ``chunk_size`` is about how much a
-    read answers at once; ``sse_max_bytes`` ends an event stream early, which bounds what a reader that does not keep
-    up can make the server hold: it reconnects where it was. ``cache`` is the scope of ``Cache-Control``: public, or
+    explained at ``stores.jetstream.JetStreamConfig``. ``port`` 0 picks a free one. ``chunk_size`` is about how much is
+    read from the store at once, and how much an event or a long-poll brings; ``sse_max_bytes`` ends an event stream
+    early, for the reader to reconnect where it was. ``send_budget`` is what may be held for clients that have not taken
+    it yet, in all; a client that takes nothing for ``send_timeout`` is left. ``body_budget`` is what request bodies may
+    take in memory, in all; one of which nothing comes for ``body_timeout`` is refused.
+    ``cache`` is the scope of ``Cache-Control``: public, or
     private where caches between the server and its readers must keep nothing. ``keep_alive`` is how long a connection
     may be silent between two requests, or within the head of one (``serve`` only).
 
@@ -50,7 +62,11 @@ class ServerConfig:
     sse_max_age: float = 60.0
     sse_max_bytes: int = 8 << 20
     sse_heartbeat: float = 15.0
+    send_budget: int = 64 << 20
+    send_timeout: float = 30.0
     max_body: int = 64 << 20
+    body_budget: int = 256 << 20
+    body_timeout: float = 30.0
     chunk_size: int = 1 << 20
     max_streams_in_memory: int = 200_000
     cache: str = "public"
@@ -62,12 +78,14 @@ class ServerConfig:
     allowed_hosts: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("long_poll_timeout", "sse_max_age", "sse_heartbeat", "keep_alive"):
+        for name in _DURATIONS:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is a number of seconds above 0, not {getattr(self, name)}")
-        for name in ("sse_max_bytes", "max_body", "chunk_size", "max_streams_in_memory"):
+        for name in ("sse_max_bytes", "max_body", "chunk_size", "max_streams_in_memory", "send_budget"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is a number above 0, not {getattr(self, name)}")
+        if self.body_budget < self.max_body:
+            raise ValueError(f"body_budget is at least max_body, {self.max_body}, not {self.body_budget}")
         if self.store is not None and self.data_dir is not None:
             raise ValueError("store and data_dir exclude each other: streams are on NATS or in a folder")
         if not 0 <= self.port <= 65535:

@@ -24,6 +24,7 @@ from durable_streams.server.positions import (
     position_of,
     range_headers,
 )
+from durable_streams.server.ranges import Ranges
 from durable_streams.stores.base import Store, StoreUnavailableError
 
 __all__ = ["Handlers"]
@@ -32,7 +33,10 @@ __all__ = ["Handlers"]
 class Handlers:
     """The operations on streams."""
 
-    def __init__(self, store: Store, config: ServerConfig, live: LiveReads, addresses: Addresses) -> None:
+    def __init__(
+        self, store: Store, config: ServerConfig, live: LiveReads, ranges: Ranges, addresses: Addresses
+    ) -> None:
+        self._ranges = ranges
         self._store = store
         self._config = config
         self._live = live
@@ -208,16 +212,20 @@ class Handlers:
         current: bool = True,
         exact: bool = False,
     ) -> Response:
-        chunk = await self._store.read(state, position, self._config.chunk_size)
+        limit = parse.max_bytes(request.header(names.STREAM_MAX_BYTES))
+        if limit is not None:
+            limit = min(limit, self._config.chunk_size)
+        found = await self._ranges.open(request, state, position, limit)
         if not current:  # no answer reaches the end: where that is nobody can say
             state = replace(state, tail=state.tail + 1)
-        tag = etag(state, chunk.start, chunk.end)
-        headers = _read_headers(state, chunk.end)
+        tag = etag(state, found.start, found.end)
+        headers = _read_headers(state, found.end)
         headers.append(("etag", tag))
-        headers.append(("cache-control", cache_control(self._config.cache, state, chunk.end, exact=exact)))
+        headers.append(("cache-control", cache_control(self._config.cache, state, found.end, exact=exact)))
         if is_known(request.listed("if-none-match"), tag):
+            await found.close()
             return Response(304, headers)
-        return Response(200, headers, content(state, chunk.payload))
+        return found.response(headers)
 
 
 def _read_headers(state: StreamState, end: int) -> Headers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -17,6 +17,7 @@ __all__ = [
     "READ_HEADERS",
     "SANDBOX",
     "STREAM_ROOT",
+    "Body",
     "Headers",
     "Request",
     "Response",
@@ -118,12 +119,21 @@ class Request(Protocol):
         """Return a future that is done once the client has gone away."""
 
 
+class Body(Protocol):
+    """The parts of a streamed answer."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def aclose(self) -> None:
+        """Release what the parts are made from, whether all of them were taken or not."""
+
+
 class Response(msgspec.Struct):
     """One HTTP response; the body whole, or as it comes."""
 
     status: int
     headers: Headers
-    body: bytes | AsyncGenerator[bytes, None] = b""
+    body: bytes | Body = b""
 
 
 def too_large(limit: int) -> Rejection:

@@ -19,6 +19,7 @@ __all__ = [
     "content_type",
     "decoded_path",
     "expires_at",
+    "max_bytes",
     "producer",
     "query",
     "sequence",
@@ -122,6 +123,13 @@ def producer(producer_id: str | None, epoch: str | None, seq: str | None) -> Pro
 def sub_offset(value: str | None) -> int | None:
     """Return Stream-Fork-Sub-Offset, in messages or bytes."""
     return None if value is None else _safe_integer(names.STREAM_FORK_SUB_OFFSET, value)
+
+
+def max_bytes(value: str | None) -> int | None:
+    """Return Stream-Max-Bytes: about how many bytes of a stream a reader wants at once."""
+    if value is None:
+        return None
+    return max(1, _safe_integer(names.STREAM_MAX_BYTES, value))
 
 
 def _safe_integer(name: str, value: str) -> int:

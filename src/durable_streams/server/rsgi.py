@@ -8,6 +8,7 @@ from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # re-expo
 
 from durable_streams.server.app import App
 from durable_streams.server.http import Disconnection, cut_short, repeated, too_large, unreadable
+from durable_streams.server.outlets import send_parts
 
 __all__ = ["RsgiAdapter"]
 
@@ -95,6 +96,7 @@ class RsgiAdapter:
 
     def __init__(self, app: App) -> None:
         self._handle = app.handle
+        self._outlets = app.outlets
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         """Answer one request."""
@@ -105,12 +107,14 @@ class RsgiAdapter:
         body = response.body
         if not isinstance(body, bytes):
             transport = protocol.response_stream(response.status, response.headers)
-            del scope, protocol, response  # an idle event stream lives for long and needs none of them
-            try:
-                async for part in body:
-                    await transport.send_bytes(part)
-            finally:
-                await body.aclose()
+            outlet = self._outlets.watched(scope.client, transport.send_bytes)
+            del (
+                scope,
+                protocol,
+                response,
+                transport,
+            )  # an idle event stream lives for long and needs none of them
+            await send_parts(body, outlet)
             return
         if body and scope.method != "HEAD":
             protocol.response_bytes(response.status, response.headers, body)

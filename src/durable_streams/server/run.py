@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import gc
+import os
 import resource
 import signal
 import socket
@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
+from granian.net import SocketHolder  # type: ignore[attr-defined]  # re-exported, but not in an __all__
 from granian.server.embed import Server
 
 from durable_streams.server import hosts
 from durable_streams.server.app import App
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import STREAM_ROOT
+from durable_streams.server.listener import BACKLOG, ServerStartError, listen
 from durable_streams.server.rsgi import RsgiAdapter
 from durable_streams.stores.base import Store, StoreError
 from durable_streams.stores.memory import MemoryStore
@@ -32,19 +34,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ServerStartError", "build_store", "jetstream_config", "run_server", "run_to_end", "serve"]
 
-_BACKLOG = 1024
 # Live reads are requests under way for minutes: Granian would stop to accept at the size of the backlog.
 _CONNECTIONS = 1_000_000
+_HTTP_BUFFER = 64 << 10  # bytes of each connection's head, and of what is written to it at once
 _GRACE = 3.0  # seconds for open connections to end
 _RELEASE_TRIES = 200  # it takes two of them, under load up to a hundred
 _RELEASE_PAUSE = 0.001  # seconds
 # A full collection walks every stream in memory (100 ms for 100,000), and finds nothing: old cycles are rare.
 _GC_THRESHOLDS = (10_000, 10, 100)
 _SWITCH_INTERVAL = 0.0005  # seconds: the thread that waits for the disk must not wait for the interpreter
-
-
-class ServerStartError(Exception):
-    """The server cannot start. The message is one sentence for the operator."""
 
 
 def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
@@ -76,36 +74,35 @@ async def _serve_until_signalled(config: ServerConfig, on_ready: Callable[[str],
 
 async def run_server(config: ServerConfig, stop: asyncio.Event, on_ready: Callable[[str], None]) -> None:
     """Serve on the running event loop until ``stop`` is set; otherwise like ``serve``."""
-    address = _resolve(config.host, config.port)
-    listening = hosts.address_of(address[1])
-    app = App(build_store(config), config, local=listening is not None and listening.is_loopback)
-    with _reserve(address, config) as reserved:
-        host, port = reserved.getsockname()[:2]
+    with listen(config) as listener:
+        listening = hosts.address_of(listener.getsockname()[0])
+        app = App(build_store(config), config, local=listening is not None and listening.is_loopback)
         try:
             await app.startup()
         except StoreError as error:
             raise ServerStartError(str(error)) from error
         try:
-            adapter = await _serve_http(app, host, port, stop, on_ready)
+            adapter = await _serve_http(app, listener, stop, on_ready)
             await _released(adapter)
         finally:
             await app.shutdown()
 
 
 async def _serve_http(
-    app: App, host: str, port: int, stop: asyncio.Event, on_ready: Callable[[str], None]
+    app: App, listener: socket.socket, stop: asyncio.Event, on_ready: Callable[[str], None]
 ) -> weakref.ref[RsgiAdapter]:
     """Answer requests until ``stop`` is set; the adapter that is returned lives for as long as Granian needs it."""
     adapter = RsgiAdapter(app)
-    server = _granian(adapter, host, port, app.config.keep_alive)
+    server = _Granian(adapter, listener, app.config.keep_alive)
     serving = asyncio.ensure_future(server.serve())
+    host, port = listener.getsockname()[:2]
     await _answering(host, port, serving)
     shown = f"[{host}]" if ":" in host else host
     on_ready(f"http://{shown}:{port}{STREAM_ROOT.rstrip('/')}")
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
-    app.live.stop()
+    app.stop_reads()
     server.stop()  # type: ignore[no-untyped-call]
     await asyncio.wait({serving}, timeout=_GRACE)
     serving.cancel()
@@ -158,53 +155,28 @@ def jetstream_config(config: ServerConfig) -> JetStreamConfig:
     )
 
 
-def _granian(adapter: RsgiAdapter, host: str, port: int, keep_alive: float) -> Server:
-    return Server(
-        adapter,
-        address=host,
-        port=port,
-        interface=Interfaces.RSGI,
-        http=HTTPModes.http1,
-        websockets=False,
-        backlog=_BACKLOG,
-        backpressure=_CONNECTIONS,
-        log_enabled=False,
-        http1_settings=HTTP1Settings(header_read_timeout=max(1, round(keep_alive * 1000))),
-    )
+class _Granian(Server):
+    """Granian on a socket that is open already: it would share a taken port in silence, and sets no options."""
 
+    def __init__(self, adapter: RsgiAdapter, listener: socket.socket, keep_alive: float) -> None:
+        super().__init__(
+            adapter,
+            interface=Interfaces.RSGI,
+            http=HTTPModes.http1,
+            websockets=False,
+            backlog=BACKLOG,
+            backpressure=_CONNECTIONS,
+            http1_settings=HTTP1Settings(
+                header_read_timeout=max(1, round(keep_alive * 1000)), max_buffer_size=_HTTP_BUFFER
+            ),
+            log_enabled=False,
+        )
+        self._listener = listener
 
-def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, str, int]:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise ServerStartError(f"{host} is no address of this machine: {error.strerror}") from error
-    return family, str(address[0]), port
-
-
-@contextlib.contextmanager
-def _reserve(address: tuple[socket.AddressFamily, str, int], config: ServerConfig) -> Any:
-    """Hold the port. Granian shares ports without a word, so that a taken one has to be found before it starts."""
-    family, host, port = address
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            probe.listen(1)
-            port = probe.getsockname()[1]
-        reserved = socket.socket(family, socket.SOCK_STREAM)
-        if hasattr(socket, "SO_REUSEPORT"):
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind((host, port))
-    except OSError as error:
-        advice = "choose another port, 0 for a free one"
-        if error.errno == errno.EADDRNOTAVAIL:
-            advice = "choose an address of this machine"
-        raise ServerStartError(
-            f"cannot listen on {config.host}:{config.port}: {error.strerror}; {advice}"
-        ) from error
-    with reserved:
-        yield reserved
+    def _init_shared_socket(self) -> None:
+        holder = SocketHolder(os.dup(self._listener.fileno()), False, BACKLOG)  # type: ignore[call-arg]
+        self._shd = holder  # type: ignore[assignment]
+        self._sfd = holder.get_fd()
 
 
 async def _answering(host: str, port: int, serving: asyncio.Future[Any]) -> None:

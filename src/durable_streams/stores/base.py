@@ -10,9 +10,8 @@ Invariants every store upholds, and ``durable_streams.testing.contract`` checks:
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -68,10 +67,6 @@ class Watch(Protocol):
     @property
     def state(self) -> StreamState | None:
         """The committed state, None once the stream is gone."""
-
-    @property
-    def shared(self) -> MutableMapping[Any, Any]:
-        """Scratch space of all watches of this stream, emptied by every commit: encode once for all readers."""
 
     def recent(self, position: int) -> Chunk | None:
         """Return what was committed from ``position`` to the tail while somebody watched, if still in memory."""
@@ -130,6 +125,16 @@ class Store(Protocol):
 
         Where ``start`` is inside an append, the chunk begins before it; at the tail it is empty.
         """
+
+    async def read_piece(self, state: StreamState, start: int, limit: int, *, aligned: bool = False) -> Chunk:
+        """Return at least one byte from ``start`` and at most ``limit``, wherever appends end; empty at the tail.
+
+        ``aligned``: from the start of the append that holds ``start``, and at most ``limit`` bytes from there. A
+        piece of a large append may cost as much as the whole of it, but never takes more memory to keep.
+        """
+
+    async def boundary(self, state: StreamState, position: int) -> int:
+        """Return where the first append at or after ``position`` begins, or the tail: a place where a read may end."""
 
     async def watch(self, path: str) -> Watch:
         """Return a live view of the stream at a path."""

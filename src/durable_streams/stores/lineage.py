@@ -8,11 +8,48 @@ from durable_streams.protocol import rules
 from durable_streams.protocol.state import StreamState
 from durable_streams.stores.base import Chunk
 
-__all__ = ["OwnRead", "read_lineage"]
+__all__ = [
+    "OwnBoundary",
+    "OwnPiece",
+    "OwnRead",
+    "boundary_in_lineage",
+    "read_lineage",
+    "read_piece_of_lineage",
+]
 
 OwnRead = Callable[[int, int, int, int], Awaitable["Chunk | None"]]
 """``(stream id, start, stop, limit)``: the stored bytes of that one stream from the append that holds ``start`` (it may
 begin before), nothing past ``stop``, about ``limit`` of them and at least one append; None if they are gone."""
+
+
+OwnPiece = Callable[[int, int, int, int, bool], Awaitable["Chunk | None"]]
+"""``(stream id, start, stop, limit, aligned)``: a piece, as of ``Store.read_piece``, of one stream up to ``stop``."""
+
+OwnBoundary = Callable[[int, int, int], Awaitable["int | None"]]
+"""``(stream id, position, stop)``: where the first append at or after ``position`` begins; None, or past ``stop``, if
+none before that does."""
+
+
+async def read_piece_of_lineage(
+    read: OwnPiece, state: StreamState, start: int, limit: int, *, aligned: bool
+) -> Chunk:
+    """Return what ``Store.read_piece`` does; raises the 404 of bytes that are gone."""
+    if start >= state.tail:
+        return Chunk(start, start, b"")
+    stream_id, stop = _owner(state, start)
+    chunk = await read(stream_id, start, stop, limit, aligned)
+    if chunk is None:
+        raise rules.not_found()
+    return chunk
+
+
+async def boundary_in_lineage(own: OwnBoundary, state: StreamState, position: int) -> int:
+    """Return what ``Store.boundary`` does: where a stream was forked off is a boundary, too."""
+    if position >= state.tail:
+        return state.tail
+    stream_id, stop = _owner(state, position)
+    found = await own(stream_id, position, stop)
+    return stop if found is None else min(found, stop)
 
 
 async def read_lineage(read: OwnRead, state: StreamState, start: int, limit: int) -> Chunk:

@@ -19,8 +19,8 @@ from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import Chunk, StoreError, StoreUnavailableError, as_store_error
 from durable_streams.stores.batch import Batch, LoadedProducer, NotLoadedError
 from durable_streams.stores.cache import LoadingCache
-from durable_streams.stores.lineage import read_lineage
-from durable_streams.stores.slots import Slot, SlotWatch
+from durable_streams.stores.lineage import boundary_in_lineage, read_lineage, read_piece_of_lineage
+from durable_streams.stores.slots import Recent, Slot, SlotWatch
 from durable_streams.stores.timers import Timers
 
 __all__ = ["Backend", "LocalStore"]
@@ -58,6 +58,14 @@ class Backend(Protocol):
         None if they are gone.
         """
 
+    async def read_piece(
+        self, stream_id: int, start: int, stop: int, limit: int, aligned: bool
+    ) -> Chunk | None:
+        """Return at most ``limit`` bytes from ``start``, or from the append that holds it; None if they are gone."""
+
+    async def boundary(self, stream_id: int, position: int, stop: int) -> int | None:
+        """Return where the first append at or after ``position`` begins; None, or past ``stop``, if none."""
+
     async def expired(self, now: float, limit: int) -> list[str]:
         """Return paths whose stored deadline has passed."""
 
@@ -75,6 +83,7 @@ class LocalStore:
         self._clock = clock
         self._slots = LoadingCache(self._load, max_streams)
         self._timers = Timers()
+        self._recent = Recent()
         self._loading_producers: dict[tuple[str, str], asyncio.Task[LoadedProducer]] = {}
         self._queue: deque[tuple[Callable[[Batch], Any], asyncio.Future[Any], int]] = deque()
         self._committing = False
@@ -172,9 +181,17 @@ class LocalStore:
         """Return whole appends from ``start``, inherited bytes from whoever owns them."""
         return await read_lineage(self._backend.read, state, start, limit)
 
+    async def read_piece(self, state: StreamState, start: int, limit: int, *, aligned: bool = False) -> Chunk:
+        """Return some bytes from ``start``, wherever appends end."""
+        return await read_piece_of_lineage(self._backend.read_piece, state, start, limit, aligned=aligned)
+
+    async def boundary(self, state: StreamState, position: int) -> int:
+        """Return where the first append at or after ``position`` begins, or the tail."""
+        return await boundary_in_lineage(self._backend.boundary, state, position)
+
     async def watch(self, path: str) -> SlotWatch:
         """Return a live view of the stream at a path."""
-        return SlotWatch(await self._slots.get(path), self._touch, self._timers)
+        return SlotWatch(await self._slots.get(path), self._touch, self._timers, self._recent)
 
     async def check(self) -> None:
         """Commit an empty probe."""

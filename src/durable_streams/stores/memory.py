@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
 from durable_streams.protocol.state import ProducerState, StreamState
@@ -86,6 +86,27 @@ class _MemoryBackend:
         if begin + len(payload) > stop:
             payload = payload[: stop - begin]
         return Chunk(begin, begin + len(payload), payload)
+
+    async def read_piece(
+        self, stream_id: int, start: int, stop: int, limit: int, aligned: bool
+    ) -> Chunk | None:
+        log = self._logs.get(stream_id)
+        if log is None:
+            return None
+        first = max(0, bisect_right(log.starts, start) - 1)
+        begin = log.starts[first] if aligned else start
+        end = min(stop, begin + limit)
+        last = bisect_left(log.starts, end)
+        parts = [memoryview(payload) for payload in log.payloads[first:last]]
+        parts[-1] = parts[-1][: end - log.starts[last - 1]]
+        parts[0] = parts[0][begin - log.starts[first] :]
+        payload = b"".join(parts)
+        return Chunk(begin, begin + len(payload), payload)
+
+    async def boundary(self, stream_id: int, position: int, stop: int) -> int | None:  # noqa: ARG002 - one signature for all
+        log = self._logs.get(stream_id)
+        index = 0 if log is None else bisect_left(log.starts, position)
+        return None if log is None or index == len(log.starts) else log.starts[index]
 
     async def expired(self, now: float, limit: int) -> list[str]:
         return [path for path, deadline in self._mortal.items() if deadline <= now][:limit]

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from types import MappingProxyType, TracebackType
-from typing import Any
 
 from durable_streams.protocol import rules
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import Chunk
 from durable_streams.stores.timers import Timers
 
-__all__ = ["Audience", "Slot", "SlotWatch"]
+__all__ = ["Audience", "Recent", "Slot", "SlotWatch"]
 
-_RECENT_BYTES = 256 << 10  # a stream; the last commit is kept whatever its size, all readers want it at once
+_RECENT_BYTES = 256 << 10  # of a stream; its last commit may be larger, all readers want it at once
+_ALL_RECENT_BYTES = 16 << 20  # of all streams
 _MAX_PRODUCERS = 1024
 _NOBODY: Mapping[str, ProducerState] = MappingProxyType({})
 
@@ -67,14 +67,32 @@ class Slot:
         self.forgets += 1
 
 
+class Recent:
+    """How much all audiences of a store keep: the ones that were written to longest ago forget theirs first."""
+
+    __slots__ = ("_audiences", "_bytes")
+
+    def __init__(self) -> None:
+        self._audiences: dict[Audience, int] = {}  # the last written to is the last in it
+        self._bytes = 0
+
+    def count(self, audience: Audience, size: int) -> None:
+        """Note that an audience keeps ``size`` bytes now."""
+        self._bytes += size - self._audiences.pop(audience, 0)
+        if size:
+            self._audiences[audience] = size
+        while self._bytes > _ALL_RECENT_BYTES:
+            next(iter(self._audiences)).forget()
+
+
 class Audience:
     """Who watches a slot, and what was committed lately while they did."""
 
-    __slots__ = ("_recent", "_recent_bytes", "shared", "watches")
+    __slots__ = ("_all", "_recent", "_recent_bytes", "watches")
 
-    def __init__(self) -> None:
+    def __init__(self, recent: Recent) -> None:
         self.watches: set[SlotWatch] = set()
-        self.shared: dict[Any, Any] = {}
+        self._all = recent
         self._recent: list[Chunk] = []
         self._recent_bytes = 0
 
@@ -86,15 +104,16 @@ class Audience:
         self._recent_bytes += len(payload)
         while self._recent_bytes > _RECENT_BYTES and len(self._recent) > 1:
             self._recent_bytes -= len(self._recent.pop(0).payload)
+        self._all.count(self, self._recent_bytes)
 
     def forget(self) -> None:
-        """Let go of the bytes of a stream that is no more."""
+        """Keep nothing: there is no room, or the stream is gone."""
         self._recent.clear()
         self._recent_bytes = 0
+        self._all.count(self, 0)
 
     def notify(self) -> None:
         """Wake everybody."""
-        self.shared.clear()
         for watch in self.watches:
             watch.wake()
 
@@ -120,6 +139,7 @@ class SlotWatch:
     __slots__ = (
         "_audience",
         "_deadline",
+        "_recent",
         "_slot",
         "_tick",
         "_tick_at",
@@ -129,8 +149,9 @@ class SlotWatch:
         "_woken",
     )
 
-    def __init__(self, slot: Slot, touch: Callable[[Slot], None], timers: Timers) -> None:
+    def __init__(self, slot: Slot, touch: Callable[[Slot], None], timers: Timers, recent: Recent) -> None:
         self._slot = slot
+        self._recent = recent
         self._touch = touch
         self._timers = timers
         self._audience: Audience | None = None
@@ -144,11 +165,6 @@ class SlotWatch:
     def state(self) -> StreamState | None:
         """The committed state, None once the stream is gone."""
         return self._slot.state
-
-    @property
-    def shared(self) -> MutableMapping[Any, Any]:
-        """Scratch space of all watches of this stream, emptied by every commit."""
-        return {} if self._audience is None else self._audience.shared
 
     def recent(self, position: int) -> Chunk | None:
         """Return what was committed from ``position`` to the tail, if still in memory."""
@@ -202,7 +218,7 @@ class SlotWatch:
     def __enter__(self) -> SlotWatch:
         audience = self._slot.audience
         if audience is None:
-            audience = self._slot.audience = Audience()
+            audience = self._slot.audience = Audience(self._recent)
         audience.watches.add(self)
         self._audience = audience
         return self
@@ -218,3 +234,4 @@ class SlotWatch:
                 # The window starts anew when the last reader leaves; touched first, or it would be past its end.
                 self._touch(self._slot)
                 self._slot.audience = None
+                audience.forget()

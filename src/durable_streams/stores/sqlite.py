@@ -49,6 +49,12 @@ _READ = """
 SELECT min(start), CAST(group_concat(data, '') AS BLOB) FROM (SELECT start, data FROM record WHERE stream = ?1
 AND start >= coalesce((SELECT max(start) FROM record WHERE stream = ?1 AND start <= ?2), ?2) AND start < ?3
 ORDER BY start)"""
+_FIRST = "SELECT start, length(data) FROM record WHERE stream = ? AND start <= ? ORDER BY start DESC LIMIT 1"
+_PART = "SELECT ?, substr(data, ?, ?) FROM record WHERE stream = ? AND start = ?"
+_WHOLE = """
+SELECT min(start), CAST(group_concat(data, '') AS BLOB) FROM (SELECT start, data FROM record WHERE stream = ?1
+AND start >= ?2 AND start < ?3 AND start + length(data) <= ?3 ORDER BY start)"""
+_BOUNDARY = "SELECT min(start) FROM record WHERE stream = ? AND start >= ?"
 # One row, so that loading a hundred streams gives up the interpreter lock once.
 _LOAD = f"SELECT json_group_array({STATE}) FROM stream WHERE path IN (SELECT value FROM json_each(?))"  # noqa: S608
 
@@ -140,6 +146,34 @@ class _SqliteBackend:
             return Chunk(first, first + len(payload), payload)
 
         return await self._read_with(read)
+
+    async def read_piece(
+        self, stream_id: int, start: int, stop: int, limit: int, aligned: bool
+    ) -> Chunk | None:
+        def read(connection: sqlite3.Connection) -> Chunk | None:
+            found = connection.execute(_FIRST, (stream_id, start)).fetchone()
+            if found is None:
+                return None
+            append, size = found
+            begin = append if aligned else start
+            end = min(stop, begin + limit)
+            if begin > append or append + size > end:
+                part = (begin, begin - append + 1, min(append + size, end) - begin, stream_id, append)
+                row = connection.execute(_PART, part).fetchone()
+            else:
+                row = connection.execute(_WHOLE, (stream_id, begin, end)).fetchone()
+            if row is None or row[0] != begin:
+                return None  # it was deleted between the two statements
+            return Chunk(begin, begin + len(row[1]), row[1])
+
+        return await self._read_with(read)
+
+    async def boundary(self, stream_id: int, position: int, stop: int) -> int | None:  # noqa: ARG002 - one signature for all
+        def find(connection: sqlite3.Connection) -> int | None:
+            found: int | None = connection.execute(_BOUNDARY, (stream_id, position)).fetchone()[0]
+            return found
+
+        return await self._read_with(find)
 
     async def expired(self, now: float, limit: int) -> list[str]:
         def find(connection: sqlite3.Connection) -> list[str]:

@@ -46,16 +46,19 @@ class LogReader:
         is inside an append; of a large append only what is near ``start`` is read. It is shorter than ``limit`` where
         replicas lag, but holds an append. None if the log is gone. Raises StoreUnavailableError.
         """
+        return await self._read(stream_id, start, stop, limit, cut=False)
+
+    async def _read(self, stream_id: int, start: int, stop: int, limit: int, *, cut: bool) -> Chunk | None:
         place = (1, 0) if start == 0 else self._place(stream_id, start)
         if place is None:
             place = await self._search(stream_id, start)
             if place is None:
                 return None
-        reading = _Reading(*place, start, stop, limit)
+        reading = _Reading(*place, start, stop, limit, cut=cut)
         if not await self._fill(reading, self._bus.layout.log(stream_id)):
             return None
         chunk = reading.chunk()
-        if start < chunk.end == reading.whole:
+        if start < chunk.end == reading.whole and not cut:
             self.remember(stream_id, chunk.end, reading.whole_seq)
         return chunk
 
@@ -87,6 +90,34 @@ class LogReader:
                 return search.begin
             position = search.begin  # a piece of the append: what is before it has to be looked at
         return position
+
+    async def read_piece(
+        self, stream_id: int, start: int, stop: int, limit: int, aligned: bool
+    ) -> Chunk | None:
+        """Return at most ``limit`` bytes, from ``start`` or from the append that holds it; None if they are gone."""
+        begin: int | None = start
+        if aligned and start and (stream_id, start) not in self._places:
+            begin = await self._begins(stream_id, start, stop)
+        if begin is None:
+            return None
+        chunk = await self._read(stream_id, begin, stop, limit, cut=True)
+        if chunk is None:
+            return None
+        payload = chunk.payload[begin - chunk.start :][:limit]
+        return Chunk(begin, begin + len(payload), payload)
+
+    async def _begins(self, stream_id: int, position: int, stop: int) -> int | None:
+        chunk = await self._read(stream_id, position, stop, 1, cut=True)
+        if chunk is None or chunk.start == position:
+            return None if chunk is None else position
+        return await self.append_start(stream_id, chunk.start)
+
+    async def boundary(self, stream_id: int, position: int, stop: int) -> int | None:
+        """Return where the first append at or after ``position`` begins; None if the log is gone."""
+        chunk = await self.read(stream_id, position, stop, 1)
+        if chunk is None:
+            return None
+        return position if chunk.start == position else chunk.end
 
     def remember(self, stream_id: int, position: int, seq: int) -> None:
         """Note that the append which begins at ``position`` is in the log's first record at or after ``seq``."""
@@ -203,10 +234,11 @@ class _Reading:
     """A chunk that is put together from a log's records, in their order; the first begins near ``origin``.
 
     ``seq``: the next record is there or behind. ``whole``: where the last complete append ends. ``whole_seq``: the
-    record with what follows that is there or behind.
+    record with what follows that is there or behind. ``cut``: it may end inside an append.
     """
 
-    def __init__(self, seq: int, origin: int, start: int, stop: int, limit: int) -> None:
+    def __init__(self, seq: int, origin: int, start: int, stop: int, limit: int, *, cut: bool) -> None:
+        self._cut = cut
         self.seq = self.whole_seq = seq
         self.start = self.whole = self._begin = start
         self._stop = stop
@@ -219,7 +251,8 @@ class _Reading:
     @property
     def complete(self) -> bool:
         """Whether nothing more is needed."""
-        return self.whole >= self._until or self._position >= self._stop
+        reached = self._position if self._cut else self.whole
+        return reached >= self._until or self._position >= self._stop
 
     def wanted(self) -> tuple[int, int]:
         """Return how many bytes, and how many messages, the next scan should bring."""
@@ -248,7 +281,7 @@ class _Reading:
         if record.lengths and (begin < self.start or end > self._until):
             bounds = list(accumulate(record.lengths, initial=begin))
             first = bounds[bisect_right(bounds, self.start) - 1] if begin < self.start else begin
-            if end > self._until:
+            if end > self._until and not self._cut:
                 whole, whole_seq = bounds[bisect_left(bounds, self._until)], stored.seq
             data = data[first - begin : whole - begin]
             begin = first
@@ -261,8 +294,8 @@ class _Reading:
 
     def chunk(self) -> Chunk:
         """Return what was put together: up to the end of the last complete append, or to the stop."""
-        cut = self.whole < self._until and self._position >= self._stop
-        end = self._stop if cut else min(self.whole, self._stop)
+        beyond = self.whole < self._until and self._position >= self._stop
+        end = self._stop if beyond else min(self._position if self._cut else self.whole, self._stop)
         parts = self._parts
         payload = parts[0] if len(parts) == 1 else b"".join(parts)
         return Chunk(self._begin, end, payload[: end - self._begin])

@@ -28,8 +28,8 @@ from durable_streams.stores.jetstream.reader import LogReader
 from durable_streams.stores.jetstream.slots import JetSlot
 from durable_streams.stores.jetstream.snapshots import Snapshots
 from durable_streams.stores.jetstream.sweeper import Sweeper
-from durable_streams.stores.lineage import read_lineage
-from durable_streams.stores.slots import Slot, SlotWatch
+from durable_streams.stores.lineage import boundary_in_lineage, read_lineage, read_piece_of_lineage
+from durable_streams.stores.slots import Recent, Slot, SlotWatch
 from durable_streams.stores.timers import Timers
 
 __all__ = ["JetStreamStore"]
@@ -59,6 +59,7 @@ class JetStreamStore:
     def _prepare(self) -> None:
         self._slots.clear()
         self._timers = Timers()
+        self._recent = Recent()
         self._reader = LogReader(self.bus)
         self._catchup = CatchUp(self.bus, self._clock)
         self._snapshots = Snapshots(self.bus, self._catchup)
@@ -151,11 +152,19 @@ class JetStreamStore:
         """Return whole appends from ``start``, inherited bytes from whoever owns them."""
         return await read_lineage(self._reader.read_appends, state, start, limit)
 
+    async def read_piece(self, state: StreamState, start: int, limit: int, *, aligned: bool = False) -> Chunk:
+        """Return some bytes from ``start``, wherever appends end."""
+        return await read_piece_of_lineage(self._reader.read_piece, state, start, limit, aligned=aligned)
+
+    async def boundary(self, state: StreamState, position: int) -> int:
+        """Return where the first append at or after ``position`` begins, or the tail."""
+        return await boundary_in_lineage(self._reader.boundary, state, position)
+
     async def watch(self, path: str) -> JetWatch:
         """Return a live view of the stream at a path."""
         slot = self._slot(path)
         await self._feed.join(slot)
-        return JetWatch(slot, self._touch, self._timers, self._feed)
+        return JetWatch(slot, self._touch, self._timers, self._recent, self._feed)
 
     async def check(self) -> None:
         """Store an empty probe."""
@@ -267,8 +276,10 @@ class JetWatch(SlotWatch):
 
     __slots__ = ("_feed", "_jet_slot")
 
-    def __init__(self, slot: JetSlot, touch: Callable[[Slot], None], timers: Timers, feed: Feed) -> None:
-        super().__init__(slot, touch, timers)
+    def __init__(
+        self, slot: JetSlot, touch: Callable[[Slot], None], timers: Timers, recent: Recent, feed: Feed
+    ) -> None:
+        super().__init__(slot, touch, timers, recent)
         self._jet_slot = slot
         self._feed = feed
 

@@ -245,13 +245,54 @@ class ReadContract(StoreFactory):
             assert watch.recent(200_000 * 39) is not None or watch.recent(200_000 * 40) is None
 
     @on_a_loop
-    async def test_shared_space_is_emptied_by_a_commit(self, h: Harness) -> None:
+    async def test_g1_recent_is_bounded_in_all_streams_together(self, h: Harness) -> None:
+        paths = [f"s{number}" for number in range(60)]
+        with contextlib.ExitStack() as stack:
+            watches = {}
+            for path in paths:
+                await h.create(path)
+                watches[path] = stack.enter_context(await h.store.watch(path))
+            for path in paths:
+                await h.append(path, b"x" * 1_000_000)
+            kept = [path for path in paths if watches[path].recent(0) is not None]
+            assert len(kept) <= 32
+            for path in paths:
+                assert (await h.store.read(await h.state(path), 0, 1)).end == 1_000_000
+
+    @on_a_loop
+    async def test_a_piece_is_cut_anywhere(self, h: Harness) -> None:
         await h.create("s")
-        with await h.store.watch("s") as watch, await h.store.watch("s") as other:
-            watch.shared["key"] = b"value"
-            assert other.shared["key"] == b"value"
-            await h.append("s", b"x")
-            assert "key" not in watch.shared
+        for size in (1, 5, 100, 2, 30_000, 7):
+            await h.append("s", bytes(at % 251 for at in range(size)))
+        state = await h.state("s")
+        whole = (await h.store.read(state, 0, 1 << 20)).payload
+        for start in (0, 1, 2, 5, 6, 50, 106, 108, 109, 20_000, state.tail - 8, state.tail - 1, state.tail):
+            for limit in (1, 2, 6, 100, 1000, 29_999, 1 << 20):
+                piece = await h.store.read_piece(state, start, limit)
+                assert (piece.start, piece.end) == (start, start + len(piece.payload))
+                assert piece.payload == whole[start : piece.end]
+                assert min(1, state.tail - start) <= len(piece.payload) <= limit
+
+    @on_a_loop
+    async def test_an_aligned_piece_begins_with_its_append(self, h: Harness) -> None:
+        source = (await h.create("s", JSON, payload=b"[1],[22],")).state
+        await h.append("s", b"333,", JSON)
+        state = await h.state("s")
+        for start in range(state.tail):
+            piece = await h.store.read_piece(state, start, 1 << 20, aligned=True)
+            assert piece.start == (0 if start < source.tail else source.tail)
+            assert piece.payload == b"[1],[22],333,"[piece.start : piece.end]
+            first = await h.store.read_piece(state, start, 2, aligned=True)
+            assert (first.start, first.payload) == (piece.start, piece.payload[:2])
+
+    @on_a_loop
+    async def test_boundaries(self, h: Harness) -> None:
+        await h.create("s")
+        ends = [(await h.append("s", b"x" * size)).state.tail for size in (3, 1, 5)]
+        state = await h.state("s")
+        bounds = [0, *ends]
+        for position in range(state.tail + 1):
+            assert await h.store.boundary(state, position) == min(at for at in bounds if at >= position)
 
     @on_a_loop
     async def test_many_watches_come_and_go(self, h: Harness) -> None:
