@@ -31,6 +31,13 @@ def test_offsets_are_what_the_protocol_asks(position: int) -> None:
     assert offset not in {"-1", "now"}
 
 
+@given(POSITIONS, POSITIONS)
+def test_a11_an_exact_offset_is_between_its_neighbours(one: int, other: int) -> None:
+    inside = format_offset(one, exact=True)
+    assert parse_offset(inside) == one
+    assert (inside > format_offset(other)) == (one >= other)
+
+
 @given(st.text(alphabet="0123456789_-now٣ +", max_size=40))
 @example("0" * 16 + "_" + "0" * 15 + "٣")
 @example("0" * 16 + "_" + "-" + "0" * 15)

@@ -22,7 +22,7 @@ from durable_streams.protocol.state import StreamState
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.events import Event, EventCache
 from durable_streams.server.http import READ_HEADERS, Disconnection, Request, Response
-from durable_streams.server.positions import content
+from durable_streams.server.positions import Place, content
 from durable_streams.server.ranges import SMALL, Pieces, Ranges
 from durable_streams.stores.base import Store, StoreError, StoreUnavailableError, Watch
 
@@ -84,11 +84,12 @@ class EventStreams:
         for watch in list(self._watches):
             watch.wake()
 
-    async def open(self, request: Request, path: str, position: int, cursor: str | None) -> Response:
-        """Answer with the events from ``position`` on."""
+    async def open(self, request: Request, path: str, place: Place, cursor: str | None) -> Response:
+        """Answer with the events from a place on."""
         watch = await self._store.watch(path)
         state = rules.require(watch.state)
-        if 0 < position < state.tail:
+        position = place.position
+        if not place.is_exact:
             position = (await self._store.read_piece(state, position, 1, aligned=True)).start
         headers = [
             *READ_HEADERS,
@@ -194,10 +195,11 @@ class EventStreams:
         try:
             payload = b""
             if position < end:
-                chunk = reader.watch.recent(position)
-                if chunk is None or chunk.end != end:
-                    chunk = await self._store.read(state, position, end - position)
-                payload, end = chunk.payload, chunk.end
+                recent = reader.watch.recent(position)
+                if recent is not None and recent.end == end:
+                    payload = recent.payload
+                else:
+                    payload = await self._ranges.read(state, position, end)
             data, held = _data(state, payload, text=reader.text, last=state.closed and end == state.tail)
             data += _control(reader, state, end - held, end)
             event = Event(data, end - held, end, done=_is_done(state, end))
@@ -249,7 +251,7 @@ def _is_done(state: StreamState, end: int) -> bool:
 def _control(reader: _Reader, state: StreamState, committed: int, reached: int) -> bytes:
     done = _is_done(state, reached)
     return sse.encode_control(
-        format_offset(committed),
+        format_offset(committed, exact=committed != reached),
         cursor=None if done else next_cursor(time.time(), reader.cursor, random),
         up_to_date=reached == state.tail,
         closed=done,

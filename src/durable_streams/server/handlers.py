@@ -17,11 +17,12 @@ from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import BASE_HEADERS, SANDBOX, STREAM_ROOT, Headers, Request, Response
 from durable_streams.server.live import LiveReads
 from durable_streams.server.positions import (
+    Place,
     cache_control,
     content,
     etag,
     is_known,
-    position_of,
+    place_of,
     range_headers,
 )
 from durable_streams.server.ranges import Ranges
@@ -130,8 +131,8 @@ class Handlers:
             return None, None
         path = parse.stream_path(self._addresses.own_path(request, origin))
         source = rules.check_fork_source(await self._store.get(path), content_type)
-        position = source.tail if offset is None else position_of(offset, source)
-        if 0 < position < source.tail:
+        position, is_exact = (source.tail, True) if offset is None else place_of(offset, source)
+        if not is_exact:
             # What is read from inside an append begins at its start: what is forked there ends at its start.
             position = (await self._store.read(source, position, 1)).start
         if sub_offset:
@@ -175,19 +176,19 @@ class Handlers:
         if live is not None:
             if offset is None:
                 raise parse.bad_request("a live read needs an offset: the last answer's, -1, or now")
-            position = position_of(offset, state)
+            place = place_of(offset, state)
             self._store.touch(path)
-            if resumed and state.closed and position == state.tail:
+            if resumed and state.closed and place.position == state.tail:
                 # It has everything: no content makes it stop, where an end of the events would bring it back.
-                return Response(204, [*range_headers(state, position), ("cache-control", "no-store")])
-            return await self._live.read(live, request, path, position, query.get(names.QUERY_CURSOR))
-        position = 0 if offset is None else position_of(offset, state)
+                return Response(204, [*range_headers(state, state.tail), ("cache-control", "no-store")])
+            return await self._live.read(live, request, path, place, query.get(names.QUERY_CURSOR))
+        place = place_of(offset, state)
         self._store.touch(path)
         if offset == names.OFFSET_NOW:
-            headers = _read_headers(state, position)
+            headers = _read_headers(state, state.tail)
             headers.append(("cache-control", "no-store"))
             return Response(200, headers, content(state, b""))
-        return await self._catch_up(request, state, position, exact=offset is not None)
+        return await self._catch_up(request, state, place, exact=offset is not None)
 
     async def _read_in_outage(
         self, request: Request, path: str, offset: str | None, outage: StoreUnavailableError
@@ -196,10 +197,10 @@ class Handlers:
         seen = await self._store.glance(path)
         try:
             state = rules.require(seen)
-            position = 0 if offset is None else position_of(offset, state)
-            if position >= state.tail:
+            place = place_of(offset, state)
+            if place.position >= state.tail:
                 raise outage
-            return await self._catch_up(request, state, position, current=False)
+            return await self._catch_up(request, state, place, current=False)
         except Rejection:
             raise outage from None  # of a stream that may be another one by now
 
@@ -207,7 +208,7 @@ class Handlers:
         self,
         request: Request,
         state: StreamState,
-        position: int,
+        place: Place,
         *,
         current: bool = True,
         exact: bool = False,
@@ -215,7 +216,7 @@ class Handlers:
         limit = parse.max_bytes(request.header(names.STREAM_MAX_BYTES))
         if limit is not None:
             limit = min(limit, self._config.chunk_size)
-        found = await self._ranges.open(request, state, position, limit)
+        found = await self._ranges.open(request, state, place, limit)
         if not current:  # no answer reaches the end: where that is nobody can say
             state = replace(state, tail=state.tail + 1)
         tag = etag(state, found.start, found.end)

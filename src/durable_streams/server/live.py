@@ -17,7 +17,7 @@ from durable_streams.server import parse
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.event_stream import EventStreams
 from durable_streams.server.http import Headers, Request, Response
-from durable_streams.server.positions import cache_control, etag, is_known, range_headers
+from durable_streams.server.positions import Place, cache_control, etag, is_known, range_headers
 from durable_streams.server.ranges import SMALL, Range, Ranges, whole
 from durable_streams.stores.base import Store, Watch
 
@@ -48,18 +48,19 @@ class LiveReads:
         self._events.stop()
 
     async def read(
-        self, mode: str, request: Request, path: str, position: int, cursor: str | None
+        self, mode: str, request: Request, path: str, place: Place, cursor: str | None
     ) -> Response:
         """Answer a live read from ``position``."""
         if mode == "long-poll":
-            return await self._long_poll(request, path, position, cursor)
+            return await self._long_poll(request, path, place, cursor)
         if mode == "sse":
-            return await self._events.open(request, path, position, cursor)
+            return await self._events.open(request, path, place, cursor)
         raise parse.bad_request(f"live is long-poll or sse, not {mode[:80]!r}")
 
     # -- long-poll
 
-    async def _long_poll(self, request: Request, path: str, position: int, cursor: str | None) -> Response:
+    async def _long_poll(self, request: Request, path: str, place: Place, cursor: str | None) -> Response:
+        position = place.position
         with await self._store.watch(path) as watch:
             state = rules.require(watch.state)
             if position >= state.tail and not state.closed:
@@ -71,7 +72,7 @@ class LiveReads:
                     state = rules.require(await self._store.get(path))
                 if state.id != identity:
                     raise rules.not_found()  # what is at the path now is another stream, with other offsets
-            found = await self._range(watch, request, state, position)
+            found = await self._range(watch, request, state, place)
         headers = self._live_headers(state, found.end, cursor)
         if found.end == found.start:
             headers.append(("cache-control", "no-store"))
@@ -85,11 +86,11 @@ class LiveReads:
             return Response(304, headers)
         return found.response(headers)
 
-    async def _range(self, watch: Watch, request: Request, state: StreamState, position: int) -> Range:
-        recent = watch.recent(position)
+    async def _range(self, watch: Watch, request: Request, state: StreamState, place: Place) -> Range:
+        recent = watch.recent(place.position)
         if recent is not None and len(recent.payload) <= SMALL:
             return whole(state, recent)
-        return await self._ranges.open(request, state, position, self._config.chunk_size)
+        return await self._ranges.open(request, state, place, self._config.chunk_size)
 
     async def _wait(self, watch: Watch, request: Request, state: StreamState, position: int) -> None:
         """Wait until there is something past ``position``, the stream ends, or the time is up."""

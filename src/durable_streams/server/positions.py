@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from durable_streams.protocol import headers as names
 from durable_streams.protocol import jsonmode, rules
-from durable_streams.protocol.offsets import format_offset, parse_offset
+from durable_streams.protocol.offsets import format_offset, is_exact, parse_offset
 from durable_streams.protocol.state import StreamState
 from durable_streams.server import parse
 from durable_streams.server.http import READ_HEADERS, Headers
 
-__all__ = ["cache_control", "content", "etag", "is_known", "position_of", "range_headers"]
+__all__ = ["Place", "cache_control", "content", "etag", "is_known", "place_of", "range_headers"]
 
 _CACHED = "max-age=60, stale-while-revalidate=300, immutable"
 
 
-def position_of(offset: str, state: StreamState) -> int:
-    """Return the byte position an offset stands for in a stream; raises the 400 of one that it cannot have."""
-    if offset == names.OFFSET_START:
-        return 0
+class Place(NamedTuple):
+    """Where a request points: a byte position, and whether it is read from there or from the start of its append."""
+
+    position: int
+    is_exact: bool = True
+
+
+def place_of(offset: str | None, state: StreamState) -> Place:
+    """Return the place an offset stands for in a stream; raises the 400 of one that it cannot have."""
+    if offset is None or offset == names.OFFSET_START:
+        return Place(0)
     if offset == names.OFFSET_NOW:
-        return state.tail
+        return Place(state.tail)
     position = parse_offset(offset)
     if position is None:
         raise parse.bad_request(f"{offset[:80]!r} is no offset: use one from an answer, -1, or now")
     if position > state.tail:
         raise rules.unknown_offset(position)
-    return position
+    return Place(position, is_exact(offset) or position in (0, state.tail))
 
 
 def content(state: StreamState, payload: bytes) -> bytes:

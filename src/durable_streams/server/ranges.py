@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import StreamState
 from durable_streams.server.budget import MemoryBudget
 from durable_streams.server.http import Disconnection, Headers, Request, Response
 from durable_streams.server.outlets import ClientGoneError
-from durable_streams.server.positions import content
+from durable_streams.server.positions import Place, content
 from durable_streams.stores.base import Chunk, Store, StoreUnavailableError
 
 __all__ = ["SMALL", "Pieces", "Range", "RangeBody", "Ranges", "whole"]
@@ -63,7 +64,7 @@ class Pieces:
             raise ClientGoneError
         chunk = await self._ranges.store.read_piece(self._state, self.position, wanted)
         if not chunk.payload:
-            raise StoreUnavailableError(f"{self._state.path} cannot be read on from {self.position} now")
+            raise _unreadable(self._state, self.position)
         self.position = chunk.end
         return chunk.payload
 
@@ -145,19 +146,35 @@ class Ranges:
         """Return how much may be read at once for one client, in bytes: less the more is held already."""
         return max(SMALL, self.budget.free // 8)
 
-    async def open(
-        self, request: Request, state: StreamState, position: int, limit: int | None = None
-    ) -> Range:
-        """Return what follows ``position``: to the tail, or the appends that begin within ``limit`` bytes of it.
+    async def read(self, state: StreamState, start: int, end: int) -> bytes:
+        """Return exactly the stored bytes from ``start`` to ``end``."""
+        chunk = await self.store.read_piece(state, start, end - start)
+        if chunk.end == end:
+            return chunk.payload
+        parts = [chunk.payload]
+        while chunk.payload and chunk.end < end:
+            chunk = await self.store.read_piece(state, chunk.end, end - chunk.end)
+            parts.append(chunk.payload)
+        if chunk.end < end:
+            raise _unreadable(state, chunk.end)
+        return b"".join(parts)
 
-        It begins with the append that holds ``position``. Raises what ``Store.read_piece`` does.
+    async def open(
+        self, request: Request, state: StreamState, place: Place, limit: int | None = None
+    ) -> Range:
+        """Return what follows a place: to the tail, or the appends that begin within ``limit`` bytes of it.
+
+        Raises what ``Store.read_piece`` does.
         """
+        position, aligned = place.position, not place.is_exact
         if position >= state.tail:
             return whole(state, Chunk(position, position, b""))
         wanted = min(state.tail - position, self.chunk_size, limit or state.tail, self.fair_piece())
         charged = wanted if wanted > SMALL and self.budget.try_charge(wanted) else 0
         try:
-            first = await self.store.read_piece(state, position, min(wanted, charged or SMALL), aligned=True)
+            first = await self.store.read_piece(
+                state, position, min(wanted, charged or SMALL), aligned=aligned
+            )
             end = state.tail
             if limit is not None and first.start + limit < end:
                 end = await self.store.boundary(state, first.start + limit)
@@ -174,6 +191,10 @@ class Ranges:
         pieces.count(charged)
         size = end - first.start + state.is_json  # two brackets for the last comma
         return Range(first.start, end, size, RangeBody(first.payload, pieces, gone, is_json=state.is_json))
+
+
+def _unreadable(state: StreamState, position: int) -> StoreUnavailableError:
+    return StoreUnavailableError(f"{state.path} cannot be read from {format_offset(position)} on now; retry")
 
 
 def whole(state: StreamState, chunk: Chunk) -> Range:
