@@ -47,6 +47,11 @@ class Gateway(MemoryStore):
             raise StoreUnavailableError("NATS cannot be reached")
         return await super().read(state, start, limit)
 
+    async def read_piece(self, state: StreamState, start: int, limit: int, *, aligned: bool = False) -> Chunk:
+        if self.unreadable:
+            raise StoreUnavailableError("NATS cannot be reached")
+        return await super().read_piece(state, start, limit, aligned=aligned)
+
     async def append(self, path: str, command: Append) -> Appended:
         appended = await super().append(path, command)
         if self.unheard:

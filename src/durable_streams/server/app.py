@@ -45,8 +45,9 @@ class App:
     def __init__(self, store: Store, config: ServerConfig | None = None, *, local: bool = False) -> None:
         self.store = store
         self.config = config or ServerConfig()
-        budget = MemoryBudget(self.config.send_budget)
-        self.outlets = Outlets(budget, self.config.send_timeout)
+        # Half for what is read ahead. What is handed over counts twice: the HTTP server's copies take about that.
+        budget = MemoryBudget(self.config.send_budget // 2)
+        self.outlets = Outlets(self.config.send_budget // 4, budget, self.config.send_timeout)
         ranges = Ranges(store, budget, self.config.chunk_size)
         self.live = LiveReads(store, self.config, ranges)
         addresses = Addresses(self.config)

@@ -4,7 +4,7 @@ An HTTP server takes whatever it is given; Granian's RSGI side never waits for t
 through an outlet, which hands over as much as the client may still have to prove that it reads, then waits.
 
 Invariants:
-* what one answer has handed over without proof is below its window; the sum of the windows is below the budget;
+* what one answer has handed over without proof is below its window; the windows together are below ``limit``;
 * an answer whose client takes nothing for ``stall`` seconds ends with its connection; so does the one that has stalled
   longest, and for a moment at least, while others wait for memory;
 * an answer that keeps up costs an addition for each part.
@@ -104,7 +104,7 @@ class WatchedOutlet(Outlet):
         super().__init__(outlets, peer)
         self._write = write
         self._unproven = 0  # bytes handed over that may still be in the process
-        self._charged = 0  # of them, those that the budget counts
+        self._charged = 0  # of them, those that all answers share a limit for
         self._handed = 0  # bytes in all
         self._base: int | None = (
             None  # what the kernel had taken for the connection when it had taken all of those
@@ -177,15 +177,11 @@ class WatchedOutlet(Outlet):
         return moved
 
     def _charge(self, unproven: int) -> None:
-        """Set what is unproven; the budget counts it all as soon as it is more than a share."""
+        """Set what is unproven; all of it counts as soon as it is more than a share."""
         self._unproven = unproven
         charged = unproven if unproven > self._outlets.share else 0
-        if charged != self._charged:
-            before, self._charged = self._charged, charged
-            if charged > before:
-                self._outlets.budget.charge(charged - before)
-            else:
-                self._outlets.budget.release(before - charged)
+        self._outlets.handed += charged - self._charged
+        self._charged = charged
 
     def close(self) -> None:
         """Forget the answer; see Outlet."""
@@ -243,11 +239,18 @@ def _uncancel(task: asyncio.Task[Any] | None) -> None:
 
 
 class Outlets:
-    """All streamed answers of a server. ``stall`` in seconds."""
+    """All streamed answers of a server.
 
-    def __init__(self, budget: MemoryBudget, stall: float) -> None:
-        self.budget = budget
+    ``limit``: bytes that all of them may have handed over without proof; ``stall``: seconds that a client may take
+    nothing, fewer while others wait for room in ``budget``.
+    """
+
+    def __init__(self, limit: int, budget: MemoryBudget, stall: float) -> None:
         self.peers = Peers()
+        self.handed = 0
+        """Bytes that answers have handed over without proof, beyond their shares."""
+        self._limit = limit
+        self._budget = budget
         self.share = _LARGEST_SHARE
         """Bytes that each answer may have handed over without proof, whatever else is held."""
         self._stall = stall
@@ -278,9 +281,8 @@ class Outlets:
         return AwaitedOutlet(self, peer, write)
 
     def window(self, charged: int) -> int:
-        """Return how many bytes an answer, of which the budget counts ``charged``, may have handed over now."""
-        # Half of the budget at most is handed over: the HTTP server's copies cost more than what is held here.
-        free = self.budget.free + charged - self.budget.limit // 2
+        """Return how many bytes an answer may have handed over now; ``charged``: of its own, what counts already."""
+        free = self._limit // 2 - self.handed + charged
         return max(self.share, min(_LARGEST_WINDOW, free // 8))
 
     def taken(self, peer: str, asked_at: float, handed: int) -> int | None:
@@ -315,8 +317,8 @@ class Outlets:
         self._set_share()
 
     def _set_share(self) -> None:
-        # A quarter of the budget is for what all answers hand over without being asked for proof.
-        fair = self.budget.limit // 4 // max(1, self._open)
+        # Half of the limit is for what answers hand over without being asked for proof.
+        fair = self._limit // 2 // max(1, self._open)
         self.share = max(_SMALLEST_SHARE, min(_LARGEST_SHARE, fair))
 
     def _look(self) -> None:
@@ -329,7 +331,7 @@ class Outlets:
         for stalled, outlet in waiting:
             if stalled >= self._stall:
                 outlet.end()
-        if self.budget.is_short and waiting:
+        if self._budget.is_short and waiting:
             waiting.sort(key=lambda one: one[0], reverse=True)
             for stalled, outlet in waiting[: len(waiting) // 4 + 1]:
                 if stalled >= _PRESSED_STALL:

@@ -20,7 +20,7 @@ from durable_streams.stores.timers import Timers
 __all__ = ["Audience", "Recent", "Slot", "SlotWatch"]
 
 _RECENT_BYTES = 256 << 10  # of a stream; its last commit may be larger, all readers want it at once
-_ALL_RECENT_BYTES = 16 << 20  # of all streams
+_ALL_RECENT_BYTES = 8 << 20  # of all streams
 _MAX_PRODUCERS = 1024
 _NOBODY: Mapping[str, ProducerState] = MappingProxyType({})
 
