@@ -59,6 +59,7 @@ __all__ = ["Batch", "Mode", "Reader"]
 Mode = Literal["catch-up", "long-poll", "sse"]
 
 _LIVE_POLICY = replace(DEFAULT_POLICY, max_retries=ENDLESS, max_delay=2.0)
+_ANSWER_SIZE = 1 << 20  # bytes that a server is asked to answer a catch-up with at once
 _BODY_SLACK = 2 * 1024 * 1024  # a body may hold one append of the limit's size, and its JSON brackets
 _LONGEST_EMPTY_PAUSE = 1.0  # seconds between requests that end well and bring nothing
 _SHORT_LIFE = 5.0  # seconds: an event stream that ends sooner, with nothing new, was probably cut by a proxy
@@ -144,8 +145,10 @@ class Reader:
             params[h.QUERY_LIVE] = self.mode
             if self._position_cursor is not None:
                 params[h.QUERY_CURSOR] = self._position_cursor
-        elif self._known_etag is not None and not self._began:
-            headers["if-none-match"] = self._known_etag
+        else:
+            headers[h.STREAM_MAX_BYTES] = str(_ANSWER_SIZE)
+            if self._known_etag is not None and not self._began:
+                headers["if-none-match"] = self._known_etag
         if self.mode == "sse":
             headers["accept"] = h.SSE_CONTENT_TYPE
         self._request = Request(
