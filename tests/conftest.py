@@ -379,8 +379,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     chaos.addoption("--chaos-seeds", type=int, default=200, help="how many seeds to run (default 200)")
     chaos.addoption("--chaos-seed", type=int, default=None, help="the one seed to run")
     fuzz = parser.getgroup("fuzz", "raw requests of every kind")
-    fuzz.addoption("--fuzz-requests", type=int, default=2000, help="how many, over all servers (default 2,000)")
-    fuzz.addoption("--fuzz-seed", type=int, default=None, help="the seed of a run to repeat (default: a new one)")
+    fuzz.addoption(
+        "--fuzz-requests", type=int, default=2000, help="how many, over all servers (default 2,000)"
+    )
+    fuzz.addoption(
+        "--fuzz-seed", type=int, default=None, help="the seed of a run to repeat (default: a new one)"
+    )
     fuzz.addoption("--fuzz-only", type=int, default=None, help="the one case of the seed to send")
     cluster = parser.getgroup("cluster", "tests with several gateways on NATS servers that fail")
     cluster.addoption("--proof-appends", type=int, default=20_000, help="how many appends (default 20,000)")

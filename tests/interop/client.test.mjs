@@ -372,12 +372,12 @@ describe("the server is killed", () => {
   for (const live of ["long-poll", "sse"]) {
     test(`a producer and a reader by ${live} go on: every record once, in order`, async () => {
       const handle = await create("killed", JSON_TYPE)
-      const options = { fetch: persistent, lingerMs: 1, onError: (error) => errors.push(error) }
+      const options = { fetch: persistent, lingerMs: 20, onError: (error) => errors.push(error) }
       const [errors, items, abort] = [[], [], new AbortController()]
       const producer = new IdempotentProducer(handle, "p", options)
       const following = followThroughout(handle.url, live, items, abort.signal)
       let n = 0
-      const more = setInterval(() => producer.append(JSON.stringify({ n: n++ })), 1)
+      const more = setInterval(() => producer.append(JSON.stringify({ n: n++ })), 2)
       for (let round = 0; round < 3; round += 1) {
         await sleep(150)
         await server.restart()

@@ -28,7 +28,7 @@ from durable_streams import AsyncDurableStream, DurableStream, astream, stream
 JSON = "application/json"
 BINARY = "application/octet-stream"
 READY = re.compile(r"^durable-streams: serving http://127\.0\.0\.1:(\d+)/v1/stream")
-WITHIN = 20.0  # seconds for anything that takes a fraction of one on a machine at rest
+WITHIN = 60.0  # seconds for anything that takes a fraction of one on a machine at rest
 
 
 class Server:
