@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 READERS = 300
+BYTES = "application/octet-stream"
 PIECE = 1 << 20
 BUDGET = 64 << 20  # of what waits for clients, by default
 GENEROUS = 2 * BUDGET
@@ -176,6 +178,82 @@ def test_e9_one_append_of_many_megabytes(either_server, start_server, tmp_path: 
         event = connection.getresponse()
         lines = iter(event.readline, b"")
         assert next(lines) == b"event: data\n"
-        import base64
-
         assert base64.b64decode(next(lines)[5:]) == written
+
+
+def head(framing: str) -> bytes:
+    return f"POST /v1/stream/s HTTP/1.1\r\nHost: localhost\r\nContent-Type: {BYTES}\r\n{framing}\r\n\r\n".encode()
+
+
+def stalled_body(server, sent: int) -> socket.socket:
+    """Begin a request and fall silent before its body is complete."""
+    connection = server.connect()
+    with contextlib.suppress(OSError):  # refused meanwhile
+        connection.sendall(head(f"Content-Length: {64 << 20}"))
+        for _ in range(sent >> 20):
+            connection.sendall(bytes(PIECE))
+    return connection
+
+
+@pytest.mark.parametrize("interface", ["rsgi", "asgi"])
+def test_f5_bodies_that_do_not_come_on(start_server, tmp_path: Path, interface: str) -> None:
+    budget = 128 << 20
+    server = start_server(tmp_path / "data", interface=interface, body_budget=budget, body_timeout=3.0)
+    server.create("s")
+    before, most = server.resident(), 0
+    with contextlib.ExitStack() as stack:
+        stalled = []
+        for _ in range(8):
+            stalled.append(stack.enter_context(stalled_body(server, 30 << 20)))
+            most = max(most, server.resident())
+        assert most - before < 2 * budget, f"{(most - before) >> 20} MB of bodies that do not come on"
+        answers = b"".join(connection.recv(4096) for connection in stalled)
+        assert b"503 Service Unavailable" in answers
+        assert b"retry-after: 1" in answers
+        assert b"408 Request Timeout" in answers
+        assert b"nothing was stored" in answers
+    assert server.append("s", b"x" * (40 << 20)).status == 204
+    assert server.request("HEAD", "s").next_offset.endswith(f"{40 << 20:016d}")
+
+
+@pytest.mark.parametrize("interface", ["rsgi", "asgi"])
+@pytest.mark.parametrize("framing", ["Content-Length: 10000", "Transfer-Encoding: chunked"])
+def test_f5_a_body_that_trickles_is_refused(start_server, interface: str, framing: str) -> None:
+    server = start_server(None, interface=interface, body_timeout=1.0)
+    server.create("s")
+    with server.connect() as connection:
+        connection.sendall(head(framing))
+        connection.settimeout(0.1)
+        answer = b""
+        for _ in range(200):
+            with contextlib.suppress(OSError):
+                connection.sendall(b"1\r\nx\r\n")
+            with contextlib.suppress(TimeoutError):
+                answer = connection.recv(4096)
+                break
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"connection: close" in answer.lower()
+    assert server.read_all("s") == b""
+
+
+@pytest.mark.parametrize("interface", ["rsgi", "asgi"])
+def test_f5_a_slow_body_that_comes_on_is_taken(start_server, interface: str) -> None:
+    server = start_server(None, interface=interface, body_timeout=1.0)
+    server.create("s")
+    with server.connect() as connection:
+        size = 40 * 20_000
+        connection.sendall(head(f"Content-Length: {size}"))
+        for _ in range(40):
+            connection.sendall(b"y" * 20_000)
+            time.sleep(0.05)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 204 ")
+    assert server.read_all("s") == b"y" * size
+
+
+def test_f5_a_stop_does_not_wait_for_bodies(start_server, tmp_path: Path) -> None:
+    server = start_server(tmp_path / "data")
+    server.create("s")
+    with stalled_body(server, 1 << 20):
+        time.sleep(0.2)
+        server.terminate()
+    assert b"Traceback" not in server.error_output

@@ -146,6 +146,44 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     help="Largest request body; more is answered 413.",
 )
 @click.option(
+    "--body-budget",
+    type=_BYTES,
+    envvar="DURABLE_STREAMS_BODY_BUDGET",
+    metavar="BYTES",
+    show_envvar=True,
+    help="Memory for the bodies of all requests; more is answered 503. By default 256 MiB, at least twice --max-body.",
+)
+@click.option(
+    "--body-timeout",
+    type=_SECONDS,
+    default=_DEFAULTS.body_timeout,
+    envvar="DURABLE_STREAMS_BODY_TIMEOUT",
+    metavar="SECONDS",
+    show_default=True,
+    show_envvar=True,
+    help="How long a request body may not come on; then it is answered 408.",
+)
+@click.option(
+    "--send-budget",
+    type=_BYTES,
+    default=_DEFAULTS.send_budget,
+    envvar="DURABLE_STREAMS_SEND_BUDGET",
+    metavar="BYTES",
+    show_default=True,
+    show_envvar=True,
+    help="Memory for what all clients together have not taken yet; those that stall longest are disconnected.",
+)
+@click.option(
+    "--send-timeout",
+    type=_SECONDS,
+    default=_DEFAULTS.send_timeout,
+    envvar="DURABLE_STREAMS_SEND_TIMEOUT",
+    metavar="SECONDS",
+    show_default=True,
+    show_envvar=True,
+    help="How long a client may take nothing of an answer; then it is disconnected.",
+)
+@click.option(
     "--chunk-size",
     type=_BYTES,
     default=_DEFAULTS.chunk_size,
@@ -153,7 +191,7 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     metavar="BYTES",
     show_default=True,
     show_envvar=True,
-    help="About how much one read answers at once.",
+    help="How much is read from the store at once, and about how much an event or a long-poll brings.",
 )
 @click.option(
     "--max-streams-in-memory",

@@ -11,6 +11,7 @@ from durable_streams.protocol.commands import Rejection
 from durable_streams.protocol.request import OUTCOME_UNKNOWN
 from durable_streams.server import parse
 from durable_streams.server.addresses import Addresses
+from durable_streams.server.bodies import Bodies
 from durable_streams.server.browsers import Browsers
 from durable_streams.server.budget import MemoryBudget
 from durable_streams.server.config import ServerConfig
@@ -47,6 +48,7 @@ class App:
         self.config = config or ServerConfig()
         # Half for what is read ahead. What is handed over counts twice: the HTTP server's copies take about that.
         budget = MemoryBudget(self.config.send_budget // 2)
+        self.bodies = Bodies(self.config.all_bodies, self.config.body_timeout)
         self.outlets = Outlets(self.config.send_budget // 4, budget, self.config.send_timeout)
         ranges = Ranges(store, budget, self.config.chunk_size)
         self.live = LiveReads(store, self.config, ranges)
@@ -73,9 +75,10 @@ class App:
         await self.store.close()
 
     def stop_reads(self) -> None:
-        """End the live reads, and what clients do not take."""
+        """End the live reads, what clients do not take, and what they do not send."""
         self.live.stop()
         self.outlets.stop()
+        self.bodies.stop()
 
     async def handle(self, request: Request) -> Response:
         """Answer a request; never raises for what a client or the disk did."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from durable_streams.protocol.commands import Rejection
 from durable_streams.server.app import App, error_response
+from durable_streams.server.bodies import Bodies, Incoming
 from durable_streams.server.http import Disconnection, cut_short, repeated, too_large, unreadable
 from durable_streams.server.outlets import send_parts
 from durable_streams.stores.base import StoreError
@@ -22,9 +23,10 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class _Request:
     """A Request over an ASGI scope."""
 
-    __slots__ = ("_headers", "_receive", "_scope", "method", "mount", "path", "query", "scheme")
+    __slots__ = ("_headers", "_incoming", "_receive", "_scope", "method", "mount", "path", "query", "scheme")
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, bodies: Bodies) -> None:
+        self._incoming = Incoming(bodies)
         self._scope = scope
         self._receive = receive
         self._headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
@@ -71,6 +73,10 @@ class _Request:
         declared = self.header("content-length")
         if declared is not None and declared.isascii() and declared.isdigit() and int(declared) > limit:
             raise too_large(limit)
+        with self._incoming:
+            return await self._parts(limit)
+
+    async def _parts(self, limit: int) -> bytes:
         parts, size, more = [], 0, True
         while more:
             message = await self._receive()
@@ -80,9 +86,14 @@ class _Request:
             size += len(part)
             if size > limit:
                 raise too_large(limit)
+            self._incoming.count(len(part))
             parts.append(part)
             more = message.get("more_body", False)
         return b"".join(parts)
+
+    def release(self) -> None:
+        """Stop counting the body; the request is answered."""
+        self._incoming.release()
 
     def disconnected(self) -> Disconnection:
         return asyncio.ensure_future(self._disconnected())
@@ -139,7 +150,7 @@ class AsgiApp:
                 return
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = _Request(scope, receive)
+        request = _Request(scope, receive, self._app.bodies)
         try:
             await self.startup()
             response = await self._app.handle(request)
@@ -148,6 +159,8 @@ class AsgiApp:
             response = self._app.unavailable(request, error)
         except Rejection as refusal:  # pragma: no cover - handle answers its own
             response = error_response(refusal.status, refusal.code, refusal.message, [])
+        finally:
+            request.release()
         body = response.body
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
         if isinstance(body, bytes):

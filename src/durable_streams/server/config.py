@@ -12,6 +12,7 @@ from durable_streams.server import hosts
 
 __all__ = ["ServerConfig"]
 
+_ALL_BODIES = 256 << 20
 _DURATIONS = (
     "long_poll_timeout",
     "sse_max_age",
@@ -35,8 +36,8 @@ class ServerConfig:
     read from the store at once, and how much an event or a long-poll brings; ``sse_max_bytes`` ends an event stream
     early, for the reader to reconnect where it was. ``send_budget`` is what may be held for clients that have not taken
     it yet, in all; a client that takes nothing for ``send_timeout`` is left. ``body_budget`` is what request bodies may
-    take in memory, in all; one of which nothing comes for ``body_timeout`` is refused.
-    ``cache`` is the scope of ``Cache-Control``: public, or
+    take in memory, in all, by default 256 MiB, or twice ``max_body`` if that is more; one that does not come on for
+    ``body_timeout`` is refused. ``cache`` is the scope of ``Cache-Control``: public, or
     private where caches between the server and its readers must keep nothing. ``keep_alive`` is how long a connection
     may be silent between two requests, or within the head of one (``serve`` only).
 
@@ -65,7 +66,7 @@ class ServerConfig:
     send_budget: int = 64 << 20
     send_timeout: float = 30.0
     max_body: int = 64 << 20
-    body_budget: int = 256 << 20
+    body_budget: int | None = None
     body_timeout: float = 30.0
     chunk_size: int = 1 << 20
     max_streams_in_memory: int = 200_000
@@ -84,7 +85,7 @@ class ServerConfig:
         for name in ("sse_max_bytes", "max_body", "chunk_size", "max_streams_in_memory", "send_budget"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is a number above 0, not {getattr(self, name)}")
-        if self.body_budget < self.max_body:
+        if self.body_budget is not None and self.body_budget < self.max_body:
             raise ValueError(f"body_budget is at least max_body, {self.max_body}, not {self.body_budget}")
         if self.store is not None and self.data_dir is not None:
             raise ValueError("store and data_dir exclude each other: streams are on NATS or in a folder")
@@ -108,3 +109,8 @@ class ServerConfig:
             raise ValueError(
                 "cors_credentials needs cors_origins that name the origins: * would let in every page"
             )
+
+    @property
+    def all_bodies(self) -> int:
+        """Bytes that request bodies may take in memory, in all."""
+        return max(_ALL_BODIES, 2 * self.max_body) if self.body_budget is None else self.body_budget

@@ -7,6 +7,7 @@ from typing import Any
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # re-exported, but not in its __all__
 
 from durable_streams.server.app import App
+from durable_streams.server.bodies import SMALL_BODY, Bodies, Incoming
 from durable_streams.server.http import Disconnection, cut_short, repeated, too_large, unreadable
 from durable_streams.server.outlets import send_parts
 
@@ -16,11 +17,24 @@ __all__ = ["RsgiAdapter"]
 class _Request:
     """A Request over an RSGI scope and protocol."""
 
-    __slots__ = ("_headers", "_protocol", "_scope", "method", "mount", "path", "query", "scheme")
+    __slots__ = (
+        "_bodies",
+        "_headers",
+        "_incoming",
+        "_protocol",
+        "_scope",
+        "method",
+        "mount",
+        "path",
+        "query",
+        "scheme",
+    )
 
-    def __init__(self, scope: Any, protocol: Any) -> None:
+    def __init__(self, scope: Any, protocol: Any, bodies: Bodies) -> None:
         self._scope = scope
         self._protocol = protocol
+        self._bodies = bodies
+        self._incoming: Incoming | None = None
         self.method: str = scope.method
         self.path: str = scope.path
         self.query: str = scope.query_string
@@ -63,27 +77,53 @@ class _Request:
             size = int(declared) if declared.isascii() and declared.isdigit() else 0
             if size > limit:
                 raise too_large(limit)
-            try:
-                whole: bytes = await self._protocol()
-            except ProtocolClosed:
-                raise cut_short() from None
+            if not size:
+                return b""
+            self._incoming = incoming = Incoming(self._bodies)
+            if size <= SMALL_BODY:
+                incoming.count(size)
+                with incoming:
+                    whole = await self._whole()
+            else:
+                with incoming:
+                    whole, _ = await self._parts(incoming, limit)
             if len(whole) != size:
                 raise cut_short()
             return whole
         if self.listed("transfer-encoding") is None:
             return b""
+        self._incoming = incoming = Incoming(self._bodies)
+        with incoming:
+            whole, empty = await self._parts(incoming, limit)
+        # Granian ends every body with one empty part. It hides the error of a body that was cut off in another one
+        # (and trailers, which have no use here, in the same way).
+        if empty > 1:
+            raise cut_short()
+        return whole
+
+    async def _whole(self) -> bytes:
+        try:
+            whole: bytes = await self._protocol()
+        except ProtocolClosed:
+            raise cut_short() from None
+        return whole
+
+    async def _parts(self, incoming: Incoming, limit: int) -> tuple[bytes, int]:
+        """Return the body, and how many of its parts were empty."""
         parts, size, empty = [], 0, 0
         async for part in self._protocol:
             size += len(part)
             if size > limit:
                 raise too_large(limit)
+            incoming.count(len(part))
             parts.append(part)
             empty += not part
-        # Granian ends every body with one empty part. It hides the error of a body that was cut off in another one
-        # (and trailers, which have no use here, in the same way).
-        if empty > 1:
-            raise cut_short()
-        return b"".join(parts)
+        return b"".join(parts), empty
+
+    def release(self) -> None:
+        """Stop counting the body; the request is answered."""
+        if self._incoming is not None:
+            self._incoming.release()
 
     def disconnected(self) -> Disconnection:
         # A future already: a task to wait for it would cost each idle reader two kilobytes.
@@ -97,13 +137,19 @@ class RsgiAdapter:
     def __init__(self, app: App) -> None:
         self._handle = app.handle
         self._outlets = app.outlets
+        self._bodies = app.bodies
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         """Answer one request."""
         if scope.proto != "http":
             protocol.close(1003)
             return
-        response = await self._handle(_Request(scope, protocol))
+        request = _Request(scope, protocol, self._bodies)
+        try:
+            response = await self._handle(request)
+        finally:
+            request.release()
+        del request
         body = response.body
         if not isinstance(body, bytes):
             transport = protocol.response_stream(response.status, response.headers)

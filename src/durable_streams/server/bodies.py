@@ -1,0 +1,118 @@
+"""Request bodies that are on their way in, and in use: bounded in memory, in all, and in time.
+
+Invariants: what is held of all bodies together is below ``limit``; a body of which less than a small part comes within
+``timeout`` seconds is refused, with whatever there is of it; what was counted is released with the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from durable_streams.protocol.commands import Rejection
+
+__all__ = ["SMALL_BODY", "Bodies", "Incoming"]
+
+SMALL_BODY = 16 << 10
+"""Bytes that have to come within the time limit, for a body to have more time; one of that size is read at once."""
+
+_TICK = 1.0  # seconds between looks at what is late
+
+
+class Incoming:
+    """The body of one request. A context manager around its reading; `release` when the request is answered."""
+
+    __slots__ = ("_bodies", "_charged", "_fresh", "_is_late", "_task", "deadline")
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._charged = 0
+        self._fresh = 0  # bytes since the deadline was set
+        self._is_late = False
+        self._task: asyncio.Task[Any] | None = None
+        self.deadline = 0.0
+
+    def count(self, size: int) -> None:
+        """Count bytes that came, or are about to; raises the 503 where all bodies together are too large."""
+        bodies = self._bodies
+        if bodies.used + size > bodies.limit:
+            raise Rejection(
+                503,
+                "BUSY",
+                "the bodies of all requests together are more than fits in memory; nothing was stored, retry",
+                {"retry-after": "1"},
+            )
+        bodies.used += size
+        self._charged += size
+        self._fresh += size
+        if self._fresh >= SMALL_BODY:
+            self._fresh = 0
+            self.deadline = time.monotonic() + bodies.timeout
+
+    def release(self) -> None:
+        """Stop counting the body."""
+        self._bodies.used -= self._charged
+        self._charged = 0
+
+    def end(self) -> None:
+        """Give the body up: it is late."""
+        self._is_late = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self.deadline = time.monotonic() + self._bodies.timeout
+        self._bodies.watch(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bodies.forget(self)
+        task, self._task = self._task, None
+        if self._is_late and isinstance(error, asyncio.CancelledError):
+            if sys.version_info >= (3, 11) and task is not None:
+                task.uncancel()
+            raise Rejection(
+                408,
+                "REQUEST_TIMEOUT",
+                f"the body did not come on for {self._bodies.timeout:g} seconds; nothing was stored, send it again",
+                {"connection": "close"},
+            ) from None
+
+
+class Bodies:
+    """All bodies of a server. ``limit`` in bytes, ``timeout`` in seconds."""
+
+    def __init__(self, limit: int, timeout: float) -> None:
+        self.limit = limit
+        self.timeout = timeout
+        self.used = 0
+        self._reading: dict[Incoming, None] = {}
+        self._tick: asyncio.TimerHandle | None = None
+
+    def watch(self, incoming: Incoming) -> None:
+        """Give a body up when it is late."""
+        self._reading[incoming] = None
+        if self._tick is None:
+            self._tick = asyncio.get_running_loop().call_later(_TICK, self._look)
+
+    def forget(self, incoming: Incoming) -> None:
+        """Watch a body no more."""
+        self._reading.pop(incoming, None)
+
+    def stop(self) -> None:
+        """Give up all bodies that are not complete."""
+        for incoming in list(self._reading):
+            incoming.end()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for incoming in [one for one in self._reading if one.deadline <= now]:
+            incoming.end()
+        self._tick = None
+        if self._reading:
+            self._tick = asyncio.get_running_loop().call_later(_TICK, self._look)
