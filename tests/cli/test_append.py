@@ -7,6 +7,8 @@ import os
 import pty
 import signal
 import subprocess
+import time
+import tty
 
 import pytest
 
@@ -149,6 +151,38 @@ def test_ctrl_c_does_not_wait_for_a_server_that_is_away(bare, serving, eventuall
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
     assert b"Traceback" not in process.stderr.read()
+
+
+def test_a5_ctrl_c_counts_what_it_loses(bare, serving, eventually):
+    server = serving("--data-dir", "data")
+    bare.ok("create", "s", "-t", "json")
+    process = bare.spawn("append", "s", "--ndjson", stdin=subprocess.PIPE)
+    process.stdin.write(b"1\n2\n")
+    process.stdin.flush()
+    eventually(lambda: bare.ok("read", "s", "--ndjson") == b"1\n2\n")
+    server.kill()
+    process.stdin.write(b"3\n4\n5\n")
+    process.stdin.flush()
+    time.sleep(0.5)  # until it has read them
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    assert process.stderr.read() == (
+        b"durable-streams: interrupted; records acknowledged: 2, read and perhaps lost: 3\n"
+    )
+
+
+def test_a5_an_input_that_fails_loses_nothing_of_what_was_read(bare, serving):
+    serving("--memory")
+    bare.ok("create", "s", "-t", "json")
+    ours, theirs = pty.openpty()  # reading from it fails once nobody has the other side
+    tty.setraw(theirs)
+    process = bare.spawn("append", "s", "--ndjson", "--linger", "60", stdin=theirs)
+    os.close(theirs)
+    os.write(ours, b"1\n2\n3\n")
+    time.sleep(1.5)
+    os.close(ours)
+    assert process.wait() in {0, 1}
+    assert bare.ok("read", "s", "--ndjson") == b"1\n2\n3\n"
 
 
 def test_the_progress_bar_is_for_terminals_only(cli):

@@ -186,6 +186,15 @@ def _append_lines(settings: Settings, url: str, source: _Source, options: dict[s
             raise click.ClickException(
                 f"{_explained(error, options)} ({tally.acknowledged:,} records were acknowledged before)."
             ) from error
+        except KeyboardInterrupt:
+            _tell_interrupted(producer, tally)
+            raise
+        except OSError:  # of the input: what was read before is stored
+            with contextlib.suppress(DurableStreamError):
+                producer.close()
+            raise
+        finally:
+            producer.abandon()
     seconds = time.monotonic() - began
     emit(
         settings,
@@ -200,6 +209,15 @@ def _append_lines(settings: Settings, url: str, source: _Source, options: dict[s
         producer_id=producer.producer_id,
         epoch=producer.epoch,
     )
+
+
+def _tell_interrupted(producer: SyncIdempotentProducer, tally: _Tally) -> None:
+    if producer.pending_count:
+        click.echo(
+            f"durable-streams: interrupted; records acknowledged: {tally.acknowledged:,}, "
+            f"read and perhaps lost: {producer.pending_count:,}",
+            err=True,
+        )
 
 
 def _explained(error: DurableStreamError, options: dict[str, Any]) -> str:

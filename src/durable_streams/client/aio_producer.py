@@ -2,22 +2,29 @@
 
 Invariants: the machine is asked for work after everything that may give it some (`_turn`), so that no task waits
 in the background; whatever goes wrong in a request ends in the machine's sticky error, so that `flush` and
-`close` never return normally after a loss.
+`close` never return normally after a loss; a producer that nobody closed is flushed when its event loop shuts down, and
+what is lost is told at the latest when the process ends (`unclosed.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from durable_streams.client.aio_call import run, send
 from durable_streams.client.base import make_call
+from durable_streams.client.forks import leave_alone
 from durable_streams.client.producer_base import ProducerBase
 from durable_streams.client.transports import async_transport_for
+from durable_streams.client.unclosed import busy, idle, settle_stranded
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol import operations
 from durable_streams.protocol.batches import Outcome, Send
@@ -30,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["IdempotentProducer"]
 
 _Ticket = asyncio.Future[IdempotentAppendResult]
+_LONGEST = 1e6  # seconds: event loops overflow at infinity
+_MARGIN = 1.0  # seconds that a loop in another thread has to tell what was lost
 _UNKNOWN_SIZE = 256  # what a value that is not encoded yet counts for, in bytes
 
 
@@ -44,7 +53,9 @@ class IdempotentProducer(ProducerBase):
     ``linger_ms``: milliseconds that a batch waits for more; ``max_batch_bytes``: its size, unless one record
     is larger; ``retry_timeout``: seconds that a failing server is tried again; ``timeout``: seconds of
     silence before a request counts as failed (default 30); ``content_type``: the stream's, asked for at the
-    first append where not given; ``on_error``: called once with the error that ends the producer.
+    first append where not given; ``on_error``: called once with the error that ends the producer;
+    ``exit_timeout``: seconds that the end of the event loop waits for what is queued, where nobody closed the
+    producer; what was queued then is counted on standard error.
     """
 
     def __init__(
@@ -66,6 +77,7 @@ class IdempotentProducer(ProducerBase):
         retry: RetryPolicy | None = None,
         retry_timeout: float = 120.0,
         max_pending_bytes: int = 64 * 1024 * 1024,
+        exit_timeout: float = 5.0,
     ) -> None:
         super().__init__(
             url,
@@ -80,15 +92,21 @@ class IdempotentProducer(ProducerBase):
             max_in_flight=max_in_flight,
             max_pending_bytes=max_pending_bytes,
             retry_timeout=retry_timeout,
+            exit_timeout=exit_timeout,
         )
         self._max_early_bytes = max_pending_bytes
         # What was appended before the stream's content type is known, which says how to encode it.
         self._early: deque[tuple[Any, _Ticket | None]] = deque()
+        self._remains.early = self._early
         self._early_bytes = 0
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._learning = self._closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._keeper: AsyncGenerator[None, None] | None = None
+        self._last: Future[None] | None = None
+        self._learner: asyncio.Task[None] | None = None
+        self._closing = self._finishing = False
 
     @property
     def pending_count(self) -> int:
@@ -144,6 +162,7 @@ class IdempotentProducer(ProducerBase):
         """Queue an encoded record; return whether a batch has begun or ended with it."""
         machine = self._machine
         self._check_usable()
+        self._begin()
         if machine.error is None and not machine.has_room(len(record)):
             raise self._full()
         woken = machine.add(record, time.monotonic(), ticket)
@@ -152,6 +171,7 @@ class IdempotentProducer(ProducerBase):
         return woken
 
     def _check_usable(self) -> None:
+        self._check_fork()
         if self._closing and self._machine.error is None:
             raise self._closed()
 
@@ -161,6 +181,7 @@ class IdempotentProducer(ProducerBase):
         self._check_usable()
         if self._machine.error is not None:
             raise self._machine.error
+        self._begin()
         size = len(data) if isinstance(data, (bytes, bytearray, str)) else _UNKNOWN_SIZE
         if self._early_bytes and self._early_bytes + size > self._max_early_bytes:
             raise self._full()
@@ -178,9 +199,8 @@ class IdempotentProducer(ProducerBase):
             await self._change()
 
     def _learn(self) -> None:
-        if not self._learning:
-            self._learning = True
-            self._start(self._ask_content_type())
+        if self._learner is None or self._learner.done():
+            self._learner = self._start(self._ask_content_type())
 
     async def _ask_content_type(self) -> None:
         try:
@@ -192,8 +212,6 @@ class IdempotentProducer(ProducerBase):
         else:
             self._machine.content_type = known
             self._settle(self._queue_early())
-        finally:
-            self._learning = False
 
     def _queue_early(self) -> list[Outcome]:
         while self._early:
@@ -218,8 +236,10 @@ class IdempotentProducer(ProducerBase):
 
     def _fail(self, error: DurableStreamError) -> list[Outcome]:
         """End the producer: everything unacknowledged fails with this error."""
-        early, self._early, self._early_bytes = self._early, deque(), 0
-        tickets = [Outcome(ticket, error=error) for _, ticket in early if ticket is not None]
+        tickets = [Outcome(ticket, error=error) for _, ticket in self._early if ticket is not None]
+        self._machine.lost_count += len(self._early)
+        self._early.clear()
+        self._early_bytes = 0
         return self._machine.fail(error) + tickets
 
     # -- waiting
@@ -234,6 +254,7 @@ class IdempotentProducer(ProducerBase):
     async def flush(self) -> None:
         """Send what is queued and wait until all of it is durable; raises the error that lost any of it."""
         while self._early:
+            self._learn()  # again, where who asked was cancelled
             await self._change()
         barrier = self._machine.flush()
         self._turn()
@@ -251,6 +272,7 @@ class IdempotentProducer(ProducerBase):
         if self._early or (final is not None and self._machine.content_type is None):
             await self._learned()
         record = None if final is None else self._machine.encode(final)
+        self._begin()
         ticket: _Ticket = asyncio.get_running_loop().create_future()
         self._machine.close_stream(record, ticket)
         self._turn()
@@ -271,15 +293,21 @@ class IdempotentProducer(ProducerBase):
         self._closing = True
         try:
             await self.flush()
+        except asyncio.CancelledError:
+            self._remains.settle("closing it was cancelled", "was not flushed")
+            raise
         finally:
             await self.abandon()
 
     async def abandon(self) -> None:
         """Give up what is not acknowledged and release everything, at once; whoever waits is told what was lost."""
-        self._closing = True
+        self._closing = self._remains.settled = True
         if not self._settled:
             self._settle(self._fail(self._abandoned()))
         self._cancel_timer()
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None and not self._finishing:
+            await keeper.aclose()
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -292,13 +320,75 @@ class IdempotentProducer(ProducerBase):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, asyncio.CancelledError):
+            self._remains.settle("its block was cancelled", "was not flushed")
             await self.abandon()  # who is told to stop must not wait for a server
             return
         try:
             await self.close()
         except DurableStreamError:
             if error is None:
-                raise  # else the block's own error matters more
+                raise
+            # The block's own error matters more; what was lost is not kept silent either.
+            self._remains.tell("", "could not be flushed")
+
+    # -- the end of the loop, of the process, and a child
+
+    def _begin(self) -> None:
+        """Note that there is something to send, and tie the producer to the running loop.
+
+        On its way down a loop closes every generator that has begun.
+        """
+        busy(self)
+        if self._keeper is None and not self._closing:
+            self._loop = asyncio.get_running_loop()
+            settle_stranded(self._loop)
+            self._keeper = _until_the_end(weakref.ref(self))
+            with contextlib.suppress(StopIteration):
+                self._keeper.__anext__().send(None)  # it begins, and waits for nothing
+
+    async def _finish(self) -> None:
+        """Give what is queued its last chance; everything that is sent for it is cancelled already."""
+        if self._remains.settled:
+            return
+        self._finishing = self._closing = True
+        count = self._remains.count
+        if count:
+            async with self._last_requests():
+                with contextlib.suppress(DurableStreamError, asyncio.TimeoutError):
+                    await asyncio.wait_for(self.flush(), min(self._exit_timeout, _LONGEST))
+        if count and not self._remains.count:
+            self._remains.settle_late(count)
+        self._remains.settle(f"not acknowledged within {self._exit_timeout:g} s")
+        await self.abandon()
+
+    def _last_requests(self) -> contextlib.AbstractAsyncContextManager[None]:
+        transport = self._call.transport or async_transport_for(None)
+        last_requests = getattr(transport, "last_requests", contextlib.nullcontext)
+        found: contextlib.AbstractAsyncContextManager[None] = last_requests()
+        return found
+
+    def _begin_end(self) -> None:
+        if (
+            self._loop is not None and self._loop.is_running()
+        ):  # in another thread, which ends with the process
+            self._last = asyncio.run_coroutine_threadsafe(self._finish(), self._loop)
+
+    def _end(self, deadline: float) -> None:
+        if self._last is not None:
+            with contextlib.suppress(Exception):  # it tells of itself
+                self._last.result(min(max(0.0, deadline + _MARGIN - time.monotonic()), _LONGEST))
+        self._remains.settle("its event loop ended before they were acknowledged")
+
+    def _is_stranded(self) -> bool:
+        return self._loop is not None and self._loop.is_closed()
+
+    def _disown(self) -> None:
+        # All of it belongs to the parent's event loop, which would be told of what is collected.
+        leave_alone(self._tasks, self._timer, self._keeper, self._loop, [*self._early])
+        self._early.clear()
+        self._early_bytes = 0
+        self._tasks, self._timer, self._keeper, self._loop = set(), None, None, None
+        super()._disown()
 
     # -- sending
 
@@ -306,7 +396,8 @@ class IdempotentProducer(ProducerBase):
         """Start every request that the machine has, and come back when the next one is due."""
         now = time.monotonic()
         while (job := self._machine.next_request(now)) is not None:
-            self._start(self._send(job))
+            # Not in the task itself: one that is cancelled before it runs does nothing.
+            self._start(self._send(job)).add_done_callback(partial(self._sent, job.token))
         wake = self._machine.wake_at(now)
         self._cancel_timer()
         if wake is not None:
@@ -317,10 +408,15 @@ class IdempotentProducer(ProducerBase):
             self._timer.cancel()
             self._timer = None
 
-    def _start(self, work: Any) -> None:
+    def _start(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _sent(self, token: int, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            self._machine.broken_off(token)
 
     async def _send(self, job: Send) -> None:
         machine = self._machine
@@ -339,10 +435,20 @@ class IdempotentProducer(ProducerBase):
         for outcome in outcomes:
             _resolve(outcome.ticket, outcome)
         self._report()
+        if self._settled:
+            idle(self)
         # Wakes those who wait now; those who wait later wait for the next change.
         self._changed.set()
         self._changed.clear()
         self._turn()
+
+
+async def _until_the_end(producer: weakref.ref[IdempotentProducer]) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        if (left := producer()) is not None:
+            await left._finish()  # noqa: SLF001
 
 
 def _resolve(ticket: _Ticket, outcome: Outcome) -> None:

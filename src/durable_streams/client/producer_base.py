@@ -1,4 +1,7 @@
-"""What the sync and the async producer share: the machine, its settings, and what is known of it. No I/O here."""
+"""What the sync and the async producer share: the machine, its settings, and what is known of it. No I/O here.
+
+Invariant: a producer belongs to the process that made it; in a child every use of it is an error.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,21 @@ from collections.abc import Callable
 from typing import Any
 
 from durable_streams.client.base import Call, random
+from durable_streams.client.unclosed import Remains, keep_in_mind
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol.batches import PRODUCER_POLICY, Settings
 from durable_streams.protocol.producer import Producer
 from durable_streams.protocol.request import check_url
 
-__all__ = ["ProducerBase"]
+__all__ = ["ProducerBase", "forked"]
 
 logger = logging.getLogger("durable_streams")
+
+
+def forked(url: str) -> DurableStreamError:
+    """Return the error for the use of a parent's producer in its child."""
+    message = "A producer cannot be used after a fork; make one in each process."
+    return DurableStreamError(message, code="FORKED", url=url)
 
 
 class ProducerBase:
@@ -31,8 +41,11 @@ class ProducerBase:
         epoch: int,
         auto_claim: bool,
         linger_ms: float,
+        exit_timeout: float,
         **settings: Any,
     ) -> None:
+        if not exit_timeout >= 0:
+            raise ValueError(f"exit_timeout must not be negative, but is {exit_timeout!r}.")
         self._call = call
         self._on_error = on_error
         self._machine = Producer(
@@ -44,6 +57,10 @@ class ProducerBase:
             auto_claim=auto_claim,
             settings=Settings(linger=linger_ms / 1000, policy=call.retry or PRODUCER_POLICY, **settings),
         )
+        self._exit_timeout = exit_timeout
+        self._remains = Remains(type(self).__name__, self._machine)
+        self._forked = False
+        keep_in_mind(self)
 
     @property
     def url(self) -> str:
@@ -88,6 +105,28 @@ class ProducerBase:
             report(error)
         except Exception:
             logger.exception("on_error of producer %s failed", self.producer_id)
+
+    # -- for the end of the process, and a child: see `Unclosed`
+
+    def _begin_end(self) -> None:
+        raise NotImplementedError
+
+    def _end(self, deadline: float) -> None:
+        raise NotImplementedError
+
+    def _is_stranded(self) -> bool:
+        return False
+
+    def _disown(self) -> None:
+        """Refuse everything from now on: this is a child, whose parent goes on with the same numbers."""
+        self._forked = True
+        self._on_error = None
+        self._remains.settled = True
+        self._machine.disown(forked(self.url))
+
+    def _check_fork(self) -> None:
+        if self._forked and self._machine.error is not None:
+            raise self._machine.error
 
     def _closed(self) -> DurableStreamError:
         return DurableStreamError("This producer is closed.", code="PRODUCER_CLOSED", url=self.url)

@@ -2,12 +2,11 @@
 
 Invariants: the machine is touched only under the one lock; requests, futures and callbacks run outside it;
 whatever goes wrong in a sender ends in the machine's sticky error, so that `flush` and `close` never return
-normally after a loss.
+normally after a loss; a producer that nobody closed is flushed at the end of the process (`unclosed.py`).
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -16,12 +15,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from durable_streams.client.base import make_call
-from durable_streams.client.producer_base import ProducerBase
+from durable_streams.client.forks import Origin
+from durable_streams.client.producer_base import ProducerBase, forked
 from durable_streams.client.sync_call import run, send
 from durable_streams.client.transports import Interrupt, transport_for
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol import operations
-from durable_streams.protocol.batches import Outcome, Send
+from durable_streams.protocol.batches import Barrier, Outcome, Send
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.types import HeadersLike, IdempotentAppendResult, ParamsLike
 
@@ -42,7 +42,8 @@ class SyncIdempotentProducer(ProducerBase):
     is larger; ``retry_timeout``: seconds that a failing server is tried again; ``timeout``: seconds of
     silence before a request counts as failed (default 30); ``content_type``: the stream's, asked for at the
     first append where not given; ``on_error``: called once, from another thread, with the error that ends the
-    producer.
+    producer; ``exit_timeout``: seconds that the end of the process waits for what is queued, where nobody closed
+    the producer; what is lost then is counted on standard error.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class SyncIdempotentProducer(ProducerBase):
         retry: RetryPolicy | None = None,
         retry_timeout: float = 120.0,
         max_pending_bytes: int = 64 * 1024 * 1024,
+        exit_timeout: float = 5.0,
     ) -> None:
         super().__init__(
             url,
@@ -78,8 +80,14 @@ class SyncIdempotentProducer(ProducerBase):
             max_in_flight=max_in_flight,
             max_pending_bytes=max_pending_bytes,
             retry_timeout=retry_timeout,
+            exit_timeout=exit_timeout,
         )
         self._max_senders = max_in_flight
+        self._barrier: Barrier = ()
+        self._closing = self._stopping = False
+        self._make_threads()
+
+    def _make_threads(self) -> None:
         # One lock with two queues: senders wait for work, callers for what becomes of it.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
@@ -88,8 +96,6 @@ class SyncIdempotentProducer(ProducerBase):
         self._senders: list[threading.Thread] = []
         self._interrupts: list[Interrupt] = []
         self._idle_senders = 0
-        self._closing = self._stopping = False
-        self._process = os.getpid()
 
     # -- appending
 
@@ -119,7 +125,7 @@ class SyncIdempotentProducer(ProducerBase):
 
         Its result's ``offset`` is the position after the batch that carried the data.
         """
-        future: Future[IdempotentAppendResult] = Future()
+        future: Future[IdempotentAppendResult] = _Receipt(self.url)
         future.set_running_or_notify_cancel()  # from here on it cannot be cancelled: it will be sent
         self._add(self._encoded(data), future)
         return future
@@ -140,6 +146,8 @@ class SyncIdempotentProducer(ProducerBase):
                     raise self._full()
                 changed.wait()
                 self._check_usable()
+            if not self._senders:
+                self._start_sender()  # before there is anything to lose: it may be refused
             if machine.add(record, time.monotonic(), ticket):
                 self._wake_sender()
             sending = machine.in_flight_count > 0
@@ -149,31 +157,24 @@ class SyncIdempotentProducer(ProducerBase):
             time.sleep(0)
 
     def _learn_content_type(self) -> None:
+        self._check_fork()
         with self._learning:
             if self._machine.content_type is None:
                 self._machine.content_type = run(operations.content_type_of(self.url), self._call)
 
     def _check_usable(self) -> None:
-        self._check_process()
+        self._check_fork()
         if self._closing and self._machine.error is None:
             raise self._closed()
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:
-            raise DurableStreamError(
-                "A producer cannot be used after a fork; make one in each process.",
-                code="FORKED",
-                url=self.url,
-            )
 
     # -- waiting
 
     def flush(self) -> None:
         """Send what is queued and wait until all of it is durable; raises the error that lost any of it."""
         with self._changed:
-            self._check_process()
             barrier = self._machine.flush()
-            self._wake_sender()
+            if barrier:
+                self._wake_sender()
             self._changed.wait_for(lambda: self._machine.passed(barrier))
             if self._machine.error is not None:
                 raise self._machine.error
@@ -211,16 +212,18 @@ class SyncIdempotentProducer(ProducerBase):
             self._closing = True
         try:
             self.flush()
-        finally:
+        except DurableStreamError:
             self.abandon()
+            raise
+        except BaseException:  # Ctrl-C: its cause says nothing of the records
+            self._remains.settle("closing it was interrupted", "was not flushed")
+            self.abandon()
+            raise
+        self.abandon()
 
     def abandon(self) -> None:
         """Give up what is not acknowledged and release the threads, at once; whoever waits is told what was lost."""
-        with self._changed:
-            self._closing = self._stopping = True
-            self._work.notify_all()
-            self._changed.notify_all()
-            outcomes = [] if self._machine.idle else self._machine.fail(self._abandoned())
+        outcomes = self._give_up()
         for interrupt in self._interrupts:
             interrupt.set()
         self._resolve(outcomes)
@@ -228,6 +231,38 @@ class SyncIdempotentProducer(ProducerBase):
         for sender in self._senders:
             if sender is not current:
                 sender.join()
+
+    def _give_up(self) -> list[Outcome]:
+        with self._changed:
+            self._closing = self._stopping = self._remains.settled = True
+            self._work.notify_all()
+            self._changed.notify_all()
+            return [] if self._machine.idle else self._machine.fail(self._abandoned())
+
+    # -- the end of the process, and a child
+
+    def _begin_end(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._barrier = self._machine.flush()
+            if self._barrier:
+                self._wake_sender()
+            self._changed.notify_all()  # who waits for room is told
+
+    def _end(self, deadline: float) -> None:
+        left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+        with self._changed:
+            self._changed.wait_for(lambda: self._machine.passed(self._barrier), left)
+            self._remains.settle(f"not acknowledged within {self._exit_timeout:g} s")
+            outcomes = (
+                self._give_up()
+            )  # the threads end with the process: one that is connecting is not waited for
+        self._resolve(outcomes)
+
+    def _disown(self) -> None:
+        # The locks may be held, and the threads are gone: both are of the parent's.
+        self._make_threads()
+        super()._disown()
 
     def __enter__(self) -> Self:
         return self
@@ -239,21 +274,31 @@ class SyncIdempotentProducer(ProducerBase):
             self.close()
         except DurableStreamError:
             if error is None:
-                raise  # else the block's own error matters more
+                raise
+            # The block's own error matters more; what was lost is not kept silent either.
+            self._remains.tell("", "could not be flushed")
 
     # -- senders
 
     def _wake_sender(self) -> None:
         if self._idle_senders == 0 and len(self._senders) < self._max_senders:
-            interrupt = Interrupt()
-            sender = threading.Thread(
-                target=self._send_all, args=(interrupt,), name=f"producer-{self.producer_id}", daemon=True
-            )
-            self._senders.append(sender)
-            self._interrupts.append(interrupt)
-            sender.start()
+            try:
+                self._start_sender()
+            except RuntimeError:
+                if not self._senders:
+                    raise
+                # There are no more threads, of the system's or of an interpreter that ends: those that run do the work.
         else:
             self._work.notify()
+
+    def _start_sender(self) -> None:
+        interrupt = Interrupt()
+        sender = threading.Thread(
+            target=self._send_all, args=(interrupt,), name=f"producer-{self.producer_id}", daemon=True
+        )
+        sender.start()
+        self._senders.append(sender)
+        self._interrupts.append(interrupt)
 
     def _send_all(self, interrupt: Interrupt) -> None:
         while (job := self._next_job()) is not None:
@@ -299,3 +344,28 @@ class SyncIdempotentProducer(ProducerBase):
                 future.set_exception(outcome.error)
             elif outcome.result is not None:
                 future.set_result(outcome.result)
+
+
+class _Receipt(Future[IdempotentAppendResult]):
+    """What `submit` gives. In a child nobody would ever set it: there it raises instead of waiting for ever."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url, self._origin = url, Origin()
+
+    def result(self, timeout: float | None = None) -> IdempotentAppendResult:
+        """Return the result, or raise the error; see Future."""
+        self._check_fork()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return the error, None where there is none; see Future."""
+        self._check_fork()
+        return super().exception(timeout)
+
+    def _check_fork(self) -> None:
+        if not self._origin.left:
+            return
+        self._condition = threading.Condition()  # a thread of the parent's may hold the one from before
+        if not self.done():
+            raise forked(self._url)

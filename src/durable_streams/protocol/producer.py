@@ -71,6 +71,10 @@ class Producer:
         self.auto_claim = auto_claim
         self.next_seq = 0
         self.error: DurableStreamError | None = None
+        self.trouble: DurableStreamError | None = None
+        """What the last request failed with, while it is tried again."""
+        self.lost_count = 0
+        """How many records failed for good."""
         self.closing = False
         self._sealed_count = self._sealed_bytes = 0
         self._settings = settings or Settings()
@@ -293,7 +297,8 @@ class Producer:
                 code="BUSY",
                 url=self.url,
             )
-        self.error, self.closing = None, any(batch.closing for batch in self._batches.values())
+        self.error, self.trouble, self.lost_count = None, None, 0
+        self.closing = any(batch.closing for batch in self._batches.values())
         self._troubled, self._failures, self._claims, self._failing_since = False, 0, 0, None
         self._not_before = 0.0
         self._claim = self.epoch + 1
@@ -326,10 +331,23 @@ class Producer:
         """Take the failure of a request, which may or may not have been executed; return what it decides."""
         return [] if self._landed(token) is None else self._try_again(error, now, None)
 
+    def broken_off(self, token: int) -> None:
+        """Take note that the driver itself ended a request, which may have been executed: it goes out again."""
+        if token in self._in_flight:
+            self._landed(token)
+
+    def disown(self, error: DurableStreamError) -> None:
+        """Forget everything, for it is another process's, and refuse everything with this error."""
+        self.error = error
+        self.fail(error)
+        self.lost_count = 0
+        self._in_flight.clear()
+
     def fail(self, error: DurableStreamError) -> list[Outcome]:
         """Give up for good: every unacknowledged record fails with this error."""
         if self.error is None:
             self.error = error
+        self.lost_count += self.pending_count
         tickets = [ticket for batch in self._batches.values() for ticket in batch.tickets] + self._tickets
         for batch in self._batches.values():
             batch.done = True
@@ -363,6 +381,7 @@ class Producer:
         del self._batches[batch.seq]
         batch.done = True
         self._established, self._troubled = True, False
+        self.trouble = None
         self._failures = self._claims = 0
         self._failing_since = None
         self._sealed_count -= batch.count
@@ -385,6 +404,7 @@ class Producer:
     def _try_again(self, error: DurableStreamError, now: float, retry_after: float | None) -> list[Outcome]:
         if self._failing_since is None:
             self._failing_since = now
+        self.trouble = error
         policy = self._settings.policy
         out_of_time = now - self._failing_since >= self._settings.retry_timeout
         if out_of_time or not policy.allows(self._failures):

@@ -46,6 +46,7 @@ __all__ = [
     "path_of",
     "with_caller",
     "with_query",
+    "without_query",
 ]
 
 T = TypeVar("T")
@@ -265,7 +266,7 @@ def error_from(response: Response, request: Request) -> DurableStreamError:
         if response.status >= 500
         else ("UNEXPECTED_STATUS", "the answer is not one of the protocol"),
     )
-    url = _without_query(request.url)
+    url = without_query(request.url)
     message = f"{request.method} {url} answered {response.status}: {sentence or meaning}"
     in_doubt = response.status >= 500 and not not_executed(response)
     if in_doubt and request.method == "POST" and not request.idempotent:
@@ -363,7 +364,8 @@ def _integer(value: str | None) -> int | None:
     )
 
 
-def _without_query(url: str) -> str:
+def without_query(url: str) -> str:
+    """Return a URL as messages may show it: without its query and its credentials."""
     # Query strings carry tokens; errors end up in logs.
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]

@@ -163,6 +163,10 @@ class Relay:
                 if isinstance(error, DurableStreamError):
                     raise self._unfinished(error) from error
                 raise
+            except BaseException:  # Ctrl-C, where nobody made a `stop` of it
+                if self._producer is not None and not self.source.resumable:
+                    self._producer._remains.settle("the relay was interrupted", "was not flushed")  # noqa: SLF001
+                raise
             self._settle()
             if self._close and not self.source.stopped and self.source.ends:
                 self._target.close_stream()

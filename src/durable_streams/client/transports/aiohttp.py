@@ -111,15 +111,25 @@ class AiohttpTransport:
         return _Exchange(response, request.url)
 
     async def _own(self) -> ClientSession:
-        loop = asyncio.get_running_loop()
-        kept = self._sessions.get(loop)
+        kept = self._sessions.get(asyncio.get_running_loop())
         if kept is None:
-            # A loop that was closed without being shut down has left its session behind.
-            for old in [other for other in self._sessions if other.is_closed()]:
-                self._sessions.pop(old).abandon()
-            kept = self._sessions[loop] = _Session(self._sessions)
+            kept = self._new_session()
             await kept.keep()
         return kept.session
+
+    def _new_session(self) -> _Session:
+        # A loop that was closed without being shut down has left its session behind.
+        for old in [other for other in self._sessions if other.is_closed()]:
+            self._sessions.pop(old).abandon()
+        kept = self._sessions[asyncio.get_running_loop()] = _Session(self._sessions)
+        return kept
+
+    def last_requests(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return what to enter around requests while the running loop shuts down: its session ends no sooner."""
+        if self._given is not None:
+            return contextlib.nullcontext()
+        self._origin.notice(self._renew)
+        return _LastRequests(self._sessions.get(asyncio.get_running_loop()) or self._new_session())
 
 
 class _Session:
@@ -139,27 +149,49 @@ class _Session:
         # What may be repeated is ours to say: a DELETE repeated in silence would find nothing to delete.
         self.session._retry_connection = False  # noqa: SLF001
         self._keeper = self._until_the_end()
+        self.users = 0
+        self._kept = False
 
     async def keep(self) -> None:
         """Tie the session to the running loop: on its way down a loop closes every generator that has begun."""
+        self._kept = True
         await anext(self._keeper)
 
     async def _until_the_end(self) -> AsyncGenerator[None, None]:
-        loop = asyncio.get_running_loop()
         try:
             yield
         finally:
-            self._home.pop(loop, None)
-            if self._origin.left:
-                leave_alone(self)  # a copy of the parent's loop ends: its own connections live on
-            else:
-                await self.session.close()
+            self._kept = False
+            await self.end_unless_used()
+
+    async def end_unless_used(self) -> None:
+        """Close the session if its loop is on its way down and nothing is sent through it any more."""
+        if self._kept or self.users:
+            return
+        self._home.pop(asyncio.get_running_loop(), None)
+        if self._origin.left:
+            leave_alone(self)  # a copy of the parent's loop ends: its own connections live on
+        else:
+            await self.session.close()
 
     def abandon(self) -> None:
         """Let go of the session of a loop that is closed."""
         with contextlib.suppress(AttributeError):
             self._connector._conns.clear()  # noqa: SLF001 - it would complain of what its loop cannot close any more
         self.session.detach()
+
+
+class _LastRequests(contextlib.AbstractAsyncContextManager[None]):
+    # No generator: a loop that shuts down complains of new ones.
+    def __init__(self, session: _Session) -> None:
+        self._session = session
+
+    async def __aenter__(self) -> None:
+        self._session.users += 1
+
+    async def __aexit__(self, *error: object) -> None:
+        self._session.users -= 1
+        await self._session.end_unless_used()
 
 
 class _Body(aiohttp.BytesPayload):
