@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from durable_streams.server.config import ServerConfig
 
-__all__ = ["BACKLOG", "ServerStartError", "listen"]
+__all__ = ["BACKLOG", "ServerStartError", "limit_unsent", "listen"]
 
 BACKLOG = 1024
 """Connections that may wait to be accepted."""
@@ -60,5 +60,10 @@ def _set_inherited(listener: socket.socket, send_timeout: float) -> None:
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         # The kernel ends a connection whose client takes nothing for that long.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(send_timeout * 1000)))
+    limit_unsent(listener)
+
+
+def limit_unsent(connection: socket.socket) -> None:
+    """Let the kernel take no more for a connection, or for those that are accepted, than it needs to keep it busy."""
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)

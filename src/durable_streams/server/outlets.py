@@ -192,18 +192,22 @@ class WatchedOutlet(Outlet):
 class AwaitedOutlet(Outlet):
     """For a ``write`` that waits for the socket, as ASGI's does: only how long it waits is watched."""
 
-    __slots__ = ("_task", "_write")
+    __slots__ = ("_is_limited", "_task", "_write")
 
     def __init__(self, outlets: Outlets, peer: str, write: Callable[[bytes], Awaitable[Any]]) -> None:
         super().__init__(outlets, peer)
         self._write = write
         self._task: asyncio.Task[Any] | None = None
+        self._is_limited = False
 
     async def send(self, data: bytes) -> None:
         """Send a part; see Outlet."""
         if len(data) <= self._outlets.share:
             await self._send(data)
             return
+        if not self._is_limited:
+            self._is_limited = True
+            self._outlets.peers.limit(self._peer)
         rest = memoryview(data)
         while rest:
             part = bytes(rest[: self._outlets.share])

@@ -20,6 +20,8 @@ import sys
 import time
 from collections.abc import Iterator
 
+from durable_streams.server.listener import limit_unsent
+
 __all__ = ["PeerGoneError", "Peers"]
 
 _OPEN_FILES = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
@@ -62,6 +64,12 @@ class Peers:
             poll = select.poll()
             poll.register(found, select.POLLOUT)
             return bool(poll.poll(0))
+
+    def limit(self, peer: str) -> None:
+        """Bound what the kernel takes for a connection that another server accepted, if it can be found."""
+        with contextlib.suppress(PeerGoneError), self._socket(peer, time.monotonic()) as found:
+            if found is not None:
+                limit_unsent(found)
 
     def reset(self, peer: str) -> None:
         """End a connection at once, dropping what waits for it in the process and in the kernel."""
