@@ -122,7 +122,13 @@ class Wire:
 
     def _chunks(self) -> bytes:
         parts = []
-        while size := int(self._until(b"\r\n"), 16):
+        while True:
+            line = self._until(b"\r\n")
+            if line.startswith(b"HTTP/1.1 400 "):
+                raise _ClosedError  # Uvicorn refuses a request behind this one in the middle of its answer
+            size = int(line, 16)
+            if not size:
+                break
             parts.append(self._exactly(size))
             if self._exactly(2) != b"\r\n":
                 raise NotHTTPError("a chunk of the answer does not end where it should")
