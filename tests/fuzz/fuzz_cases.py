@@ -23,7 +23,15 @@ METHODS = (
     (b"POST",) * 40 + (b"GET",) * 30 + (b"PUT",) * 16 + (b"HEAD",) * 5 + (b"DELETE",) * 3 + (b"OPTIONS",) * 3
 )
 ODD_METHODS = (b"PATCH", b"TRACE", b"get", b"BREW", b"X" * 60, b"PROPFIND", b"M-SEARCH", b"QUERY")
-MAY_READ = (b"If-None-Match", b"Range", b"Last-Event-ID", b"If-Match", b"Origin", b"Accept")
+MAY_READ = (
+    b"If-None-Match",
+    b"Range",
+    b"Last-Event-ID",
+    b"If-Match",
+    b"Origin",
+    b"Accept",
+    b"Stream-Max-Bytes",
+)
 MAY_WRITE = (b"Stream-Closed", b"Stream-Seq", b"Origin", b"Stream-TTL")
 MAY_CREATE = (b"Stream-Closed", b"Stream-TTL", b"Stream-Expires-At", b"Origin")
 FORK = (b"Stream-Forked-From", b"Stream-Fork-Offset", b"Stream-Fork-Sub-Offset")
@@ -68,7 +76,8 @@ class Case:
     """What goes over one connection: ``parts`` as they are sent, and how it ends.
 
     ``requests`` is empty where what is sent is not HTTP as it should be: no answer is owed to it, but an end is.
-    ``ending``: keep (the connection stays, for the answers), half-close (nothing more comes, answers may), or reset.
+    ``ending``: keep (the connection stays, for the answers), half-close (nothing more comes, answers may), reset, or
+    stall (the connection stays, and the server has to end it).
     """
 
     parts: list[bytes]
@@ -89,7 +98,7 @@ def make_case(seed: int, number: int, learned: Learned, limit: int) -> Case:
         return Case(_cuts(chance, chance.choice(GARBAGE)), ending="half-close")
     if kind < 0.12:
         whole = _request(chance, learned, limit).content
-        ending = chance.choice(("half-close", "half-close", "reset"))
+        ending = chance.choice(("half-close", "half-close", "half-close", "reset", "reset", "stall"))
         return Case(_cuts(chance, chance.choice(BREAKS)(chance, whole)), ending=ending)
     requests = [_request(chance, learned, limit) for _ in range(1 if kind < 0.85 else chance.randrange(2, 6))]
     if any(one.odd for one in requests):  # some parsers read ahead, and refuse what came before it too

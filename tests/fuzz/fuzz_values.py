@@ -67,6 +67,7 @@ NUMBERS = (
     b"0", b"1", b"2", b"7", b"9007199254740991", b"9007199254740992", b"18446744073709551616", b"-1", b"+1", b"01",
     b"1.0", b"1e3", b"", b"0x1", b"\xd9\xa1", b"1" * 5000, b"nan", b"1, 1", b"1_0", b"\xff",
 )
+NUMERIC = (b"Stream-TTL", b"Producer-Epoch", b"Producer-Seq", b"Stream-Fork-Sub-Offset", b"Stream-Max-Bytes")
 TIMES = (
     b"2000-01-01T00:00:00Z", b"2099-01-01T00:00:00Z", b"2099-01-01T00:00:00+00:00", b"2099-01-01T00:00:00.000Z",
     b"9999-12-31T23:59:59Z", b"0001-01-01T00:00:00+14:00", b"9999-12-31T23:59:59-14:00", b"2099-06-30T23:59:60Z",
@@ -197,7 +198,7 @@ def content_type(chance: Random, path: bytes) -> bytes:
 
 def header_value(chance: Random, name: bytes, learned: Learned) -> bytes:
     """Return a value for one of the protocol's headers, or HTTP's."""
-    if name in (b"Stream-TTL", b"Producer-Epoch", b"Producer-Seq", b"Stream-Fork-Sub-Offset"):
+    if name in NUMERIC:
         return chance.choice(NUMBERS[:4] if chance.random() < 0.7 else NUMBERS)
     if name in (b"Stream-Fork-Offset", b"Last-Event-ID"):
         return learned.offset(chance)
