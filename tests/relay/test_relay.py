@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -57,6 +59,21 @@ def running(relay: Relay) -> Iterator[list[BaseException]]:
 
 
 # -- files
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_g11_what_it_keeps_is_its_owners(server: Any, tmp_path: Path, older: bool) -> None:
+    ours, before = tmp_path / "state" / "durable-streams", os.umask(0o022)
+    try:
+        if older:  # as it made them
+            (ours / "relay").mkdir(parents=True)
+        relay(numbers(tmp_path / "in.ndjson", 1), server.url("/copy"))
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (ours, ours / "relay")] == [0o700, 0o700]
+    files = list((ours / "relay").iterdir())
+    assert files
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
 
 
 def test_a_file_is_stored_once_however_often_it_is_relayed(server: Any, watch: Any, tmp_path: Path) -> None:

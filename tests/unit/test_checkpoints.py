@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,17 @@ def test_a_store_can_be_anything_that_loads_and_saves(path: Path) -> None:
 def test_a_path_without_a_name_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="names none"):
         FileCheckpoint(path)
+
+
+def test_g11_a_checkpoint_is_its_owners(path: Path) -> None:
+    """It names a stream, and what is in URLs is not for everybody on the machine."""
+    before = os.umask(0o022)
+    try:
+        beside = path.with_name(f".{path.name}.tmp")
+        beside.write_bytes(b"left by an older version")
+        for _ in range(2):
+            FileCheckpoint(path, URL).save("1_2")
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            path.chmod(0o644)
+    finally:
+        os.umask(before)

@@ -15,7 +15,7 @@ import msgspec
 
 from durable_streams.errors import DurableStreamError
 
-__all__ = ["Checkpoint", "CheckpointStore", "FileCheckpoint", "as_store"]
+__all__ = ["Checkpoint", "CheckpointStore", "FileCheckpoint", "as_store", "open_private"]
 
 
 @runtime_checkable
@@ -95,7 +95,7 @@ class FileCheckpoint:
         # Always the same name: what a killed process left behind is used up by the next one.
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         try:
-            with temporary.open("wb") as file:
+            with open(temporary, "wb", opener=open_private) as file:
                 file.write(msgspec.json.encode(checkpoint) + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -129,6 +129,15 @@ def as_store(
     if isinstance(checkpoint, CheckpointStore):
         return checkpoint
     raise TypeError(f"A checkpoint is a path, or has load() and save(offset), not {checkpoint!r}.")
+
+
+def open_private(path: str, flags: int) -> int:
+    """Open a file that only its owner may see; for ``open(opener=…)``."""
+    descriptor = os.open(path, flags, 0o600)
+    if hasattr(os, "fchmod"):
+        with contextlib.suppress(OSError):
+            os.fchmod(descriptor, 0o600)  # what an older version left behind
+    return descriptor
 
 
 def _error(message: str) -> DurableStreamError:

@@ -25,7 +25,7 @@ from durable_streams.protocol.request import check_url
 from durable_streams.relay.open import source_for
 from durable_streams.relay.progress import Acknowledged, RelayReport
 from durable_streams.relay.source import Gap, Record, Source
-from durable_streams.relay.state import State, StateFile, default_path, new_producer_id
+from durable_streams.relay.state import State, StateFile, default_path, make_default_folder, new_producer_id
 from durable_streams.relay.stored import Known, id_reader
 from durable_streams.relay.target import Target
 from durable_streams.types import HeadersLike
@@ -93,7 +93,7 @@ class Relay:
             if not self.source.resumable and self._id_of is None:
                 return None
             path = default_path(name, url)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_default_folder(path)
         return StateFile(path, name, url)
 
     @property

@@ -18,13 +18,13 @@ from typing import Any
 
 import msgspec
 
-from durable_streams.client.checkpoints import Checkpoint, FileCheckpoint
+from durable_streams.client.checkpoints import Checkpoint, FileCheckpoint, open_private
 from durable_streams.errors import DurableStreamError
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["State", "StateFile", "default_path"]
+__all__ = ["State", "StateFile", "default_path", "make_default_folder"]
 
 
 class State(Checkpoint, frozen=True, kw_only=True, omit_defaults=True):
@@ -53,6 +53,16 @@ def default_path(source: str, target: str) -> Path:
     base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     name = hashlib.sha256(f"{source}\n{target}".encode()).hexdigest()[:16]
     return Path(base).expanduser() / "durable-streams" / "relay" / f"{name}.json"
+
+
+def make_default_folder(path: Path) -> None:
+    """Make the folder of a default path; only its owner may look into it, also if an older version made it."""
+    folder = path.parent
+    folder.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # as XDG wants it
+    for ours in (folder.parent, folder):
+        ours.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(OSError):
+            ours.chmod(0o700)
 
 
 class StateFile:
@@ -91,7 +101,8 @@ class StateFile:
             return
         # Beside the file, which is replaced all the time.
         try:
-            lock = self.path.with_name(f".{self.path.name}.lock").open("wb")
+            beside = self.path.with_name(f".{self.path.name}.lock")
+            lock = open(beside, "wb", opener=open_private)  # noqa: SIM115 - no opener; closed below
         except OSError as error:
             raise _error(f"cannot use {self.path}: {error.strerror}; choose another file.") from error
         with lock:

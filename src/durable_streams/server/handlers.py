@@ -157,7 +157,11 @@ class Handlers:
         """HEAD: what the stream is and how far it goes; does not touch its sliding window."""
         state = rules.require(await self._store.get(path))
         headers = _description(state)
-        headers += [SANDBOX, ("etag", etag(state, 0, state.tail)), ("cache-control", "no-store")]
+        headers += [
+            SANDBOX,
+            ("etag", etag(self._store.identity, state, 0, state.tail)),
+            ("cache-control", "no-store"),
+        ]
         return Response(200, headers)
 
     async def read(self, request: Request, path: str) -> Response:
@@ -219,7 +223,7 @@ class Handlers:
         found = await self._ranges.open(request, state, place, limit)
         if not current:  # no answer reaches the end: where that is nobody can say
             state = replace(state, tail=state.tail + 1)
-        tag = etag(state, found.start, found.end)
+        tag = etag(self._store.identity, state, found.start, found.end)
         headers = _read_headers(state, found.end)
         headers.append(("etag", tag))
         headers.append(("cache-control", cache_control(self._config.cache, state, found.end, exact=exact)))

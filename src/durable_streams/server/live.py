@@ -78,7 +78,7 @@ class LiveReads:
             headers.append(("cache-control", "no-store"))
             return Response(204, headers)
         headers.append(("content-type", state.content_type))
-        tag = etag(state, found.start, found.end)
+        tag = etag(self._store.identity, state, found.start, found.end)
         headers.append(("etag", tag))
         headers.append(("cache-control", cache_control(self._config.cache, state, found.end)))
         if is_known(request.listed("if-none-match"), tag):

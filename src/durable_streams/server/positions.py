@@ -52,13 +52,15 @@ def range_headers(state: StreamState, end: int) -> Headers:
     return headers
 
 
-def etag(state: StreamState, start: int, end: int) -> str:
-    """Return the entity tag of a range: stream identity, start, end, and whether it reaches the tail, or the close.
+def etag(identity: str, state: StreamState, start: int, end: int) -> str:
+    """Return the entity tag of a range: whose stream, start, end, and whether it reaches the tail, or the close.
+
+    ``identity``: of the store (``Store.identity``), since a restored backup may go on differently.
 
     Of one range it changes with what `range_headers` says: a cache that hears "not modified" keeps its old headers.
     """
     end_mark = "" if end != state.tail else "c" if state.closed else "t"
-    return f'"{state.id:x}.{start}.{end}{end_mark}"'
+    return f'"{identity}.{state.id:x}.{start}.{end}{end_mark}"'
 
 
 def is_known(if_none_match: str | None, tag: str) -> bool:

@@ -90,6 +90,13 @@ class Store(Protocol):
     Methods raise ``protocol.commands.Rejection`` for what the rules refuse, and StoreError for its own trouble.
     """
 
+    @property
+    def identity(self) -> str:
+        """Which history an open store holds: letters and digits that a copy or a restored backup does not share.
+
+        Two stores of one identity hold the same bytes at the same (stream id, position).
+        """
+
     async def open(self) -> None:
         """Get ready to serve; raises StoreError with one sentence if that is not possible."""
 

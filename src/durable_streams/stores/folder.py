@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 from durable_streams.stores.base import StoreError
+from durable_streams.stores.identity import FolderIdentity
+from durable_streams.stores.private import create_folder
 
 __all__ = ["FolderLock"]
 
@@ -16,13 +18,14 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.identity = FolderIdentity(folder / "streams.db", folder / "streams.db-wal")
         self._file: int | None = None
 
     def acquire(self) -> None:
         """Create the folder if need be and lock it; raises StoreError with one sentence if that fails."""
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            create_folder(self._folder)
+            self._file = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StoreError(
                 f"cannot write to the folder {self._folder}: {error.strerror}; choose one that can be written to"
@@ -34,6 +37,7 @@ class FolderLock:
             raise StoreError(
                 f"another server has the folder {self._folder} open; stop it or choose another folder"
             ) from error
+        self.identity.look(self._file)
 
     def release(self) -> None:
         """Let go of the folder."""

@@ -35,7 +35,12 @@ _SWEEP_STREAMS = 1000
 
 
 class Backend(Protocol):
-    """Where a LocalStore keeps its bytes. Called from the event loop; knows no rule."""
+    """Where a LocalStore keeps its bytes. Called from the event loop; knows no rule.
+
+    ``identity``: which history it holds, as ``Store.identity`` says.
+    """
+
+    identity: str
 
     async def open(self) -> int:
         """Get ready; return a number that is not less than any stream id ever used."""
@@ -121,6 +126,11 @@ class LocalStore:
         if state is None or (state.deadline is not None and slot.expired(state, self._clock())):
             return None
         return state
+
+    @property
+    def identity(self) -> str:
+        """Which history this store holds."""
+        return self._backend.identity
 
     glance = get  # nobody else writes here: what is in memory is current
 

@@ -32,6 +32,8 @@ class _Log:
 
 
 class _MemoryBackend:
+    identity = ""  # no id of a stream comes again
+
     def __init__(self) -> None:
         self._states: dict[str, StreamState] = {}
         self._mortal: dict[str, float] = {}  # path to deadline

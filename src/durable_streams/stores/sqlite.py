@@ -35,6 +35,7 @@ from durable_streams.stores.sqlite_file import (
     opening,
     prepare,
     purge,
+    settle,
     stream_row,
 )
 
@@ -82,6 +83,7 @@ class _SqliteBackend:
         self._work: queue.SimpleQueue[Callable[[sqlite3.Connection], None] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._garbage = False
+        self.identity = ""
         self._begin()
 
     def _begin(self) -> None:
@@ -96,6 +98,7 @@ class _SqliteBackend:
                 connection = self._connect()
                 last_id = prepare(connection, self._dir)
                 self._garbage = connection.execute("SELECT 1 FROM garbage LIMIT 1").fetchone() is not None
+                self.identity = self._lock.identity.take()
         except StoreError:
             self._lock.release()
             raise
@@ -110,7 +113,10 @@ class _SqliteBackend:
             self._work.put(None)
             await asyncio.get_running_loop().run_in_executor(None, self._writer.join)
         self._readers.shutdown()
-        for connection in self._connections:
+        for connection in reversed(self._connections):
+            if self._writer is not None and connection is self._connections[0]:
+                settle(connection)
+                self._lock.identity.leave()
             connection.close()
         self._writer = None
         self._begin()

@@ -16,6 +16,7 @@ import msgspec
 
 from durable_streams.protocol.state import StreamState
 from durable_streams.stores.base import StoreError
+from durable_streams.stores.private import create_file
 
 __all__ = [
     "FILE_NAME",
@@ -28,6 +29,7 @@ __all__ = [
     "opening",
     "prepare",
     "purge",
+    "settle",
     "stream_row",
 ]
 
@@ -80,6 +82,7 @@ _decode_rows = msgspec.json.Decoder(list[tuple[str, StreamState, int | None]]).d
 def connect(folder: Path, cache_kib: int) -> sqlite3.Connection:
     """Return a connection to a folder's file, which is made if it is not there; transactions are the caller's."""
     path = folder / FILE_NAME
+    create_file(path)  # with its own mode, which SQLite gives to the log, too
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -93,7 +96,7 @@ def opening(folder: Path) -> Iterator[None]:
     """Make one sentence of what SQLite says while a folder's file is opened."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise StoreError(
             f"cannot open the streams in {folder}: {error}; restore the folder or choose another one"
         ) from error
@@ -117,6 +120,12 @@ def prepare(connection: sqlite3.Connection, folder: Path) -> int:
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'stream'").fetchone()
     # A new file starts at the clock, so that caches never take a new stream for one of a deleted folder.
     return int(time.time()) if row is None else int(row[0])
+
+
+def settle(connection: sqlite3.Connection) -> None:
+    """Move all of the log into the file, which closing the last connection leaves as it is then."""
+    with contextlib.suppress(sqlite3.Error):
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def decode_states(rows: str) -> dict[str, StreamState]:

@@ -31,6 +31,7 @@ from durable_streams.stores.sqlite_file import (
     opening,
     prepare,
     purge,
+    settle,
     stream_row,
 )
 from durable_streams.stores.transfer import Held, begins_at, damaged
@@ -67,6 +68,7 @@ class SqlitePlace:
         self._folder = folder
         self._source = source
         self._lock = FolderLock(folder)
+        self._identity = self._lock.identity
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="durable-streams-transfer")
         self._connection: sqlite3.Connection | None = None
         self._records: list[tuple[int, int, bytes]] = []
@@ -87,6 +89,7 @@ class SqlitePlace:
         with opening(self._folder):
             self._connection = connection = connect(self._folder, _CACHE_KIB)
             prepare(connection, self._folder)
+            self._identity.take()
             while not self._source and purge(connection):
                 pass  # an id that was deleted here comes back: its old bytes must not
 
@@ -98,8 +101,19 @@ class SqlitePlace:
 
     def _close(self) -> None:
         if self._connection is not None:
+            if self._identity.name and not self._connection.in_transaction:
+                settle(self._connection)
+                self._identity.leave()
             self._connection.close()
             self._connection = None
+
+    async def identity(self) -> str:
+        """Return which history the folder holds."""
+        return self._identity.name
+
+    async def adopt(self, identity: str) -> None:
+        """Take over the identity of the source."""
+        await self._in_thread(lambda: self._identity.adopt(identity))
 
     # reading
 

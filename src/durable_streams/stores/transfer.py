@@ -46,6 +46,9 @@ class Source(Protocol):
     async def close(self) -> None:
         """Let go of it."""
 
+    async def identity(self) -> str:
+        """Return which history the place holds, as ``Store.identity`` does."""
+
     def streams(self) -> AsyncIterator[list[StreamState]]:
         """Yield all streams, the soft-deleted too, in pages."""
 
@@ -61,6 +64,9 @@ class Source(Protocol):
 
 class Target(Source, Protocol):
     """Where streams are written. What is written may wait for ``flush``, in its order."""
+
+    async def adopt(self, identity: str) -> None:
+        """Become the history that the source holds: all of it is here."""
 
     async def held(self, states: Sequence[StreamState]) -> list[Held]:
         """Return what is there of each of these streams; raises StoreError if another one is in its place."""
@@ -125,6 +131,8 @@ class Transfer:
                 )
         await self._source.check_alone()
         await self._target.check_alone()
+        # At each stream's every position both hold the same bytes now: what was read from one is known of the other.
+        await self._target.adopt(await self._source.identity())
         return self.report
 
     async def _copy(self, state: StreamState, held: Held) -> _Digest | None:

@@ -79,7 +79,7 @@ class NatsServer(ServerProcess):
     def configure(self, ports: Ports, text: str) -> None:
         """Set what it starts with from now on."""
         self._ports = ports
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.folder / "nats.conf").write_text(text)
 
 

@@ -65,7 +65,7 @@ class ServerProcess:
         """Start the process if it is not there, without waiting for what it does."""
         if self.alive:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self.folder / "log").open("ab") as log:
             self._begins = log.tell()
             self._process = subprocess.Popen(  # noqa: S603 - a command of our own

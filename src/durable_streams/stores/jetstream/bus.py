@@ -56,6 +56,7 @@ _PURGE_SECONDS = 5.0
 _BYTES_AHEAD = 2 << 20  # of a batch, sent without knowing that they were taken
 _HEADER_ROOM = 16 << 10
 _LARGEST_MESSAGE = 4 << 20
+_LONGEST_IDENTITY = 64
 
 _CONFLICTS = frozenset({10071, 10164})
 _FULL = frozenset({10002, 10023, 10028, 10047})
@@ -172,6 +173,12 @@ class Bus:
     async def last(self, subject: str) -> Stored | None:
         """Return the last message of a subject as the leader knows it, None if there is none."""
         return await self._from_leader({"last_by_subj": subject})
+
+    async def identity(self) -> str:
+        """Return which history the bucket holds, as it was noted there: letters and digits."""
+        stored = await self.last(self.layout.identity)
+        noted = "" if stored is None or stored.removed else stored.data.decode("ascii", "ignore")
+        return "".join(filter(str.isalnum, noted))[:_LONGEST_IDENTITY]
 
     async def next(self, subject: str, seq: int) -> Stored | None:
         """Return the first message from ``seq`` on of a subject (wildcards allowed) as the leader knows it."""

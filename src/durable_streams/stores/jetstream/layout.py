@@ -89,6 +89,11 @@ class Layout:
         return f"{self._key}.probe"
 
     @property
+    def identity(self) -> str:
+        """Where it is kept which history the bucket holds."""
+        return f"{self._key}.identity"
+
+    @property
     def swept(self) -> str:
         """Where it is kept up to which minute expired streams were looked for."""
         return f"{self._key}.swept"

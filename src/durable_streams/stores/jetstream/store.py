@@ -54,6 +54,7 @@ class JetStreamStore:
         self._clock = clock
         self._slots: SlotCache[JetSlot] = SlotCache(max_streams)
         self._closed = True
+        self.identity = ""
         self._prepare()
 
     def _prepare(self) -> None:
@@ -75,6 +76,7 @@ class JetStreamStore:
         self._prepare()  # all of it belongs to one event loop
         await self.bus.open()
         try:
+            self.identity = await self.bus.identity()
             await self._sweeper.start()
         except BaseException:
             await self.bus.close()

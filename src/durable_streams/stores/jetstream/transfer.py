@@ -60,6 +60,18 @@ class JetStreamPlace:
             message = Message(self._layout.swept, mark, {EXPECT: "0", ROLLUP: "sub"})
             self._writer.last_seq = await self._bus.publish([message])
 
+    async def identity(self) -> str:
+        """Return which history the bucket holds."""
+        return await self._patiently(self._bus.identity)
+
+    async def adopt(self, identity: str) -> None:
+        """Take over the identity of the source."""
+        if await self.identity() != identity:
+            noted = await self._patiently(lambda: self._bus.last(self._layout.identity))
+            expected = {EXPECT: str(0 if noted is None else noted.seq), ROLLUP: "sub"}
+            message = Message(self._layout.identity, identity.encode(), expected)
+            self._writer.last_seq = await self._bus.publish([message])
+
     async def close(self) -> None:
         """Disconnect; what was not flushed is dropped."""
         await self._bus.close()
