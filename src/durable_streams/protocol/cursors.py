@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["current_interval", "next_cursor"]
+__all__ = ["next_cursor"]
 
 _EPOCH = 1_728_432_000  # 2024-10-09T00:00:00Z, in seconds since 1970
 _INTERVAL = 20  # seconds
 _MAX_JITTER = 3600  # seconds
-
-
-def current_interval(now: float) -> int:
-    """Return the interval of the moment ``now``, in seconds since 1970: what a cursor counts."""
-    # A clock that is behind the epoch (a board without a battery) counts from nothing: cursors advance all the same.
-    return max(0, int(now - _EPOCH)) // _INTERVAL
 
 
 def next_cursor(now: float, client_cursor: str | None, random: Callable[[], float]) -> str:
@@ -22,7 +16,8 @@ def next_cursor(now: float, client_cursor: str | None, random: Callable[[], floa
 
     ``random`` gives a number in [0, 1).
     """
-    current = current_interval(now)
+    # A clock that is behind the epoch (a board without a battery) counts from nothing: cursors advance all the same.
+    current = max(0, int(now - _EPOCH)) // _INTERVAL
     if client_cursor is None or not (client_cursor.isascii() and client_cursor.isdigit()):
         return str(current)
     seen = int(client_cursor[:18])

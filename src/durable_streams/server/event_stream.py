@@ -12,11 +12,12 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from random import random
+from typing import Any
 
 from durable_streams.protocol import headers as names
 from durable_streams.protocol import rules, sse
 from durable_streams.protocol.commands import Rejection
-from durable_streams.protocol.cursors import current_interval, next_cursor
+from durable_streams.protocol.cursors import next_cursor
 from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import StreamState
 from durable_streams.server.config import ServerConfig
@@ -30,6 +31,7 @@ __all__ = ["EventStreams"]
 
 _HEARTBEAT = b": keep-alive\n\n"
 _OUTAGE_PAUSE = 1.0  # seconds: what cannot be read now is waited for like what is not there yet
+_CURSOR_AGE = 20.0  # seconds that an event may be sent again: what a cursor counts
 _MAX_CHARACTER = 4  # bytes of the longest UTF-8 character
 _log = logging.getLogger("durable_streams.server")
 
@@ -37,7 +39,7 @@ _log = logging.getLogger("durable_streams.server")
 class _Reader:
     """Where one reader of events is. ``reached``: how far it looked, -1 before its first event."""
 
-    __slots__ = ("cursor", "gone", "position", "reached", "stream_id", "text", "watch")
+    __slots__ = ("cursor", "gone", "has_left", "position", "reached", "stream_id", "text", "watch")
 
     def __init__(
         self,
@@ -55,12 +57,41 @@ class _Reader:
         self.reached = -1
         self.cursor = cursor
         self.gone = gone
+        self.has_left = False
         self.text = text
 
     def state(self) -> StreamState | None:
-        """Return the committed state of the stream; None once it is gone."""
+        """Return the committed state of the stream; None once it is gone, or the reader is."""
         now = self.watch.state
-        return None if now is None or now.id != self.stream_id or now.deleted else now
+        return None if now is None or now.id != self.stream_id or now.deleted or self.has_left else now
+
+    def leave(self, _: object) -> None:
+        """Read no more: the client has gone."""
+        self.has_left = True
+        self.watch.wake()
+
+
+class _Latest:
+    """The event that was encoded last, and for what."""
+
+    __slots__ = ("_cursor", "_position", "_text", "_until", "event", "state")
+
+    def __init__(self, event: Event, state: StreamState | None, reader: _Reader | None) -> None:
+        self.event = event
+        self.state = state
+        self._position = -1 if reader is None else reader.position
+        self._cursor = None if reader is None else reader.cursor
+        self._text = reader is not None and reader.text
+        self._until = time.monotonic() + _CURSOR_AGE
+
+    def serves(self, reader: _Reader, now: float) -> bool:
+        """Whether a reader of the same state gets the same event."""
+        return (
+            self._position == reader.position
+            and self._cursor == reader.cursor
+            and self._text == reader.text
+            and now < self._until
+        )
 
 
 class EventStreams:
@@ -71,6 +102,7 @@ class EventStreams:
         self._config = config
         self._ranges = ranges
         self._encoded = EventCache(ranges.budget)
+        self._latest = _Latest(Event(b"", 0, 0, done=False), None, None)
         self._stopping = False
         self._watches: set[Watch] = set()
 
@@ -113,23 +145,25 @@ class EventStreams:
 
     async def _events(self, reader: _Reader) -> AsyncGenerator[bytes, None]:
         watch, gone = reader.watch, reader.gone
-        gone.add_done_callback(lambda _: watch.wake())
+        gone.add_done_callback(reader.leave)
         deadline, left = time.monotonic() + self._config.sse_max_age, self._config.sse_max_bytes
         with watch:
             self._watches.add(watch)
             try:
                 while left > 0 and (event := await self._due(reader, deadline)) is not None:
-                    if isinstance(event, Event):
+                    if isinstance(event, _LongEvent):
+                        async with aclosing(event.parts()) as parts:
+                            async for part in parts:
+                                yield part
+                                del part
+                    elif event.is_small:
+                        yield event.data
+                    else:
                         self._encoded.take(event)
                         try:
                             yield event.data
                         finally:
                             self._encoded.drop(event)
-                    else:
-                        async with aclosing(event.parts()) as parts:
-                            async for part in parts:
-                                yield part
-                                del part
                     left -= event.size
                     reader.position, reader.reached = event.end, event.reached
                     if event.done:
@@ -144,14 +178,18 @@ class EventStreams:
 
     async def _due(self, reader: _Reader, deadline: float) -> Event | _LongEvent | None:
         """Wait for what is to be sent next, a heartbeat perhaps; None where the reader has to reconnect."""
-        while not reader.gone.done() and (state := reader.state()) is not None:
-            pause = self._config.sse_heartbeat
+        while (state := reader.state()) is not None:
+            pause, now = self._config.sse_heartbeat, time.monotonic()
             if reader.reached < state.tail or state.closed:
+                # Most readers keep up, and want what was encoded for the first one of them a moment ago.
+                latest = self._latest
+                if latest.state is state and latest.serves(reader, now):
+                    return latest.event
                 event = await self._next(reader, state)
                 if event is not None:
                     return event
                 pause = min(pause, _OUTAGE_PAUSE)
-            left = deadline - time.monotonic()
+            left = deadline - now
             if self._stopping or left <= 0:
                 return None
             if not await reader.watch.changed(min(pause, left)):
@@ -173,18 +211,7 @@ class EventStreams:
 
     async def _event(self, reader: _Reader, state: StreamState, end: int) -> Event:
         """Return the data and control events of ``[position, end)``."""
-        position = reader.position
-        now = time.time()
-        key = (
-            state.id,
-            position,
-            end,
-            state.tail,
-            state.closed,
-            reader.cursor,
-            reader.text,
-            current_interval(now),
-        )
+        position, key = reader.position, _key(reader, state, end, time.monotonic())
         known = self._encoded.get(key)
         if known is not None:
             return known
@@ -204,6 +231,8 @@ class EventStreams:
             data += _control(reader, state, end - held, end)
             event = Event(data, end - held, end, done=_is_done(state, end))
             self._encoded.keep(key, event)
+            if event.is_small and end == state.tail:
+                self._latest = _Latest(event, state, reader)
         finally:
             if charged:
                 self._ranges.budget.release(charged)
@@ -242,6 +271,12 @@ class _LongEvent:
     def _counted(self, part: bytes) -> bytes:
         self.size += len(part)
         return part
+
+
+def _key(reader: _Reader, state: StreamState, end: int, now: float) -> tuple[Any, ...]:
+    """Return all that an event depends on; its cursor is good for a while."""
+    place = (state.id, reader.position, end, reader.cursor, reader.text)
+    return (place, state.tail, state.closed, now // _CURSOR_AGE)
 
 
 def _is_done(state: StreamState, end: int) -> bool:

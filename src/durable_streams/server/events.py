@@ -23,25 +23,17 @@ class Event:
     character that is not complete yet; ``done``: whether the stream ends there.
     """
 
-    __slots__ = ("data", "done", "end", "is_kept", "reached", "readers")
+    __slots__ = ("data", "done", "end", "is_kept", "is_small", "reached", "readers", "size")
 
     def __init__(self, data: bytes, end: int, reached: int, *, done: bool) -> None:
         self.data = data
         self.end = end
         self.reached = reached
         self.done = done
+        self.size = len(data)
+        self.is_small = self.size <= _SMALL  # then it counts in no budget
         self.is_kept = False
         self.readers = 0
-
-    @property
-    def size(self) -> int:
-        """Return the bytes of both."""
-        return len(self.data)
-
-    @property
-    def is_small(self) -> bool:
-        """Whether it counts in no budget."""
-        return len(self.data) <= _SMALL
 
 
 class EventCache:

@@ -72,7 +72,7 @@ class Outlet:
         self._is_ended = False
         self.progress_at: float | None = None
 
-    async def send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> Awaitable[Any]:
         """Send a part, as fast as the client takes it; raises ClientGoneError."""
         raise NotImplementedError
 
@@ -112,15 +112,14 @@ class WatchedOutlet(Outlet):
         self._taken = -1  # what the kernel had taken when it was asked last
         self._asked_at = 0.0
 
-    async def send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> Awaitable[Any]:
         """Send a part; see Outlet."""
         size = len(data) + _FRAME
-        if self._unproven + size <= self._outlets.share:
-            self._unproven += size
-            self._handed += size
-            await self._write(data)
-        else:
-            await self._send_slowly(data)
+        if self._unproven + size > self._outlets.share:
+            return self._send_slowly(data)
+        self._unproven += size
+        self._handed += size
+        return self._write(data)
 
     async def _send_slowly(self, data: bytes) -> None:
         rest = memoryview(data)
