@@ -230,9 +230,9 @@ def test_what_a_models_own_code_raises_gets_out_after_the_good_messages() -> Non
 def test_a_number_beyond_a_double() -> None:
     assert decoded(None, '[1e400,{"a":-1e400}]') == [math.inf, {"a": -math.inf}]
     assert decoded(lambda item: item, "[1e400]") == [math.inf]
-    before, error = until_error(item_decoder(list[float])(b"[[1],[1e400]]", "7", URL))
-    assert before == [[1.0]]
-    assert "out of range" in error.message
+    # As `iter_json` has it without a type: what the server takes, every decoder gives.
+    assert decoded(list[float], "[[1],[1e400]]") == [[1.0], [math.inf]]
+    assert decoded(Event, '[{"n":1,"more":-1e400}]') == [Event(1)]
 
 
 def test_big_integers_stay_exact() -> None:

@@ -115,6 +115,10 @@ class Point:
         ("1e400", b"[1e400]"),
         ("12345678901234567890123", b"[12345678901234567890123]"),
         (Point(1), b'[{"x":1}]'),
+        (
+            {"a": "x\ud800"},
+            rb'[{"a":"x\ud800"}]',
+        ),  # as the standard library does: what a reader gives can be appended
     ],
 )
 def test_json_values_are_serialised_and_json_text_is_taken_as_it_is(value: object, encoded: bytes) -> None:
@@ -134,7 +138,6 @@ def test_json_values_are_serialised_and_json_text_is_taken_as_it_is(value: objec
         ("[" * 100_000, ValueError),
         (float("nan"), ValueError),
         ({"a": [1, float("inf")]}, ValueError),
-        ({"a": "\ud800"}, ValueError),
         (object(), TypeError),
     ],
 )

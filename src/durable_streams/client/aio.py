@@ -22,6 +22,7 @@ from durable_streams.client.transports import async_transport_for
 from durable_streams.protocol import headers as h
 from durable_streams.protocol import operations
 from durable_streams.protocol.appends import AppendQueue, Entry
+from durable_streams.protocol.jsonrule import OnInvalid
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.types import (
     AppendResult,
@@ -50,6 +51,7 @@ def astream(
     headers: AsyncHeadersLike | None = None,
     params: AsyncParamsLike | None = None,
     on_error: AsyncOnError | None = None,
+    on_invalid: OnInvalid = "raise",
     client: Any = None,
     timeout: float | None = None,
     retry: RetryPolicy | None = None,
@@ -72,11 +74,16 @@ def astream(
     (it may be async) is called with an error that would end the read: None lets it; a mapping, perhaps with fresh
     ``headers`` or ``params``, goes on from where it was. ``client``: an httpx.AsyncClient or aiohttp.ClientSession;
     by default one is shared by all calls in the same event loop.
+
+    ``on_invalid``: what becomes of a message that is not JSON, or not what ``decode`` asks for, where messages are
+    decoded. "raise" hands over the ones before it, then raises StreamParseError; "skip" leaves it out and counts it
+    (`invalid` of the response); so does a callable (it may be async), which is given its bytes and the error, and may
+    raise it.
     """
     call = make_call(client and async_transport_for(client), headers, params, timeout, retry)
     saver = Saver(checkpoint)
     reader = make_reader(url, saver, retry, offset=offset, live=live, cursor=cursor, etag=etag)
-    return Opening(AsyncStreamResponse(reader, call, saver, on_error))
+    return Opening(AsyncStreamResponse(reader, call, saver, on_error, on_invalid))
 
 
 _Entry = Entry[asyncio.Future[None]]
@@ -345,11 +352,14 @@ class AsyncDurableStream(HandleBase):
         headers: AsyncHeadersLike | None = None,
         params: AsyncParamsLike | None = None,
         on_error: AsyncOnError | None = None,
+        on_invalid: OnInvalid = "raise",
     ) -> Opening:
         """Start to read the stream; see the function `astream`. Headers and parameters join the handle's own."""
         saver = Saver(checkpoint)
         reader = make_reader(
             self._url, saver, self._call.retry, offset=offset, live=live, cursor=cursor, etag=etag
         )
-        response = AsyncStreamResponse(reader, self._call.changed(headers, params), saver, on_error)
+        response = AsyncStreamResponse(
+            reader, self._call.changed(headers, params), saver, on_error, on_invalid
+        )
         return Opening(response)

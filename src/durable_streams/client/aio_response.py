@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -28,9 +28,10 @@ from durable_streams.client.views import (
     merge_texts,
 )
 from durable_streams.client.waking import Wait
-from durable_streams.errors import FetchError
+from durable_streams.errors import FetchError, StreamParseError
 from durable_streams.protocol import operations
 from durable_streams.protocol.following import READ, RELEASE, Effect, Failure
+from durable_streams.protocol.jsonrule import OnInvalid
 from durable_streams.protocol.reader import Batch, Reader
 from durable_streams.types import StreamEvent
 
@@ -49,12 +50,16 @@ class AsyncStreamResponse(ResponseBase):
     Use it in an ``async with`` block, or call `aclose`. Made by `astream`.
     """
 
-    def __init__(self, reader: Reader, call: Call, saver: Saver, on_error: Any = None) -> None:
-        super().__init__(reader, call, saver, on_error)
-        self._exchange: AsyncExchange | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+    _exchange: AsyncExchange | None = None
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    def __init__(
+        self, reader: Reader, call: Call, saver: Saver, on_error: Any = None, on_invalid: OnInvalid = "raise"
+    ) -> None:
+        super().__init__(reader, call, saver, on_error, on_invalid)
         self._closed = False
         self._wait = Wait()
+        self._refusals: list[Awaitable[object]] = []
 
     async def start(self) -> Self:
         """Make the first request, whose failure is raised here; return the response itself."""
@@ -126,10 +131,11 @@ class AsyncStreamResponse(ResponseBase):
 
         ``decode``: a callable that each goes through, or the type that each must have (a msgspec Struct,
         dataclass, TypedDict or Pydantic model). `offset` moves past a batch with its last message. Raises
-        StreamParseError for a message that is malformed or not of that type.
+        StreamParseError for a message that is malformed or not of that type, after the ones before it were handed over;
+        or leaves it out, as ``on_invalid`` of `astream` says.
         """
         self._require_json()
-        return self._consumed_as(Items(self._reader, decode))
+        return self._consumed_as(Items(self._reader, decode, self._refused))
 
     @overload
     def iter_json_batches(self) -> AsyncIterator[list[Any]]: ...
@@ -140,11 +146,11 @@ class AsyncStreamResponse(ResponseBase):
     def iter_json_batches(self, decode: Any = None) -> AsyncIterator[list[Any]]:
         """Iterate over the messages of a JSON stream in the batches they came in; none is empty."""
         self._require_json()
-        return self._consumed_as(ItemLists(self._reader, decode))
+        return self._consumed_as(ItemLists(self._reader, decode, self._refused))
 
     def iter_events(self, mode: EventMode = "auto") -> AsyncIterator[StreamEvent]:
         """Iterate over batches with their positions, and over news of the tail without data."""
-        events = Events(self._reader, mode)
+        events = Events(self._reader, mode, self._refused)
         return self._consumed_as(events, learn=mode == "auto")
 
     async def read_bytes(self) -> bytes:
@@ -166,7 +172,7 @@ class AsyncStreamResponse(ResponseBase):
     async def read_json(self, decode: Any = None) -> list[Any]:
         """Return all messages up to the present tail; ``decode`` and what is raised as for `iter_json`."""
         self._require_json()
-        return await self._whole(Items(self._reader, decode))
+        return await self._whole(Items(self._reader, decode, self._refused))
 
     @overload
     async def read_json_batches(self) -> list[list[Any]]: ...
@@ -177,7 +183,7 @@ class AsyncStreamResponse(ResponseBase):
     async def read_json_batches(self, decode: Any = None) -> list[list[Any]]:
         """Return all messages up to the present tail, in the batches they came in."""
         self._require_json()
-        return await self._whole(ItemLists(self._reader, decode))
+        return await self._whole(ItemLists(self._reader, decode, self._refused))
 
     async def _whole(self, view: View[T], *, learn: bool = False) -> list[T]:
         """Return all pieces up to the present tail, or move nothing; the place is saved as `stream` says."""
@@ -215,7 +221,11 @@ class AsyncStreamResponse(ResponseBase):
                     effect = await self._perform(effect)
                     continue
                 for piece in view.take(effect):
+                    if self._refusals:
+                        await self._refusals_taken()
                     yield piece
+                if self._refusals:
+                    await self._refusals_taken()
                 if not to_tail and saver.passed(reader.offset):
                     await asyncio.to_thread(saver.save)
                 if to_tail and effect.up_to_date:
@@ -223,6 +233,18 @@ class AsyncStreamResponse(ResponseBase):
                 effect = self._next_effect()
         finally:
             await self.aclose()
+
+    def _refuse(self, raw: bytes, error: StreamParseError) -> object:
+        result = super()._refuse(raw, error)
+        if inspect.isawaitable(result):
+            self._refusals.append(result)
+        return result
+
+    async def _refusals_taken(self) -> None:
+        """Wait for what ``on_invalid`` does about the messages that were left out, before what follows them."""
+        refusals, self._refusals = self._refusals, []
+        for refusal in refusals:
+            await refusal
 
     async def _perform(self, effect: Effect) -> Effect | None:
         """Do what the loop asks for; return its next effect, None at the end or once the read was closed."""

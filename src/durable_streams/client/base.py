@@ -16,9 +16,11 @@ from os import PathLike
 from typing import Any
 
 from durable_streams.client.checkpoints import CheckpointStore, as_store
-from durable_streams.errors import DurableStreamError, StreamConsumedError
+from durable_streams.client.decoding import Refused
+from durable_streams.errors import DurableStreamError, StreamConsumedError, StreamParseError
 from durable_streams.protocol import headers as h
 from durable_streams.protocol.following import Effect, Flow, follow
+from durable_streams.protocol.jsonrule import OnInvalid, check_on_invalid
 from durable_streams.protocol.reader import Reader
 from durable_streams.protocol.request import check_callers_headers, check_url
 from durable_streams.protocol.retry import DEFAULT_POLICY, RetryPolicy
@@ -201,8 +203,13 @@ class HandleBase:
 class ResponseBase:
     """What is known of a read: where it is, and how the last answer went."""
 
-    def __init__(self, reader: Reader, call: Call, saver: Saver, on_error: Any = None) -> None:
+    def __init__(
+        self, reader: Reader, call: Call, saver: Saver, on_error: Any = None, on_invalid: OnInvalid = "raise"
+    ) -> None:
+        check_on_invalid(on_invalid)
         self._reader = reader
+        self._on_invalid = on_invalid
+        self._invalid = 0
         self._call = call
         self._saver = saver
         self._on_error = on_error
@@ -277,6 +284,20 @@ class ResponseBase:
     def headers(self) -> Mapping[str, str]:
         """The headers of the last answer, with lower-case names."""
         return self._reader.headers
+
+    @property
+    def invalid(self) -> int:
+        """How many messages were left out: not JSON, or not what ``decode`` asked for (``on_invalid``)."""
+        return self._invalid
+
+    @property
+    def _refused(self) -> Refused | None:
+        """What takes the messages that are left out; None where the first one ends the read."""
+        return None if self._on_invalid == "raise" else self._refuse
+
+    def _refuse(self, raw: bytes, error: StreamParseError) -> object:
+        self._invalid += 1
+        return self._on_invalid(raw, error) if callable(self._on_invalid) else None
 
     def _next_effect(self, answer: Any = None) -> Effect | None:
         """Go on with what the last effect gave; None at the end."""

@@ -1,21 +1,26 @@
 """Items out of JSON batches: as they are, through a callable, or as a type.
 
-Invariants: the messages before an invalid one are given out, then StreamParseError is raised; a callable is
-applied when its item is asked for, and what it raises is the caller's own; the errors of msgspec and Pydantic
-never get out as they are. Where nothing is wrong, a batch costs one call into C, however many messages it has.
+Invariants: the messages before an invalid one are given out, then StreamParseError is raised, or the message is left
+out where that is asked for; a message that is JSON by the rule is never refused for what the model does not look at;
+the errors of msgspec and Pydantic never get out as they are. Where nothing is wrong, a batch costs a few calls into
+C, however many messages it has.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar, get_args, get_origin, overload
+from itertools import chain
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, get_args, get_origin, overload
 
 import msgspec
 
+from durable_streams.client.strange import is_strange, read_strange
 from durable_streams.errors import StreamParseError
-from durable_streams.protocol.operations import decode_json
+from durable_streams.protocol.jsonarrays import ARRAY_DEPTH, ArrayPieces, messages_of, split
+from durable_streams.protocol.jsonrule import SHORT, InvalidJSONError, check, check_limits, check_utf8
+from durable_streams.protocol.jsonvalues import decode as decode_value
 
 __all__ = [
     "Decode",
@@ -23,10 +28,14 @@ __all__ = [
     "Items",
     "JSONValidator",
     "LazyItems",
+    "Model",
+    "Refused",
     "deliver",
+    "gathered",
     "is_data_type",
     "is_pydantic",
     "item_decoder",
+    "one_of",
 ]
 
 T = TypeVar("T")
@@ -41,19 +50,44 @@ class JSONValidator(Protocol[T_co]):
 
 
 class LazyItems(Generic[T]):
-    """The items of one batch, each made when it is asked for. Its length counts the ones that cannot be made too."""
+    """The items of one batch, each made when it is asked for. ``done``: whether the one just given is the last."""
 
-    __slots__ = ("_items", "_size")
+    __slots__ = ("_items", "done")
 
-    def __init__(self, items: Iterator[T], size: int) -> None:
-        self._items = items
-        self._size = size
-
-    def __len__(self) -> int:
-        return self._size
+    def __init__(self) -> None:
+        self._items: Iterator[T] = iter(())
+        self.done = False
 
     def __iter__(self) -> Iterator[T]:
         return self._items
+
+    def of(self, items: Iterator[T]) -> LazyItems[T]:
+        """Take what makes the items, which sets ``done`` itself; return self."""
+        self._items = items
+        return self
+
+    def ahead(self, items: Iterator[T]) -> LazyItems[T]:
+        """Take what makes the items and does not know its last one: each is made before the one before is given."""
+        self._items = self._ahead(items)
+        return self
+
+    def _ahead(self, items: Iterator[T]) -> Iterator[T]:
+        held: list[T] = []
+        failure = None
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                self.done = True
+                break
+            except Exception as error:  # noqa: BLE001 - whatever it is, it comes after the items before it
+                failure = error
+                break
+            yield from held
+            held = [item]
+        yield from held
+        if failure is not None:
+            raise failure
 
 
 Decode: TypeAlias = type[T] | Callable[[Any], T] | JSONValidator[T]
@@ -63,12 +97,19 @@ callable from a JSON value to an item (a builtin or other plain class is one), o
 Items: TypeAlias = list[T] | LazyItems[T]
 """A batch's items: a list where all of them are there already."""
 
-ItemDecoder: TypeAlias = Callable[[bytes, str | None, str], Items[T]]
-"""From a batch's body, the last safe offset before it and the stream's URL to its items.
+Refused: TypeAlias = Callable[[bytes, StreamParseError], object]
+"""Called with a message that is left out, and why."""
 
-Raises StreamParseError for a body that is not a JSON array in UTF-8; for a message that is not what was asked
-for, iterating over the items raises it.
-"""
+
+class ItemDecoder(Protocol[T]):
+    """Makes items of a batch's body; ``offset`` is the last safe one before it, ``url`` the stream's."""
+
+    def __call__(self, body: bytes, offset: str | None, url: str, refused: Refused | None = None) -> Items[T]:
+        """Return the items.
+
+        What is not JSON by the rule, or not what was asked for, raises StreamParseError when its item is asked for; or,
+        with ``refused``, is given to that and left out.
+        """
 
 
 def deliver(items: Items[T], commit: Callable[[], object]) -> Iterator[T]:
@@ -80,14 +121,26 @@ def deliver(items: Items[T], commit: Callable[[], object]) -> Iterator[T]:
         commit()
         yield from last
         return
-    left = len(items)
-    if not left:
-        commit()
+    committed = False
     for item in items:
-        left -= 1
-        if not left:
+        if items.done:
+            committed = True
             commit()
         yield item
+    if not committed:
+        commit()
+
+
+def gathered(items: Items[T]) -> tuple[list[T], Exception | None]:
+    """Return all items; or those before an invalid one, and its error."""
+    if isinstance(items, list):
+        return items, None
+    good: list[T] = []
+    try:
+        good.extend(items)  # what came before an error stays in the list
+    except Exception as error:  # noqa: BLE001 - it is raised when they were handed over
+        return good, error
+    return good, None
 
 
 @overload
@@ -102,42 +155,15 @@ def item_decoder(decode: Any = None) -> ItemDecoder[Any]:
     Raises TypeError for what is neither a type that JSON can be read into nor callable.
     """
     if decode is None:
-        return _values
+        return _VALUES
     if not isinstance(decode, type) and hasattr(decode, "validate_json"):
-        return _Typed(None, _of_raw(decode.validate_json), ValueError, "item of that type")
+        return _Reader(_adapter_model(decode))
     if is_data_type(decode):
         # Unions that differ in their order alone are equal, but not to Pydantic: hence the text.
         return _cached(decode, str(decode)) if _is_hashable(decode) else _typed(decode)
     if callable(decode):
-        return _applied(decode)
+        return _Applied(decode)
     raise TypeError(f"decode must be None, a type or a callable, not {decode!r}.")
-
-
-# -- JSON values
-
-
-def _values(body: bytes, offset: str | None, url: str) -> list[Any]:
-    if not body:
-        return []
-    try:
-        items = decode_json(body, offset)
-    except StreamParseError as error:
-        error.url = url
-        raise
-    if not isinstance(items, list):
-        raise StreamParseError(
-            f"The JSON after offset {offset} is not an array of messages.", offset=offset, url=url
-        )
-    return items
-
-
-def _applied(function: Callable[[Any], T]) -> ItemDecoder[T]:
-    def decode(body: bytes, offset: str | None, url: str) -> Items[T]:
-        items = _values(body, offset, url)
-        # Not map(): a StopIteration out of the function would end it, and lose the rest in silence.
-        return LazyItems((function(item) for item in items), len(items))
-
-    return decode
 
 
 # -- types
@@ -166,9 +192,23 @@ def is_pydantic(kind: Any) -> bool:
     return any(is_pydantic(part) for part in inner if part is not None)
 
 
+class Model(NamedTuple):
+    """How one kind of item is made. ``refusal``: what its own errors are, ``name``: what it is called in messages.
+
+    ``whole`` makes all items of an array, and may refuse what the rule allows; ``lenient`` whether it may also take
+    what the rule refuses. ``one`` makes the item of one message that is JSON by the rule.
+    """
+
+    whole: Callable[[bytes], list[Any]]
+    one: Callable[[bytes], Any]
+    refusal: type[Exception]
+    name: str
+    lenient: bool = False
+
+
 def _typed(kind: Any) -> ItemDecoder[Any]:
     try:
-        return _pydantic_decoder(kind) if is_pydantic(kind) else _msgspec_decoder(kind)
+        return _Reader(_pydantic_model(kind) if is_pydantic(kind) else _msgspec_model(kind))
     except Exception as error:
         reason = " ".join(str(error).split())
         raise TypeError(f"decode={_name(kind)} is not a type that JSON can be read into: {reason}") from error
@@ -187,21 +227,44 @@ def _cached(kind: Any, _text: str) -> ItemDecoder[Any]:
     return _typed(kind)
 
 
-def _msgspec_decoder(kind: Any) -> ItemDecoder[Any]:
+def _msgspec_model(kind: Any) -> Model:
     whole: Callable[[bytes], list[Any]] = msgspec.json.Decoder(list[kind]).decode
-    return _Typed(whole, msgspec.json.Decoder(kind).decode, msgspec.MsgspecError, _name(kind))
+    return Model(whole, one_of(kind), msgspec.MsgspecError, _name(kind))
 
 
-def _pydantic_decoder(kind: Any) -> ItemDecoder[Any]:
+def _pydantic_model(kind: Any) -> Model:
     from pydantic import TypeAdapter  # noqa: PLC0415 - only there where a caller's type comes from it
 
     whole: Callable[[bytes], list[Any]] = TypeAdapter(list[kind]).validate_json
     whole(b"[]")  # a type that is not fully defined is refused here, not at the first batch
-    return _Typed(whole, _of_raw(TypeAdapter(kind).validate_json), ValueError, _name(kind))
+    return Model(whole, one_of(TypeAdapter(kind)), ValueError, _name(kind), lenient=True)
 
 
-def _of_raw(validate: Callable[[bytes], T]) -> Callable[[msgspec.Raw], T]:
-    return lambda message: validate(bytes(message))
+def _adapter_model(adapter: Any) -> Model:
+    one = one_of(adapter)
+
+    def whole(body: bytes) -> list[Any]:
+        return [one(bytes(message)) for message in _split(body)]
+
+    return Model(whole, one, ValueError, "item of that type")
+
+
+def one_of(kind: Any) -> Callable[[bytes], Any]:
+    """Return what makes one item of a message that is JSON by the rule: of a type, or as a ``TypeAdapter`` does."""
+    if hasattr(kind, "validate_json"):
+        parse, make = kind.validate_json, getattr(kind, "validate_python", None)
+    else:
+        parse, make = msgspec.json.Decoder(kind).decode, lambda value: msgspec.convert(value, kind)
+
+    def one(message: bytes) -> Any:
+        try:
+            return parse(message)
+        except (ValueError, RecursionError):
+            if make is None or not is_strange(message):
+                raise
+        return read_strange(message, parse, make)
+
+    return one
 
 
 def _name(kind: Any) -> str:
@@ -209,66 +272,176 @@ def _name(kind: Any) -> str:
 
 
 _split = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_grammar = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-class _Typed:
-    """Reads a batch as a whole, and message by message only where that fails."""
+# -- batches
 
-    def __init__(
-        self,
-        whole: Callable[[bytes], list[Any]] | None,
-        one: Callable[[msgspec.Raw], Any],
-        refusal: type[Exception],
-        name: str,
-    ) -> None:
-        self._whole = whole
-        self._one = one
-        self._refusal = refusal
-        self._name = name
 
-    def __call__(self, body: bytes, offset: str | None, url: str) -> Items[Any]:
-        if not body:
-            return []
-        try:
-            if not body.isascii():
-                body.decode()  # msgspec does not look inside strings
-            if self._whole is not None:
-                return self._whole(body)
-        except Exception:  # noqa: BLE001, S110 - also a validator's own: it is raised again where it belongs
-            pass
-        return self._one_by_one(body, offset, url)
+class _Part(NamedTuple):
+    """Some items of a batch, and the text they were made of: an array, or one message."""
 
-    def _one_by_one(self, body: bytes, offset: str | None, url: str) -> LazyItems[Any]:
-        try:
-            body.decode()
-            messages = _split(body)
-        except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
-            _values(body, offset, url)  # raises for what is no JSON array at all
-            raise StreamParseError(
-                f"The messages after offset {offset} cannot be read: {error}.", offset=offset, url=url
-            ) from error
-        return LazyItems(self._items(messages, offset, url), len(messages))
+    items: list[Any]
+    text: bytes
+    is_array: bool
 
-    def _items(self, messages: Iterable[msgspec.Raw], offset: str | None, url: str) -> Iterator[Any]:
-        for number, message in enumerate(messages, 1):
+    def message(self, number: int) -> bytes:
+        return split(self.text)[number] if self.is_array else self.text
+
+
+class _Reader:
+    """Reads a batch in large pieces, and message by message only where that fails."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def __call__(
+        self, body: bytes, offset: str | None, url: str, refused: Refused | None = None
+    ) -> Items[Any]:
+        if len(body) <= _AT_ONCE:
+            if not body:
+                return []
             try:
-                item = self._one(message)
-            except (self._refusal, RecursionError) as error:
-                raise self._error(error, number, message, offset, url) from error
-            yield item
+                return self._fast(body)
+            except Exception:  # noqa: BLE001, S110 - also a validator's own: it is raised again where it belongs
+                pass
+        items: list[Any] = []
+        parts = self.parts(body, _Place(offset, url, refused))
+        try:
+            for part in parts:
+                items += part.items
+                if not part.is_array:
+                    rest = chain.from_iterable(part.items for part in parts)
+                    return LazyItems[Any]().ahead(chain(items, rest))
+        except Exception as error:  # noqa: BLE001 - it comes after the items before it
+            return LazyItems[Any]().ahead(chain(items, _raised(error)))
+        return items
 
-    def _error(
-        self, error: Exception, number: int, message: msgspec.Raw, offset: str | None, url: str
-    ) -> StreamParseError:
-        listed = getattr(error, "errors", None)  # Pydantic's
-        errors = listed(include_url=False) if callable(listed) else [{"msg": str(error)}]
-        return StreamParseError(
-            f"Message {number} of the batch after offset {offset} is not a valid {self._name}: "
-            f"{_reason(errors, str(error))}.",
-            offset=offset,
-            url=url,
-            details={"number": number, "json": bytes(message).decode(), "errors": errors},
+    def parts(self, body: bytes, place: _Place) -> Iterator[_Part]:
+        """Yield the items of a batch, in pieces as they are made."""
+        pieces = ArrayPieces(body)
+        for piece in pieces:
+            try:
+                part = _Part(self._fast(piece), piece, is_array=True)
+            except Exception:  # noqa: BLE001 - as above
+                yield from self._one_by_one(piece, pieces, place)
+            else:
+                place.number += len(part.items)
+                yield part
+
+    def _fast(self, body: bytes) -> list[Any]:
+        model = self._model
+        if not body.isascii():
+            check_utf8(body)
+        if len(body) > SHORT:
+            check_limits(body, ARRAY_DEPTH)
+        if model.lenient and (b"NaN" in body or b"Infinity" in body):
+            _grammar(body)
+        return model.whole(body)
+
+    def _one_by_one(self, piece: bytes, pieces: ArrayPieces, place: _Place) -> Iterator[_Part]:
+        model = self._model
+        try:
+            messages = messages_of(pieces, piece)
+            # What is no array, a part of one say, is not read up to where that shows, unless that was asked for.
+            for message in messages if place.refused is not None else list(messages):
+                place.number += 1
+                try:
+                    check(message)
+                    item = model.one(message)
+                except InvalidJSONError as error:
+                    place.refuse(message, error, "valid JSON")
+                except (model.refusal, RecursionError) as error:
+                    place.refuse(message, error, f"a valid {model.name}")
+                except Exception as error:
+                    if place.refused is None:
+                        raise
+                    place.refuse(message, error, f"a valid {model.name}")
+                else:
+                    yield _Part([item], message, is_array=False)
+        except InvalidJSONError as error:
+            place.refuse_rest(error)
+
+
+class _Applied:
+    """The items of a batch through a function of the caller's."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def __call__(
+        self, body: bytes, offset: str | None, url: str, refused: Refused | None = None
+    ) -> Items[Any]:
+        lazy = LazyItems[Any]()
+        if refused is not None:
+            return lazy.ahead(self._taken(body, _Place(offset, url, refused)))
+        items = _VALUES(body, offset, url)
+        # Not map(): a StopIteration out of the function would end it, and lose the rest in silence.
+        if not isinstance(items, list):
+            return lazy.ahead(self._function(item) for item in items)
+        return lazy.of(self._counted(items, lazy))
+
+    def _counted(self, items: list[Any], lazy: LazyItems[Any]) -> Iterator[Any]:
+        last = len(items) - 1
+        for number, item in enumerate(items):
+            made = self._function(item)
+            lazy.done = number == last
+            yield made
+
+    def _taken(self, body: bytes, place: _Place) -> Iterator[Any]:
+        for part in _VALUES.parts(body, place) if body else ():
+            place.number -= len(part.items)
+            for number, item in enumerate(part.items):
+                place.number += 1
+                try:
+                    made = self._function(item)
+                except Exception as error:  # noqa: BLE001 - the caller's own, who has said what becomes of it
+                    place.refuse(part.message(number), error, "what decode takes")
+                else:
+                    yield made
+
+
+class _Place:
+    """Where in the stream a batch is, how many of its messages were looked at, and what becomes of invalid ones."""
+
+    def __init__(self, offset: str | None, url: str, refused: Refused | None) -> None:
+        self.offset = offset
+        self.url = url
+        self.refused = refused
+        self.number = 0
+
+    def refuse(self, message: bytes, cause: Exception, wanted: str) -> None:
+        """Leave a message out, or raise the error that it is not what was wanted."""
+        listed = getattr(cause, "errors", None)  # Pydantic's
+        errors = listed(include_url=False) if callable(listed) else [{"msg": str(cause)}]
+        reason = _reason(errors, str(cause))
+        error = StreamParseError(
+            f"Message {self.number} of the batch after offset {self.offset} is not {wanted}: {reason}.",
+            offset=self.offset,
+            url=self.url,
+            details={"number": self.number, "json": message.decode(errors="replace"), "errors": errors},
         )
+        error.__cause__ = cause
+        self._refused(message, error)
+
+    def refuse_rest(self, cause: InvalidJSONError) -> None:
+        """Leave out what follows, which is no part of an array."""
+        error = StreamParseError(
+            f"The data after offset {self.offset} is not valid JSON: {cause}.",
+            offset=self.offset,
+            url=self.url,
+        )
+        self._refused(cause.rest, error)
+
+    def _refused(self, raw: bytes, error: StreamParseError) -> None:
+        if self.refused is None:
+            raise error
+        self.refused(raw, error)
+
+
+def _raised(error: Exception) -> Iterator[Any]:
+    yield from ()
+    raise error
 
 
 def _reason(errors: list[dict[str, Any]], text: str) -> str:
@@ -277,3 +450,7 @@ def _reason(errors: list[dict[str, Any]], text: str) -> str:
     place = ".".join(str(part) for part in first.get("loc", ()))
     reason = " ".join(str(first["msg"]).split()).rstrip(".")
     return (f"{place}: " if place else "") + reason + (f" (and {len(errors) - 1} more)" if errors[1:] else "")
+
+
+_AT_ONCE = 1 << 15  # bytes: what is not cut into pieces
+_VALUES = _Reader(Model(msgspec.json.Decoder(list[Any]).decode, decode_value, InvalidJSONError, "JSON"))

@@ -14,6 +14,7 @@ from durable_streams.client.transports import transport_for
 from durable_streams.protocol import headers as h
 from durable_streams.protocol import operations
 from durable_streams.protocol.appends import AppendQueue, Entry
+from durable_streams.protocol.jsonrule import OnInvalid
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.types import (
     AppendResult,
@@ -42,6 +43,7 @@ def stream(
     headers: HeadersLike | None = None,
     params: ParamsLike | None = None,
     on_error: OnError | None = None,
+    on_invalid: OnInvalid = "raise",
     client: Any = None,
     timeout: float | None = None,
     retry: RetryPolicy | None = None,
@@ -63,11 +65,15 @@ def stream(
     an error that would end the read: None lets it; a mapping, perhaps with fresh ``headers`` or ``params``, goes
     on from where it was. ``client``: an httpx.Client or urllib3.PoolManager; by default one is shared by all
     calls of the process.
+
+    ``on_invalid``: what becomes of a message that is not JSON, or not what ``decode`` asks for, where messages are
+    decoded. "raise" hands over the ones before it, then raises StreamParseError; "skip" leaves it out and counts it
+    (`invalid` of the response); so does a callable, which is given its bytes and the error, and may raise it.
     """
     call = make_call(client and transport_for(client), headers, params, timeout, retry)
     saver = Saver(checkpoint)
     reader = make_reader(url, saver, retry, offset=offset, live=live, cursor=cursor, etag=etag)
-    return StreamResponse(reader, call, saver, on_error).start()
+    return StreamResponse(reader, call, saver, on_error, on_invalid).start()
 
 
 def _wake(entry: Entry[threading.Event] | None) -> None:
@@ -320,10 +326,13 @@ class DurableStream(HandleBase):
         headers: HeadersLike | None = None,
         params: ParamsLike | None = None,
         on_error: OnError | None = None,
+        on_invalid: OnInvalid = "raise",
     ) -> StreamResponse:
         """Start to read the stream; see the function `stream`. Headers and parameters join the handle's own."""
         saver = Saver(checkpoint)
         reader = make_reader(
             self._url, saver, self._call.retry, offset=offset, live=live, cursor=cursor, etag=etag
         )
-        return StreamResponse(reader, self._call.changed(headers, params), saver, on_error).start()
+        return StreamResponse(
+            reader, self._call.changed(headers, params), saver, on_error, on_invalid
+        ).start()

@@ -28,6 +28,7 @@ from durable_streams.client.views import (
 from durable_streams.errors import FetchError
 from durable_streams.protocol import operations
 from durable_streams.protocol.following import READ, RELEASE, Effect, Failure
+from durable_streams.protocol.jsonrule import OnInvalid
 from durable_streams.protocol.reader import Batch, Reader
 from durable_streams.types import StreamEvent
 
@@ -46,10 +47,13 @@ class StreamResponse(ResponseBase):
     Use it in a ``with`` block, or call `close`. Made by `stream`.
     """
 
-    def __init__(self, reader: Reader, call: Call, saver: Saver, on_error: Any = None) -> None:
-        super().__init__(reader, call, saver, on_error)
+    _exchange: Exchange | None = None
+
+    def __init__(
+        self, reader: Reader, call: Call, saver: Saver, on_error: Any = None, on_invalid: OnInvalid = "raise"
+    ) -> None:
+        super().__init__(reader, call, saver, on_error, on_invalid)
         self._interrupt = Interrupt()
-        self._exchange: Exchange | None = None
         self._busy = False
 
     def start(self) -> Self:
@@ -116,10 +120,11 @@ class StreamResponse(ResponseBase):
 
         ``decode``: a callable that each goes through, or the type that each must have (a msgspec Struct,
         dataclass, TypedDict or Pydantic model). `offset` moves past a batch with its last message. Raises
-        StreamParseError for a message that is malformed or not of that type.
+        StreamParseError for a message that is malformed or not of that type, after the ones before it were handed over;
+        or leaves it out, as ``on_invalid`` of `stream` says.
         """
         self._require_json()
-        return self._consumed_as(Items(self._reader, decode))
+        return self._consumed_as(Items(self._reader, decode, self._refused))
 
     @overload
     def iter_json_batches(self) -> Iterator[list[Any]]: ...
@@ -130,11 +135,11 @@ class StreamResponse(ResponseBase):
     def iter_json_batches(self, decode: Any = None) -> Iterator[list[Any]]:
         """Iterate over the messages of a JSON stream in the batches they came in; none is empty."""
         self._require_json()
-        return self._consumed_as(ItemLists(self._reader, decode))
+        return self._consumed_as(ItemLists(self._reader, decode, self._refused))
 
     def iter_events(self, mode: EventMode = "auto") -> Iterator[StreamEvent]:
         """Iterate over batches with their positions, and over news of the tail without data."""
-        events = Events(self._reader, mode)
+        events = Events(self._reader, mode, self._refused)
         if mode == "auto":
             self._learn_content_type()
         return self._consumed_as(events)
@@ -158,7 +163,7 @@ class StreamResponse(ResponseBase):
     def read_json(self, decode: Any = None) -> list[Any]:
         """Return all messages up to the present tail; ``decode`` and what is raised as for `iter_json`."""
         self._require_json()
-        return self._whole(Items(self._reader, decode))
+        return self._whole(Items(self._reader, decode, self._refused))
 
     @overload
     def read_json_batches(self) -> list[list[Any]]: ...
@@ -169,7 +174,7 @@ class StreamResponse(ResponseBase):
     def read_json_batches(self, decode: Any = None) -> list[list[Any]]:
         """Return all messages up to the present tail, in the batches they came in."""
         self._require_json()
-        return self._whole(ItemLists(self._reader, decode))
+        return self._whole(ItemLists(self._reader, decode, self._refused))
 
     def _whole(self, view: View[T], *, learn: bool = False) -> list[T]:
         """Return all pieces up to the present tail, or move nothing; the place is saved as `stream` says."""

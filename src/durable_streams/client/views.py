@@ -7,7 +7,7 @@ data that was not handed over; a batch is committed together with its last piece
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -82,16 +82,20 @@ class Texts:
 
 
 class Items:
-    """The messages of a JSON stream one by one, through ``decode`` (see `item_decoder`)."""
+    """The messages of a JSON stream one by one, through ``decode`` (see `item_decoder`).
 
-    def __init__(self, reader: Reader, decode: Any = None) -> None:
+    ``refused`` is given those that are invalid, which are left out then; None raises StreamParseError at the first one.
+    """
+
+    def __init__(self, reader: Reader, decode: Any = None, refused: decoding.Refused | None = None) -> None:
         self._reader = reader
         self._decode = decoding.item_decoder(decode)
+        self._refused = refused
 
     def items(self, batch: Batch) -> decoding.Items[Any]:
         """Return the batch's messages, uncommitted; iterating over them may raise StreamParseError."""
         reader = self._reader
-        return self._decode(batch.data, reader.offset, reader.url) if batch.data else []
+        return self._decode(batch.data, reader.offset, reader.url, self._refused) if batch.data else []
 
     def take(self, batch: Batch) -> Iterable[Any]:
         """See View."""
@@ -102,8 +106,10 @@ class ItemLists(Items):
     """The messages of a JSON stream in the batches they came in; none is empty."""
 
     def take(self, batch: Batch) -> Iterable[list[Any]]:
-        """See View."""
-        items = list(self.items(batch))
+        """See View. What comes before an invalid message is a batch of its own."""
+        items, failure = decoding.gathered(self.items(batch))
+        if failure is not None:
+            return _then_raise([items] if items else [], failure)
         self._reader.commit(batch)
         return (items,) if items else ()
 
@@ -111,36 +117,45 @@ class ItemLists(Items):
 class Events:
     """Batches with their positions, and news of the tail without data."""
 
-    def __init__(self, reader: Reader, mode: EventMode) -> None:
+    def __init__(self, reader: Reader, mode: EventMode, refused: decoding.Refused | None = None) -> None:
         if mode not in {"auto", "json", "text", "bytes"}:
             raise ValueError(f"mode must be 'auto', 'json', 'text' or 'bytes', not {mode!r}.")
         self._reader = reader
         self._mode = mode
         self._texts = Texts(reader)
-        self._items = Items(reader)
+        self._items = Items(reader, None, refused)
 
     def take(self, batch: Batch) -> Iterable[StreamEvent]:
-        """See View."""
+        """See View. What comes before an invalid message is an event of its own, at the offset before the batch."""
         reader = self._reader
         news = (batch.up_to_date, batch.closed) != (reader.up_to_date, reader.stream_closed)
-        data = self._data(batch)
+        mode = self._resolved_mode()
+        data: Any
+        if mode == "text":
+            data = self._texts.text(batch)
+        elif mode == "json":
+            data, failure = decoding.gathered(self._items.items(batch))
+            if failure is not None:
+                before = StreamEvent(data, reader.offset, reader.up_to_date, reader.cursor)
+                return _then_raise([before] if data else [], failure)
+            reader.commit(batch)
+        else:
+            data = batch.data
+            reader.commit(batch)
         if not (data or news):
             return ()
         return (StreamEvent(data, reader.offset, batch.up_to_date, batch.cursor),)
-
-    def _data(self, batch: Batch) -> Any:
-        mode = self._resolved_mode()
-        if mode == "text":
-            return self._texts.text(batch)
-        data = list(self._items.items(batch)) if mode == "json" else batch.data
-        self._reader.commit(batch)
-        return data
 
     def _resolved_mode(self) -> EventMode:
         if self._mode != "auto":
             return self._mode
         content_type = self._reader.content_type or h.DEFAULT_CONTENT_TYPE
         return "json" if h.is_json(content_type) else "text" if h.is_text(content_type) else "bytes"
+
+
+def _then_raise(pieces: list[T_co], failure: Exception) -> Iterator[T_co]:
+    yield from pieces
+    raise failure
 
 
 def merge_bodies(bodies: list[bytes], content_type: str | None) -> bytes:

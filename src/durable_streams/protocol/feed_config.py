@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from durable_streams.protocol.feed_errors import StreamError, StreamErrorType
+from durable_streams.protocol.jsonrule import OnInvalid, check_on_invalid
 from durable_streams.protocol.lines import DEFAULT_LIMIT
 from durable_streams.protocol.retry import RetryPolicy
 
@@ -29,9 +30,6 @@ __all__ = [
 
 RecordFormat = Literal["auto", "ndjson", "sse"]
 """How records are framed: one JSON text a line, events, or as the answer's content type says."""
-
-OnInvalid = Literal["skip", "raise"] | Callable[[bytes, StreamError], object]
-"""What happens to a record that does not parse or validate: it is counted, and then this."""
 
 
 class Series(Protocol):
@@ -153,8 +151,7 @@ class StreamConfig:
         for name in ("chunk_size", "dedupe_window", "max_record_bytes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be a positive number, not {getattr(self, name)!r}.")
-        if not (callable(self.on_invalid) or self.on_invalid in {"skip", "raise"}):
-            raise ValueError(f"on_invalid must be 'skip', 'raise' or a callable, not {self.on_invalid!r}.")
+        check_on_invalid(self.on_invalid)
         if self.record_format not in {"auto", "ndjson", "sse"}:
             raise ValueError(f"record_format must be 'auto', 'ndjson' or 'sse', not {self.record_format!r}.")
 

@@ -6,9 +6,7 @@ that is not its success; only requests that may be executed twice without harm a
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,6 +15,8 @@ import msgspec
 
 from durable_streams.errors import RetentionGoneError, StreamNotFoundError, StreamParseError
 from durable_streams.protocol import headers as h
+from durable_streams.protocol.jsonrule import WHITESPACE, InvalidJSONError, check
+from durable_streams.protocol.jsonvalues import decode, encode
 from durable_streams.protocol.request import Op, Request, Response, check_header, error_from, path_of
 from durable_streams.types import AppendResult, CloseResult, HeadResult
 
@@ -238,74 +238,43 @@ def _encode_bytes(data: Any, content_type: str) -> bytes:
     return payload
 
 
-_check_json = msgspec.json.Decoder(msgspec.Raw).decode
-_encode_json = msgspec.json.Encoder().encode
-
-
 def encode_json_message(data: Any) -> bytes:
-    """Return one JSON message: text and bytes are JSON already (and checked to be), other values are serialised."""
-    if type(data) is bytes:
-        return _checked_json(data)
-    if isinstance(data, (str, bytes, bytearray, memoryview)):
-        return _checked_json(data.encode() if isinstance(data, str) else bytes(data))
-    try:
-        encoded = _encode_json(data)
-    except OverflowError:  # an integer beyond 64 bits
-        encoded = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"The value holds text that is not valid Unicode: {error.reason}.") from None
-    if b"null" in encoded:
-        _refuse_nan(data)
-    return encoded
+    """Return one JSON message: text and bytes are JSON already (and checked to be), other values are serialised.
 
-
-def _checked_json(text: bytes) -> bytes:
+    Raises InvalidJSONError, a ValueError, for what is not JSON by the rule (`jsonrule`).
+    """
+    if isinstance(data, str):
+        data = _utf8(data)
+    elif isinstance(data, (bytearray, memoryview, msgspec.Raw)):
+        data = bytes(data)
+    elif type(data) is not bytes:
+        return encode(data)
+    text: bytes = data
     try:
-        if not text.isascii():
-            text.decode()  # msgspec does not look inside strings
-        _check_json(text)
-        return text.strip(b" \t\r\n")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(
+        check(text)
+    except InvalidJSONError as error:
+        raise InvalidJSONError(
             f"The text is not valid JSON ({error}); JSON streams take text as JSON that is already serialised, "
             "so pass json.dumps(text) to append it as a string."
+        ) from error
+    return text.strip(WHITESPACE)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidJSONError(
+            f"The text is not valid JSON (it has no UTF-8 from character {error.start} on: write a lone surrogate "
+            "as an escape)."
         ) from None
 
 
-def _refuse_nan(value: Any) -> None:
-    # msgspec writes NaN and the infinities as null: data would change in silence.
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"JSON has no {value!r}; replace it before appending.")
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            _refuse_nan(item)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for item in value:
-            _refuse_nan(item)
-
-
-_decode_json = msgspec.json.Decoder().decode
-
-
 def decode_json(body: bytes, offset: str | None = None) -> Any:
-    """Return the value of a JSON body; raises StreamParseError, with the safe position ``offset``, if malformed.
-
-    Numbers beyond a double go through the standard library, which reads them as infinity.
-    """
+    """Return the value of a JSON text; raises StreamParseError, with the safe position ``offset``, if malformed."""
     try:
-        if not body.isascii():
-            body.decode()
-        return _decode_json(body)
-    except UnicodeDecodeError as error:
-        cause = f"invalid UTF-8 at byte {error.start}"
-    except (msgspec.DecodeError, RecursionError) as error:
-        try:
-            return json.loads(body, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError):
-            cause = str(error)
-    raise StreamParseError(f"The data after offset {offset} is not valid JSON: {cause}.", offset=offset)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(name)
+        return decode(body)
+    except InvalidJSONError as error:
+        raise StreamParseError(
+            f"The data after offset {offset} is not valid JSON: {error}.", offset=offset
+        ) from None

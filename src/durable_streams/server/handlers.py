@@ -284,4 +284,4 @@ def _json_payload(body: bytes) -> bytes:
     try:
         return jsonmode.payload_from_body(body)
     except jsonmode.InvalidJSONError as error:
-        raise parse.bad_request(str(error)) from None
+        raise parse.bad_request(f"the body is not valid JSON: {error}") from None
