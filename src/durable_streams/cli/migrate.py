@@ -18,7 +18,7 @@ from durable_streams.cli.options import Settings, emit, json_option
 from durable_streams.cli.serve import serve
 from durable_streams.server import ServerConfig, ServerStartError
 from durable_streams.server.run import jetstream_config
-from durable_streams.stores.base import StoreError, StoreFullError, StoreUnavailableError
+from durable_streams.stores.base import StoreError, StoreFullError, StoreLostError, StoreUnavailableError
 from durable_streams.stores.sqlite_transfer import SqlitePlace
 from durable_streams.stores.transfer import Report, Transfer
 
@@ -70,7 +70,9 @@ def migrate(
                 _transfer(_source(reading), _target(other), not no_verify, show, every),
             )
     except StoreError as error:
-        stays = isinstance(error, (StoreUnavailableError, StoreFullError))
+        stays = isinstance(error, (StoreUnavailableError, StoreFullError)) and not isinstance(
+            error, StoreLostError
+        )
         hint = "; what was copied is kept, the same command goes on with it" if stays else ""
         raise click.ClickException(f"{error}{hint}") from error
     seconds = time.monotonic() - began

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from durable_streams.cli.options import Settings, emit, json_option
 from durable_streams.server import ServerConfig, ServerStartError
 from durable_streams.server import serve as run_server
-from durable_streams.server.run import jetstream_config
+from durable_streams.server.run import ServerFailedError, jetstream_config
 
 __all__ = ["serve"]
 
@@ -262,10 +262,41 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     help="Names to answer to besides addresses and localhost, with commas between them (*.example.com); * for all.  "
     "[default: all; on a loopback address those without a dot]",
 )
+@click.option(
+    "--disk-timeout",
+    type=_SECONDS,
+    default=_DEFAULTS.disk_timeout,
+    envvar="DURABLE_STREAMS_DISK_TIMEOUT",
+    metavar="SECONDS",
+    show_default=True,
+    show_envvar=True,
+    help="How long the disk may take for a commit or a read; then requests are answered 503 until it answers again.",
+)
+@click.option(
+    "--max-queued-bytes",
+    type=_BYTES,
+    default=_DEFAULTS.max_queued_bytes,
+    envvar="DURABLE_STREAMS_MAX_QUEUED_BYTES",
+    metavar="BYTES",
+    show_default=True,
+    show_envvar=True,
+    help="How much may wait to be stored, over all streams; more is answered 503.",
+)
+@click.option(
+    "--max-queued-appends",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS.max_queued_appends,
+    envvar="DURABLE_STREAMS_MAX_QUEUED_APPENDS",
+    show_default=True,
+    show_envvar=True,
+    help="How many requests may wait to be stored, over all streams; more are answered 503.",
+)
 @json_option
 @click.pass_context
 def serve(ctx: click.Context, /, *, data_dir: Path, memory: bool, store: str | None, **options: Any) -> None:
     """Run the durable server until SIGTERM or Ctrl-C; both end it cleanly, with exit code 0.
+
+    Exit code 1 says that it did not start, or that at its end the data folder was gone or the disk did not answer.
 
     When it is ready it prints one line with its stream root URL.
     """
@@ -283,6 +314,9 @@ def serve(ctx: click.Context, /, *, data_dir: Path, memory: bool, store: str | N
     try:
         place = _place(ctx, config)
         run_server(config, lambda root: _announce(settings, root, config, place))
+    except ServerFailedError as error:
+        click.echo(f"Error: {error}", err=True)
+        os._exit(1)  # a thread may wait for a disk that never answers
     except ServerStartError as error:
         raise click.ClickException(str(error)) from error
     # All is closed, stored and said. A thread of the HTTP server that comes for the interpreter while that is taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -31,9 +32,13 @@ from durable_streams.stores.base import Store, StoreError, StoreFullError, Store
 
 __all__ = ["App"]
 
+_HEALTH = "/health"
+_LIVENESS = "/health/live"
 _RESERVED = "__ds"  # subscriptions, protocol section 8
 _HEALTH_METHODS = "GET, HEAD, OPTIONS"
 _RETRY_AFTER = "1"  # seconds
+_WARNING_INTERVAL = 60.0  # seconds between equal warnings
+_WARNINGS = 16  # different ones that are remembered
 _log = logging.getLogger("durable_streams.server")
 _encode = msgspec.json.Encoder().encode
 
@@ -55,6 +60,7 @@ class App:
         addresses = Addresses(self.config)
         self._browsers = Browsers(self.config, addresses, local=local)
         handlers = Handlers(store, self.config, self.live, ranges, addresses)
+        self._warned: dict[str, float] = {}
         self._handlers: dict[str, Handler] = {
             "POST": handlers.append,
             "GET": handlers.read,
@@ -79,6 +85,11 @@ class App:
         self.live.stop()
         self.outlets.stop()
         self.bodies.stop()
+
+    @staticmethod
+    def needs_store(request: Request) -> bool:
+        """Whether a request needs the store to be open; that for a sign of life does not."""
+        return request.path != _LIVENESS
 
     async def handle(self, request: Request) -> Response:
         """Answer a request; never raises for what a client or the disk did."""
@@ -120,24 +131,35 @@ class App:
             return error_response(507, "STORAGE_FULL", str(error), [("retry-after", _RETRY_AFTER)])
         except StoreUncertainError as error:
             # Without a Retry-After, which says that nothing was done: what may not happen twice is not repeated.
-            _log.warning("the store did not say what became of a request: %s", error)
+            self._warn(error)
             return error_response(503, OUTCOME_UNKNOWN, str(error), [])
         except StoreError as error:
-            _log.warning("the store failed: %s", error)
+            self._warn(error)
             return error_response(503, "UNAVAILABLE", str(error), [("retry-after", _RETRY_AFTER)])
         except Exception:  # noqa: BLE001 - the last line of defence: logged, answered, the server lives
             _log.exception("a request failed: %s %s", request.method, request.path)
             return error_response(500, "INTERNAL", "the server failed on this request; its log says why", [])
 
+    def _warn(self, error: StoreError) -> None:
+        """Log why requests are refused: not for each of thousands, a log may be on the very disk that is in trouble."""
+        now, message = time.monotonic(), str(error)
+        if now - self._warned.get(message, -_WARNING_INTERVAL) >= _WARNING_INTERVAL:
+            if len(self._warned) >= _WARNINGS:
+                self._warned.clear()
+            self._warned[message] = now
+            _log.warning("the store failed: %s", message)
+
     async def _elsewhere(self, request: Request) -> Response:
-        if request.method == "OPTIONS" and request.path in ("/health", "*"):
-            return _options(_HEALTH_METHODS if request.path == "/health" else METHODS)
-        if request.path != "/health":
+        path = request.path
+        if request.method == "OPTIONS" and path in (_HEALTH, _LIVENESS, "*"):
+            return _options(METHODS if path == "*" else _HEALTH_METHODS)
+        if path not in (_HEALTH, _LIVENESS):
             message = f"there is nothing here: streams live under {STREAM_ROOT}"
             return error_response(404, "NOT_FOUND", message, [])
         if request.method not in ("GET", "HEAD"):
             return _method_not_allowed("GET, HEAD")
-        await self.store.check()
+        if path == _HEALTH:
+            await self.store.check()
         body = b"" if request.method == "HEAD" else b'{"status":"ok"}'
         return Response(200, [*BASE_HEADERS, *_JSON, ("cache-control", "no-store")], body)
 

@@ -120,10 +120,12 @@ class AsgiApp:
         await asyncio.shield(self._opening)
 
     async def shutdown(self) -> None:
-        """End the live reads and close the store."""
+        """End the live reads and close the store; raises StoreError if it is not in order at its end."""
         if self._opening is not None:
-            await self._app.shutdown()
-            self._opening = None
+            try:
+                await self._app.shutdown()
+            finally:
+                self._opening = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the ASGI interface."""
@@ -145,14 +147,19 @@ class AsgiApp:
                     return
                 await send({"type": "lifespan.startup.complete"})
             else:
-                await self.shutdown()
+                try:
+                    await self.shutdown()
+                except StoreError as error:
+                    await send({"type": "lifespan.shutdown.failed", "message": str(error)})
+                    return
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = _Request(scope, receive, self._app.bodies)
         try:
-            await self.startup()
+            if self._app.needs_store(request):
+                await self.startup()
             response = await self._app.handle(request)
         except StoreError as error:
             self._opening = None

@@ -20,6 +20,16 @@ _DURATIONS = (
     "keep_alive",
     "send_timeout",
     "body_timeout",
+    "disk_timeout",
+)
+_SIZES = (
+    "sse_max_bytes",
+    "max_body",
+    "chunk_size",
+    "max_streams_in_memory",
+    "send_budget",
+    "max_queued_bytes",
+    "max_queued_appends",
 )
 
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9.*_\[\]:-]+")
@@ -47,6 +57,9 @@ class ServerConfig:
     ones where the server is asked for under a local name or address. ``cors_credentials`` lets them send cookies.
     ``allowed_hosts``: the names that the server answers to, besides addresses and localhost; by default all, but those
     without a dot only where ``serve`` listens on a loopback address. A ``*`` in them stands for any part of a name.
+
+    ``disk_timeout`` is how long the disk may take for a commit or a read before requests are refused;
+    ``max_queued_bytes`` and ``max_queued_appends`` bound what waits to be stored, over all streams.
     """
 
     host: str = "127.0.0.1"
@@ -70,6 +83,9 @@ class ServerConfig:
     body_timeout: float = 30.0
     chunk_size: int = 1 << 20
     max_streams_in_memory: int = 200_000
+    disk_timeout: float = 15.0
+    max_queued_bytes: int = 128 << 20
+    max_queued_appends: int = 16_384
     cache: str = "public"
     keep_alive: float = 30.0
     public_url: str | None = None
@@ -82,7 +98,7 @@ class ServerConfig:
         for name in _DURATIONS:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is a number of seconds above 0, not {getattr(self, name)}")
-        for name in ("sse_max_bytes", "max_body", "chunk_size", "max_streams_in_memory", "send_budget"):
+        for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is a number above 0, not {getattr(self, name)}")
         if self.body_budget is not None and self.body_budget < self.max_body:

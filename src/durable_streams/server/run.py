@@ -26,13 +26,22 @@ from durable_streams.server.http import STREAM_ROOT
 from durable_streams.server.listener import BACKLOG, ServerStartError, listen
 from durable_streams.server.rsgi import RsgiAdapter
 from durable_streams.stores.base import Store, StoreError
+from durable_streams.stores.local import StoreLimits
 from durable_streams.stores.memory import MemoryStore
 from durable_streams.stores.sqlite import SqliteStore
 
 if TYPE_CHECKING:
     from durable_streams.stores.jetstream import JetStreamConfig
 
-__all__ = ["ServerStartError", "build_store", "jetstream_config", "run_server", "run_to_end", "serve"]
+__all__ = [
+    "ServerFailedError",
+    "ServerStartError",
+    "build_store",
+    "jetstream_config",
+    "run_server",
+    "run_to_end",
+    "serve",
+]
 
 # Live reads are requests under way for minutes: Granian would stop to accept at the size of the backlog.
 _CONNECTIONS = 1_000_000
@@ -45,11 +54,16 @@ _GC_THRESHOLDS = (10_000, 10, 100)
 _SWITCH_INTERVAL = 0.0005  # seconds: the thread that waits for the disk must not wait for the interpreter
 
 
+class ServerFailedError(ServerStartError):
+    """The server ended, but its store is not in order. The message is one sentence for the operator."""
+
+
 def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted and return.
 
     ``on_ready`` is called with the full stream root URL once requests are answered. Raises ServerStartError for a
-    taken port, a folder that cannot be written to, or one that another server has open.
+    taken port, a folder that cannot be written to, or one that another server has open; ServerFailedError if at the
+    end the data folder is not where it was, or the disk does not answer.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL)
     gc.set_threshold(*_GC_THRESHOLDS)
@@ -77,15 +91,34 @@ async def run_server(config: ServerConfig, stop: asyncio.Event, on_ready: Callab
     with listen(config) as listener:
         listening = hosts.address_of(listener.getsockname()[0])
         app = App(build_store(config), config, local=listening is not None and listening.is_loopback)
-        try:
-            await app.startup()
-        except StoreError as error:
-            raise ServerStartError(str(error)) from error
+        if not await _started(app, stop):
+            return
         try:
             adapter = await _serve_http(app, listener, stop, on_ready)
             await _released(adapter)
         finally:
-            await app.shutdown()
+            try:
+                await app.shutdown()
+            except StoreError as error:
+                raise ServerFailedError(str(error)) from error
+
+
+async def _started(app: App, stop: asyncio.Event) -> bool:
+    """Start the application; False if it was told to stop before its disk answered."""
+    starting = asyncio.ensure_future(app.startup())
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            return False
+        await starting
+    except StoreError as error:
+        raise ServerStartError(str(error)) from error
+    finally:
+        for waiting in (starting, stopping):
+            waiting.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)
+    return True
 
 
 async def _serve_http(
@@ -127,10 +160,16 @@ def build_store(config: ServerConfig) -> Store:
             raise ServerStartError(str(error)) from error
         from durable_streams.stores.jetstream.store import JetStreamStore  # noqa: PLC0415 - needs an extra
 
-        return JetStreamStore(settings, max_streams=config.max_streams_in_memory)
+        return JetStreamStore(
+            settings,
+            max_streams=config.max_streams_in_memory,
+            max_queued_bytes=config.max_queued_bytes,
+            max_queued_commands=config.max_queued_appends,
+        )
+    limits = StoreLimits(config.disk_timeout, config.max_queued_bytes, config.max_queued_appends)
     if config.data_dir is None:
-        return MemoryStore(max_streams=config.max_streams_in_memory)
-    return SqliteStore(config.data_dir, max_streams=config.max_streams_in_memory)
+        return MemoryStore(max_streams=config.max_streams_in_memory, limits=limits)
+    return SqliteStore(config.data_dir, max_streams=config.max_streams_in_memory, limits=limits)
 
 
 def jetstream_config(config: ServerConfig) -> JetStreamConfig:

@@ -23,6 +23,7 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreFullError",
+    "StoreLostError",
     "StoreUnavailableError",
     "StoreUncertainError",
     "Watch",
@@ -40,6 +41,15 @@ class StoreFullError(StoreError):
 
 class StoreUnavailableError(StoreError):
     """The store cannot commit or read now; nothing of the command was kept (HTTP 503, to be repeated)."""
+
+
+class StoreLostError(StoreUnavailableError):
+    """What the store keeps is no longer where it was opened: it neither stores nor reads until a restart (HTTP 503).
+
+    ``written``: the command was stored before that was seen, where it may be lost.
+    """
+
+    written = False
 
 
 class StoreUncertainError(StoreUnavailableError):

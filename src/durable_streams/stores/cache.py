@@ -53,6 +53,10 @@ class SlotCache(Generic[S]):
         self._all[slot.path] = slot
         self._keep(slot)
 
+    def watched(self) -> list[S]:
+        """Return the slots that somebody watches."""
+        return [slot for slot in self._all.values() if slot.audience is not None]
+
     def _keep(self, slot: S) -> None:
         if len(self.young) >= self._half:
             self._old = self.young

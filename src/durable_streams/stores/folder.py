@@ -1,4 +1,8 @@
-"""A data folder belongs to one server at a time."""
+"""A data folder belongs to one server at a time, and a server writes where the folder's path leads, or not at all.
+
+Invariants: the folder itself and its file ``lock`` are locked together, so that a lock file that was replaced lets no
+second server in; ``check`` returns only while every guarded path leads to the very file that was opened.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +10,99 @@ import fcntl
 import os
 from pathlib import Path
 
-from durable_streams.stores.base import StoreError
+from durable_streams.stores.base import StoreError, StoreLostError
 from durable_streams.stores.identity import FolderIdentity
 from durable_streams.stores.private import create_folder
 
 __all__ = ["FolderLock"]
 
+_LOCK = "lock"
+
 
 class FolderLock:
-    """Holds ``folder/lock`` for the life of a server; the system lets go of it when the process ends."""
+    """Holds a folder for the life of a server; the system lets go of it when the process ends."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.identity = FolderIdentity(folder / "streams.db", folder / "streams.db-wal")
-        self._file: int | None = None
+        # Absolute, so that it stays the same folder when the process changes its own; links are followed at each use.
+        self.folder = folder.absolute()
+        self.identity = FolderIdentity(self.folder / "streams.db", self.folder / "streams.db-wal")
+        self._files: list[int] = []
+        self._guarded: dict[str, tuple[int, int]] = {}
 
     def acquire(self) -> None:
-        """Create the folder if need be and lock it; raises StoreError with one sentence if that fails."""
+        """Create the folder if it is missing, and lock it; raises StoreError with one sentence if that fails."""
         try:
-            create_folder(self._folder)
-            self._file = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise StoreError(
-                f"cannot write to the folder {self._folder}: {error.strerror}; choose one that can be written to"
-            ) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            create_folder(self.folder)
+            self._files.append(os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY))
+            self._files.append(os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
             self.release()
             raise StoreError(
-                f"another server has the folder {self._folder} open; stop it or choose another folder"
+                f"cannot write to the folder {self.folder}: {error.strerror}; choose one that can be written to"
             ) from error
-        self.identity.look(self._file)
+        try:
+            _lock_folder(self._files[0])
+            fcntl.flock(self._files[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            raise StoreError(
+                f"another server has the folder {self.folder} open; stop it or choose another folder"
+            ) from error
+        status = os.fstat(self._files[1])
+        self._guarded[str(self.folder / _LOCK)] = (status.st_dev, status.st_ino)
+        self.identity.look(self._files[1])
+
+    def guard(self, *names: str) -> None:
+        """Let ``check`` look for these files of the folder too; they have just been opened. Raises as it does."""
+        for name in names:
+            path = str(self.folder / name)
+            self._guarded[path] = self._identity(path)
+        self.check()
+
+    def check(self) -> None:
+        """Return while all guarded files are where they were opened; raises StoreLostError for one that is not."""
+        for path, opened in self._guarded.items():
+            if self._identity(path) != opened:
+                raise self._lost(path, "it is another file now")
+
+    def lacks_only(self, name: str) -> bool:
+        """Whether this guarded file is gone, nothing is in its place, and the others are where they were opened."""
+        lacking = str(self.folder / name)
+        for path, opened in self._guarded.items():
+            try:
+                found: tuple[int, int] | None = self._identity(path)
+            except StoreLostError:
+                found = None
+            if found != (None if path == lacking else opened):
+                return False
+        return True
+
+    def _identity(self, path: str) -> tuple[int, int]:
+        try:
+            status = os.stat(path)  # noqa: PTH116 - at every commit, and half the time of Path.stat
+        except OSError as error:
+            raise self._lost(path, error.strerror) from error
+        return status.st_dev, status.st_ino
+
+    def _lost(self, path: str, reason: str | None) -> StoreLostError:
+        return StoreLostError(
+            f"the folder {self.folder} is no longer the one that was opened ({path}: {reason}), so that nothing more "
+            "is stored or read: put it back if it was moved, and start again"
+        )
 
     def release(self) -> None:
         """Let go of the folder."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        for file in self._files:
+            os.close(file)
+        self._files.clear()
+        self._guarded.clear()
+
+
+def _lock_folder(file: int) -> None:
+    """Lock an open folder; raises BlockingIOError if another server has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass  # some network file systems lock no folders: the lock file has to do there

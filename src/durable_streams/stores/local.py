@@ -1,37 +1,52 @@
-"""The machine that every store in one process shares: group commit, lazy states, expiry and wake-ups over a Backend.
+"""The machine that every store in one process shares: lazy states, expiry and wake-ups over a Backend.
 
-Invariants: one batch is being committed at a time; states change only when their batch is committed; all of it runs
-on one event loop.
+Invariants: states change only when their batch is committed; once the backend has lost what it keeps, nothing is
+answered any more but that; all of it runs on one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from durable_streams.protocol import rules
 from durable_streams.protocol.commands import Append, Appended, Create, Created
 from durable_streams.protocol.state import ProducerState, StreamState
-from durable_streams.stores.base import Chunk, StoreError, StoreUnavailableError, as_store_error
+from durable_streams.stores.backlog import MAX_BYTES, MAX_COMMANDS, Backlog
+from durable_streams.stores.base import Chunk, StoreError, StoreLostError, StoreUnavailableError
 from durable_streams.stores.batch import Batch, LoadedProducer, NotLoadedError
 from durable_streams.stores.cache import LoadingCache
+from durable_streams.stores.commits import LOST, Committed, GroupCommits, copied
 from durable_streams.stores.lineage import boundary_in_lineage, read_lineage, read_piece_of_lineage
 from durable_streams.stores.slots import Recent, Slot, SlotWatch
 from durable_streams.stores.timers import Timers
 
-__all__ = ["Backend", "LocalStore"]
+__all__ = ["Backend", "LocalStore", "StoreLimits"]
 
 T = TypeVar("T")
-Committed = Callable[["StoreError | None"], None]
 
-_BATCH_COMMANDS = 1024
-_BATCH_BYTES = 16 << 20
 _SWEEP_INTERVAL = 2.0  # seconds between looks for expired streams
 _SWEEP_STREAMS = 1000
+_PROBE_SECONDS = 5.0
+_CLOSE_SECONDS = 5.0  # for all of it
+
+_log = logging.getLogger("durable_streams.stores")
+
+
+class StoreLimits(NamedTuple):
+    """What a local store takes: seconds that the disk may need, and how much may wait to be stored."""
+
+    disk_timeout: float = 15.0
+    max_queued_bytes: int = MAX_BYTES
+    max_queued_commands: int = MAX_COMMANDS
+
+
+DEFAULT_LIMITS = StoreLimits()
 
 
 class Backend(Protocol):
@@ -45,8 +60,11 @@ class Backend(Protocol):
     async def open(self) -> int:
         """Get ready; return a number that is not less than any stream id ever used."""
 
-    async def close(self) -> None:
-        """Let go of everything; nothing is being committed any more."""
+    async def close(self, timeout: float) -> None:
+        """Let go of everything, within about ``timeout`` seconds; what is still being committed is left to itself."""
+
+    async def verify(self) -> None:
+        """Raise StoreLostError if what is kept is not where it was when it was opened."""
 
     async def load(self, paths: list[str]) -> dict[str, StreamState]:
         """Return the committed states at those paths that have one."""
@@ -82,45 +100,69 @@ class LocalStore:
     """
 
     def __init__(
-        self, backend: Backend, *, max_streams: int = 200_000, clock: Callable[[], float] = time.time
+        self,
+        backend: Backend,
+        *,
+        max_streams: int = 200_000,
+        clock: Callable[[], float] = time.time,
+        limits: StoreLimits = DEFAULT_LIMITS,
     ) -> None:
         self._backend = backend
         self._clock = clock
+        self._limits = limits
         self._slots = LoadingCache(self._load, max_streams)
-        self._timers = Timers()
-        self._recent = Recent()
         self._loading_producers: dict[tuple[str, str], asyncio.Task[LoadedProducer]] = {}
-        self._queue: deque[tuple[Callable[[Batch], Any], asyncio.Future[Any], int]] = deque()
-        self._committing = False
         self._last_id = 0
         self._sweeper: asyncio.Task[None] | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._closed = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._slots.clear()
+        self._timers = Timers()
+        self._recent = Recent()
+        self._lost: StoreLostError | None = None  # what clients are answered
+        self._loss: StoreLostError | None = None  # what the operator has to know
+        self._probe: asyncio.Future[None] | None = None
+        self._commits = GroupCommits(
+            self._new_batch,
+            self._commit,
+            self._publish,
+            self._lose,
+            timeout=self._limits.disk_timeout,
+            backlog=Backlog(self._limits.max_queued_bytes, self._limits.max_queued_commands),
+        )
 
     # -- the contract
 
     async def open(self) -> None:
         """Open the backend and start to look for expired streams; a closed store may be opened again."""
-        self._slots.clear()
-        self._timers = Timers()
-        self._idle = asyncio.Event()  # belongs to one event loop
-        self._idle.set()
-        self._closed = False
+        self._begin()  # all of it belongs to one event loop
         self._last_id = await self._backend.open()
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def close(self) -> None:
-        """Commit what was accepted, then close the backend."""
-        self._closed = True
+        """Commit what was accepted, then close the backend; raises StoreError if the disk kept that from being done."""
+        self._commits.stop(
+            StoreUnavailableError("the server is stopping; nothing of this request was stored")
+        )
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
-        await self._idle.wait()
-        await self._backend.close()
+        clock = asyncio.get_running_loop().time
+        until = clock() + _CLOSE_SECONDS
+        drained = await self._commits.drained(_CLOSE_SECONDS)
+        await self._backend.close(max(0.0, until - clock()))
+        if self._loss is not None:
+            raise self._loss
+        if not drained:
+            raise StoreUnavailableError(
+                "the disk did not answer: requests that were not answered may not be stored"
+            )
 
     async def get(self, path: str) -> StreamState | None:
         """Return the committed state at a path, None if there is none or it expired."""
+        if self._lost is not None:
+            raise copied(self._lost)
         slot = self._slots.young.get(path) or await self._slots.get(path)
         state = slot.state
         if state is None or (state.deadline is not None and slot.expired(state, self._clock())):
@@ -155,8 +197,10 @@ class LocalStore:
             loaded = await self._producer(slot, stamp.id)
         while True:
             try:
-                return await self._submit(
-                    partial(Batch.append, slot=slot, command=command, loaded=loaded), len(command.payload)
+                return await self._commits.submit(
+                    partial(Batch.append, slot=slot, command=command, loaded=loaded),
+                    len(command.payload),
+                    repeatable=stamp is not None,
                 )
             except NotLoadedError:
                 if stamp is not None:
@@ -183,16 +227,21 @@ class LocalStore:
         if state is None or state.ttl is None or slot.expired(state, now):
             return
         slot.touched = now
-        if rules.decide_touch(state, now) is not None and not self._closed:
-            future = self._submit(lambda batch: batch.touch(slot))
-            future.add_done_callback(_ignore)
+        if rules.decide_touch(state, now) is not None:
+            with contextlib.suppress(StoreError):  # what cannot be stored now is stored with a later touch
+                future = self._commits.submit(lambda batch: batch.touch(slot), repeatable=True)
+                future.add_done_callback(_ignore)
 
     async def read(self, state: StreamState, start: int, limit: int) -> Chunk:
         """Return whole appends from ``start``, inherited bytes from whoever owns them."""
+        if self._lost is not None:
+            raise copied(self._lost)
         return await read_lineage(self._backend.read, state, start, limit)
 
     async def read_piece(self, state: StreamState, start: int, limit: int, *, aligned: bool = False) -> Chunk:
         """Return some bytes from ``start``, wherever appends end."""
+        if self._lost is not None:
+            raise copied(self._lost)
         return await read_piece_of_lineage(self._backend.read_piece, state, start, limit, aligned=aligned)
 
     async def boundary(self, state: StreamState, position: int) -> int:
@@ -201,82 +250,44 @@ class LocalStore:
 
     async def watch(self, path: str) -> SlotWatch:
         """Return a live view of the stream at a path."""
+        if self._lost is not None:
+            raise copied(self._lost)
         return SlotWatch(await self._slots.get(path), self._touch, self._timers, self._recent)
 
     async def check(self) -> None:
-        """Commit an empty probe."""
+        """Commit an empty probe; all who ask at a time share one. Raises StoreError after some seconds at most."""
+        if self._probe is None or self._probe.done():
+            self._probe = self._commits.submit(_mark_probe, repeatable=True)
+            self._probe.add_done_callback(_ignore)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._probe), _PROBE_SECONDS)
+        except asyncio.TimeoutError:
+            raise StoreUnavailableError(f"the disk has not answered for {_PROBE_SECONDS:g} seconds") from None
 
-        def probe(batch: Batch) -> None:
-            batch.probe = True
-
-        await self._submit(probe)
-
-    # -- group commit
-
-    def _submit(self, decide: Callable[[Batch], T], size: int = 0) -> asyncio.Future[T]:
-        if self._closed:
-            raise StoreUnavailableError("the server is stopping; nothing of this request was stored")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        self._queue.append((decide, future, size))
-        if not self._committing:
-            self._committing = True
-            self._idle.clear()
-            # Whatever else arrives in this turn of the loop shares the commit.
-            loop.call_soon(self._next_batch)
-        return future
+    def _lose(self, loss: StoreLostError) -> None:
+        """Answer nobody any more but with an error; ``loss`` says what is where."""
+        if self._loss is not None:
+            return
+        _log.error("%s", loss)
+        self._loss = loss
+        self._lost = StoreLostError(f"{LOST}; nothing of this request was stored or read")
+        self._commits.stop(self._lost)
+        for slot in self._slots.watched():
+            if slot.audience is not None:
+                slot.audience.end(self._lost)
 
     async def _decide(self, ready: Callable[[], Awaitable[Callable[[Batch], T]]], size: int) -> T:
         while True:
             try:
-                return await self._submit(await ready(), size)
+                return await self._commits.submit(await ready(), size)
             except NotLoadedError:
                 continue
 
-    def _next_batch(self) -> None:
-        batch = Batch(self._clock(), self._new_id)
-        outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
-        queue, size = self._queue, 0
-        while queue and size < _BATCH_BYTES and len(outcomes) < _BATCH_COMMANDS:
-            decide, future, cost = queue.popleft()
-            if future.cancelled():
-                continue
-            try:
-                outcomes.append((future, decide(batch), None))
-                size += cost
-            except Exception as refusal:  # noqa: BLE001 - whatever it is, it is this command's, not the batch's
-                outcomes.append((future, None, refusal))
-        if not batch:
-            self._committed(batch, outcomes, None)
-            return
-        try:
-            self._backend.commit(batch, lambda error: self._committed(batch, outcomes, error))
-        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it, and the next batch must go
-            self._committed(batch, outcomes, as_store_error(error))
+    def _commit(self, batch: Batch, committed: Committed) -> None:
+        self._backend.commit(batch, committed)
 
-    def _committed(
-        self,
-        batch: Batch,
-        outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]],
-        error: StoreError | None,
-    ) -> None:
-        if error is None:
-            self._publish(batch)
-        if self._queue:
-            # The next commit is on its way before anybody is answered: disk and answers overlap.
-            self._next_batch()
-        else:
-            self._committing = False
-            self._idle.set()
-        for future, outcome, refusal in outcomes:
-            if future.done():
-                continue
-            if error is not None:
-                future.set_exception(type(error)(*error.args))
-            elif refusal is not None:
-                future.set_exception(refusal)
-            else:
-                future.set_result(outcome)
+    def _new_batch(self) -> Batch:
+        return Batch(self._clock(), self._new_id)
 
     def _publish(self, batch: Batch) -> None:
         for slot, state in batch.changed.items():
@@ -339,14 +350,22 @@ class LocalStore:
         while True:
             await asyncio.sleep(_SWEEP_INTERVAL)
             try:
+                await self._backend.verify()
                 for path in await self._backend.expired(self._clock(), _SWEEP_STREAMS):
                     slot = await self._slots.get(path)
                     if slot.audience is not None:
                         self.touch(path)
                     else:
                         await self._expire(slot)
+            except StoreLostError as loss:
+                self._lose(loss)
+                return
             except StoreError:
                 continue  # the store cannot write now; whoever asks for an expired stream gets 404 all the same
+
+
+def _mark_probe(batch: Batch) -> None:
+    batch.probe = True
 
 
 def _ignore(future: asyncio.Future[Any]) -> None:

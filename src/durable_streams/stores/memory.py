@@ -9,7 +9,8 @@ from collections.abc import Callable
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import Chunk
 from durable_streams.stores.batch import Batch
-from durable_streams.stores.local import Committed, LocalStore
+from durable_streams.stores.commits import Committed
+from durable_streams.stores.local import DEFAULT_LIMITS, LocalStore, StoreLimits
 
 __all__ = ["MemoryStore"]
 
@@ -17,8 +18,14 @@ __all__ = ["MemoryStore"]
 class MemoryStore(LocalStore):
     """A Store in memory."""
 
-    def __init__(self, *, max_streams: int = 200_000, clock: Callable[[], float] = time.time) -> None:
-        super().__init__(_MemoryBackend(), max_streams=max_streams, clock=clock)
+    def __init__(
+        self,
+        *,
+        max_streams: int = 200_000,
+        clock: Callable[[], float] = time.time,
+        limits: StoreLimits = DEFAULT_LIMITS,
+    ) -> None:
+        super().__init__(_MemoryBackend(), max_streams=max_streams, clock=clock, limits=limits)
 
 
 class _Log:
@@ -43,7 +50,10 @@ class _MemoryBackend:
     async def open(self) -> int:
         return time.time_ns() // 1000  # caches must not take a stream of this process for one of the last
 
-    async def close(self) -> None:
+    async def verify(self) -> None:
+        pass
+
+    async def close(self, timeout: float) -> None:  # noqa: ARG002 - of the Backend
         self._states.clear()
         self._logs.clear()
         self._producers.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -35,7 +36,9 @@ def create_folder(folder: Path) -> None:
 
 def create_file(path: Path) -> None:
     """Create an empty file if there is none; raises OSError."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, _FILE))
+    # One that is there is not opened: to close it would take away the locks that SQLite has on it in this process.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, _FILE))
 
 
 def _close(path: Path, mode: int) -> None:

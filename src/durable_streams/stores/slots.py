@@ -14,7 +14,7 @@ from types import MappingProxyType, TracebackType
 
 from durable_streams.protocol import rules
 from durable_streams.protocol.state import ProducerState, StreamState
-from durable_streams.stores.base import Chunk
+from durable_streams.stores.base import Chunk, StoreError
 from durable_streams.stores.timers import Timers
 
 __all__ = ["Audience", "Recent", "Slot", "SlotWatch"]
@@ -88,9 +88,10 @@ class Recent:
 class Audience:
     """Who watches a slot, and what was committed lately while they did."""
 
-    __slots__ = ("_all", "_recent", "_recent_bytes", "watches")
+    __slots__ = ("_all", "_recent", "_recent_bytes", "ended", "watches")
 
     def __init__(self, recent: Recent) -> None:
+        self.ended: StoreError | None = None
         self.watches: set[SlotWatch] = set()
         self._all = recent
         self._recent: list[Chunk] = []
@@ -116,6 +117,12 @@ class Audience:
         """Wake everybody."""
         for watch in self.watches:
             watch.wake()
+
+    def end(self, reason: StoreError) -> None:
+        """Have every watch raise, from now on, instead of showing a state."""
+        self.ended = reason
+        self.forget()
+        self.notify()
 
     def since(self, position: int) -> Chunk | None:
         """Return the recent bytes from ``position`` to the tail, None if they do not reach back so far."""
@@ -163,7 +170,10 @@ class SlotWatch:
 
     @property
     def state(self) -> StreamState | None:
-        """The committed state, None once the stream is gone."""
+        """The committed state, None once the stream is gone; raises StoreError once the store has nothing any more."""
+        audience = self._audience
+        if audience is not None and audience.ended is not None:
+            raise type(audience.ended)(*audience.ended.args)
         return self._slot.state
 
     def recent(self, position: int) -> Chunk | None:

@@ -18,17 +18,22 @@ from typing import TypeVar
 import msgspec
 
 from durable_streams.protocol.state import ProducerState, StreamState
-from durable_streams.stores.base import StoreError, StoreFullError, StoreUnavailableError
+from durable_streams.stores.base import StoreError, StoreFullError, StoreLostError, StoreUnavailableError
 from durable_streams.stores.folder import FolderLock
 from durable_streams.stores.sqlite_file import (
     FILE_NAME,
-    INSERT_RECORD,
+    FILE_NAMES,
+    SIZE,
     STATE,
     UPSERT_PRODUCERS,
     UPSERT_STREAMS,
+    check_whole,
     connect,
     decode_states,
+    insert_records,
+    keep_open,
     opening,
+    payload_of,
     prepare,
     purge,
     settle,
@@ -52,7 +57,7 @@ SELECT json_group_array(json(row)), max(path) FROM
 (SELECT {STATE} AS row, path FROM stream WHERE path > ? ORDER BY path LIMIT {_STREAMS})"""  # noqa: S608
 _AT = f"SELECT json_group_array({STATE}) FROM stream WHERE path IN (SELECT value FROM json_each(?))"  # noqa: S608
 _TAKEN = "SELECT path FROM stream WHERE id = ? AND path != ?"
-_TAIL = "SELECT start + length(data) FROM record WHERE stream = ? ORDER BY start DESC LIMIT 1"
+_TAIL = f"SELECT start + {SIZE} FROM record WHERE stream = ? ORDER BY start DESC LIMIT 1"  # noqa: S608
 _APPENDS = "SELECT start, data FROM record WHERE stream = ? AND start >= ? ORDER BY start"
 _PRODUCERS = "SELECT id, epoch, seq FROM producer WHERE stream = ?"
 _RAISE_IDS = "UPDATE sqlite_sequence SET seq = max(seq, ?1) WHERE name = 'stream'"
@@ -65,9 +70,9 @@ class SqlitePlace:
     """The folder ``folder``; as a source it has to hold streams already."""
 
     def __init__(self, folder: Path, *, source: bool) -> None:
-        self._folder = folder
         self._source = source
         self._lock = FolderLock(folder)
+        self._folder = self._lock.folder
         self._identity = self._lock.identity
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="durable-streams-transfer")
         self._connection: sqlite3.Connection | None = None
@@ -87,11 +92,13 @@ class SqlitePlace:
 
     def _open(self) -> None:
         with opening(self._folder):
+            check_whole(self._folder)
             self._connection = connection = connect(self._folder, _CACHE_KIB)
             prepare(connection, self._folder)
             self._identity.take()
             while not self._source and purge(connection):
                 pass  # an id that was deleted here comes back: its old bytes must not
+        self._lock.guard(*FILE_NAMES)
 
     async def close(self) -> None:
         """Let go of the folder; what was not flushed is dropped."""
@@ -100,12 +107,18 @@ class SqlitePlace:
         self._lock.release()
 
     def _close(self) -> None:
-        if self._connection is not None:
-            if self._identity.name and not self._connection.in_transaction:
-                settle(self._connection)
-                self._identity.leave()
-            self._connection.close()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            self._lock.check()
+        except StoreLostError:
+            keep_open(connection)
+            return
+        if self._identity.name and not connection.in_transaction:
+            settle(connection)
+            self._identity.leave()
+        connection.close()
 
     async def identity(self) -> str:
         """Return which history the folder holds."""
@@ -143,7 +156,8 @@ class SqlitePlace:
         return {name: ProducerState(epoch, seq) for name, epoch, seq in rows}
 
     async def check_alone(self) -> None:
-        """Return: the lock on the folder keeps others out."""
+        """Return while the folder is where it was opened: its lock keeps others out. Raises StoreLostError if not."""
+        self._lock.check()
 
     # writing
 
@@ -186,6 +200,7 @@ class SqlitePlace:
         await self._in_thread(
             lambda: self._query(lambda connection: _write(connection, records, producers, states, whole))
         )
+        self._lock.check()
 
     def _query(self, query: Callable[[sqlite3.Connection], T]) -> T:
         if self._connection is None:
@@ -202,12 +217,13 @@ def _page(connection: sqlite3.Connection, state: StreamState, position: int) -> 
     page: list[bytes] = []
     end = position
     for start, data in connection.execute(_APPENDS, (state.id, position)):
-        if start != end:
+        payload = payload_of(connection, data)
+        if start != end or payload is None:
             raise damaged(state, end)
         if end >= state.tail:
             break
-        page.append(data)
-        end += len(data)
+        page.append(payload)
+        end += len(payload)
         if end - position >= _PAGE_BYTES or len(page) >= _PAGE_APPENDS:
             break
     if end > state.tail:
@@ -246,7 +262,7 @@ def _write(
     try:
         if not connection.in_transaction:
             connection.execute("BEGIN IMMEDIATE")
-        connection.executemany(INSERT_RECORD, records)
+        insert_records(connection, records)
         connection.execute(UPSERT_PRODUCERS, (_encode(producers).decode(),))
         connection.execute(UPSERT_STREAMS, (_encode(list(map(stream_row, states))).decode(),))
         ids = [record[0] for record in records] + [state.id for state in states]

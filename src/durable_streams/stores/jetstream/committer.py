@@ -3,7 +3,7 @@
 Invariants:
 * one attempt at a time decides for a slot, and commands of a slot are decided in the order in which they came;
 * what was decided is turned into messages in the same moment, so that these expect what it was decided on;
-* every command is answered within `PATIENCE` seconds, give or take one request.
+* every command is answered within `PATIENCE` seconds, give or take one request; what waits meanwhile is bounded.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from durable_streams.stores.backlog import Backlog
 from durable_streams.stores.base import StoreError, StoreUnavailableError, as_store_error
 from durable_streams.stores.batch import Batch
 from durable_streams.stores.jetstream.attempts import Attempt, Attempts
@@ -49,9 +50,15 @@ class Committer:
     """The queue of commands. ``changed`` is called for every slot of which something was stored."""
 
     def __init__(
-        self, bus: Bus, catchup: CatchUp, clock: Callable[[], float], changed: Callable[[JetSlot], None]
+        self,
+        bus: Bus,
+        catchup: CatchUp,
+        clock: Callable[[], float],
+        changed: Callable[[JetSlot], None],
+        backlog: Backlog,
     ) -> None:
         self._bus = bus
+        self._backlog = backlog
         self._catchup = catchup
         self._clock = clock
         self._gateway = os.urandom(4).hex()
@@ -87,9 +94,13 @@ class Committer:
         loop.call_later(rest + 0.001, self._wake)
 
     def submit(
-        self, decide: Callable[[Batch], T], slots: tuple[JetSlot, ...], **options: Any
+        self, decide: Callable[[Batch], T], slots: tuple[JetSlot, ...], *, size: int = 0, **options: Any
     ) -> asyncio.Future[T]:
-        """Let a command wait for its decision; ``options`` are those of `Command`."""
+        """Let a command wait for its decision; ``options`` are those of `Command`.
+
+        Raises StoreUnavailableError while too much is waiting.
+        """
+        self._backlog.add(size)
         loop = asyncio.get_running_loop()
         now = loop.time()
         # While NATS is away, one try tells: nobody waits for what all the others waited for in vain.
@@ -103,11 +114,12 @@ class Committer:
             since=self._catchup.now,
             until=now + patience,
             deadline=now + PATIENCE,
+            size=size,
             **options,
         )
         self._open += 1
         self._idle.clear()
-        future.add_done_callback(self._answered)
+        future.add_done_callback(partial(self._answered, size))
         if slots:
             slot = slots[0]
             if slot.waiting is None:
@@ -125,7 +137,8 @@ class Committer:
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _answered(self, future: asyncio.Future[Any]) -> None:
+    def _answered(self, size: int, future: asyncio.Future[Any]) -> None:
+        self._backlog.remove(size)
         if not future.cancelled():
             future.exception()
         self._open -= 1

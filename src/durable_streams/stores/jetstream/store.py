@@ -7,6 +7,7 @@ made by `protocol.rules` and stands on what NATS holds at the moment of its publ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -16,7 +17,8 @@ from typing import Any, TypeVar
 from durable_streams.protocol import rules
 from durable_streams.protocol.commands import Append, Appended, Create, Created
 from durable_streams.protocol.state import StreamState
-from durable_streams.stores.base import Chunk, StoreUnavailableError
+from durable_streams.stores.backlog import MAX_BYTES, MAX_COMMANDS, Backlog
+from durable_streams.stores.base import Chunk, StoreError, StoreUnavailableError
 from durable_streams.stores.batch import Batch, LoadedProducer, NotLoadedError
 from durable_streams.stores.cache import SlotCache
 from durable_streams.stores.jetstream.bus import Bus
@@ -40,7 +42,8 @@ T = TypeVar("T")
 class JetStreamStore:
     """Streams in a JetStream cluster, shared with any number of other gateways.
 
-    ``max_streams`` bounds how many streams are kept in memory; ``clock`` tells the seconds since 1970.
+    ``max_streams`` bounds how many streams are kept in memory, ``max_queued_bytes`` and ``max_queued_commands`` what
+    waits to be stored; ``clock`` tells the seconds since 1970.
     """
 
     def __init__(
@@ -49,7 +52,10 @@ class JetStreamStore:
         *,
         max_streams: int = 200_000,
         clock: Callable[[], float] = time.time,
+        max_queued_bytes: int = MAX_BYTES,
+        max_queued_commands: int = MAX_COMMANDS,
     ) -> None:
+        self._queued = max_queued_bytes, max_queued_commands
         self.bus = Bus(config)
         self._clock = clock
         self._slots: SlotCache[JetSlot] = SlotCache(max_streams)
@@ -64,7 +70,9 @@ class JetStreamStore:
         self._reader = LogReader(self.bus)
         self._catchup = CatchUp(self.bus, self._clock)
         self._snapshots = Snapshots(self.bus, self._catchup)
-        self._committer = Committer(self.bus, self._catchup, self._clock, self._changed)
+        self._committer = Committer(
+            self.bus, self._catchup, self._clock, self._changed, Backlog(*self._queued)
+        )
         self._feed = Feed(self.bus, self._catchup, self._committer.is_own, self._touch)
         self._sweeper = Sweeper(self.bus, self._clock, self._expire_at)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -225,7 +233,8 @@ class JetStreamStore:
             return
         slot.touched = now
         if rules.decide_touch(state, now) is not None and not self._closed:
-            self._submit(lambda batch: batch.touch(slot), (slot,), repeatable=True)
+            with contextlib.suppress(StoreError):  # what cannot be stored now is stored with a later touch
+                self._submit(lambda batch: batch.touch(slot), (slot,), repeatable=True)
 
     # -- expiry
 

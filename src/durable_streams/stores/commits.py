@@ -1,0 +1,234 @@
+"""Group commit: commands wait, are decided together, and are answered once they are stored.
+
+Invariants: one batch is being committed at a time; a batch is published only after its commit succeeded, however long
+that took; a command is answered once, within about twice the time that a commit may take; what waits is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from durable_streams.stores.backlog import Backlog
+from durable_streams.stores.base import (
+    StoreError,
+    StoreLostError,
+    StoreUnavailableError,
+    StoreUncertainError,
+    as_store_error,
+)
+from durable_streams.stores.batch import Batch
+
+__all__ = ["LOST", "Committed", "GroupCommits", "copied"]
+
+T = TypeVar("T")
+Committed = Callable[["StoreError | None"], None]
+
+_BATCH_COMMANDS = 1024
+_BATCH_BYTES = 16 << 20
+_LOOKS = 10  # at a commit while it may last
+
+LOST = "the server's data folder was moved, removed or replaced"
+_LATE = "the disk does not answer"
+_NOTHING = "nothing of this request was stored"
+
+_log = logging.getLogger("durable_streams.stores")
+
+
+class _Command(NamedTuple):
+    """Something to decide, and who waits for it; ``repeatable``: its sender may repeat it though it was stored."""
+
+    decide: Callable[[Batch], Any]
+    future: asyncio.Future[Any]
+    size: int
+    repeatable: bool
+
+
+_Outcome = tuple[_Command, Any, "BaseException | None"]
+
+
+class GroupCommits:
+    """The queue of commands, and the batch that is being committed.
+
+    ``commit`` writes a batch, all or nothing, and calls back on the event loop, now or later; ``publish`` is called
+    with what was committed, ``on_lost`` when what was committed is not where it should be. ``timeout``: seconds that
+    a commit may take.
+    """
+
+    def __init__(
+        self,
+        new_batch: Callable[[], Batch],
+        commit: Callable[[Batch, Committed], None],
+        publish: Callable[[Batch], None],
+        on_lost: Callable[[StoreLostError], None],
+        *,
+        timeout: float,
+        backlog: Backlog,
+    ) -> None:
+        self._on_lost = on_lost
+        self._new_batch = new_batch
+        self._commit = commit
+        self._publish = publish
+        self._timeout = timeout
+        self._backlog = backlog
+        self._queue: deque[_Command] = deque()
+        self._outcomes: list[_Outcome] = []  # of the batch that is being committed
+        self._committing = False
+        self._began = 0.0  # when the present commit began, on the loop's clock
+        self._watching = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopped: StoreError | None = None  # for good
+        self._refusal: StoreError | None = None  # for good or until the disk answers
+
+    def submit(
+        self, decide: Callable[[Batch], T], size: int = 0, *, repeatable: bool = False
+    ) -> asyncio.Future[T]:
+        """Let a command wait for its decision; raises StoreUnavailableError if it cannot be stored now."""
+        if self._refusal is not None:
+            raise copied(self._refusal)
+        self._backlog.add(size)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._queue.append(_Command(decide, future, size, repeatable))
+        if not self._committing:
+            self._committing = True
+            self._idle.clear()
+            # Whatever else arrives in this turn of the loop shares the commit.
+            loop.call_soon(self._next)
+        return future
+
+    def stop(self, reason: StoreError) -> None:
+        """Accept nothing more. What was accepted before goes on, unless the store is lost."""
+        if not isinstance(self._stopped, StoreLostError):
+            self._stopped = self._refusal = reason
+        if isinstance(reason, StoreLostError):
+            self._refuse_queue(reason)
+
+    async def drained(self, timeout: float) -> bool:
+        """Wait until all is answered, but not longer than ``timeout`` seconds; then fail what is not, return False."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout)
+        except asyncio.TimeoutError:
+            self._give_up()
+            return False
+        return True
+
+    # -- from what waits to a batch, and back
+
+    def _next(self) -> None:
+        batch = self._new_batch()
+        outcomes: list[_Outcome] = []
+        self._outcomes = outcomes
+        queue, size = self._queue, 0
+        while queue and size < _BATCH_BYTES and len(outcomes) < _BATCH_COMMANDS:
+            command = queue.popleft()
+            if command.future.done():
+                self._backlog.remove(command.size)
+                continue
+            try:
+                outcomes.append((command, command.decide(batch), None))
+                size += command.size
+            except Exception as refusal:  # noqa: BLE001 - whatever it is, it is this command's, not the batch's
+                outcomes.append((command, None, refusal))
+        if not batch:
+            self._ended(batch, outcomes, None)
+            return
+        self._watch()
+        try:
+            self._commit(batch, lambda error: self._ended(batch, outcomes, error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait need an answer, and the next batch goes on
+            self._ended(batch, outcomes, as_store_error(error))
+
+    def _ended(self, batch: Batch, outcomes: list[_Outcome], error: StoreError | None) -> None:
+        self._outcomes = []
+        self._backlog.remove(sum([command.size for command, _, _ in outcomes]), len(outcomes))
+        if self._refusal is not self._stopped:
+            _log.warning("the disk answers again: streams can be written to")
+            self._refusal = self._stopped
+        if error is None:
+            self._publish(batch)
+        elif isinstance(error, StoreLostError):
+            self._on_lost(error)
+        if self._queue:
+            # The next commit is on its way before anybody is answered: disk and answers overlap.
+            self._next()
+        else:
+            self._committing = False
+            self._idle.set()
+        for command, outcome, refusal in outcomes:
+            future = command.future
+            if future.done():
+                continue
+            if error is not None:
+                future.set_exception(_failure(command, refusal, error))
+            elif refusal is not None:
+                future.set_exception(refusal)
+            else:
+                future.set_result(outcome)
+
+    # -- a disk that does not answer
+
+    def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._began = loop.time()
+        if not self._watching:
+            # One timer looks at many commits: setting one for each would cost each of them.
+            self._watching = True
+            loop.call_later(self._timeout / _LOOKS, self._look)
+
+    def _look(self) -> None:
+        self._watching = False
+        loop = asyncio.get_running_loop()
+        if not self._outcomes:
+            return
+        if loop.time() - self._began < self._timeout:
+            self._watching = True
+            loop.call_later(self._timeout / _LOOKS, self._look)
+            return
+        _log.error(
+            "the disk has not answered for %g seconds: nothing can be stored until it does", self._timeout
+        )
+        if self._stopped is None:
+            self._refusal = StoreUnavailableError(f"{_LATE}; {_NOTHING}")
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Answer everybody who waits. What is being committed may be stored all the same, and is published then."""
+        for command, _, refusal in self._outcomes:
+            if not command.future.done():
+                command.future.set_exception(_in_doubt(command, refusal, _LATE))
+        self._refuse_queue(self._refusal or StoreUnavailableError(f"{_LATE}; {_NOTHING}"))
+
+    def _refuse_queue(self, reason: StoreError) -> None:
+        while self._queue:
+            command = self._queue.popleft()
+            self._backlog.remove(command.size)
+            if not command.future.done():
+                command.future.set_exception(copied(reason))
+
+
+def _failure(command: _Command, refusal: BaseException | None, error: StoreError) -> StoreError:
+    """Return what a command gets for the error of its batch."""
+    if not isinstance(error, StoreLostError):
+        return copied(error)
+    return _in_doubt(command, refusal, LOST) if error.written else StoreLostError(f"{LOST}; {_NOTHING}")
+
+
+def _in_doubt(command: _Command, refusal: BaseException | None, reason: str) -> StoreError:
+    """Return what a command gets when nobody can say what became of its batch."""
+    if refusal is not None:  # the command would have changed nothing
+        return StoreUnavailableError(f"{reason}; {_NOTHING}")
+    if command.repeatable:
+        return StoreUnavailableError(f"{reason}: repeat the request, it is stored once in any case")
+    return StoreUncertainError(
+        f"{reason}: the request may have been stored or not; read the stream to find out"
+    )
+
+
+def copied(error: StoreError) -> StoreError:
+    """Return an error to raise for one of several who get the same."""
+    return type(error)(*error.args)
