@@ -26,6 +26,7 @@ __all__ = ["PeerGoneError", "Peers"]
 
 _OPEN_FILES = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
 _ADDRESS_SIZE = 128  # bytes of the longest socket address
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _PORT = slice(2, 4)  # where a socket address of either family has its port
 _LOOKS_SHARE = 10
 _TCP_INFO_SIZE = 192
@@ -100,15 +101,20 @@ class Peers:
     def _find(self, peer: str) -> socket.socket | None:
         host, _, port = peer.rpartition(":")
         for number in self._numbers.get(int(port).to_bytes(2, "big"), ()):
-            found = None
             try:
                 found = socket.socket(fileno=number)
-                if found.getpeername()[0] == host.strip("[]"):
-                    return found
             except OSError:
-                pass  # closed meanwhile
-            if found is not None:
-                found.detach()
+                continue  # closed meanwhile
+            is_it = False
+            try:
+                is_it = found.family in _FAMILIES and found.getpeername()[0] == host.strip("[]")
+            except OSError:
+                pass  # its peer has gone
+            finally:
+                if not is_it:
+                    found.detach()  # whatever happens, the file is another's to close
+            if is_it:
+                return found
         return None
 
     def _look(self) -> None:
@@ -118,12 +124,20 @@ class Peers:
         address, size = ctypes.create_string_buffer(_ADDRESS_SIZE), ctypes.c_uint32()
         for name in os.listdir(_OPEN_FILES):  # noqa: PTH208 - thousands of names, no paths
             size.value = _ADDRESS_SIZE
-            if self._getpeername(int(name), address, ctypes.byref(size)) == 0:
+            if (
+                self._getpeername(int(name), address, ctypes.byref(size)) == 0
+                and _family(address.raw) in _FAMILIES
+            ):
                 numbers.setdefault(address.raw[_PORT], []).append(int(name))
         self._numbers = numbers
         ended = time.monotonic()
         self._looked_at = began
         self._look_again_at = ended + _LOOKS_SHARE * (ended - began)
+
+
+def _family(address: bytes) -> int:
+    """Return the family of a socket address; the event loop's own sockets have peers too, without a port."""
+    return int.from_bytes(address[:2], sys.byteorder) if sys.platform == "linux" else address[1]
 
 
 def _taken(found: socket.socket) -> int:
