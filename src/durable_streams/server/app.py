@@ -19,6 +19,7 @@ from durable_streams.server.config import ServerConfig
 from durable_streams.server.handlers import Handlers
 from durable_streams.server.http import (
     BASE_HEADERS,
+    CLOSE,
     METHODS,
     STREAM_ROOT,
     Headers,
@@ -98,18 +99,20 @@ class App:
             if request.method == "OPTIONS":
                 said = self._browsers.preflight(request, said)
         except Rejection as refusal:
-            return _refused(refusal)
+            return _framed(request, _refused(refusal))
         response = await self._answer(request)
         response.headers.extend(said)
-        return response
+        return _framed(request, response)
 
     def unavailable(self, request: Request, error: StoreError) -> Response:
         """Answer a request while the store cannot be opened."""
         try:
             said = self._browsers.admit(request)
         except Rejection as refusal:
-            return _refused(refusal)
-        return error_response(503, "UNAVAILABLE", str(error), [("retry-after", _RETRY_AFTER), *said])
+            return _framed(request, _refused(refusal))
+        return _framed(
+            request, error_response(503, "UNAVAILABLE", str(error), [("retry-after", _RETRY_AFTER), *said])
+        )
 
     async def _answer(self, request: Request) -> Response:
         try:
@@ -171,6 +174,13 @@ def error_response(status: int, code: str, message: str, extra: Headers) -> Resp
     """Return an error with its small JSON body (protocol section 7)."""
     body = _encode({"error": {"code": code, "message": message}})
     return Response(status, [*BASE_HEADERS, *_JSON, ("cache-control", "no-store"), *extra], body)
+
+
+def _framed(request: Request, response: Response) -> Response:
+    """Let the connection end with an answer that came before its request had ended."""
+    if request.has_unread() and CLOSE not in response.headers:
+        response.headers.append(CLOSE)
+    return response
 
 
 def _options(allowed: str) -> Response:

@@ -9,7 +9,7 @@ from typing import Any
 from durable_streams.protocol.commands import Rejection
 from durable_streams.server.app import App, error_response
 from durable_streams.server.bodies import Bodies, Incoming
-from durable_streams.server.http import Disconnection, cut_short, repeated, too_large, unreadable
+from durable_streams.server.http import CLOSE, Disconnection, cut_short, repeated, too_large, unreadable
 from durable_streams.server.outlets import send_parts
 from durable_streams.stores.base import StoreError
 
@@ -23,10 +23,22 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class _Request:
     """A Request over an ASGI scope."""
 
-    __slots__ = ("_headers", "_incoming", "_receive", "_scope", "method", "mount", "path", "query", "scheme")
+    __slots__ = (
+        "_headers",
+        "_incoming",
+        "_is_read",
+        "_receive",
+        "_scope",
+        "method",
+        "mount",
+        "path",
+        "query",
+        "scheme",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, bodies: Bodies) -> None:
         self._incoming = Incoming(bodies)
+        self._is_read = False
         self._scope = scope
         self._receive = receive
         self._headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
@@ -89,7 +101,24 @@ class _Request:
             self._incoming.count(len(part))
             parts.append(part)
             more = message.get("more_body", False)
+        self._is_read = True
         return b"".join(parts)
+
+    def has_unread(self) -> bool:
+        declares = "transfer-encoding" in self._headers or self._headers.get("content-length", b"0") != b"0"
+        # Later versions end a stream of a connection, not the connection.
+        return declares and not self._is_read and self._scope.get("http_version", "1.1").startswith("1")
+
+    def sends_on(self, status: int) -> bool:
+        """Whether the rest of the body is on its way: it neither stood still (408), nor waits for a word of ours."""
+        return status != 408 and "expect" not in self._headers
+
+    async def drop_rest(self) -> None:
+        """Take the rest of the body, and drop it."""
+        more = True
+        while more:
+            message = await self._receive()
+            more = message["type"] == "http.request" and message.get("more_body", False)
 
     def release(self) -> None:
         """Stop counting the body; the request is answered."""
@@ -173,8 +202,15 @@ class AsgiApp:
         if isinstance(body, bytes):
             if response.status not in (204, 304):
                 headers.append((b"content-length", str(len(body)).encode()))
+            lingers = (
+                bool(response.headers) and response.headers[-1] is CLOSE and request.sends_on(response.status)
+            )
+            content = b"" if request.method == "HEAD" else body
             await send({"type": "http.response.start", "status": response.status, "headers": headers})
-            await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else body})
+            await send({"type": "http.response.body", "body": content, "more_body": lingers})
+            if lingers:
+                await self._app.bodies.linger(request.drop_rest())
+                await send({"type": "http.response.body", "body": b""})
             return
 
         async def write(part: bytes) -> None:

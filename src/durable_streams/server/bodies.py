@@ -7,8 +7,10 @@ Invariants: what is held of all bodies together is below ``limit``; a body of wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +22,7 @@ SMALL_BODY = 16 << 10
 """Bytes that have to come within the time limit, for a body to have more time; one of that size is read at once."""
 
 _TICK = 1.0  # seconds between looks at what is late
+_LINGER = 10.0  # seconds
 
 
 class Incoming:
@@ -103,6 +106,14 @@ class Bodies:
     def forget(self, incoming: Incoming) -> None:
         """Watch a body no more."""
         self._reading.pop(incoming, None)
+
+    async def linger(self, taking: Coroutine[Any, Any, None]) -> None:
+        """Take what a client still sends behind its answer, for a while: closing at once would lose the answer, too.
+
+        ``taking`` takes the rest of the body, and drops it.
+        """
+        with contextlib.suppress(Exception), Incoming(self):
+            await asyncio.wait_for(taking, _LINGER)
 
     def stop(self) -> None:
         """Give up all bodies that are not complete."""

@@ -13,6 +13,7 @@ from durable_streams.protocol.commands import Rejection
 __all__ = [
     "ALLOWED_HEADERS",
     "BASE_HEADERS",
+    "CLOSE",
     "METHODS",
     "READ_HEADERS",
     "SANDBOX",
@@ -61,6 +62,7 @@ ALLOWED_HEADERS = (
     names.PRODUCER_EPOCH,
     names.PRODUCER_SEQ,
 )
+CLOSE = ("connection", "close")
 STREAM_ROOT = "/v1/stream/"
 METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
 
@@ -114,6 +116,9 @@ class Request(Protocol):
 
     async def body(self, limit: int) -> bytes:
         """Return the whole body; raises the 413 without reading further than ``limit`` bytes."""
+
+    def has_unread(self) -> bool:
+        """Whether there is a body that was not read to its end: nothing else can come on this connection."""
 
     def disconnected(self) -> Disconnection:
         """Return a future that is done once the client has gone away."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # re-exported, but not in its __all__
 
 from durable_streams.server.app import App
 from durable_streams.server.bodies import SMALL_BODY, Bodies, Incoming
-from durable_streams.server.http import Disconnection, cut_short, repeated, too_large, unreadable
+from durable_streams.server.http import CLOSE, Disconnection, cut_short, repeated, too_large, unreadable
 from durable_streams.server.outlets import send_parts
 
 __all__ = ["RsgiAdapter"]
@@ -21,6 +22,8 @@ class _Request:
         "_bodies",
         "_headers",
         "_incoming",
+        "_is_begun",
+        "_is_read",
         "_protocol",
         "_scope",
         "method",
@@ -35,6 +38,8 @@ class _Request:
         self._protocol = protocol
         self._bodies = bodies
         self._incoming: Incoming | None = None
+        self._is_read = False
+        self._is_begun = False
         self.method: str = scope.method
         self.path: str = scope.path
         self.query: str = scope.query_string
@@ -89,6 +94,7 @@ class _Request:
                     whole, _ = await self._parts(incoming, limit)
             if len(whole) != size:
                 raise cut_short()
+            self._is_read = True
             return whole
         if self.listed("transfer-encoding") is None:
             return b""
@@ -99,6 +105,7 @@ class _Request:
         # (and trailers, which have no use here, in the same way).
         if empty > 1:
             raise cut_short()
+        self._is_read = True
         return whole
 
     async def _whole(self) -> bytes:
@@ -111,6 +118,7 @@ class _Request:
     async def _parts(self, incoming: Incoming, limit: int) -> tuple[bytes, int]:
         """Return the body, and how many of its parts were empty."""
         parts, size, empty = [], 0, 0
+        self._is_begun = True
         async for part in self._protocol:
             size += len(part)
             if size > limit:
@@ -119,6 +127,25 @@ class _Request:
             parts.append(part)
             empty += not part
         return b"".join(parts), empty
+
+    def has_unread(self) -> bool:
+        headers = self._headers
+        if self._is_read or ("content-length" not in headers and "transfer-encoding" not in headers):
+            return False
+        return "transfer-encoding" in headers or headers.get("content-length") != "0"
+
+    def sends_on(self, status: int) -> bool:
+        """Whether the rest of the body is on its way: it neither stood still (408), nor waits for a word of ours."""
+        return status != 408 and "expect" not in self._headers
+
+    async def drop_rest(self) -> None:
+        """Take the rest of the body, and drop it."""
+        parts = self._protocol
+        if not self._is_begun:
+            parts.__aiter__()  # Granian begins a body once
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                await parts.__anext__()
 
     def release(self) -> None:
         """Stop counting the body; the request is answered."""
@@ -149,12 +176,12 @@ class RsgiAdapter:
             response = await self._handle(request)
         finally:
             request.release()
-        del request
         body = response.body
         if not isinstance(body, bytes):
             transport = protocol.response_stream(response.status, response.headers)
             outlet = self._outlets.watched(scope.client, transport.send_bytes)
             del (
+                request,
                 scope,
                 protocol,
                 response,
@@ -166,3 +193,5 @@ class RsgiAdapter:
             protocol.response_bytes(response.status, response.headers, body)
         else:
             protocol.response_empty(response.status, response.headers)
+        if response.headers and response.headers[-1] is CLOSE and request.sends_on(response.status):
+            await self._bodies.linger(request.drop_rest())
