@@ -166,10 +166,6 @@ def test_nobody_knows_the_host(wire: Wire) -> None:
     ids=["reset", "a few bytes", "garbage", "no status", "another protocol", "half a head"],
 )
 def test_no_answer(wire: Wire, scripted: ScriptedServer, wire_bytes: bytes) -> None:
-    if wire.name == "urllib3.PoolManager" and wire_bytes.startswith(b"HTTP/1.1 200"):
-        pytest.skip(
-            "http.client takes a part of a head for the whole, and a pool of the caller's is left as it is"
-        )
     scripted.replies = [scripted.send(wire_bytes, close=True)]
     error = failure(wire, scripted.root + "/x")
     assert (error.code, error.may_have_been_sent, error.status) == ("NETWORK", True, None)

@@ -17,6 +17,7 @@ OWN = ("urllib3", "aiohttp")  # the defaults, over what the process shares
 SYNC = ("urllib3", "urllib3.PoolManager", "httpx.Client", "httpx2.Client")
 ASYNC = ("aiohttp", "aiohttp.ClientSession", "httpx.AsyncClient", "httpx2.AsyncClient")
 ALL = (*SYNC, *ASYNC)
+EVERY = (*ALL, "requests.Session")  # with the session whose redirects, time limits and retries are its own
 
 CLIENT_TIMEOUT = 20.0
 
@@ -27,6 +28,8 @@ def client_for(name: str, timeout: float = CLIENT_TIMEOUT) -> Any:
     module = pytest.importorskip(library, reason=f"{library} is not installed")
     if not kind:
         return None
+    if kind == "Session":
+        return module.Session()
     if kind == "PoolManager":
         return module.PoolManager(timeout=module.Timeout(connect=timeout, read=timeout))
     if kind == "ClientSession":

@@ -86,15 +86,14 @@ class Interrupt:
     def __init__(self) -> None:
         self._origin = Origin()
         self._event = threading.Event()
-        self._renew()
-
-    def _renew(self) -> None:
-        event = threading.Event()
-        if self._event.is_set():
-            event.set()
-        self._event = event
         self._lock = threading.RLock()
         self._break: Callable[[], None] | None = None
+
+    def _renew(self) -> None:
+        was_set, self._event = self._event.is_set(), threading.Event()
+        if was_set:
+            self._event.set()
+        self._lock, self._break = threading.RLock(), None
 
     def set(self) -> None:
         """Break the exchange in progress, if any, and every later one at once."""

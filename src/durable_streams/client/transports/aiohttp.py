@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import os
 import ssl
+import weakref
 from collections.abc import AsyncGenerator, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import aiohttp
@@ -20,10 +22,11 @@ from yarl import URL
 
 from durable_streams.client.forks import Origin, leave_alone, origin_of
 from durable_streams.client.transports.failures import Failure, client_closed, fetch_error
-from durable_streams.client.transports.heads import AnswerBase, request_headers
+from durable_streams.client.transports.heads import AnswerBase, ends_its_connection, request_headers
 from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
 from durable_streams.client.transports.proxies import proxy_for
-from durable_streams.client.transports.sockets import keep_alive
+from durable_streams.client.transports.sockets import has_input, keep_alive
+from durable_streams.errors import FetchError
 from durable_streams.protocol.request import Request, check_callers_headers
 
 __all__ = ["AiohttpTransport", "ClientSession", "shared"]
@@ -63,6 +66,8 @@ class AiohttpTransport:
 
     def __init__(self, session: ClientSession | None = None) -> None:
         self._given = session
+        if session is not None:
+            _watch(session.connector)
         self._origin = Origin() if session is None else origin_of(session)
         self._sessions: dict[asyncio.AbstractEventLoop, _Session] = {}
 
@@ -95,6 +100,8 @@ class AiohttpTransport:
         session = self._given or await self._own()
         if session.closed:
             raise client_closed(request.url)
+        holder: list[Any] = []
+        _holder.set(holder)
         with _mapped(request.url):
             response = await session.request(
                 request.method,
@@ -108,7 +115,18 @@ class AiohttpTransport:
         if request.streaming and response.connection is not None:
             transport = response.connection.transport
             keep_alive(transport and transport.get_extra_info("socket"))
-        return _Exchange(response, request.url)
+        try:
+            exchange = _Exchange(response, request.url)
+        except FetchError:
+            response.close()
+            raise
+        found = exchange.headers.get
+        if (
+            ends_its_connection(exchange.status, found("content-length"), found("transfer-encoding"))
+            and holder
+        ):
+            _end_with(response, holder[-1])
+        return exchange
 
     async def _own(self) -> ClientSession:
         kept = self._sessions.get(asyncio.get_running_loop())
@@ -132,6 +150,57 @@ class AiohttpTransport:
         return _LastRequests(self._sessions.get(asyncio.get_running_loop()) or self._new_session())
 
 
+_holder: ContextVar[list[Any] | None] = ContextVar("_holder", default=None)
+"""Where the request in progress is told which connections it is given."""
+
+_watched: weakref.WeakSet[Any] = weakref.WeakSet()
+_used: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _watch(connector: Any) -> None:
+    """Have a connector give out no connection that has ended, or on which something came that nobody asked for."""
+    if connector is None or connector in _watched:
+        return
+    _watched.add(connector)
+    connect = connector.connect
+
+    async def connect_to_live(*args: Any, **kwargs: Any) -> Any:
+        while True:
+            connection = await connect(*args, **kwargs)
+            protocol = connection.protocol
+            if protocol is not None and protocol in _used and _is_over(protocol):
+                connection.close()
+                continue
+            return _given_out(connection, protocol)
+
+    connector.connect = connect_to_live
+
+
+def _is_over(protocol: Any) -> bool:
+    # While the event loop does not run, it sees neither the end of a connection nor what came on it.
+    transport = protocol.transport
+    return protocol.should_close or (transport is not None and has_input(transport.get_extra_info("socket")))
+
+
+def _given_out(connection: Any, protocol: Any) -> Any:
+    if protocol is not None:
+        if protocol not in _used:
+            _used.add(protocol)
+        # What comes while it is idle is kept as it is, where `should_close` sees it, and half an answer too.
+        connection.add_callback(lambda: setattr(protocol, "_parser", None))
+    if (holder := _holder.get()) is not None:
+        holder.append(protocol)
+    return connection
+
+
+def _end_with(response: aiohttp.ClientResponse, protocol: Any) -> None:
+    """Have a connection serve no other request, whether or not it was released already."""
+    if protocol is not None:
+        protocol.force_close()
+        if response.connection is None:
+            protocol.close()
+
+
 class _Session:
     """A session that ends with its event loop."""
 
@@ -139,6 +208,7 @@ class _Session:
         self._home = home
         self._origin = Origin()
         self._connector = aiohttp.TCPConnector(limit=0)
+        _watch(self._connector)
         self.session = ClientSession(
             connector=self._connector,
             cookie_jar=aiohttp.DummyCookieJar(),

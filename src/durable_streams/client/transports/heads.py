@@ -5,13 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from durable_streams.client.forks import Origin, answer_left_behind, leave_alone
+from durable_streams.client.transports.failures import Failure, fetch_error
 from durable_streams.protocol.request import Request
 
-__all__ = ["AnswerBase", "request_headers"]
+__all__ = ["AnswerBase", "ends_its_connection", "request_headers"]
+
+
+def ends_its_connection(status: int, length: str | None, coding: str | None) -> bool:
+    """Whether an answer may be the last one of its connection only: its head says two things about where it ends.
+
+    ``length`` and ``coding``: its Content-Length and its Transfer-Encoding. A 204 has no body, and whoever announces
+    one may send it later; of both framings, what stands in between may have taken the other (RFC 9112, section 6.3).
+    """
+    if status == 204:
+        return coding is not None or (length is not None and length.strip() != "0")
+    return coding is not None and length is not None
+
+
+class _UnusableError(Exception):
+    """What is wrong with an answer."""
 
 
 class AnswerBase:
-    """The head of one answer, and whose it is: in a child after a fork its connection is still the parent's."""
+    """The head of one answer, and whose it is: in a child after a fork its connection is still the parent's.
+
+    Raises FetchError for one that is not final (the libraries read past those, but for 101, which nobody asked for),
+    and for one whose body is in a coding that the libraries would hand over as it is.
+    """
 
     def __init__(self, url: str, status: int, reason: str | None, lines: Iterable[tuple[str, str]]) -> None:
         self._url = url
@@ -19,6 +39,17 @@ class AnswerBase:
         self.status = status
         self.reason = reason or ""
         self.headers: Mapping[str, str] = _answer_headers(lines)
+        self._check_head()
+
+    def _check_head(self) -> None:
+        coding = self.headers.get("transfer-encoding", "chunked").lower()
+        if 100 <= self.status < 200:
+            why = f"the server answered {self.status} and nothing else"
+        elif coding not in {"chunked", "identity"} and self.status not in {204, 304}:
+            why = f"the answer has the transfer-encoding {coding!r}, which nobody asked for"
+        else:
+            return
+        raise fetch_error(Failure.BROKEN, self._url, _UnusableError(why), status=self.status)
 
     def _check_origin(self) -> None:
         """Raise FetchError in a child after a fork, which would take bytes away from its parent."""

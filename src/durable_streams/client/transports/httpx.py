@@ -22,7 +22,7 @@ from durable_streams.client.forks import leave_alone, origin_of
 from durable_streams.client.transports import Interrupt
 from durable_streams.client.transports.coding import ended_early
 from durable_streams.client.transports.failures import Failure, client_closed, fetch_error
-from durable_streams.client.transports.heads import AnswerBase, request_headers
+from durable_streams.client.transports.heads import AnswerBase, ends_its_connection, request_headers
 from durable_streams.client.transports.limits import silence_of
 from durable_streams.client.transports.sockets import break_off
 from durable_streams.errors import FetchError
@@ -56,6 +56,37 @@ _BEFORE_IT_WAITS = ("send_request_headers.started", "receive_response_headers.st
 
 class _Interrupted(Exception):  # noqa: N818 - it never leaves this module
     """Raised inside the library, to end a request that was interrupted."""
+
+
+class _Watch:
+    """What one request's trace tells of its connection: what has left, and whether it may serve another request."""
+
+    def __init__(self) -> None:
+        self.was_sent = True
+        self._some_left = False
+        self._connection: Any = None
+        self._response: Any = None
+        self._is_last = False
+
+    def note(self, event: str) -> Any:
+        """Note an event; return the network stream that is to be closed with it, None for none."""
+        if event.endswith("send_request_headers.complete"):
+            self._some_left = self.was_sent = True
+        elif event.endswith("send_request_headers.failed"):
+            self.was_sent = self._some_left  # half a head is no request
+        elif event == "http11.receive_response_body.complete" and (self._is_last or self._has_more()):
+            return self._response.extensions.get("network_stream")
+        return None
+
+    def answered(self, response: Any, connection: Any) -> None:
+        """Note the answer, and the connection that it came on if that can be known."""
+        self._response, self._connection = response, connection
+        length, coding = (response.headers.get(name) for name in ("content-length", "transfer-encoding"))
+        self._is_last = ends_its_connection(response.status_code, length, coding)
+
+    def _has_more(self) -> bool:
+        """Whether something came behind the answer, which would be taken for the next one's beginning."""
+        return self._connection is not None and bool(self._connection._h11_state.trailing_data[0])  # noqa: SLF001
 
 
 class _Requests:
@@ -123,12 +154,22 @@ class _Requests:
 
     @contextlib.contextmanager
     def mapped(
-        self, url: str, interrupt: Interrupt | None = None, status: int | None = None
+        self,
+        url: str,
+        interrupt: Interrupt | None = None,
+        status: int | None = None,
+        watch: _Watch | None = None,
     ) -> Iterator[None]:
         """Turn whatever the library raises into a FetchError: the one boundary."""
         try:
             yield
         except self._foreign as error:
+            if (
+                watch is not None
+                and not watch.was_sent
+                and not (interrupt is not None and interrupt.is_set())
+            ):
+                raise fetch_error(Failure.NOT_SENT, url, error) from None
             raise self._failure(error, url, interrupt, status) from None
         except (RuntimeError, ValueError, AttributeError) as error:
             # What the library does when its client or its socket goes away under it; else an error of the program.
@@ -188,14 +229,17 @@ class HttpxTransport(_Requests):
 
     def open(self, request: Request, interrupt: Interrupt, timeout: float | None) -> _Exchange:
         """Send, and return the exchange as soon as the answer's head is there. See Transport."""
+        watch = _Watch()
 
         def trace(event: str, _details: Any) -> None:
             # What was interrupted before there was a connection to break must not begin to wait on one.
             if interrupt.is_set() and event.endswith(_BEFORE_IT_WAITS):
                 raise _Interrupted
+            if (stream := watch.note(event)) is not None:
+                stream.close()
 
         try:
-            with self.mapped(request.url, interrupt):
+            with self.mapped(request.url, interrupt, watch=watch):
                 outgoing = self._built(request, timeout, {"trace": trace})
                 interrupt.attach(partial(_break_waiting, self._client, outgoing))
                 response = self._client.send(outgoing, stream=True, follow_redirects=False)
@@ -203,7 +247,13 @@ class HttpxTransport(_Requests):
             interrupt.detach()
             raise
         interrupt.attach(partial(_break_answer, response))
-        return _Exchange(response, self, request.url, interrupt)
+        watch.answered(response, _connection_of(self._client, outgoing))
+        try:
+            return _Exchange(response, self, request.url, interrupt)
+        except FetchError:
+            interrupt.detach()
+            response.close()
+            raise
 
 
 class _AsyncExchange(_Answer):
@@ -234,10 +284,21 @@ class AsyncHttpxTransport(_Requests):
 
     async def open(self, request: Request, timeout: float | None) -> _AsyncExchange:
         """Send, and return the exchange as soon as the answer's head is there. See AsyncTransport."""
-        with self.mapped(request.url):
-            outgoing = self._built(request, timeout)
+        watch = _Watch()
+
+        async def trace(event: str, _details: Any) -> None:
+            if (stream := watch.note(event)) is not None:
+                await stream.aclose()
+
+        with self.mapped(request.url, watch=watch):
+            outgoing = self._built(request, timeout, {"trace": trace})
             response = await self._client.send(outgoing, stream=True, follow_redirects=False)
-        return _AsyncExchange(response, self, request.url)
+        watch.answered(response, _connection_of(self._client, outgoing))
+        try:
+            return _AsyncExchange(response, self, request.url)
+        except FetchError:
+            await response.aclose()
+            raise
 
 
 def _forget_connections(pool: Any) -> None:
@@ -263,11 +324,11 @@ def _break_answer(response: Any) -> None:
         break_off(stream.get_extra_info("socket"))
 
 
-def _break_waiting(client: Any, outgoing: Any) -> None:
-    """Break the connection on which a request waits for its answer's head.
+def _connection_of(client: Any, outgoing: Any) -> Any:
+    """Return the HTTP/1 connection that a request is under way on, None where that cannot be known.
 
-    The library tells it only together with the answer; until then its pool knows, which is not public: should
-    that change, the wait lasts until the read timeout.
+    The library tells it only together with the answer, and not what came behind that; its pool knows, which is not
+    public.
     """
     with contextlib.suppress(Exception):
         pool = client._transport_for_url(outgoing.url)._pool  # noqa: SLF001
@@ -276,5 +337,12 @@ def _break_waiting(client: Any, outgoing: Any) -> None:
                 connection = waiting.connection
                 while (inner := getattr(connection, "_connection", None)) is not None:
                     connection = inner
-                if hasattr(connection, "_h11_state"):
-                    break_off(connection._network_stream.get_extra_info("socket"))  # noqa: SLF001
+                return connection if hasattr(connection, "_h11_state") else None
+    return None
+
+
+def _break_waiting(client: Any, outgoing: Any) -> None:
+    """Break the connection on which a request waits for its answer's head, else it waits for the read timeout."""
+    with contextlib.suppress(Exception):
+        connection = _connection_of(client, outgoing)
+        break_off(connection._network_stream.get_extra_info("socket"))  # noqa: SLF001

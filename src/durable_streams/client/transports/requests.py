@@ -25,9 +25,10 @@ from durable_streams.client.transports import Interrupt
 from durable_streams.client.transports.coding import ended_early
 from durable_streams.client.transports.failures import Failure, fetch_error
 from durable_streams.client.transports.heads import AnswerBase, request_headers
+from durable_streams.client.transports.httpclient import forget_connections, was_sent, watch, watching
 from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
 from durable_streams.client.transports.sockets import break_off
-from durable_streams.client.transports.urllib3 import forget_connections
+from durable_streams.errors import FetchError
 from durable_streams.protocol.request import Request, check_callers_headers
 
 __all__ = ["RequestsTransport"]
@@ -55,6 +56,24 @@ class RequestsTransport:
                     forget_connections(manager)
         session.cookies._cookies_lock = threading.RLock()  # noqa: SLF001
 
+    def _watch(self) -> None:
+        """Have the connections of the session's adapters held to HTTP, those through proxies too."""
+        for adapter in self._session.adapters.values():
+            if isinstance(manager := getattr(adapter, "poolmanager", None), urllib3.PoolManager):
+                watch(manager)
+            proxies = getattr(adapter, "proxy_manager", None)
+            if type(proxies) is dict:
+                adapter.proxy_manager = _Managers(proxies)
+
+    def _send(self, request: Request, options: dict[str, Any]) -> Any:
+        watching()
+        try:
+            return self._session.request(request.method, request.url, **options)
+        except Exception as error:
+            if not was_sent():
+                raise _UnsentError from error
+            raise
+
     def open(self, request: Request, interrupt: Interrupt, timeout: float | None) -> _Exchange:
         """Send, and return the exchange as soon as the answer's head is there. See Transport."""
         self._origin.notice(self._renew)
@@ -66,9 +85,14 @@ class RequestsTransport:
             "stream": True,
             "timeout": (CONNECT_TIMEOUT, silence_of(request, timeout)),
         }
+        self._watch()
         with _mapped(request.url, interrupt):
-            opening = _Opening(lambda: self._session.request(request.method, request.url, **options))
-            return _Exchange(opening.result(interrupt), interrupt, request.url)
+            response = _Opening(lambda: self._send(request, options)).result(interrupt)
+        try:
+            return _Exchange(response, interrupt, request.url)
+        except FetchError:
+            response.close()
+            raise
 
     def _headers(self, request: Request) -> dict[str, str]:
         headers = request_headers(request)
@@ -77,6 +101,24 @@ class RequestsTransport:
             headers.pop("accept-encoding", None)  # the session's own choice goes out
         headers.update(request.headers)
         return headers
+
+
+class _Managers(dict[str, Any]):
+    """The managers of an adapter's proxies, which it makes when it needs them."""
+
+    def __init__(self, managers: dict[str, Any]) -> None:
+        super().__init__()
+        for proxy, manager in managers.items():
+            self[proxy] = manager
+
+    def __setitem__(self, proxy: str, manager: Any) -> None:
+        if isinstance(manager, urllib3.PoolManager):
+            watch(manager)
+        super().__setitem__(proxy, manager)
+
+
+class _UnsentError(Exception):
+    """No byte of the request has left."""
 
 
 class _Opening:
@@ -184,6 +226,8 @@ _BROKEN = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 
 
 def _failure(error: Exception, status: int | None) -> Failure:
+    if isinstance(error, _UnsentError):
+        return Failure.NOT_SENT
     kinds = sys.modules["requests"].exceptions
     reason = _reason(error)
     if isinstance(error, (kinds.ConnectTimeout,)) or type(reason) is urllib3.exceptions.ConnectTimeoutError:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 from typing import Any
 
-__all__ = ["KEEP_ALIVE", "break_off", "keep_alive"]
+__all__ = ["KEEP_ALIVE", "break_off", "has_input", "keep_alive"]
 
 _TIMES = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
 
@@ -26,6 +27,21 @@ def keep_alive(sock: Any) -> None:
     with contextlib.suppress(OSError, AttributeError):
         for option in KEEP_ALIVE:
             sock.setsockopt(*option)
+
+
+def has_input(sock: Any) -> bool:
+    """Whether there is something to read from a socket: data, its end, or that it is broken. False if it is none."""
+    try:
+        number = sock.fileno()
+        if number < 0:
+            return True
+        if not hasattr(select, "poll"):
+            return bool(select.select([number], [], [], 0)[0])
+        poll = select.poll()
+        poll.register(number, select.POLLIN)
+        return bool(poll.poll(0))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def break_off(sock: Any) -> None:

@@ -22,18 +22,25 @@ from urllib3 import PoolManager, ProxyManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from durable_streams.client.forks import Origin, leave_alone, origin_of
+from durable_streams.client.forks import Origin, origin_of
 from durable_streams.client.transports import Interrupt
 from durable_streams.client.transports.coding import ended_early
 from durable_streams.client.transports.failures import Failure, fetch_error
 from durable_streams.client.transports.heads import AnswerBase, request_headers
+from durable_streams.client.transports.httpclient import (
+    Watched,
+    forget_connections,
+    was_sent,
+    watch,
+    watching,
+)
 from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
 from durable_streams.client.transports.proxies import proxy_for
 from durable_streams.client.transports.sockets import KEEP_ALIVE, break_off
 from durable_streams.errors import FetchError
 from durable_streams.protocol.request import Request
 
-__all__ = ["PoolManager", "Urllib3Transport", "forget_connections", "shared"]
+__all__ = ["PoolManager", "Urllib3Transport", "shared"]
 
 _READ_SIZE = 64 * 1024  # faster than any larger one: it stays in the processor's cache
 _DECODABLE: str = urllib3.util.make_headers(accept_encoding=True)["accept-encoding"]
@@ -43,44 +50,9 @@ _POOL_SIZE = 64  # connections kept per host; more are opened when needed, and c
 _current = threading.local()
 
 
-class _Head:
-    """An answer's lines, of which http.client would take a part for the whole: half an offset, say."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._began = False
-
-    def readline(self, limit: int) -> bytes:
-        line: bytes = self._file.readline(limit)
-        if not line.endswith(b"\n") and len(line) < limit and (line or self._began):
-            raise http.client.IncompleteRead(line)
-        self._began = True
-        return line
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _WholeHeadResponse(http.client.HTTPResponse):
-    """An answer whose head counts only if it came to its end."""
-
-    fp: Any
-
-    def begin(self) -> None:
-        file = self.fp
-        self.fp = _Head(file)
-        try:
-            super().begin()
-        finally:
-            if self.fp is not None:
-                self.fp = file
-
-
-class _Interruptible:
+class _Interruptible(Watched):
     """A connection that tells the Interrupt of the call in progress how to break it."""
 
-    sock: Any
-    response_class: Any = _WholeHeadResponse
     _holder: Interrupt | None = None
     _body_follows = False
     _head = b""
@@ -89,7 +61,7 @@ class _Interruptible:
         self._holder = None  # whoever used this connection before can no longer break it
         self._head = b""
         self._body_follows = isinstance(body, bytes) and 0 < len(body) <= _SMALL_BODY
-        super().request(method, url, body, *args, **kwargs)  # type: ignore[misc]
+        super().request(method, url, body, *args, **kwargs)
 
     def send(self, data: Any) -> None:
         # Head and body of a small request in one piece: one call into the system and one packet instead of two.
@@ -97,7 +69,7 @@ class _Interruptible:
             self._body_follows, self._head = False, data
             return
         head, self._head = self._head, b""
-        super().send(head + data if head else data)  # type: ignore[misc]
+        super().send(head + data if head else data)
 
     def getresponse(self) -> Any:
         holder: Interrupt | None = getattr(_current, "interrupt", None)
@@ -111,7 +83,7 @@ class _Interruptible:
         self._holder = holder
         if holder is not None:
             holder.attach(break_mine)
-        return super().getresponse()  # type: ignore[misc]
+        return super().getresponse()
 
 
 class _Connection(_Interruptible, HTTPConnection):
@@ -142,7 +114,10 @@ class _Exchange(AnswerBase):
         self._check_origin()
         response = self._response
         if response.length_remaining == 0 and not response.tell():
-            response.release_conn()  # there is no body, and reading none takes its time
+            # There is no body, and reading none takes its time. Its answer ends before its connection serves others.
+            if (answer := getattr(response, "_original_response", None)) is not None:
+                answer.close()
+            response.release_conn()
             return b""
         try:
             data: bytes | None = response.read1(_READ_SIZE)
@@ -198,11 +173,16 @@ class Urllib3Transport:
         if timeout is not None or self._given is None or "timeout" not in self._given.connection_pool_kw:
             options["timeout"] = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=silence_of(request, timeout))
         _current.interrupt = interrupt
+        watching()
         try:
             response = self._send(request, options)
             if self._given is not None and hasattr(response, "shutdown"):
                 interrupt.attach(partial(_shut_down, response))
-            return _Exchange(response, interrupt, request.url)
+            try:
+                return _Exchange(response, interrupt, request.url)
+            except FetchError:
+                response.close()
+                raise
         except _FOREIGN as error:
             interrupt.detach()
             raise _fetch_error(error, request.url, interrupt, None) from None
@@ -235,6 +215,7 @@ class Urllib3Transport:
 
     def _manager(self, url: str) -> PoolManager:
         if self._given is not None:
+            watch(self._given)
             return self._given
         route = url.partition(":")[0], proxy_for(url)
         manager = self._managers.get(route)
@@ -243,13 +224,6 @@ class Urllib3Transport:
                 manager = self._managers.get(route) or _new_manager(*route)
                 self._managers[route] = manager
         return manager
-
-
-def forget_connections(manager: PoolManager) -> None:
-    """Give a manager fresh pools, after a fork: the locks of its old ones may be held by threads of the parent."""
-    old = manager.pools
-    leave_alone(old)
-    manager.pools = type(old)(old._maxsize)  # noqa: SLF001
 
 
 def _shut_down(response: urllib3.BaseHTTPResponse) -> None:
@@ -303,7 +277,7 @@ def _fetch_error(error: Exception, url: str, interrupt: Interrupt, status: int |
         failure = Failure.TLS
     elif isinstance(error, _NEVER_SENT):
         failure = Failure.REFUSED
-    elif isinstance(error, urllib3.exceptions.LocationValueError):
+    elif isinstance(error, urllib3.exceptions.LocationValueError) or (status is None and not was_sent()):
         failure = Failure.NOT_SENT
     elif isinstance(error, urllib3.exceptions.DecodeError):
         failure = Failure.DECODING

@@ -1,0 +1,230 @@
+"""Connections of http.client, on which urllib3 and requests stand, held to HTTP/1.1 (RFC 9112).
+
+Invariants: an answer's head counts only if it came to its end; interim answers (1xx) are read past, and a change of
+the protocol is an error; a connection is used again only if the last answer on it ended where its head says, with
+nothing behind it; where the system took no byte of a request, `was_sent` says so.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+import weakref
+from functools import lru_cache
+from typing import Any
+
+from urllib3 import PoolManager
+
+from durable_streams.client.forks import leave_alone
+from durable_streams.client.transports.heads import ends_its_connection
+from durable_streams.client.transports.sockets import break_off
+
+__all__ = ["Watched", "WholeAnswer", "forget_connections", "was_sent", "watch", "watching"]
+
+_MOST_INTERIM = 100
+"""Interim answers before one request's answer; no server has that many to give."""
+
+_SWITCHING = 101
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
+
+_current = threading.local()
+
+
+class _Head:
+    """An answer's lines, of which http.client would take a part for the whole: half an offset, say."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._began = False
+
+    def readline(self, limit: int) -> bytes:
+        line: bytes = self._file.readline(limit)
+        if not line.endswith(b"\n") and len(line) < limit and (line or self._began):
+            raise http.client.IncompleteRead(line)
+        self._began = True
+        return line
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class WholeAnswer(http.client.HTTPResponse):
+    """An answer with a whole head, behind all interim ones, that knows whether anything came behind it."""
+
+    fp: Any
+    _method: str
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self._sock = sock
+
+    def begin(self) -> None:
+        """Read the head."""
+        file = self.fp
+        self.fp = _Head(file)
+        try:
+            super().begin()
+        finally:
+            if self.fp is not None:
+                self.fp = file
+        self._check_framing()
+
+    def _read_status(self) -> tuple[str, int, str]:
+        for _ in range(_MOST_INTERIM):
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if status == _SWITCHING:
+                raise http.client.HTTPException("the server switched to another protocol, unasked")
+            if not 100 <= status < 200:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+        raise http.client.HTTPException("interim answers without end")
+
+    def _check_framing(self) -> None:
+        """Refuse a framing of which http.client would make something; end the connection with a doubtful one."""
+        if not any(name.lower() in _FRAMING for name in self.headers.keys()):  # noqa: SIM118 - no mapping
+            return
+        coding, length = _joined(self, "transfer-encoding"), _joined(self, "content-length")
+        if self.status in {204, 304}:
+            self.chunked = False  # nothing is waited for: there is no body
+        elif self._method != "HEAD" and length is not None and not _is_size(length):
+            raise http.client.HTTPException(f"the content-length of the answer is {length!r}")
+        if ends_its_connection(self.status, length, coding):
+            self.will_close = True
+
+    def _close_conn(self) -> None:
+        if not self.will_close and _has_more(self.fp, self._sock):
+            break_off(self._sock)  # so that the pool finds it dead
+        super()._close_conn()  # type: ignore[misc]
+
+
+def _joined(answer: http.client.HTTPResponse, name: str) -> str | None:
+    lines = answer.headers.get_all(name)
+    return None if lines is None else ", ".join(line.strip() for line in lines)
+
+
+def _is_size(text: str) -> bool:
+    """Whether it is one number, however often it is said."""
+    sizes = {part.strip() for part in text.split(",")}
+    return len(sizes) == 1 and all(size.isascii() and size.isdigit() for size in sizes)
+
+
+def _has_more(file: Any, sock: Any) -> bool:
+    """Whether something is left at the end of an answer where a look at the system's socket does not find it.
+
+    The file is of no use afterwards: it gets nothing more from the socket.
+    """
+    try:
+        file.raw.readinto = _nothing
+        if file.peek(1):
+            return True
+    except (OSError, ValueError, AttributeError):
+        pass  # it is closed, or no file of a socket
+    pending = getattr(sock, "pending", None)  # of TLS
+    try:
+        return pending is not None and bool(pending())
+    except (OSError, ValueError):
+        return True  # it is broken
+
+
+def _nothing(_buffer: Any) -> None:
+    """Stand in for reading from a socket that has nothing at present."""
+
+
+class Watched:
+    """Mixed into a connection of http.client: reads `WholeAnswer`, and notes what cannot have been sent."""
+
+    sock: Any
+    response_class: Any = WholeAnswer
+    _is_first = False
+    _is_used = False
+    _is_unsent = False
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        """Send a request."""
+        self._is_first, self._is_unsent = True, False
+        super().request(*args, **kwargs)  # type: ignore[misc]
+
+    def send(self, data: Any) -> None:
+        """Send a piece of it."""
+        if self._is_first and isinstance(data, bytes):
+            self._is_first = False
+            data = self._begun(data)
+        if data:
+            super().send(data)  # type: ignore[misc]
+
+    def _begun(self, data: bytes) -> Any:
+        """Send a part of the first piece; return the rest of it."""
+        if self.sock is None:
+            self.connect()  # type: ignore[attr-defined]
+        try:
+            count = self.sock.send(data)
+        except OSError:
+            self._is_unsent = _current.unsent = True
+            raise
+        _current.left = True
+        return memoryview(data)[count:] if count < len(data) else None
+
+    def getresponse(self) -> Any:
+        """Return the answer to it."""
+        if self._is_used and self._is_unsent:
+            # Urllib3 looks for an answer even so; on a connection that was used before it would be another's.
+            raise http.client.RemoteDisconnected("the connection had ended")
+        response = super().getresponse()  # type: ignore[misc]
+        self._is_used = self.sock is not None
+        return response
+
+    def close(self) -> None:
+        """End the connection; another request opens it again."""
+        self._is_used = False
+        super().close()  # type: ignore[misc]
+
+
+def watching() -> None:
+    """Begin a request in this thread, in however many attempts."""
+    _current.unsent = _current.left = False
+
+
+def was_sent() -> bool:
+    """Whether any byte of the request that this thread has begun may have left; True where it cannot be told."""
+    return getattr(_current, "left", False) or not getattr(_current, "unsent", False)
+
+
+@lru_cache(maxsize=64)
+def _watched(kind: Any) -> Any:
+    """Return a subclass of a class of connections that is `Watched`, or the class itself if it reads in its own way."""
+    if not isinstance(kind, type) or not issubclass(kind, http.client.HTTPConnection):
+        return kind
+    if issubclass(kind, Watched) or kind.response_class is not http.client.HTTPResponse:
+        return kind
+    return type(kind.__name__, (Watched, kind), {})
+
+
+_managers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def watch(manager: PoolManager) -> None:
+    """Make a manager's connections `Watched`, those that it has and those that it will make."""
+    if manager in _managers:
+        return
+    _managers.add(manager)
+    kinds: dict[str, Any] = manager.pool_classes_by_scheme
+    manager.pool_classes_by_scheme = {
+        scheme: type(kind.__name__, (kind,), {"ConnectionCls": _watched(kind.ConnectionCls)})
+        for scheme, kind in kinds.items()
+    }
+    for key in manager.pools.keys():  # noqa: SIM118 - it is not iterable
+        pool: Any = manager.pools.get(key)
+        if pool is None or pool.pool is None:
+            continue
+        pool.ConnectionCls = _watched(pool.ConnectionCls)
+        for connection in list(pool.pool.queue):
+            if getattr(connection, "response_class", None) is http.client.HTTPResponse:
+                connection.response_class = WholeAnswer
+
+
+def forget_connections(manager: PoolManager) -> None:
+    """Give a manager fresh pools, after a fork: the locks of its old ones may be held by threads of the parent."""
+    old = manager.pools
+    leave_alone(old)
+    manager.pools = type(old)(old._maxsize)  # noqa: SLF001
