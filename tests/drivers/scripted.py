@@ -147,6 +147,14 @@ class ScriptedServer:
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
     @staticmethod
+    def chunked(body: bytes, size: int = 100_000, **headers: str) -> bytes:
+        """A body of unknown length."""
+        lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        head = "\r\n".join(["HTTP/1.1 200 OK", "transfer-encoding: chunked", *lines]).encode()
+        parts = [body[start : start + size] for start in range(0, len(body), size)]
+        return head + b"\r\n\r\n" + b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in [*parts, b""])
+
+    @staticmethod
     def events(wire: bytes, **headers: str) -> bytes:
         """An event stream that ends with its connection."""
         lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]

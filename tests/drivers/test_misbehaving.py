@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from facade import Facade
-from scripted import ScriptedServer
+from scripted import Received, ScriptedServer
 
 from durable_streams import RetryPolicy, StreamParseError
 from durable_streams.protocol.lines import DEFAULT_LIMIT
@@ -58,3 +61,97 @@ def test_g2_comments_and_unknown_events_are_not_kept(facade: Facade, scripted: S
     wire = chatter * 40 + encode_data(b"a", text=True) + encode_control("5", closed=True)
     scripted.replies = [scripted.send(scripted.events(wire))]
     assert list(facade.stream(scripted.root + "/s", live="sse", retry=QUICK)) == [b"a"]
+
+
+def at(offset: str, *, tail: bool = True, body: bytes = b"") -> bytes:
+    """An answer without data, or with some, that ends at an offset."""
+    headers = {"stream_next_offset": offset, "content_type": "application/octet-stream"}
+    if tail:
+        headers["stream_up_to_date"] = "true"
+    return ScriptedServer.response(200, body, **headers)
+
+
+@pytest.mark.parametrize("live", [False, True, "long-poll", "sse"])
+@pytest.mark.every_transport
+def test_g8_offsets_that_go_back_are_an_error(facade: Facade, scripted: ScriptedServer, live: Any) -> None:
+    """Ping-pong between two offsets ends at the first way back, with or without data."""
+
+    def answer(request: Received) -> bytes:
+        back = request.query["offset"] == "2"
+        if live == "sse":
+            return scripted.events(encode_control("1" if back else "2", up_to_date=True))
+        return at("1" if back else "2", tail=False, body=b"x")
+
+    scripted.replies = [lambda connection: _answer_and_close(connection, scripted, answer)]
+    with (
+        pytest.raises(StreamParseError, match="went back to 1") as caught,
+        facade.stream(scripted.root + "/s", offset="0", live=live, retry=QUICK) as response,
+    ):
+        for _ in response:
+            pass
+    assert (caught.value.code, caught.value.offset) == ("BAD_OFFSET", "2")
+    assert len(scripted.requests) == 2
+
+
+def _answer_and_close(
+    connection: socket.socket, scripted: ScriptedServer, answer: Callable[[Received], bytes]
+) -> None:
+    connection.sendall(answer(scripted.requests[-1]))
+    raise ConnectionAbortedError
+
+
+@pytest.mark.parametrize("live", [False, "long-poll", "sse"])
+def test_g8_a_position_that_moves_without_data_is_no_progress(
+    facade: Facade, scripted: ScriptedServer, live: Any
+) -> None:
+    """Offsets that only ever grow, and never data: the pauses grow as in any empty round."""
+    numbers = iter(range(10, 10**6))
+
+    def answer(_: Received) -> bytes:
+        offset = f"{next(numbers):07}"
+        return (
+            scripted.events(encode_control(offset, up_to_date=True))
+            if live == "sse"
+            else at(offset, tail=live is not False, body=b"")
+        )
+
+    scripted.replies = [lambda connection: _answer_and_close(connection, scripted, answer)]
+    slow = RetryPolicy(max_retries=5, initial_delay=0.01, max_delay=60, multiplier=2, jitter=0)
+    response = facade.stream(scripted.root + "/s", live=live, retry=slow)
+    closing = threading.Timer(2.0, response.close)
+    closing.start()
+    assert list(response) == []
+    closing.join()
+    # 0.01 + 0.02 + ... + 0.64 are 1.3 seconds; at full speed there would be thousands.
+    assert len(scripted.requests) < 20
+
+
+@pytest.mark.parametrize("given", ["", " ", "now"])
+@pytest.mark.parametrize("live", [False, "long-poll"])
+def test_g8_an_offset_that_is_no_position_is_an_error(
+    facade: Facade, scripted: ScriptedServer, live: Any, given: str
+) -> None:
+    scripted.replies = [scripted.send(at("7", tail=False, body=b"a")), scripted.send(at(given))]
+    seen = []
+    with facade.stream(scripted.root + "/s", live=live, retry=QUICK) as response:
+        with pytest.raises(StreamParseError, match="no position") as caught:
+            seen += list(response)
+        assert response.offset == "7"
+    assert (caught.value.code, caught.value.offset) == ("BAD_OFFSET", "7")
+
+
+def test_g8_an_empty_offset_is_an_error_of_every_operation(facade: Facade, scripted: ScriptedServer) -> None:
+    empty = {"stream_next_offset": "", "content_type": "text/plain"}
+    scripted.replies = [scripted.send(scripted.response(200, **empty))]
+    url = scripted.root + "/s"
+    handle = facade.DurableStream(url, content_type="text/plain", retry=QUICK)
+    for operation in (handle.head, handle.close_stream, lambda: handle.append(b"x"), handle.create_stream):
+        with pytest.raises(StreamParseError, match="Stream-Next-Offset ''") as caught:
+            operation()
+        assert caught.value.code == "BAD_OFFSET"
+    producer = facade.Producer(url, "p", content_type="text/plain", retry=QUICK)
+    producer.append(b"x")
+    with pytest.raises(StreamParseError, match="Stream-Next-Offset ''"):
+        producer.flush()
+    with pytest.raises(StreamParseError):
+        producer.close()

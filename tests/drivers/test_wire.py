@@ -107,15 +107,12 @@ def test_a_long_event_costs_linear_work(url: str) -> None:
 
 @pytest.mark.parametrize("live", [False, "sse"])
 def test_more_than_the_limit_is_a_clear_error(facade: Facade, scripted: ScriptedServer, live: Any) -> None:
-    """Pitfall 6: a server that never ends an event does not eat the memory."""
+    """Pitfall 6: a server that never ends an event or a message does not eat the memory."""
     piece = b"x" * (1 << 20)
+    json = {"content_type": "application/json", "stream_next_offset": "1"}
 
     def endless(connection: Any) -> None:
-        head = (
-            scripted.events(b"data: ")
-            if live
-            else scripted.response(200, stream_next_offset="1", length=10**12)
-        )
+        head = scripted.events(b"data: ") if live else scripted.response(200, b'["', length=10**12, **json)
         connection.sendall(head)
         while True:
             connection.sendall(piece)

@@ -6,24 +6,36 @@ import base64
 from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
-from hypothesis import given, settings
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from durable_streams.errors import FetchError, SSENotSupportedError
+from durable_streams.protocol import bodies
 from durable_streams.protocol.reader import Batch, Reader
 from durable_streams.protocol.request import Request
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.protocol.sse import encode_control, encode_data
 
+Content = bytes | list[bytes]
 URL = "http://host/stream?tenant=a&tenant=b"
 POLICY = RetryPolicy(max_retries=-1)
 
 
 class ModelServer:
-    """A stream of bytes whose offsets are byte positions, served in chunks of its own choice."""
+    """A stream of bytes or messages whose offsets are their numbers, served in chunks of its own choice."""
 
-    def __init__(self, content: bytes, draw: Draw, *, text: bool, closes: bool) -> None:
+    def __init__(self, content: Content, draw: Draw, *, text: bool, closes: bool) -> None:
         self.content, self.draw, self.text, self.closes = content, draw, text, closes
+        if isinstance(content, list):
+            self.content_type = "application/json"
+        else:
+            self.content_type = "text/plain" if text else "application/octet-stream"
+
+    def body(self, start: int, end: int) -> bytes:
+        part = self.content[start:end]
+        return b"[" + b",".join(part) + b"]" if isinstance(part, list) else part
 
     def answer(self, request: Request) -> tuple[int, dict[str, str], bytes, bool]:
         """Return status, headers, body, and whether the body ends where it should."""
@@ -41,20 +53,22 @@ class ModelServer:
             return 429, {}, b"", True
         if live == "sse":
             return self.events(start)
-        end = min(len(self.content), start + 1 + self.draw(20))
+        some = start + 1 + self.draw(20)
+        end = min(len(self.content), some) if self.draw(3) else len(self.content)
         headers = {
             "stream-next-offset": f"{end:06}",
-            "content-type": "text/plain" if self.text else "application/octet-stream",
+            "content-type": self.content_type,
             "stream-cursor": str(self.draw(99)),
         }
         if end == len(self.content):
             headers["stream-up-to-date"] = "true"
             if self.closes:
                 headers["stream-closed"] = "true"
-        body = self.content[start:end]
-        if live == "long-poll" and not body:
+        body = self.body(start, end)
+        if live == "long-poll" and start >= end:
             return 204, headers, b"", True
-        headers["content-length"] = str(len(body))
+        if self.draw(4):
+            headers["content-length"] = str(len(body))
         return (
             (200, headers, body, True)
             if self.draw(3)
@@ -68,7 +82,7 @@ class ModelServer:
         for _ in range(self.draw(4)):
             end = min(len(self.content), start + self.draw(20))
             if end > start:
-                wire += encode_data(self.content[start:end], text=self.text)
+                wire += encode_data(self.body(start, end), text=self.text)
             tail = end == len(self.content)
             wire += encode_control(f"{end:06}", cursor="7", up_to_date=tail, closed=tail and self.closes)
             start = end
@@ -167,6 +181,76 @@ def test_an_interrupted_reader_resumes_without_loss_or_repetition(content: bytes
         if reader.stream_closed:
             break
     assert delivered == content
+
+
+def units_of(data: bytes, content: Content) -> Content:
+    if isinstance(content, list):
+        return [bytes(raw) for raw in msgspec.json.decode(data, type=list[msgspec.Raw])] if data else []
+    return data
+
+
+@pytest.fixture
+def tiny_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make bodies be given out in pieces of a few bytes."""
+    monkeypatch.setattr(bodies, "PIECE_SIZE", 20)
+
+
+CONTENT = st.binary(max_size=120) | st.lists(
+    st.sampled_from([b'{"id":1,"t":"},{"}', b'{"id":2}', b"17", b'"a,\\"b"', b"[[],[1,2]]", b"null"]),
+    max_size=40,
+)
+
+
+@pytest.mark.usefixtures("tiny_pieces")
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    CONTENT,
+    st.lists(st.integers(0, 1000), max_size=300),
+    st.sampled_from([False, True, "long-poll"]),
+    st.integers(0, 40),
+)
+def test_e9_bodies_in_pieces_are_delivered_once(
+    content: Content, numbers: list[int], live: object, whole: int
+) -> None:
+    """Bodies of any size, cut anywhere, then answered anew in other sizes."""
+    draw = Draw(list(numbers))
+    server = ModelServer(content, draw, text=isinstance(content, list), closes=True)
+    reader = Reader(URL, random=lambda: 0.5, live=live, policy=POLICY)  # type: ignore[arg-type]
+    reader.give_early(whole)
+    delivered = content[:0]
+    for batch in run(reader, server, draw):
+        delivered += units_of(batch.data, content)  # type: ignore[operator]
+        reader.commit(batch)
+        assert delivered == content[: len(delivered)]
+        assert reader.offset == "-1" or int(reader.offset) <= len(delivered)
+    assert delivered == content
+    assert (reader.stream_closed, int(reader.offset)) == (True, len(content))
+
+
+@pytest.mark.usefixtures("tiny_pieces")
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(CONTENT, st.lists(st.integers(0, 1000), max_size=150), st.integers(0, 40))
+def test_e9_a_checkpoint_inside_a_body_skips_nothing(
+    content: Content, numbers: list[int], whole: int
+) -> None:
+    """What is kept with the checkpoint, and what the next reader gives from there, are the stream."""
+    draw = Draw(list(numbers))
+    server = ModelServer(content, draw, text=isinstance(content, list), closes=True)
+    kept, offset, cursor = content[:0], "-1", None
+    for _ in range(1000):
+        reader = Reader(URL, random=lambda: 0.5, offset=offset, cursor=cursor, policy=POLICY)
+        reader.give_early(whole)
+        kept = kept[: 0 if offset == "-1" else int(offset)]  # as tail does with its file
+        stop = draw(4) if draw.numbers else -1
+        for count, batch in enumerate(run(reader, server, draw)):
+            kept += units_of(batch.data, content)  # type: ignore[operator]
+            reader.commit(batch)
+            if count == stop:
+                break
+        offset, cursor = reader.offset, reader.cursor
+        if reader.stream_closed:
+            break
+    assert kept == content
 
 
 def test_base64_may_be_split_into_lines() -> None:

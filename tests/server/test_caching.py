@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from durable_streams.protocol.offsets import format_offset
@@ -68,6 +70,18 @@ def test_a4_what_lies_before_the_tail_may_be_kept(small_chunks, stream: str) -> 
     # A HEAD has this URL too, and says where the stream ends: caches would answer it from what they keep.
     assert small_chunks.request("GET", stream).headers["cache-control"] == "no-cache"
     assert small_chunks.request("HEAD", stream).headers["cache-control"] == "no-store"
+
+
+def test_e9_a_part_that_one_client_asked_for_is_not_kept_for_others(small_chunks, stream: str) -> None:
+    in_chunks(small_chunks, stream)
+    lengths = []
+    for headers in ({}, {"Stream-Max-Bytes": "1"}):
+        with closing(small_chunks.connection()) as connection:
+            connection.request("GET", f"/v1/stream/{stream}", headers=headers)
+            response = connection.getresponse()
+            lengths.append(len(response.read()))
+            assert "stream-max-bytes" in ", ".join(response.headers.get_all("vary")).split(", ")
+    assert lengths[1] < lengths[0]
 
 
 def test_a4_all_of_a_closed_stream_may_be_kept(small_chunks, stream: str) -> None:

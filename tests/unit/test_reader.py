@@ -168,6 +168,54 @@ def test_only_progress_resets_the_back_off() -> None:
     assert machine.delay == 1
 
 
+@pytest.mark.parametrize("body", [b"", b"[]", b" [\n]\r\n"])
+def test_g8_a_position_that_moves_without_data_is_no_progress(body: bytes) -> None:
+    policy = RetryPolicy(max_retries=-1, initial_delay=1, max_delay=64, jitter=0)
+    machine = reader(live="long-poll", policy=policy)
+    tail(machine, "5")
+    answer(machine, 503)
+    answer(machine, 503)
+    answer(machine, body=body, stream_next_offset="6", stream_up_to_date="true")
+    assert machine.delay == 1.0  # the distance after an empty round
+    answer(machine, 503)
+    assert machine.delay == 4
+    tail(machine, "7")
+    answer(machine, 503)
+    assert machine.delay == 1
+
+
+def test_g8_to_learn_where_the_tail_is_counts_as_a_result() -> None:
+    machine = reader(live="long-poll", offset="now", policy=POLICY)
+    answer(machine, 204, stream_next_offset="5")
+    assert machine.delay == 0
+    answer(machine, 204, stream_next_offset="5")
+    assert machine.delay == 1
+
+
+def test_g8_an_event_stream_that_only_moves_turns_to_long_polling() -> None:
+    machine = reader()
+    tail(machine)
+    for number in "678":
+        assert machine.mode == "sse"
+        answer(machine, body=encode_control(number, up_to_date=True), **SSE)  # type: ignore[arg-type]
+    assert machine.mode == "long-poll"
+
+
+def test_g8_what_came_before_an_offset_that_goes_back_is_handed_over() -> None:
+    machine = reader(live="sse")
+    wire = (
+        encode_data(b"a", text=True)
+        + encode_control("5")
+        + encode_data(b"b", text=True)
+        + encode_control("4")
+    )
+    machine.next_request()
+    machine.response_started(200, SSE, 0.0)
+    assert [batch.data for batch in machine.receive(wire)] == [b"a"]
+    with pytest.raises(errors.StreamParseError, match="went back to 4"):
+        machine.response_ended(None, 1.0)
+
+
 def test_empty_rounds_keep_a_distance_that_counts_their_own_length() -> None:
     machine = reader(live="long-poll", policy=POLICY)
     answer(machine, 204)
@@ -248,12 +296,17 @@ def test_payloads_that_are_not_what_the_headers_promise() -> None:
         answer(reader(live="sse"), stream_sse_data_encoding="rot13", **SSE)  # type: ignore[arg-type]
 
 
-def test_a_body_over_the_limit_is_refused_before_it_is_read() -> None:
-    machine = reader(limit=10)
+def test_a_message_over_the_limit_is_refused_but_no_body_of_many() -> None:
+    machine = reader(limit=100, live=False)
+    machine.give_early(100)
+    body = b"[" + b",".join([b'"' + b"x" * 90 + b'"'] * 10_000) + b"]"
+    data = answer(machine, body=body, content_type="application/json", stream_next_offset="1")
+    assert b"".join(batch.data for batch in data).count(b"x") == 900_000
     machine.next_request()
+    machine.response_started(200, {"stream-next-offset": "2", "content-type": "application/json"}, 0.0)
     with pytest.raises(errors.StreamParseError, match="limit") as caught:
-        machine.response_started(200, {"stream-next-offset": "1", "content-length": str(1 << 40)}, 0.0)
-    assert caught.value.code == "TOO_LARGE"
+        machine.receive(b'["' + b"x" * 1_000_000)
+    assert (caught.value.code, caught.value.offset) == ("TOO_LARGE", "1")
 
 
 @pytest.mark.parametrize("options", [{"live": "always"}, {"offset": ""}, {"offset": 5}])

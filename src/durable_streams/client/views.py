@@ -17,6 +17,8 @@ from durable_streams.protocol import headers as h
 from durable_streams.protocol.reader import Batch, Reader
 from durable_streams.types import StreamEvent
 
+_EARLY = 2 << 20  # bytes of a body from which on its messages are given out before it is complete
+
 __all__ = [
     "Bytes",
     "EventMode",
@@ -87,7 +89,11 @@ class Items:
     ``refused`` is given those that are invalid, which are left out then; None raises StreamParseError at the first one.
     """
 
+    _early: int | None = _EARLY
+
     def __init__(self, reader: Reader, decode: Any = None, refused: decoding.Refused | None = None) -> None:
+        if self._early is not None:
+            reader.give_early(self._early)
         self._reader = reader
         self._decode = decoding.item_decoder(decode)
         self._refused = refused
@@ -104,6 +110,8 @@ class Items:
 
 class ItemLists(Items):
     """The messages of a JSON stream in the batches they came in; none is empty."""
+
+    _early = None  # a batch is handed over as a whole, together with the place behind it
 
     def take(self, batch: Batch) -> Iterable[list[Any]]:
         """See View. What comes before an invalid message is a batch of its own."""
@@ -123,7 +131,7 @@ class Events:
         self._reader = reader
         self._mode = mode
         self._texts = Texts(reader)
-        self._items = Items(reader, None, refused)
+        self._items = ItemLists(reader, None, refused)
 
     def take(self, batch: Batch) -> Iterable[StreamEvent]:
         """See View. What comes before an invalid message is an event of its own, at the offset before the batch."""

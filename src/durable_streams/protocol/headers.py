@@ -8,13 +8,13 @@ STREAM_NEXT_OFFSET = "stream-next-offset"
 STREAM_CURSOR = "stream-cursor"
 STREAM_UP_TO_DATE = "stream-up-to-date"
 STREAM_CLOSED = "stream-closed"
+STREAM_MAX_BYTES = "stream-max-bytes"
 STREAM_SEQ = "stream-seq"
 STREAM_TTL = "stream-ttl"
 STREAM_EXPIRES_AT = "stream-expires-at"
 STREAM_FORKED_FROM = "stream-forked-from"
 STREAM_FORK_OFFSET = "stream-fork-offset"
 STREAM_FORK_SUB_OFFSET = "stream-fork-sub-offset"
-STREAM_MAX_BYTES = "stream-max-bytes"
 SSE_DATA_ENCODING = "stream-sse-data-encoding"
 PRODUCER_ID = "producer-id"
 PRODUCER_EPOCH = "producer-epoch"
@@ -40,6 +40,11 @@ MAX_SAFE_INTEGER = 2**53 - 1
 def is_true(value: str | None) -> bool:
     """Whether a header means yes: exactly ``true`` in any case, nothing else (protocol section 1)."""
     return value is not None and value.lower() == "true"
+
+
+def is_position(offset: str) -> bool:
+    """Whether a server's offset names a position: it is not empty, and not ``now``, which none may mint (section 2)."""
+    return bool(offset.strip()) and offset != OFFSET_NOW
 
 
 @lru_cache(maxsize=256)

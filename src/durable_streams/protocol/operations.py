@@ -34,6 +34,7 @@ __all__ = [
     "encoder_for",
     "head",
     "join_records",
+    "position_of",
 ]
 
 
@@ -69,7 +70,7 @@ def create(
     response = yield request
     if response.status not in {200, 201}:
         raise error_from(response, request)
-    return replace(_metadata(response, content_type), created=_was_created(response))
+    return replace(_metadata(response, request, content_type), created=_was_created(response))
 
 
 def _was_created(response: Response) -> bool | None:
@@ -108,7 +109,7 @@ def head(url: str) -> Op[HeadResult]:
     response = yield request
     if response.status != 200:
         raise error_from(response, request)
-    return _metadata(response)
+    return _metadata(response, request)
 
 
 def append(
@@ -169,13 +170,13 @@ def content_type_of(url: str) -> Op[str]:
     return metadata.content_type or h.DEFAULT_CONTENT_TYPE
 
 
-def _metadata(response: Response, content_type: str | None = None) -> HeadResult:
+def _metadata(response: Response, request: Request, content_type: str | None = None) -> HeadResult:
     headers = response.headers
     ttl = headers.get(h.STREAM_TTL)
     return HeadResult(
         exists=True,
         content_type=headers.get("content-type", content_type),
-        offset=headers.get(h.STREAM_NEXT_OFFSET),
+        offset=position_of(response, request),
         etag=headers.get("etag"),
         cache_control=headers.get("cache-control"),
         stream_closed=h.is_true(headers.get(h.STREAM_CLOSED)),
@@ -185,15 +186,30 @@ def _metadata(response: Response, content_type: str | None = None) -> HeadResult
 
 
 def _next_offset(response: Response, request: Request) -> str:
-    offset = response.headers.get(h.STREAM_NEXT_OFFSET)
+    offset = position_of(response, request)
     if offset is None:
-        raise StreamParseError(
-            f"{request.method} {request.url} succeeded without Stream-Next-Offset; check that it is a stream.",
-            status=response.status,
-            url=request.url,
-            headers=dict(response.headers),
-        )
+        raise _malformed(response, request, "without Stream-Next-Offset")
     return offset
+
+
+def position_of(response: Response, request: Request) -> str | None:
+    """Return the offset of an answer, None if it has none; raises StreamParseError for one that is no position."""
+    offset = response.headers.get(h.STREAM_NEXT_OFFSET)
+    if offset is not None and not h.is_position(offset):
+        raise _malformed(response, request, f"with the Stream-Next-Offset {offset!r}", code="BAD_OFFSET")
+    return offset
+
+
+def _malformed(
+    response: Response, request: Request, how: str, *, code: str | None = None
+) -> StreamParseError:
+    return StreamParseError(
+        f"{request.method} {request.url} succeeded {how}; check that it is a stream.",
+        status=response.status,
+        url=request.url,
+        headers=dict(response.headers),
+        code=code,
+    )
 
 
 def encode_payload(data: Any, content_type: str) -> bytes:

@@ -22,10 +22,16 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from durable_streams.errors import DurableStreamError, FetchError, SequenceGapError, StaleEpochError
+from durable_streams.errors import (
+    DurableStreamError,
+    FetchError,
+    SequenceGapError,
+    StaleEpochError,
+    StreamParseError,
+)
 from durable_streams.protocol import headers as h
 from durable_streams.protocol.batches import Barrier, Batch, BatchState, Outcome, Send, Settings
-from durable_streams.protocol.operations import encoder_for
+from durable_streams.protocol.operations import encoder_for, position_of
 from durable_streams.protocol.request import Request, Response, check_header, error_from, parse_retry_after
 from durable_streams.protocol.retry import is_retryable_status
 from durable_streams.types import IdempotentAppendResult
@@ -378,6 +384,10 @@ class Producer:
                 status=response.status,
             )
             return self._overtaken(error, self.epoch, None)
+        try:
+            offset = position_of(response, Request("POST", self.url)) or ""
+        except StreamParseError as malformed:
+            return self.fail(malformed)
         del self._batches[batch.seq]
         batch.done = True
         self._established, self._troubled = True, False
@@ -386,7 +396,6 @@ class Producer:
         self._failing_since = None
         self._sealed_count -= batch.count
         self._sealed_bytes -= batch.size
-        offset = response.headers.get(h.STREAM_NEXT_OFFSET, "")
         result = IdempotentAppendResult(offset, duplicate)
         return [Outcome(ticket, result) for ticket in batch.tickets]
 

@@ -12,16 +12,20 @@ Invariants:
 * data becomes a batch only when it is certain: a body when it is complete, an event with its control event.
   What a failure cut off is dropped and asked for again from the last certain position, so nothing is
   delivered twice;
+* a body too large to be held is given out in pieces. All but the last leave the position where the body began, for no
+  offset inside it is known; if it is cut, what was given out is skipped in the next answer;
 * under ``live=True`` SSE is used only where it is lossless; text and types that are not known follow by
   long-polling;
 * once the stream is closed there is no further request;
+* positions never go back, and are never empty;
 * the back-off grows with every failure and every empty round, and only progress (or a long, healthy life)
-  resets it.
+  resets it. Progress is data: a position that moves without any is none.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -34,8 +38,9 @@ from durable_streams.errors import (
     StreamParseError,
 )
 from durable_streams.protocol import headers as h
+from durable_streams.protocol.bodies import Body
 from durable_streams.protocol.eventstream import Control, EventStream
-from durable_streams.protocol.lines import DEFAULT_LIMIT
+from durable_streams.protocol.lines import DEFAULT_LIMIT, Pieces
 from durable_streams.protocol.request import (
     ERROR_BODY_LIMIT,
     Request,
@@ -59,12 +64,14 @@ __all__ = ["Batch", "Mode", "Reader"]
 Mode = Literal["catch-up", "long-poll", "sse"]
 
 _LIVE_POLICY = replace(DEFAULT_POLICY, max_retries=ENDLESS, max_delay=2.0)
-_ANSWER_SIZE = 1 << 20  # bytes that a server is asked to answer a catch-up with at once
+_ANSWER_SIZE = 1 << 20  # bytes that a server is asked to answer a catch-up with: each answer is one batch
 _BODY_SLACK = 2 * 1024 * 1024  # a body may hold one append of the limit's size, and its JSON brackets
 _LONGEST_EMPTY_PAUSE = 1.0  # seconds between requests that end well and bring nothing
 _SHORT_LIFE = 5.0  # seconds: an event stream that ends sooner, with nothing new, was probably cut by a proxy
 _FRUITLESS_LIMIT = 3  # such event streams in a row before live=True turns to long-polling
 _SSE_REFUSALS = frozenset({400, 405, 406, 415, 501})
+_RESERVED = frozenset({h.OFFSET_START, h.OFFSET_NOW})
+_EMPTY_ARRAY = re.compile(rb"[ \t\r\n]*\[[ \t\r\n]*\][ \t\r\n]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,7 @@ class Batch:
 class Reader:
     """Follows one stream. See the module's docstring for the loop that a driver runs.
 
-    ``random`` gives numbers in [0, 1) for jitter; ``limit`` is the most bytes one event or append may have;
+    ``random`` gives numbers in [0, 1) for jitter; ``limit`` is the most bytes one event or message may have;
     ``policy`` None means the default policy, and trying for ever once a live read has begun. ``etag``: of an
     earlier read from the same offset, whose first answer is not transferred again if it would be the same.
     """
@@ -115,6 +122,7 @@ class Reader:
         self.headers: Mapping[str, str] = {}
         self.accepted = False
         self.etag = etag
+        self._whole = limit + _BODY_SLACK
         self._known_etag = None if etag is None else check_header("if-none-match", etag)
         self._random = random
         self._policy = policy
@@ -122,10 +130,12 @@ class Reader:
         self._position, self._position_cursor = offset, cursor
         self._at_tail = self._ended = self._failed = self._began = self._live_began = False
         self._failures = self._empty_rounds = self._fruitless = 0
+        self._body: Body | None = None
+        self._next = offset  # where the present body ends
+        self._skip = 0  # how many units past the position were given out already: see Body
         self._request = Request("GET", url)
         self._started_at: float | None = None
         self._sent_at = math.inf  # about when the request went out: when the one before it ended
-        self._expected: int | None = None
         self._begin()
 
     # -- what the driver calls
@@ -141,14 +151,14 @@ class Reader:
             return None
         params = {h.QUERY_OFFSET: self._position}
         headers = {}
-        if self.mode != "catch-up":
+        if self.mode == "catch-up":
+            headers[h.STREAM_MAX_BYTES] = str(_ANSWER_SIZE)
+            if self._known_etag is not None and not self._began and not self._skip:
+                headers["if-none-match"] = self._known_etag
+        else:
             params[h.QUERY_LIVE] = self.mode
             if self._position_cursor is not None:
                 params[h.QUERY_CURSOR] = self._position_cursor
-        else:
-            headers[h.STREAM_MAX_BYTES] = str(_ANSWER_SIZE)
-            if self._known_etag is not None and not self._began:
-                headers["if-none-match"] = self._known_etag
         if self.mode == "sse":
             headers["accept"] = h.SSE_CONTENT_TYPE
         self._request = Request(
@@ -180,9 +190,14 @@ class Reader:
         self.content_type = headers.get("content-type", self.content_type)
         if not self._began:
             self.etag = headers.get("etag")
-        self._expected = None if unchanged else content_length(headers)
-        if self._expected is not None:
-            self._check_size(self._expected)
+        self._next = self._position_from(headers)
+        self._body = Body(
+            is_json=self._is_json(),
+            expected=None if unchanged else content_length(headers),
+            whole=self._whole,
+            limit=self._limit,
+            skip=self._skip,
+        )
 
     def receive(self, chunk: bytes) -> list[Batch]:
         """Take a piece of the body; return the batches that are certain now. Raises what no retry would mend.
@@ -192,11 +207,10 @@ class Reader:
         self._received += len(chunk)
         if self._event_stream is not None:
             return self._events(self._event_stream, chunk)
-        if self.accepted:
-            self._check_size(self._received)
-            self._chunks.append(chunk)
-        elif self._received <= ERROR_BODY_LIMIT:
-            self._chunks.append(chunk)
+        if self._body is not None:
+            return self._pieces(self._body, chunk)
+        if self._received <= ERROR_BODY_LIMIT:
+            self._refusal.add(chunk)
         return []
 
     def response_ended(self, error: FetchError | None, now: float) -> list[Batch]:
@@ -210,12 +224,10 @@ class Reader:
             return []
         began = self._started_at if self._started_at is not None else self._sent_at
         lived, self._sent_at = max(0.0, now - began), now
-        if error is None and self.accepted and self._expected is not None and self._received < self._expected:
-            error = FetchError(
-                f"The answer from {self.url} was cut after {self._received} of {self._expected} bytes.",
-                url=self.url,
-                status=self.status,
-            )
+        if error is None and self._body is not None and self._body.is_short:
+            error = self._cut(f"after {self._received} of {content_length(self.headers)} bytes")
+        if error is not None and self._body is not None:
+            self._skip = max(self._skip, self._body.units)
         if self.mode == "sse" and self.accepted:
             return self._events_ended(error, lived)
         if error is not None and self.mode == "long-poll" and self._live_began and _is_silence(error):
@@ -227,7 +239,13 @@ class Reader:
         if not self.accepted:
             self._refused()
             return []
-        return self._body_ended(lived)
+        return self._body_ended(self._body, lived) if self._body is not None else []
+
+    def give_early(self, size: int) -> None:
+        """Give out bodies of more than ``size`` bytes in pieces: a view moves its place with the last item anyway."""
+        self._whole = min(size, self._whole)
+        if self._body is not None:
+            self._body.whole = self._whole
 
     @property
     def place(self) -> Batch:
@@ -250,39 +268,94 @@ class Reader:
     def _begin(self) -> None:
         self._started_at = None
         self.accepted = False
-        self._chunks: list[bytes] = []
+        self._body = None
+        self._refusal = Pieces()
         self._received = 0
-        self._expected = None
         self._event_stream: EventStream | None = None
         self._broken: DurableStreamError | None = None
-        self._progress = self._heard = False
+        self._progress = self._moved = self._heard = False
 
-    def _body_ended(self, lived: float) -> list[Batch]:
+    def _pieces(self, body: Body, chunk: bytes) -> list[Batch]:
+        try:
+            pieces = body.receive(chunk)
+        except StreamParseError as error:
+            raise self._broken_body(error) from None
+        if pieces and self._next != self._position:
+            self._progress = True
+            self._failures = 0
+        # No offset inside the body is known: until it is complete the position stays where it begins.
+        return [Batch(piece, self._position, self._position_cursor, False, False) for piece in pieces]
+
+    def _body_ended(self, body: Body, lived: float) -> list[Batch]:
         headers = self.headers
-        position = headers.get(h.STREAM_NEXT_OFFSET)
-        if position is None:
-            if self.status != 204:
-                raise self._fatal(
-                    StreamParseError,
-                    "The answer has no Stream-Next-Offset header; check that the URL is a durable stream.",
-                )
-            position = self._position
         up_to_date = self.status == 204 or h.is_true(headers.get(h.STREAM_UP_TO_DATE))
         closed = h.is_true(headers.get(h.STREAM_CLOSED))
-        data = b"".join(self._chunks)
-        self._chunks = []
-        batch = self._advance(data, position, headers.get(h.STREAM_CURSOR), up_to_date, closed)
+        try:
+            data = body.finish()
+        except StreamParseError as error:
+            raise self._broken_body(error) from None
+        if data is None:
+            self._skip = max(self._skip, body.units)
+            self._retry(self._cut("before the end of its array"))
+            return []
+        if self._skip and self._next != self._position:
+            self._skipped(body.units, at_tail=up_to_date or closed)
+        batch = self._advance(data, self._next, headers.get(h.STREAM_CURSOR), up_to_date, closed)
         self._heard = True
         if not self._progress and (up_to_date or closed):
             self._empty(lived)
-        elif not self._progress:
+        elif not self._progress and not self._moved:
             self._retry(self._no_progress())
+        elif not self._progress:
+            self._empty(lived)
         if self.mode == "catch-up" and self.live is True and up_to_date:
             self.mode = (
                 "sse" if self._fruitless < _FRUITLESS_LIMIT and self._sse_is_lossless() else "long-poll"
             )
             self.delay = 0.0  # the first live request is no repetition
         return [batch]
+
+    def _skipped(self, units: int, *, at_tail: bool) -> None:
+        """Note how much of what was given out before lies in the body that has ended."""
+        self._progress = True
+        self._skip = max(0, self._skip - units)
+        if self._skip and at_tail:
+            raise self._fatal(
+                StreamParseError,
+                "The stream ends before what was read of it already: it is another one now; start over.",
+            )
+
+    def _broken_body(self, error: StreamParseError) -> DurableStreamError:
+        return self._fatal(StreamParseError, error.message, code=error.code)
+
+    def _cut(self, where: str) -> FetchError:
+        return FetchError(f"The answer from {self.url} was cut {where}.", url=self.url, status=self.status)
+
+    def _position_from(self, headers: Mapping[str, str]) -> str:
+        position = headers.get(h.STREAM_NEXT_OFFSET)
+        if position is None and self.status == 204:
+            return self._position
+        if position is None:
+            raise self._fatal(
+                StreamParseError,
+                "The answer has no Stream-Next-Offset header; check that the URL is a durable stream.",
+            )
+        return self._checked(position)
+
+    def _checked(self, position: str) -> str:
+        """Return an offset that the server gave; raises StreamParseError where reading from it would repeat or skip."""
+        if not h.is_position(position):
+            flaw = f"gave {position!r}, which is no position"
+        elif self._position not in _RESERVED and position < self._position:
+            flaw = f"went back to {position}"
+        else:
+            return position
+        raise self._fatal(
+            StreamParseError, f"After offset {self._position} the server {flaw}.", code="BAD_OFFSET"
+        )
+
+    def _is_json(self) -> bool:
+        return self.content_type is not None and h.is_json(self.content_type)
 
     def _sse_is_lossless(self) -> bool:
         return self.content_type is not None and h.sse_is_lossless(self.content_type)
@@ -298,7 +371,11 @@ class Reader:
     def _advance(
         self, data: bytes, position: str, cursor: str | None, up_to_date: bool, closed: bool
     ) -> Batch:
-        self._progress = self._progress or position != self._position
+        self._moved = self._moved or position != self._position
+        holds_data = bool(data) and not (self._is_json() and _EMPTY_ARRAY.fullmatch(data))
+        # To learn what -1 or now stands for happens once, and is no round without a result.
+        learned = self._position in _RESERVED and position not in _RESERVED
+        self._progress = self._progress or (position != self._position and (holds_data or learned))
         self._began, self._live_began = True, self.live is not False
         self._position = position
         self._position_cursor = cursor if cursor is not None else self._position_cursor
@@ -306,14 +383,6 @@ class Reader:
         if self._progress:
             self._failures = self._empty_rounds = self._fruitless = 0
         return Batch(data, position, self._position_cursor, self._at_tail, closed)
-
-    def _check_size(self, size: int) -> None:
-        if size > self._limit + _BODY_SLACK:
-            raise self._fatal(
-                StreamParseError,
-                f"An answer of more than {self._limit} bytes is over the limit; raise the limit to read it.",
-                code="TOO_LARGE",
-            )
 
     # -- event streams
 
@@ -329,11 +398,7 @@ class Reader:
 
     def _would_alter(self, headers: Mapping[str, str]) -> bool:
         """Whether bytes come as text, although ``live=True`` promises them unchanged."""
-        return (
-            self.live is True
-            and not h.is_json(self.content_type or "")
-            and not headers.get(h.SSE_DATA_ENCODING, "").strip()
-        )
+        return self.live is True and not self._is_json() and not headers.get(h.SSE_DATA_ENCODING, "").strip()
 
     def _events(self, event_stream: EventStream, chunk: bytes) -> list[Batch]:
         batches: list[Batch] = []
@@ -351,13 +416,12 @@ class Reader:
 
     def _control(self, control: Control) -> list[Batch]:
         self._heard = True
+        position = self._checked(control.next_offset)
         *first, last = control.payloads or [b""]
         # Only the last of several payloads moves the position: the ones before it are not certain by
         # themselves.
         batches = [Batch(data, self._position, self._position_cursor, False, False) for data in first]
-        batches.append(
-            self._advance(last, control.next_offset, control.cursor, control.up_to_date, control.closed)
-        )
+        batches.append(self._advance(last, position, control.cursor, control.up_to_date, control.closed))
         return batches
 
     def _events_ended(self, error: FetchError | None, lived: float) -> list[Batch]:
@@ -379,7 +443,7 @@ class Reader:
 
     def _refused(self) -> None:
         """Decide about an answer that is no stream data."""
-        response = Response(self.status or 0, self.headers, b"".join(self._chunks))
+        response = Response(self.status or 0, self.headers, self._refusal.take())
         if self.mode == "sse" and (response.status in _SSE_REFUSALS or response.status in {200, 204}):
             if self.live is True:
                 self.mode = "long-poll"

@@ -226,6 +226,8 @@ class Handlers:
         tag = etag(self._store.identity, state, found.start, found.end)
         headers = _read_headers(state, found.end)
         headers.append(("etag", tag))
+        # A part that one client asked for is not all for another.
+        headers.append(("vary", names.STREAM_MAX_BYTES))
         headers.append(("cache-control", cache_control(self._config.cache, state, found.end, exact=exact)))
         if is_known(request.listed("if-none-match"), tag):
             await found.close()
