@@ -73,13 +73,17 @@ class App:
     async def startup(self) -> None:
         """Open the store; raises StoreError with one sentence. May follow a `shutdown`."""
         await self.store.open()
-        self.outlets.start()
-        self.live.start()
+        self.start_reads()
 
     async def shutdown(self) -> None:
         """End the live reads, commit what was accepted, close the store."""
         self.stop_reads()
         await self.store.close()
+
+    def start_reads(self) -> None:
+        """Let live reads wait, also after `stop_reads`."""
+        self.outlets.start()
+        self.live.start()
 
     def stop_reads(self) -> None:
         """End the live reads, what clients do not take, and what they do not send."""

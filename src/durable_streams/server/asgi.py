@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from durable_streams.protocol.commands import Rejection
 from durable_streams.server.app import App, error_response
 from durable_streams.server.bodies import Bodies, Incoming
-from durable_streams.server.http import CLOSE, Disconnection, cut_short, repeated, too_large, unreadable
+from durable_streams.server.hosting import ServerWatch
+from durable_streams.server.http import (
+    CLOSE,
+    Disconnection,
+    Response,
+    cut_short,
+    repeated,
+    too_large,
+    unreadable,
+)
 from durable_streams.server.outlets import send_parts
+from durable_streams.server.workers import OneProcess
 from durable_streams.stores.base import StoreError
 
 __all__ = ["AsgiApp"]
@@ -18,6 +29,9 @@ __all__ = ["AsgiApp"]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+_log = logging.getLogger("durable_streams.server")
 
 
 class _Request:
@@ -71,6 +85,11 @@ class _Request:
         if not value.isascii():
             raise unreadable(name)
         return value.decode("ascii")
+
+    @property
+    def multiplexed(self) -> bool:
+        """Whether its connection carries other requests at the same time: HTTP/2 and later."""
+        return not str(self._scope.get("http_version", "1.1")).startswith("1")
 
     def authority(self) -> str:
         return self.header("host") or ":".join(
@@ -135,18 +154,26 @@ class _Request:
 class AsgiApp:
     """An ASGI application. Opens its store in the lifespan, or at the first request where nobody sends one.
 
-    ``await startup()`` and ``await shutdown()`` are for frameworks that do not pass the lifespan to mounted apps.
+    ``await startup()`` and ``await shutdown()`` are for frameworks that do not pass the lifespan to mounted apps. Live
+    reads end when the ASGI server stops to listen, so that they do not hold up its end.
     """
 
     def __init__(self, app: App) -> None:
         self._app = app
         self._opening: asyncio.Task[None] | None = None
+        self._watch = ServerWatch(app.stop_reads, app.start_reads)
+        self._one_process = OneProcess(app.store)
+        self._told = ""
 
     async def startup(self) -> None:
         """Open the store, once; raises StoreError with one sentence."""
         if self._opening is None:
-            self._opening = asyncio.ensure_future(self._app.startup())
+            self._opening = asyncio.ensure_future(self._open())
         await asyncio.shield(self._opening)
+
+    async def _open(self) -> None:
+        self._one_process.check_workers()
+        await self._app.startup()
 
     async def shutdown(self) -> None:
         """End the live reads and close the store; raises StoreError if it is not in order at its end."""
@@ -155,13 +182,18 @@ class AsgiApp:
                 await self._app.shutdown()
             finally:
                 self._opening = None
+                self._watch.reset()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the ASGI interface."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
-            await self._http(scope, receive, send)
+            self._watch.begun(scope.get("server"))
+            try:
+                await self._http(scope, receive, send)
+            finally:
+                self._watch.ended()
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1003})
 
@@ -184,15 +216,34 @@ class AsgiApp:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
+    async def _response(self, request: _Request) -> Response:
+        if not self._app.needs_store(request):
+            return await self._app.handle(request)
+        try:
+            await self.startup()
+        except StoreError as error:
+            self._opening = None
+            return self._unavailable(request, error)
+        try:
+            self._one_process.check_address(self._watch.addresses)
+        except StoreError as error:
+            return self._unavailable(request, error)
+        return await self._app.handle(request)
+
+    def _unavailable(self, request: _Request, error: StoreError) -> Response:
+        if self._told != str(error):
+            self._told = str(error)
+            _log.error("requests are answered 503: %s", error)
+        response = self._app.unavailable(request, error)
+        if not request.multiplexed and CLOSE not in response.headers:
+            # Another connection may reach another process. No CLOSE itself: that waits for the rest of a body.
+            response.headers.append(("connection", "close"))
+        return response
+
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = _Request(scope, receive, self._app.bodies)
         try:
-            if self._app.needs_store(request):
-                await self.startup()
-            response = await self._app.handle(request)
-        except StoreError as error:
-            self._opening = None
-            response = self._app.unavailable(request, error)
+            response = await self._response(request)
         except Rejection as refusal:  # pragma: no cover - handle answers its own
             response = error_response(refusal.status, refusal.code, refusal.message, [])
         finally:

@@ -22,9 +22,9 @@ from collections.abc import Iterator
 
 from durable_streams.server.listener import limit_unsent
 
-__all__ = ["PeerGoneError", "Peers"]
+__all__ = ["OPEN_FILES", "PeerGoneError", "Peers"]
 
-_OPEN_FILES = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
+OPEN_FILES = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
 _ADDRESS_SIZE = 128  # bytes of the longest socket address
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _PORT = slice(2, 4)  # where a socket address of either family has its port
@@ -122,7 +122,7 @@ class Peers:
         began = time.monotonic()
         numbers: dict[bytes, list[int]] = {}
         address, size = ctypes.create_string_buffer(_ADDRESS_SIZE), ctypes.c_uint32()
-        for name in os.listdir(_OPEN_FILES):  # noqa: PTH208 - thousands of names, no paths
+        for name in os.listdir(OPEN_FILES):  # noqa: PTH208 - thousands of names, no paths
             size.value = _ADDRESS_SIZE
             if (
                 self._getpeername(int(name), address, ctypes.byref(size)) == 0

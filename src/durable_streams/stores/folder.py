@@ -46,7 +46,8 @@ class FolderLock:
         except OSError as error:
             self.release()
             raise StoreError(
-                f"another server has the folder {self.folder} open; stop it or choose another folder"
+                f"another server has the folder {self.folder} open; stop it or choose another folder "
+                "(workers of one server cannot share it: run one)"
             ) from error
         status = os.fstat(self._files[1])
         self._guarded[str(self.folder / _LOCK)] = (status.st_dev, status.st_ino)
