@@ -52,7 +52,7 @@ class OneProcess:
 
 def worker_count() -> int:
     """Return in how many processes the application runs, as far as the server that started them tells: else 1."""
-    return max(1, _of_a_child(), _of_gunicorn())
+    return max(1, _of_a_child(), _of_a_fork())
 
 
 def _of_a_child() -> int:
@@ -72,16 +72,20 @@ def _of_a_child() -> int:
     return 1
 
 
-def _of_gunicorn() -> int:
-    # A worker is a fork of the arbiter: its object, which has the configuration, is on the way down the stack.
-    base = sys.modules.get("gunicorn.workers.base")
-    if base is None:
-        return 1
+def _of_a_fork() -> int:
+    # A worker that was forked has its maker on its stack: Gunicorn's with the configuration, Granian's with the number.
+    # (Granian's first worker must know too: one that is told to end while it starts goes on for ever.)
+    gunicorn, granian = (
+        getattr(sys.modules.get(module), name, ())
+        for module, name in (("gunicorn.workers.base", "Worker"), ("granian.server.common", "AbstractServer"))
+    )
     frame: FrameType | None = sys._getframe()  # noqa: SLF001 - there is no other way to ask who runs this
     while frame is not None:
-        runs = frame.f_locals.get("self") if frame.f_code.co_argcount else None
-        if isinstance(runs, base.Worker):
-            return int(runs.cfg.workers)
+        maker = frame.f_locals.get("self") if frame.f_code.co_argcount else None
+        if isinstance(maker, gunicorn):
+            return int(maker.cfg.workers)
+        if isinstance(maker, granian):
+            return int(maker.workers)
         frame = frame.f_back
     return 1
 
