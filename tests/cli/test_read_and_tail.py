@@ -191,6 +191,29 @@ def test_killed_again_and_again_a_tail_into_a_file_has_everything_once(cli, even
     assert sorted(path.name for path in cli.folder.iterdir()) == ["out", "place"]
 
 
+@pytest.mark.parametrize("damage", ["removed", "moved", "replaced"])
+def test_f2_a_checkpoint_never_covers_an_output_that_is_gone(cli, eventually, damage):
+    cli.ok("create", "s", "-t", "json", "1")
+    out, place = cli.folder / "out", cli.folder / "place"
+    command = ("tail", "s", "--ndjson", "--output", "out", "--checkpoint", "place")
+    process = cli.spawn(*command)
+    eventually(lambda: place.exists() and json.loads(place.read_bytes()).get("bytes") == 2)
+    kept = cli.folder / "kept"
+    out.rename(kept)
+    if damage == "replaced":
+        out.write_bytes(kept.read_bytes())
+    append(cli, "s", b"2")
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert b"out was moved, removed or replaced" in errors
+    assert json.loads(place.read_bytes())["bytes"] == 2
+    if damage == "moved":
+        kept.rename(out)
+        cli.ok("close", "s")
+        cli.ok(*command)
+        assert out.read_bytes() == b"1\n2\n"
+
+
 def test_a_checkpoint_is_replaced_as_a_whole_and_never_ahead(cli):
     """Read it all the time while it changes: always complete, and the output always covers it."""
     cli.ok("create", "s", "-t", "json")

@@ -360,6 +360,27 @@ def test_one_relay_at_a_time(server: Any, watch: Any, tmp_path: Path) -> None:
             relay(source, server.url("/copy"), state=state)
 
 
+@pytest.mark.parametrize("damage", ["moved", "replaced", "lock removed"])
+def test_f2_a_state_that_is_not_where_it_was(server: Any, watch: Any, tmp_path: Path, damage: str) -> None:
+    """Another relay could be at work there by now, on a state of its own."""
+    folder = tmp_path / "place"
+    folder.mkdir()
+    source = numbers(tmp_path / "in.ndjson", 1)
+    first = Relay(FileSource(source, follow=True), server.url("/copy"), state=folder / "state")
+    with running(first) as raised:
+        watch.until(lambda: first.report().records == 1, "a record")
+        if damage == "lock removed":
+            (folder / ".state.lock").unlink()
+        else:
+            folder.rename(tmp_path / "elsewhere")
+        if damage == "replaced":
+            folder.mkdir()
+        left = sorted(folder.iterdir()) if folder.exists() else None
+        watch.until(lambda: (numbers(source, 2), time.sleep(0.1), raised)[2], "its end")
+        assert (sorted(folder.iterdir()) if folder.exists() else None) == left
+    assert raised[0].code == "CHECKPOINT"  # type: ignore[attr-defined]
+
+
 def test_a_state_of_something_else(server: Any, tmp_path: Path) -> None:
     state = tmp_path / "state"
     relay(numbers(tmp_path / "a", 1), server.url("/copy"), state=state)

@@ -7,11 +7,12 @@ that was killed in between cuts off what its checkpoint does not cover.
 
 from __future__ import annotations
 
-import os
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import final
 
+from durable_streams.cli.output import Output
 from durable_streams.client.checkpoints import Checkpoint, FileCheckpoint
 
 __all__ = ["CheckpointSaver"]
@@ -24,9 +25,15 @@ class CheckpointSaver:
     A failure to save is raised by the next `advance`, or at the end of the ``with`` block.
     """
 
-    def __init__(self, file: FileCheckpoint, output: int | None = None) -> None:
-        """``output`` is the descriptor of the file that the checkpoints' ``bytes`` speak of."""
+    def __init__(
+        self, file: FileCheckpoint, output: Output | None = None, on_failure: Callable[[], None] | None = None
+    ) -> None:
+        """``output`` is the file that the checkpoints' ``bytes`` speak of.
+
+        ``on_failure`` is called, from the thread that saves, when that failed: to end a wait for what comes next.
+        """
         self._file = file
+        self._on_failure = on_failure
         self._output = output
         self._latest: Checkpoint | None = None
         self._ended = False
@@ -63,10 +70,12 @@ class CheckpointSaver:
         try:
             while (checkpoint := self._next()) is not None:
                 if self._output is not None:
-                    os.fsync(self._output)
+                    self._output.settle()
                 self._file.write(checkpoint)
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that writes
             self._error = error
+            if self._on_failure is not None:
+                self._on_failure()
 
     def _next(self) -> Checkpoint | None:
         with self._changed:

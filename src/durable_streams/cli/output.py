@@ -15,6 +15,7 @@ from typing import BinaryIO
 import click
 
 from durable_streams.cli.options import stdout_bytes
+from durable_streams.client.checkpoints import is_at
 
 if sys.platform != "win32":
     import fcntl
@@ -25,14 +26,22 @@ __all__ = ["Output", "open_output", "when_reader_leaves"]
 class Output:
     """Bytes out, flushed one batch at a time. ``length`` is a file's length, None for standard output."""
 
-    def __init__(self, stream: BinaryIO, length: int | None = None) -> None:
+    def __init__(self, stream: BinaryIO, length: int | None = None, path: Path | None = None) -> None:
         self._stream = stream
+        self._path = path
         self.length = length
 
-    @property
-    def descriptor(self) -> int | None:
-        """The file's descriptor, None for standard output."""
-        return None if self.length is None else self._stream.fileno()
+    def settle(self) -> None:
+        """Return when a file is on disk, where its path leads; raises ClickException if that leads elsewhere by now."""
+        if self._path is None:
+            return
+        descriptor = self._stream.fileno()
+        os.fsync(descriptor)
+        if not is_at(self._path, descriptor):
+            raise click.ClickException(
+                f"{self._path} was moved, removed or replaced while it was written: its checkpoint covers what was "
+                "there before; put the file back, or remove both to start from the beginning."
+            )
 
     def write(self, data: bytes) -> None:
         """Write all of ``data`` and flush."""
@@ -65,7 +74,7 @@ def open_output(path: Path | None, resume_at: int | None = None) -> Iterator[Out
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.truncate(kept)
             file.seek(kept)
-        yield Output(file, kept)
+        yield Output(file, kept, path)
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

@@ -124,7 +124,7 @@ def tail(
         if file is not None:
             if saved is None:
                 file.write(Checkpoint(start, url, out.length))
-            saver = stack.enter_context(CheckpointSaver(file, out.descriptor))
+            saver = stack.enter_context(CheckpointSaver(file, out, response.close))
         if output is None:
             when_reader_leaves(response.close)
         _copy(response, out, ndjson=ndjson, saver=saver)

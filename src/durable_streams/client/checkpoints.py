@@ -15,7 +15,7 @@ import msgspec
 
 from durable_streams.errors import DurableStreamError
 
-__all__ = ["Checkpoint", "CheckpointStore", "FileCheckpoint", "as_store", "open_private"]
+__all__ = ["Checkpoint", "CheckpointStore", "FileCheckpoint", "as_store", "is_at", "open_private"]
 
 
 @runtime_checkable
@@ -27,6 +27,16 @@ class CheckpointStore(Protocol):
 
     def save(self, offset: str) -> None:
         """Keep this offset: when this returns it is what `load` gives, also after a crash."""
+
+
+def is_at(path: str | os.PathLike[str], descriptor: int) -> bool:
+    """Whether a path leads to the very file that is open: it may have been moved, removed or replaced since."""
+    opened = os.fstat(descriptor)
+    try:
+        there = Path(path).stat()
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
 
 
 class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):

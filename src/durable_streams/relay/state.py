@@ -14,11 +14,11 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
-from durable_streams.client.checkpoints import Checkpoint, FileCheckpoint, open_private
+from durable_streams.client.checkpoints import Checkpoint, FileCheckpoint, is_at, open_private
 from durable_streams.errors import DurableStreamError
 
 if sys.platform != "win32":
@@ -71,6 +71,7 @@ class StateFile:
     def __init__(self, path: str | os.PathLike[str], source: str, target: str) -> None:
         self._file = FileCheckpoint(path, target)
         self._source = source
+        self._lock: IO[bytes] | None = None
 
     @property
     def path(self) -> Path:
@@ -90,8 +91,19 @@ class StateFile:
         return state
 
     def save(self, state: State) -> None:
-        """Replace the file; it is on disk when this returns."""
+        """Replace the file; it is on disk when this returns. Raises once the lock is not where it was taken."""
+        # Without it another relay may be at work, on a state of its own.
+        if self._lock is not None and not is_at(self._lock_path, self._lock.fileno()):
+            raise _error(
+                f"the folder of {self.path}, or its lock, was moved, removed or replaced while the relay ran; "
+                "put it back, or choose another file."
+            )
         self._file.write(state)
+
+    @property
+    def _lock_path(self) -> Path:
+        # Beside the file, which is replaced all the time.
+        return self.path.with_name(f".{self.path.name}.lock")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -99,10 +111,8 @@ class StateFile:
         if sys.platform == "win32":
             yield  # two relays on one file are the user's care there: the younger one fences the elder
             return
-        # Beside the file, which is replaced all the time.
         try:
-            beside = self.path.with_name(f".{self.path.name}.lock")
-            lock = open(beside, "wb", opener=open_private)  # noqa: SIM115 - no opener; closed below
+            lock = open(self._lock_path, "wb", opener=open_private)  # noqa: SIM115 - no opener; closed below
         except OSError as error:
             raise _error(f"cannot use {self.path}: {error.strerror}; choose another file.") from error
         with lock:
@@ -112,7 +122,11 @@ class StateFile:
                 raise _error(
                     f"another relay uses {self.path}; stop it, or choose another state file."
                 ) from None
-            yield
+            self._lock = lock
+            try:
+                yield
+            finally:
+                self._lock = None
 
 
 def _error(message: str) -> DurableStreamError:
