@@ -21,12 +21,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from durable_streams.cli.ndjson import flaw_of
 from durable_streams.client.decoding import item_decoder
 from durable_streams.errors import StreamParseError
+from durable_streams.firehose.models import decoder_for
 from durable_streams.protocol import jsonmode, operations
 from durable_streams.protocol.jsonarrays import ArrayPieces, check_array, messages, split
 from durable_streams.protocol.jsonrule import InvalidJSONError, check
 from durable_streams.protocol.jsonvalues import decode, decode_slowly, encode
+from durable_streams.protocol.records import RecordDecoder
+from durable_streams.relay.target import Target
 
 # -- the oracle
 
@@ -232,8 +236,27 @@ CHECKS: dict[str, Callable[[bytes], object]] = {
     "a value": decode,
     "the server": lambda text: jsonmode.payload_from_body(b"[" + text + b"]"),
     "the client": lambda text: operations.encode_payload(text, "application/json"),
+    "a producer": operations.encoder_for("application/json"),
+    "the relay": Target("http://host/s", headers=None, content_type="application/json", retry_for=0).encode,
+    "the command line": lambda text: _refuse(flaw_of(text)),
+    "a feed": lambda text: _values(RecordDecoder(problems=False), text),
+    "a feed of bytes": lambda text: _values(RecordDecoder(decoder_for(bytes), problems=False), text),
     "a read": lambda text: list(item_decoder()(b"[" + text + b"]", "7", "")),
 }
+
+
+def _refuse(flaw: str | None) -> None:
+    if flaw is not None:
+        raise ValueError(flaw)
+
+
+def _values(decoder: RecordDecoder, text: bytes) -> list[Any]:
+    values: list[Any] = []
+    for item in decoder.items([text]):
+        if not isinstance(item, list):
+            raise ValueError("invalid")  # noqa: TRY004 - as everything else that is asked
+        values += item
+    return values
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -250,6 +273,14 @@ def test_a7_everything_takes_the_same_texts(name: str, text: bytes) -> None:
     if not text.strip(b" \t\r\n") or is_several(text):
         return  # inside of an array it would be none, or several
     assert takes(CHECKS[name], text) == is_message(text)
+
+
+def is_json(text: bytes) -> bool:
+    try:
+        parsed(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def is_several(text: bytes) -> bool:
@@ -290,6 +321,16 @@ def test_a7_what_a_reader_gives_can_be_appended(text: bytes) -> None:
         assert operations.encode_json_message(value) == again
 
 
+@given(MESSAGES)
+@settings(max_examples=100)
+def test_a7_feeds_give_the_value_in_full(text: bytes) -> None:
+    assert _values(RecordDecoder(problems=False), text) == [value_of(text)]
+    assert _values(RecordDecoder(decoder_for(bytes), problems=False), text) == [text]
+    assert _values(RecordDecoder(decoder_for(lambda value: [value]), problems=False), text) == [
+        [value_of(text)]
+    ]
+
+
 class Struct(msgspec.Struct):
     n: int
 
@@ -307,6 +348,22 @@ def test_a7_models_take_whatever_stands_where_they_do_not_look(kind: Any, text: 
         return  # one level too deep by now
     made = list(item_decoder(kind)(body, "7", ""))
     assert [item.n for item in made] == [number, 2]
+    decoder = RecordDecoder(decoder_for(kind), problems=False)
+    assert [_values(decoder, record)[0].n for record in split(body)] == [number, 2]
+    assert [value.n for item in decoder.items(split(body)) for value in item] == [number, 2]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", [Struct, Model, pydantic.TypeAdapter(Model)], ids=str)
+@given(ANY)
+@settings(max_examples=100)
+def test_a7_models_take_nothing_that_the_rule_refuses(kind: Any, text: bytes) -> None:
+    record = b'{"n":1,"a":%b}' % text
+    if is_json(b"[" + text + b"]") != is_json(record):
+        return  # it is more than one value
+    expected = is_message(record)
+    assert takes(lambda body: list(item_decoder(kind)(body, "7", "")), b"[" + record + b"]") == expected
+    decoder = RecordDecoder(decoder_for(kind), problems=False)
+    assert takes(lambda body: _values(decoder, body), record) == expected
 
 
 @given(st.lists(st.tuples(BLANKS, st.one_of(MESSAGES, TEXTS), BLANKS), max_size=8))

@@ -22,8 +22,10 @@ from durable_streams import (
     StaleEpochError,
     SyncIdempotentProducer,
 )
-from durable_streams.cli.ndjson import flaw_of, records
+from durable_streams.cli.invalid import LeftOut, on_invalid_option
+from durable_streams.cli.ndjson import records
 from durable_streams.cli.options import Settings, connection_options, emit, is_json, read_value, stdin_bytes
+from durable_streams.protocol.jsonrule import InvalidJSONError
 
 __all__ = ["append"]
 
@@ -80,6 +82,10 @@ _REDRAW = 256  # acknowledgements between two updates of the progress bar
     show_default=True,
     help="--ndjson: how long to try a server that is down or failing.",
 )
+@on_invalid_option(
+    "--ndjson: what becomes of a line that is not valid JSON: raise ends with an error, skip leaves it out.",
+    default="raise",
+)
 @connection_options
 @click.pass_obj
 def append(
@@ -114,7 +120,7 @@ def append(
 
 def _refuse_without_ndjson() -> None:
     context = click.get_current_context()
-    for name in ("close", "producer_id", "epoch", "batch_bytes", "linger", "retry_for"):
+    for name in ("close", "producer_id", "epoch", "batch_bytes", "linger", "retry_for", "on_invalid"):
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --ndjson only")
 
@@ -175,9 +181,10 @@ def _append_lines(settings: Settings, url: str, source: _Source, options: dict[s
     )
     tally = _Tally()
     began = time.monotonic()
-    with _Progress.shown(source.size) as tally.progress:
+    left_out = LeftOut(options["on_invalid"])
+    with left_out.told(), _Progress.shown(source.size) as tally.progress:
         try:
-            sent = _submit_all(producer, source, tally)
+            sent = _submit_all(producer, source, tally, left_out)
             requests = producer.next_seq
             if options["close"]:
                 tally.offset = producer.close_stream().offset
@@ -203,6 +210,7 @@ def _append_lines(settings: Settings, url: str, source: _Source, options: dict[s
         records=sent,
         requests=requests,
         duplicates=tally.duplicates,
+        invalid=left_out.count,
         seconds=round(seconds, 3),
         offset=tally.offset,
         closed=options["close"],
@@ -229,18 +237,22 @@ def _explained(error: DurableStreamError, options: dict[str, Any]) -> str:
     return str(error).rstrip(".")
 
 
-def _submit_all(producer: SyncIdempotentProducer, source: _Source, tally: _Tally) -> int:
+def _submit_all(producer: SyncIdempotentProducer, source: _Source, tally: _Tally, left_out: LeftOut) -> int:
     """Send every record and wait for the last acknowledgement; return how many there were."""
     sent = read = 0
     for record in records(source.lines):
-        flaw = flaw_of(record.message)
-        if flaw is not None:
+        try:
+            future = producer.submit(record.message)
+        except InvalidJSONError as error:
+            flaw = f"line {record.line} of {source.name} is not valid JSON: {error.__cause__}"
+            if callable(left_out.on_invalid):
+                left_out.on_invalid(record.message, InvalidJSONError(flaw))
+                continue
             producer.close()
             raise click.ClickException(
-                f"line {record.line} of {source.name} is not valid JSON: {flaw}; "
-                f"the {sent:,} records before it were stored, nothing after it."
-            )
-        producer.submit(record.message).add_done_callback(tally.count)
+                f"{flaw}; the {sent:,} records before it were stored, nothing after it."
+            ) from None
+        future.add_done_callback(tally.count)
         sent += 1
         read += len(record.message) + 1
         if tally.progress is not None and sent % _REDRAW == 0:

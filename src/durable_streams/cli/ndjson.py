@@ -1,4 +1,4 @@
-"""NDJSON both ways: lines to JSON messages, and the bodies of JSON streams to lines.
+"""NDJSON both ways: lines to JSON messages, and the messages of JSON streams to lines.
 
 Invariants: a message's bytes are never re-encoded; blank lines are no records; lines end at LF only, so
 that no character inside a string can split one.
@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import click
 import msgspec
+
+from durable_streams.protocol.jsonrule import InvalidJSONError, check
 
 __all__ = ["Record", "flaw_of", "lines_of", "records"]
 
 _WHITESPACE = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
-
-_check = msgspec.json.Decoder(msgspec.Raw).decode
-_split = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +37,21 @@ def records(lines: Iterable[bytes]) -> Iterator[Record]:
 
 
 def flaw_of(message: bytes) -> str | None:
-    """Return why the bytes are no JSON text, None if they are one."""
+    """Return why the bytes are no JSON message, None if they are one."""
     try:
-        if not message.isascii():
-            message.decode()  # msgspec does not look inside strings
-        _check(message)
-    except UnicodeDecodeError as error:
-        return f"invalid UTF-8 at byte {error.start}"
-    except (msgspec.DecodeError, RecursionError) as error:
+        check(message)
+    except InvalidJSONError as error:
         return str(error)
     return None
 
 
-def lines_of(body: bytes) -> bytes:
-    """Return the messages of a JSON stream's body (an array), one per line, each with its bytes as stored.
+def lines_of(messages: list[msgspec.Raw]) -> bytes:
+    """Return messages one per line, each with its bytes as stored.
 
     A line break inside a message can only stand between its tokens; it becomes a space, so that a line
-    stays one message. Raises ClickException where the body is not an array.
+    stays one message.
     """
-    if not body:
-        return b""
-    try:
-        messages = [bytes(raw) for raw in _split(body)]
-    except (msgspec.DecodeError, RecursionError):
-        raise click.ClickException(
-            "the data is no JSON array of messages; --ndjson is for streams of type application/json."
-        ) from None
-    if b"\n" in body or b"\r" in body:
-        messages = [message.replace(b"\r", b" ").replace(b"\n", b" ") for message in messages]
-    messages.append(b"")
-    return b"\n".join(messages)
+    lines = b"\0".join([*map(bytes, messages), b""])  # no message has that byte
+    if b"\n" in lines or b"\r" in lines:
+        lines = lines.replace(b"\r", b" ").replace(b"\n", b" ")
+    return lines.replace(b"\0", b"\n")

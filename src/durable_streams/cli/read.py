@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import click
+import msgspec
 
-from durable_streams import DurableStream, StreamResponse, stream
+from durable_streams import DurableStream, StreamParseError, StreamResponse, stream
 from durable_streams.cli.checkpoint import CheckpointSaver
+from durable_streams.cli.invalid import LeftOut, OnInvalid, on_invalid_option
 from durable_streams.cli.ndjson import lines_of
 from durable_streams.cli.options import Settings, connection_options, is_json
 from durable_streams.cli.output import Output, open_output, when_reader_leaves
@@ -41,7 +43,11 @@ def _reading(command: F) -> F:
         metavar="FILE",
         help="Write to a file instead of standard output.",
     )
-    return offset(ndjson(output(command)))
+    on_invalid = on_invalid_option(
+        "--ndjson: what becomes of a message that is not valid JSON: raise ends with an error, skip leaves it out.",
+        default="raise",
+    )
+    return offset(ndjson(on_invalid(output(command))))
 
 
 @click.command()
@@ -49,19 +55,31 @@ def _reading(command: F) -> F:
 @_reading
 @connection_options
 @click.pass_obj
-def read(settings: Settings, stream_: str, *, offset: str, ndjson: bool, output: Path | None) -> None:
+def read(
+    settings: Settings, stream_: str, *, offset: str, ndjson: bool, on_invalid: OnInvalid, output: Path | None
+) -> None:
     """Write everything that STREAM holds now to standard output, byte for byte.
 
     A JSON stream comes as one JSON array of its messages; --ndjson gives lines.
     """
+    left_out = LeftOut(on_invalid)
     with (
-        stream(settings.url(stream_), offset=offset, live=False, headers=settings.headers) as response,
+        stream(
+            settings.url(stream_),
+            offset=offset,
+            live=False,
+            headers=settings.headers,
+            on_invalid=left_out.on_invalid,
+        ) as response,
         open_output(output) as out,
+        left_out.told(),
     ):
-        if ndjson or not is_json(response.content_type):
-            _copy(response, out, ndjson=ndjson, saver=None)
-        else:
+        if ndjson:
+            _copy_lines(response, out, saver=None)
+        elif is_json(response.content_type):
             _copy_array(response, out)
+        else:
+            _copy(response, out, saver=None)
 
 
 def _copy_array(response: StreamResponse, out: Output) -> None:
@@ -99,6 +117,7 @@ def tail(
     *,
     offset: str,
     ndjson: bool,
+    on_invalid: OnInvalid,
     output: Path | None,
     live: Literal["auto", "sse", "long-poll"],
     checkpoint: Path | None,
@@ -115,9 +134,16 @@ def tail(
     start, kept = _start(settings, url, offset, saved)
     if checkpoint is not None and output is not None:
         _check_pair(checkpoint, output, saved)
+    left_out = LeftOut(on_invalid)
     with contextlib.ExitStack() as stack:
         response = stack.enter_context(
-            stream(url, offset=start, live=_LIVE_MODES[live], headers=settings.headers)
+            stream(
+                url,
+                offset=start,
+                live=_LIVE_MODES[live],
+                headers=settings.headers,
+                on_invalid=left_out.on_invalid,
+            )
         )
         out = stack.enter_context(open_output(output, kept))
         saver = None
@@ -127,7 +153,8 @@ def tail(
             saver = stack.enter_context(CheckpointSaver(file, out, response.close))
         if output is None:
             when_reader_leaves(response.close)
-        _copy(response, out, ndjson=ndjson, saver=saver)
+        stack.enter_context(left_out.told())
+        (_copy_lines if ndjson else _copy)(response, out, saver=saver)
 
 
 def _start(settings: Settings, url: str, offset: str, saved: Checkpoint | None) -> tuple[str, int | None]:
@@ -153,17 +180,36 @@ def _check_pair(checkpoint: Path, output: Path, saved: Checkpoint | None) -> Non
         )
 
 
-def _copy(response: StreamResponse, out: Output, *, ndjson: bool, saver: CheckpointSaver | None) -> None:
+def _copy(response: StreamResponse, out: Output, *, saver: CheckpointSaver | None) -> None:
     """Write batch after batch; a place is saved once all that lies before it was written and flushed."""
     place = response.offset
     for event in response.iter_events(mode="bytes"):
         data = cast("bytes", event.data)
-        if ndjson:
-            data = lines_of(data)
-        elif data == b"[]" and is_json(response.content_type):
+        if data == b"[]" and is_json(response.content_type):
             data = b""  # nothing yet, in the words of JSON
         out.write(data)
-        # Several batches can share one place: only the last of them moves it.
-        if saver is not None and event.next_offset != place:
-            place = event.next_offset
-            saver.advance(place, out.length)
+        place = _passed(place, event.next_offset, out, saver)
+
+
+def _copy_lines(response: StreamResponse, out: Output, *, saver: CheckpointSaver | None) -> None:
+    """Write a message on each line, batch after batch, and save places as `_copy` does."""
+    if response.content_type is not None and not is_json(response.content_type):
+        raise click.ClickException(
+            f"the stream holds {response.content_type}; --ndjson is for streams of type application/json."
+        )
+    place = response.offset
+    try:
+        for messages in response.iter_json_batches(decode=msgspec.Raw):
+            out.write(lines_of(messages))
+            place = _passed(place, response.offset, out, saver)
+    except StreamParseError as error:
+        raise click.ClickException(
+            f"{error.message.rstrip('.')}; --on-invalid skip leaves such messages out."
+        ) from error
+
+
+def _passed(place: str, now: str, out: Output, saver: CheckpointSaver | None) -> str:
+    # Several batches can share one place: only the last of them moves it.
+    if saver is not None and now != place:
+        saver.advance(now, out.length)
+    return now

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from durable_streams.cli.invalid import on_invalid_option
 from durable_streams.cli.options import Settings, connection_options, emit, full_content_type
 from durable_streams.relay import Relay, RelayReport, source_for
 from durable_streams.relay.open import Form
@@ -105,6 +106,11 @@ _REDRAWS = 4  # a second
     show_default=True,
     help="How long Ctrl-C and SIGTERM wait for the last acknowledgements.",
 )
+@on_invalid_option(
+    "What becomes of a record that is not valid JSON: raise ends the relay, with what is before it stored; skip leaves "
+    "it out and counts it. [default: skip for feeds, raise for the rest]",
+    default=None,
+)
 @connection_options
 @click.pass_obj
 def relay(
@@ -117,7 +123,16 @@ def relay(
     Ctrl-C and SIGTERM end it once everything that was read is stored.
     """
     url = settings.url(target)
-    names = ("id_field", "id_window", "gap_events", "close", "content_type", "retry_for", "grace")
+    names = (
+        "id_field",
+        "id_window",
+        "gap_events",
+        "close",
+        "content_type",
+        "retry_for",
+        "grace",
+        "on_invalid",
+    )
     given = {name: options[name] for name in names}
     try:
         running = Relay(

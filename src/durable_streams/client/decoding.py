@@ -36,6 +36,7 @@ __all__ = [
     "is_pydantic",
     "item_decoder",
     "one_of",
+    "one_with",
 ]
 
 T = TypeVar("T")
@@ -176,7 +177,7 @@ def is_data_type(decode: Any) -> bool:
     if not isinstance(decode, type):  # NewType, TypeAliasType
         return hasattr(decode, "__supertype__") or hasattr(decode, "__value__")
     return (
-        issubclass(decode, msgspec.Struct)
+        issubclass(decode, (msgspec.Struct, msgspec.Raw))
         or dataclasses.is_dataclass(decode)
         or any(hasattr(decode, mark) for mark in ("__attrs_attrs__", "__pydantic_validator__"))
         or (issubclass(decode, dict) and hasattr(decode, "__required_keys__"))
@@ -251,10 +252,15 @@ def _adapter_model(adapter: Any) -> Model:
 
 def one_of(kind: Any) -> Callable[[bytes], Any]:
     """Return what makes one item of a message that is JSON by the rule: of a type, or as a ``TypeAdapter`` does."""
+    if kind is msgspec.Raw:
+        return msgspec.Raw
     if hasattr(kind, "validate_json"):
-        parse, make = kind.validate_json, getattr(kind, "validate_python", None)
-    else:
-        parse, make = msgspec.json.Decoder(kind).decode, lambda value: msgspec.convert(value, kind)
+        return one_with(kind.validate_json, getattr(kind, "validate_python", None))
+    return one_with(msgspec.json.Decoder(kind).decode, lambda value: msgspec.convert(value, kind))
+
+
+def one_with(parse: Callable[[bytes], Any], make: Callable[[Any], Any] | None) -> Callable[[bytes], Any]:
+    """Return the same, of what makes it of a text, and of a value where the text is strange (`strange`)."""
 
     def one(message: bytes) -> Any:
         try:

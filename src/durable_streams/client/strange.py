@@ -1,15 +1,15 @@
 """Models out of messages that the rule allows and a library's own JSON parser refuses.
 
-Such are escapes of lone surrogates, more levels than a parser takes, numbers beyond a double. Mostly they stand where
-the model does not look. So the parser gets the message with something harmless in their place, twice, each time
-something else: what comes out both times the same does not depend on it. Else the model is made of the message's
-value instead of its text.
+Such are escapes of lone surrogates, more levels than a parser takes, numbers that are too long for it. Mostly they
+stand where the model does not look. So the parser gets the message with something harmless in their place, twice,
+each time something else: what comes out both times the same does not depend on it. Else the model is made of the
+message's value instead of its text.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -26,7 +26,8 @@ _SHALLOW = 100
 
 _HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _LONE = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
-_MARK = re.compile(rb'"[^"]*"|([\[{])|([\]}])')
+_MARK = re.compile(rb'"[^"]*"|([\[{])|([\]}])|(-?[0-9][0-9.eE+-]{600,})')
+_OPENS, _CLOSES, _NUMBER = 1, 2, 3
 
 _parse = msgspec.json.Decoder().decode
 
@@ -57,26 +58,25 @@ def read_strange(message: bytes, parse: Callable[[bytes], T], make: Callable[[ob
 def _harmless(message: bytes, digit: bytes) -> bytes:
     """Return the message with a digit in place of what is strange."""
     # No byte below 32 is in a message, but for white space: it can stand for another.
-    text = message.replace(b"\\\\", b"\x00\x00")
+    text = message.replace(b"\\\\", b"\x00\x00").replace(b'\\"', b"\x01\x01")
     text = _LONE.sub(rb"\\u003" + digit, text)
-    if is_deeper(message, _SHALLOW):
-        text = _without_depths(text, digit)
-    return text.replace(b"\x00\x00", b"\\\\")
+    if len(text) > _SHALLOW:
+        text = b"".join(_plain_parts(text, digit))
+    return text.replace(b"\x01\x01", b'\\"').replace(b"\x00\x00", b"\\\\")
 
 
-def _without_depths(text: bytes, digit: bytes) -> bytes:
-    marks = text.replace(b'\\"', b"..")
-    parts: list[bytes] = []
+def _plain_parts(text: bytes, digit: bytes) -> Iterator[bytes]:
+    """Yield the text with a digit in place of each container that is too deep, and of each number that is too long."""
     begin = depth = 0
-    for mark in _MARK.finditer(marks):
-        if mark.lastindex == 1:
-            depth += 1
-            if depth == _SHALLOW + 1:
-                parts.append(text[begin : mark.start()])
-        elif mark.lastindex == 2:
-            if depth == _SHALLOW + 1:
-                parts.append(digit)
-                begin = mark.end()
-            depth -= 1
-    parts.append(text[begin:])
-    return b"".join(parts)
+    for mark in _MARK.finditer(text):
+        kind = mark.lastindex
+        depth += kind == _OPENS
+        replaced = depth == _SHALLOW + 1 and kind == _CLOSES
+        if (kind == _OPENS and depth == _SHALLOW + 1) or (kind == _NUMBER and depth <= _SHALLOW):
+            yield text[begin : mark.start()]
+            replaced = kind == _NUMBER
+        if replaced:
+            yield digit
+            begin = mark.end()
+        depth -= kind == _CLOSES
+    yield text[begin:]

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import msgspec
 
-from durable_streams.client.decoding import is_data_type, is_pydantic
-from durable_streams.protocol.operations import decode_json
-from durable_streams.protocol.records import Decode
+from durable_streams.client.decoding import is_data_type, is_pydantic, one_of, one_with
+from durable_streams.protocol.jsonrule import check
+from durable_streams.protocol.jsonvalues import decode
+from durable_streams.protocol.records import Decode, Decoding
 
 __all__ = ["decoder_for"]
 
-_check = msgspec.json.Decoder(msgspec.Raw).decode
 
-
-def decoder_for(model: Any) -> Decode | None:
+def decoder_for(model: Any) -> Decoding | None:
     """Return what makes the values that ``model`` asks for; None for JSON values as they are.
 
     ``model``: a Pydantic model or ``TypeAdapter``; a msgspec Struct, dataclass, TypedDict or other type that JSON
@@ -27,25 +25,22 @@ def decoder_for(model: Any) -> Decode | None:
     if model is None:
         return None
     if model is bytes:
-        return _raw
+        return Decoding(_raw, _stripped)
     if isinstance(model, type) and _is_plain_model(model):
         return _validator(model)
-    for method in ("model_validate_json", "validate_json"):
+    for method, make in (("model_validate_json", "model_validate"), ("validate_json", "validate_python")):
         validate: Decode | None = getattr(model, method, None)
         if callable(validate):
-            return validate
+            return Decoding(_checked(validate), one_with(validate, getattr(model, make, None)))
     if is_data_type(model):
-        return _typed(model)
+        return (
+            _validator(model)
+            if is_pydantic(model)
+            else Decoding(msgspec.json.Decoder(model).decode, one_of(model))
+        )
     if callable(model):
-        return partial(_applied, model)
+        return Decoding(_applied(model), _applied(model))
     raise TypeError(f"response_model must be a type or a callable, not {model!r}.")
-
-
-def _typed(model: Any) -> Decode:
-    if is_pydantic(model):
-        return _validator(model)
-    decode: Decode = msgspec.json.Decoder(model).decode
-    return decode
 
 
 def _is_plain_model(model: type) -> bool:
@@ -54,21 +49,32 @@ def _is_plain_model(model: type) -> bool:
     return is_pydantic(model) and getattr(method, "__module__", "").partition(".")[0] == "pydantic"
 
 
-def _validator(model: Any) -> Decode:
+def _validator(model: Any) -> Decoding:
     from pydantic import TypeAdapter  # noqa: PLC0415 - only there where a caller's type comes from it
 
+    adapter = TypeAdapter(model)
     # Pydantic's own core, without the layer above it, which costs as much as a small record.
-    validate: Decode = TypeAdapter(model).validator.validate_json
-    return validate
+    return Decoding(adapter.validator.validate_json, one_of(adapter), lenient=True)
 
 
 def _raw(record: bytes) -> bytes:
-    try:
-        _check(record)
-    except msgspec.DecodeError:
-        decode_json(record)  # numbers beyond a double are valid
+    check(record)
     return record.rstrip(b"\r")
 
 
-def _applied(function: Callable[[Any], Any], record: bytes) -> Any:
-    return function(decode_json(record))
+def _stripped(record: bytes) -> bytes:
+    return record.rstrip(b"\r")
+
+
+def _checked(validate: Decode) -> Decode:
+    """Return a validator of the caller's, of which nobody knows what it takes."""
+
+    def decode_checked(record: bytes) -> Any:
+        check(record)
+        return validate(record)
+
+    return decode_checked
+
+
+def _applied(function: Callable[[Any], Any]) -> Decode:
+    return lambda record: function(decode(record))

@@ -32,6 +32,7 @@ from durable_streams.protocol.feed_errors import (
 from durable_streams.protocol.following import READ, RELEASE, Head, Move
 from durable_streams.protocol.records import (
     Decode,
+    Decoding,
     Invalid,
     Item,
     Problem,
@@ -85,7 +86,7 @@ class Feed:
         self,
         url: str,
         config: StreamConfig,
-        decode: Decode | None = None,
+        decode: Decoding | Decode | None = None,
         *,
         clock: Clock,
         now: Clock,

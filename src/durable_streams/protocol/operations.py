@@ -254,17 +254,18 @@ def _encode_bytes(data: Any, content_type: str) -> bytes:
     return payload
 
 
-def encode_json_message(data: Any) -> bytes:
+def encode_json_message(data: Any, *, beyond_double: bool = False) -> bytes:
     """Return one JSON message: text and bytes are JSON already (and checked to be), other values are serialised.
 
-    Raises InvalidJSONError, a ValueError, for what is not JSON by the rule (`jsonrule`).
+    ``beyond_double``: an infinity becomes a number that is read as one. Raises InvalidJSONError, a ValueError, for what
+    is not JSON by the rule (`jsonrule`).
     """
     if isinstance(data, str):
         data = _utf8(data)
     elif isinstance(data, (bytearray, memoryview, msgspec.Raw)):
         data = bytes(data)
     elif type(data) is not bytes:
-        return encode(data)
+        return encode(data, beyond_double=beyond_double)
     text: bytes = data
     try:
         check(text)

@@ -1,8 +1,8 @@
 """Records out of the chunks of a feed: JSON texts, one a line or one an event.
 
 Invariants: where chunks are cut never changes the records; a record counts only with its end; every byte is looked
-at a constant number of times; what precedes a record that is too long is given out; nothing that is not UTF-8
-becomes a value.
+at a constant number of times; what precedes a record that is too long is given out; what becomes a value is JSON by the
+rule of `jsonrule`, and all that is JSON by it does, if it fits.
 """
 
 from __future__ import annotations
@@ -10,19 +10,31 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from durable_streams.errors import StreamParseError
+from durable_streams.protocol.jsonrule import SHORT, InvalidJSONError, check, check_limits, check_utf8
+from durable_streams.protocol.jsonvalues import decode as decode_value
 from durable_streams.protocol.lines import DEFAULT_LIMIT, LineDecoder
-from durable_streams.protocol.operations import decode_json
 from durable_streams.protocol.sse import SSEDecoder
 
-__all__ = ["Decode", "Invalid", "Item", "Problem", "RecordDecoder", "RecordSplitter", "key_at"]
+__all__ = ["Decode", "Decoding", "Invalid", "Item", "Problem", "RecordDecoder", "RecordSplitter", "key_at"]
 
 Decode = Callable[[bytes], Any]
 """From one record's bytes to what is handed over; raises for what it does not take."""
+
+
+class Decoding(NamedTuple):
+    """How values are made of records. ``fast`` may refuse what the rule allows; ``exact`` is given nothing else.
+
+    ``lenient``: whether ``fast`` takes NaN and infinities, which are not JSON; a Decode that is more lenient is none.
+    """
+
+    fast: Decode
+    exact: Decode
+    lenient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +104,25 @@ class RecordSplitter:
         line = self._lines.flush()
         try:
             if line.lstrip()[:1] in {b"{", b"[", b'"'}:
-                decode_json(line)
+                check(line)
                 return [line]
-        except StreamParseError:
+        except InvalidJSONError:
             pass
         self._lines.feed(line)
         return []
 
 
 class RecordDecoder:
-    """Makes values of records: as ``decode`` says, or plain JSON values.
+    """Makes values of records: as ``decode`` says, or plain JSON values. A callable does the fast and the exact way.
 
     ``problems``: whether records that report an error, such as ``{"errors": [...]}`` without ``data``, are a
     Problem.
     """
 
-    def __init__(self, decode: Decode | None = None, *, problems: bool = True) -> None:
-        self._decode = decode or _decode
-        self._one = decode or decode_json
+    def __init__(self, decode: Decoding | Decode | None = None, *, problems: bool = True) -> None:
+        if decode is not None and not isinstance(decode, Decoding):
+            decode = Decoding(decode, decode)
+        self._decode, self._exact, self._lenient = decode or _PLAIN
         self._typed = decode is not None
         self._problems = problems
 
@@ -135,7 +148,13 @@ class RecordDecoder:
             return None
         text = b"\n".join(records)
         if not text.isascii():
-            text.decode()  # msgspec does not look inside strings
+            check_utf8(text)  # msgspec does not look inside strings
+        if len(text) > SHORT:
+            for record in records:
+                if len(record) > SHORT:
+                    check_limits(record)
+        if self._lenient and (b"NaN" in text or b"Infinity" in text):
+            return None
         decode = self._decode
         values = [decode(record) for record in records]
         if self._problems and not self._typed:
@@ -166,19 +185,18 @@ class RecordDecoder:
 
     def _item(self, record: bytes) -> Any:
         try:
-            if not record.isascii():
-                record.decode()
+            check(record)
             if self._problems and _may_be_problem(record):
-                payload = decode_json(record)
+                payload = decode_value(record)
                 if isinstance(payload, dict) and _is_problem(payload):
                     return Problem(record.rstrip(b"\r"), payload)
-            return self._one(record)
+            return self._exact(record)
         except Exception as error:  # noqa: BLE001 - a validator's own
             return Invalid(record.rstrip(b"\r"), error)
 
 
 _AT_ONCE = 32  # values: of more, alive at the same time, the garbage collector makes more work than they are
-_decode = msgspec.json.Decoder().decode
+_PLAIN = Decoding(msgspec.json.Decoder().decode, decode_value)
 _PROBLEM_MARKS = re.compile(rb'"(?:errors|disconnect_type|connection_issue)"')
 
 

@@ -1,7 +1,8 @@
 """Server-sent events with their ids, as lines of JSON: what lets the firehose resume a feed by Last-Event-ID.
 
-Invariants: an event becomes one line ``["id","data"]`` when its empty line has come, never before; an id holds for
-the events after it too, until the next one; what carries no data still counts as a sign of life.
+Invariants: an event becomes one line ``["id","data"]`` when its empty line has come, never before; each byte of its
+data is one character of the line's, so that nothing is lost of what is not UTF-8; an id holds for the events after it
+too, until the next one; what carries no data still counts as a sign of life.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class EventLines:
     def feed(self, chunk: bytes) -> bytes:
         """Return the lines of the events that this chunk completes, or an empty line."""
         events = self._events.feed(chunk)
-        lines = [_encode((event.id, event.data.decode("utf-8", "replace"))) + b"\n" for event in events]
+        lines = [_encode((event.id, event.data.decode("latin-1"))) + b"\n" for event in events]
         return b"".join(lines) or b"\n"
 
 

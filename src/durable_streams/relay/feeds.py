@@ -15,7 +15,6 @@ import msgspec
 
 from durable_streams.firehose import FirehoseStream, StreamConfig
 from durable_streams.protocol.feed_config import Attempt
-from durable_streams.protocol.operations import decode_json
 from durable_streams.protocol.request import check_callers_headers
 from durable_streams.protocol.retry import ENDLESS
 from durable_streams.relay.events import EventTransport
@@ -91,16 +90,17 @@ class FeedSource(_Feed):
         self._gaps: deque[Gap] = deque()
         self._told = -1  # how often it had been connected when a failure was told last
         self._transport = EventTransport(client)
+        self._config = StreamConfig(
+            max_retries=ENDLESS,
+            stall_timeout=stall_timeout,
+            initial_backoff=backoff,
+            on_gap=self._gap,
+            on_disconnect=self._ended,
+            on_error=self._failed,
+        )
         self._stream = FirehoseStream(
             url,
-            config=StreamConfig(
-                max_retries=ENDLESS,
-                stall_timeout=stall_timeout,
-                initial_backoff=backoff,
-                on_gap=self._gap,
-                on_disconnect=self._ended,
-                on_error=self._failed,
-            ),
+            config=self._config,
             headers=self._attempt_headers,
             response_model=self,
             client=self._transport,
@@ -114,6 +114,7 @@ class FeedSource(_Feed):
     def records(self, saved: Any = None) -> Generator[Record | Gap, None, None]:
         """Iterate over the records; the place of an event is its id."""
         self._last_id = saved or ""
+        self._config.on_invalid = self.on_invalid or "skip"
         with self._stream:
             for record in self._stream:
                 while self._gaps:
@@ -122,12 +123,11 @@ class FeedSource(_Feed):
                 yield record
 
     def validate_json(self, line: bytes) -> Record:
-        """Return the record of a line as the transport gives it; raises for what is not JSON."""
+        """Return the record of a line as the transport gives it, which is JSON."""
         if not self._transport.events:
-            decode_json(line)
             return Record(line)
         event_id, data = _decode_event(line)
-        return Record(data.encode(), event_id or None)
+        return Record(data.encode("latin-1"), event_id or None)
 
     def _attempt_headers(self, _attempt: Attempt) -> dict[str, Any]:
         headers = {name: value() if callable(value) else value for name, value in self._headers.items()}
@@ -150,6 +150,8 @@ class FeedSource(_Feed):
 
 class FirehoseSource(_Feed):
     """A FirehoseStream of the caller's own making: its settings, callbacks and models stay in force."""
+
+    beyond_double = True
 
     def __init__(self, stream: FirehoseStream) -> None:
         super().__init__()

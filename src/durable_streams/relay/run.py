@@ -21,6 +21,7 @@ import msgspec
 
 from durable_streams.client.sync_producer import SyncIdempotentProducer
 from durable_streams.errors import DurableStreamError, StreamNotFoundError
+from durable_streams.protocol.jsonrule import OnInvalid, check_on_invalid
 from durable_streams.protocol.request import check_url
 from durable_streams.relay.open import source_for
 from durable_streams.relay.progress import Acknowledged, RelayReport
@@ -46,7 +47,10 @@ class Relay:
     ``create``: make the target where it is missing, with ``content_type`` or one that fits. ``close``: close it when
     the source has ended. ``gap_events``: store a record ``{"relay": "gap", ...}`` where the source may have sent what
     nobody received. ``headers``: of all requests to the target. ``retry_for``: seconds that a failing target is tried
-    again (default: for ever). ``grace``: seconds that `stop` waits for acknowledgements.
+    again (default: for ever). ``grace``: seconds that `stop` waits for acknowledgements. ``on_invalid``: what becomes
+    of a record that the target cannot hold: "raise" ends the relay, with everything before it stored, "skip" leaves it
+    out and counts it, and so does a callable, which is given its bytes and the error; by default feeds skip, others
+    raise.
     """
 
     def __init__(
@@ -64,10 +68,14 @@ class Relay:
         headers: HeadersLike | None = None,
         retry_for: float = math.inf,
         grace: float = 10.0,
+        on_invalid: OnInvalid | None = None,
     ) -> None:
         if id_window < 1:
             raise ValueError(f"id_window must be a count from 1, not {id_window!r}.")
         self.source = source_for(source)
+        if on_invalid is not None:
+            check_on_invalid(on_invalid)
+            self.source.on_invalid = on_invalid
         self._target = Target(
             check_url(target), headers=headers, content_type=content_type, retry_for=retry_for
         )
@@ -244,12 +252,9 @@ class Relay:
     def _take(self, record: Record) -> None:
         self._taken += 1
         try:
-            data = self._target.encode(record.data)
+            data = self._target.encode(record.data, beyond_double=self.source.beyond_double)
         except (ValueError, TypeError) as error:
-            if not self.source.skips_invalid:
-                raise self._flawed(error) from None
-            self._invalid += 1
-            self._place = record.place
+            self._refuse(record, error)
             return
         known = self._known
         key = known.id_of(data) if known is not None else None
@@ -258,6 +263,16 @@ class Relay:
         else:
             self._send(data, key, record.place)
         self._place = record.place
+
+    def _refuse(self, record: Record, cause: Exception) -> None:
+        on_invalid = self.source.on_invalid or ("skip" if self.source.skips_invalid else "raise")
+        if on_invalid == "raise":
+            raise self._flawed(cause) from None
+        self._invalid += 1
+        self._place = record.place
+        if callable(on_invalid):
+            raw = record.data if isinstance(record.data, bytes) else str(record.data).encode(errors="replace")
+            on_invalid(raw, self._flawed(cause))
 
     def _claimed(self, data: bytes, key: str | int | None) -> bool:
         """Settle what a killed run left under way, by means of this record; return whether it is stored now."""

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from durable_streams.errors import DurableStreamError, StreamParseError
 from durable_streams.protocol import headers as h
+from durable_streams.protocol.jsonrule import OnInvalid
 from durable_streams.protocol.lines import DEFAULT_LIMIT, LineDecoder
 
 __all__ = ["FileSource", "Gap", "IterableSource", "PipeSource", "Record", "Source", "source_error"]
@@ -49,7 +50,9 @@ class Source:
     ``name`` is for messages, ``key`` for knowing the source again; ``reconnects`` counts; ``content_type`` fits a new
     target. ``skips_invalid``: leave out a record that is not JSON, and count it, instead of ending. ``ends``: whether
     its end is an end and not only a pause, so that the target may be closed. ``live``: whether it goes on while
-    nobody listens. ``invalid``: records that it left out itself.
+    nobody listens. ``invalid``: records that it left out itself. ``beyond_double``: an infinity in its values was read
+    from a number that no double holds. ``on_invalid``: what becomes of a record that is not JSON, where that was
+    asked for; else ``skips_invalid`` tells.
     """
 
     name = "the source"
@@ -57,6 +60,8 @@ class Source:
     skips_invalid = False
     ends = True
     live = False
+    beyond_double = False
+    on_invalid: OnInvalid | None = None
     content_type: str | None = h.JSON_CONTENT_TYPE
     reconnects = 0
     invalid = 0

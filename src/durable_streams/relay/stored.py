@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from durable_streams.errors import StreamParseError
-from durable_streams.protocol.operations import decode_json
+from durable_streams.protocol.jsonrule import InvalidJSONError
+from durable_streams.protocol.jsonvalues import decode as decode_value
 from durable_streams.relay.target import Target
 
 IdReader = Callable[[bytes], str | int | None]
@@ -39,17 +39,26 @@ def id_reader(path: str) -> IdReader:
     decode = msgspec.json.Decoder(kind).decode
 
     def read(record: bytes) -> str | int | None:
+        value: Any
         try:
-            value: Any = decode(record)
+            value = decode(record)
+            for _ in names:
+                value = None if value is None else value.value
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
-        for _ in names:
-            if value is None:
-                return None
-            value = value.value
+            value = _value_at(names, record)  # what leads there is no such path, or something else is strange
         return value if isinstance(value, (str, int)) and not isinstance(value, bool) else None
 
     return read
+
+
+def _value_at(names: list[str], record: bytes) -> Any:
+    try:
+        value = decode_value(record)
+    except InvalidJSONError:
+        return None
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 class IdWindow:
@@ -174,6 +183,6 @@ class Known:
 def _canonical(record: bytes) -> object:
     # Not every server keeps the bytes of a message as they came.
     try:
-        return json.dumps(decode_json(record), sort_keys=True)
-    except StreamParseError:
-        return record
+        return json.dumps(decode_value(record), sort_keys=True)
+    except (ValueError, RecursionError):
+        return record  # no JSON, or beyond what the interpreter compares

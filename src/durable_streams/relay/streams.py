@@ -54,7 +54,9 @@ class StreamSource(Source):
                 return
             for event in response.iter_events(mode="bytes"):
                 content_type = response.content_type or self.content_type or h.JSON_CONTENT_TYPE
-                records = split_messages(event.data) if h.is_json(content_type) else lines.feed(event.data)
+                records = (
+                    split_messages(event.data, base) if h.is_json(content_type) else lines.feed(event.data)
+                )
                 # Several batches can share one place: only the last of them moves it.
                 whole = not lines.pending and event.next_offset != base
                 for number, record in enumerate(records, start=1):

@@ -10,14 +10,20 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import msgspec
-
 from durable_streams.client.sync import DurableStream, stream
 from durable_streams.client.sync_producer import SyncIdempotentProducer
-from durable_streams.errors import DurableStreamError, FetchError, SequenceGapError, StreamNotFoundError
+from durable_streams.errors import (
+    DurableStreamError,
+    FetchError,
+    SequenceGapError,
+    StreamNotFoundError,
+    StreamParseError,
+)
 from durable_streams.protocol import headers as h
+from durable_streams.protocol.jsonarrays import split
+from durable_streams.protocol.jsonrule import InvalidJSONError
 from durable_streams.protocol.lines import LineDecoder
-from durable_streams.protocol.operations import decode_json, encode_record
+from durable_streams.protocol.operations import encode_json_message
 from durable_streams.protocol.request import check_callers_headers
 from durable_streams.protocol.retry import RetryPolicy, is_retryable_status
 from durable_streams.types import HeadersLike, HeadResult
@@ -28,8 +34,6 @@ _PATIENCE = RetryPolicy(max_retries=9, max_delay=5.0)
 """About 20 seconds: a server that is being restarted is waited for, a wrong address is told."""
 _AGAIN = 0.2  # seconds until a claim whose outcome is unknown is sent again
 _PENDING = 8 * 1024 * 1024  # bytes read from the source and not acknowledged yet; then reading waits
-
-_split = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class Target:
@@ -72,10 +76,13 @@ class Target:
             )
         return found, new
 
-    def encode(self, data: Any) -> bytes:
-        """Return a record as the target holds it: a JSON message, or a line with its end. Raises ValueError."""
+    def encode(self, data: Any, *, beyond_double: bool = False) -> bytes:
+        """Return a record as the target holds it: a JSON message, or a line with its end. Raises ValueError.
+
+        ``beyond_double``: an infinity becomes a number that is read as one.
+        """
         if self.is_json:
-            return encode_record(data, self.content_type)
+            return encode_json_message(data, beyond_double=beyond_double)
         line = data.encode() if isinstance(data, str) else data
         if not isinstance(line, bytes) or b"\n" in line:
             raise ValueError("a stream that is not JSON takes records of one line of text or bytes")
@@ -88,7 +95,7 @@ class Target:
         with response:
             for event in response.iter_events(mode="bytes"):
                 if self.is_json:
-                    yield split_messages(event.data), event.next_offset
+                    yield split_messages(event.data, response.offset), event.next_offset
                 else:
                     yield [line + b"\n" for line in lines.feed(event.data)], event.next_offset
 
@@ -172,11 +179,14 @@ def _worth_another(error: DurableStreamError) -> bool:
     return error.status is not None and is_retryable_status(error.status)
 
 
-def split_messages(body: bytes) -> list[bytes]:
-    """Return the messages of a JSON stream's body, each with its bytes as they came."""
-    if not body:
-        return []
+def split_messages(body: bytes, offset: str) -> list[bytes]:
+    """Return the messages of a JSON stream's body, each with its bytes as they came, whether they are JSON or not.
+
+    ``offset`` is the last safe one before it. Raises StreamParseError for what is no array.
+    """
     try:
-        return [bytes(raw) for raw in _split(body)]
-    except msgspec.DecodeError:  # a number beyond a double, say
-        return [encode_record(value, h.JSON_CONTENT_TYPE) for value in decode_json(body)]
+        return split(body) if body else []
+    except InvalidJSONError as error:
+        raise StreamParseError(
+            f"The data after offset {offset} is not valid JSON: {error}.", offset=offset
+        ) from None
