@@ -181,6 +181,14 @@ class ServerProcess:
             connection.request(method, target, body, names)
             return answer(connection.getresponse())
 
+    def fields(self, method: str, stream: str) -> list[tuple[str, str]]:
+        """Return all header fields of an answer, names in lower case; a name may be there more than once."""
+        with contextlib.closing(self.connection()) as connection:
+            connection.request(method, f"/v1/stream/{stream}")
+            response = connection.getresponse()
+            response.read()
+            return [(name.lower(), value) for name, value in response.getheaders()]
+
     def create(self, stream: str, content_type: str = "application/octet-stream", **headers: str) -> Answer:
         created = self.request("PUT", stream, content_type=content_type, **headers)
         assert created.status == 201, created

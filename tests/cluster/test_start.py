@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +19,14 @@ import nats
 import pytest
 from elections import PatientBus
 
+from durable_streams.protocol.commands import Create
+from durable_streams.server.app import App
+from durable_streams.server.config import ServerConfig
 from durable_streams.stores.base import StoreError
 from durable_streams.stores.jetstream.bus import Bus, Message
 from durable_streams.stores.jetstream.config import JetStreamConfig, parse_servers
 from durable_streams.stores.jetstream.layout import EXPECT
+from durable_streams.stores.jetstream.store import JetStreamStore
 from durable_streams.testing import NatsCluster
 
 ACCOUNTS = """
@@ -387,3 +391,25 @@ def test_servers_that_are_none(text: str, flaw: str) -> None:
 def test_settings_that_are_none(change: dict[str, Any], flaw: str) -> None:
     with pytest.raises(ValueError, match=flaw):
         replace(JetStreamConfig(("nats://a:4222",)), **change)
+
+
+def test_g7_a_body_that_no_batch_holds(make_cluster: Callable[..., NatsCluster], bucket: str) -> None:
+    """An append is one atomic batch of NATS: small messages make a small one."""
+    urls = tuple(make_cluster(1, max_payload="64KB").urls)
+
+    async def start(limit: int) -> None:
+        store = JetStreamStore(JetStreamConfig(urls, name=bucket, replicas=1))
+        app = App(store, ServerConfig(max_body=limit))
+        await app.startup()
+        try:
+            await store.create(Create("s", "application/octet-stream", b"x" * limit))
+            state = await store.get("s")
+            assert state is not None
+            assert state.tail == limit
+        finally:
+            await app.shutdown()
+
+    most = 980 * ((64 << 10) - (16 << 10)) - 1
+    with pytest.raises(StoreError, match=f"--max-body.*{most}"):
+        asyncio.run(start(most + 1))
+    asyncio.run(start(most))

@@ -73,6 +73,14 @@ class App:
     async def startup(self) -> None:
         """Open the store; raises StoreError with one sentence. May follow a `shutdown`."""
         await self.store.open()
+        # Stored JSON has a comma behind its last message.
+        most = self.store.largest_append - 1
+        if self.config.max_body > most:
+            await self.store.close()
+            raise StoreError(
+                f"max_body (--max-body) is {self.config.max_body} bytes, and this store takes appends of at most "
+                f"{most}: set it to that or less"
+            )
         self.start_reads()
 
     async def shutdown(self) -> None:

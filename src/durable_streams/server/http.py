@@ -51,6 +51,7 @@ ALLOWED_HEADERS = (
     "authorization",
     "if-none-match",
     "last-event-id",
+    names.STREAM_MAX_BYTES,
     names.STREAM_SEQ,
     names.STREAM_TTL,
     names.STREAM_EXPIRES_AT,

@@ -101,6 +101,10 @@ class Store(Protocol):
     """
 
     @property
+    def largest_append(self) -> int:
+        """How many bytes an open store takes as one append, in stored form."""
+
+    @property
     def identity(self) -> str:
         """Which history an open store holds: letters and digits that a copy or a restored backup does not share.
 

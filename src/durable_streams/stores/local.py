@@ -52,10 +52,11 @@ DEFAULT_LIMITS = StoreLimits()
 class Backend(Protocol):
     """Where a LocalStore keeps its bytes. Called from the event loop; knows no rule.
 
-    ``identity``: which history it holds, as ``Store.identity`` says.
+    ``identity`` and ``largest_append`` are those of the Store.
     """
 
     identity: str
+    largest_append: int
 
     async def open(self) -> int:
         """Get ready; return a number that is not less than any stream id ever used."""
@@ -168,6 +169,11 @@ class LocalStore:
         if state is None or (state.deadline is not None and slot.expired(state, self._clock())):
             return None
         return state
+
+    @property
+    def largest_append(self) -> int:
+        """How many bytes this store takes as one append."""
+        return self._backend.largest_append
 
     @property
     def identity(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
@@ -40,6 +41,7 @@ class _Log:
 
 class _MemoryBackend:
     identity = ""  # no id of a stream comes again
+    largest_append = sys.maxsize
 
     def __init__(self) -> None:
         self._states: dict[str, StreamState] = {}

@@ -37,6 +37,7 @@ from durable_streams.stores.sqlite_file import (
     FILE_NAMES,
     INSERT_RECORD,
     LARGE,
+    LARGEST_APPEND,
     LOG_NAME,
     STATE,
     UPSERT_PRODUCERS,
@@ -95,6 +96,7 @@ class _SqliteBackend:
         self._folder = data_dir.absolute()  # the process may change its own folder
         self._timeout = timeout
         self.identity = ""
+        self.largest_append = LARGEST_APPEND
         self._begin()
 
     def _begin(self) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "FILE_NAMES",
     "INSERT_RECORD",
     "LARGE",
+    "LARGEST_APPEND",
     "LOG_NAME",
     "SIZE",
     "STATE",
@@ -77,6 +78,9 @@ PRAGMA user_version = {_FORMAT};
 
 # Of format 1, which had large records among the others: they stay there.
 _UPGRADES = {1: f"BEGIN IMMEDIATE; {_LARGE} PRAGMA user_version = 2; COMMIT;"}
+
+LARGEST_APPEND = 1_000_000_000
+"""Bytes of the largest payload: as much as SQLite takes as one value, which a large one was in format 1."""
 
 LARGE = 256 << 10
 """Bytes of a payload from which on it is in ``large``, in parts of so many bytes under consecutive ids; its record has

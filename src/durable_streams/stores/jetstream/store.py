@@ -38,6 +38,8 @@ __all__ = ["JetStreamStore"]
 
 T = TypeVar("T")
 
+_LARGEST_RECORDS = 980  # of one append; an atomic batch has at most 1000 messages
+
 
 class JetStreamStore:
     """Streams in a JetStream cluster, shared with any number of other gateways.
@@ -101,6 +103,11 @@ class JetStreamStore:
         await self._feed.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.bus.close()
+
+    @property
+    def largest_append(self) -> int:
+        """How many bytes one append may have: it is one atomic batch, beside what else that may hold."""
+        return _LARGEST_RECORDS * self.bus.max_message
 
     async def get(self, path: str) -> StreamState | None:
         """Return the state at a path, with everything that any gateway acknowledged before this call."""
