@@ -20,6 +20,8 @@ from durable_streams.protocol.sse import encode_control, encode_data
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
 WITHIN = 60.0
+# Python 3.12 warns of every fork beside threads: that is what these tests are about.
+_QUIET = ("-W", "ignore:This process:DeprecationWarning")
 
 COMMON = """
 import asyncio, importlib, os, sys, threading, time
@@ -72,7 +74,7 @@ def run(program: str, root: str, library: str = "urllib3", kind: str = "") -> No
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
     ended = subprocess.run(
-        [sys.executable, "-c", COMMON + program, root, library, kind],
+        [sys.executable, *_QUIET, "-c", COMMON + program, root, library, kind],
         capture_output=True,
         timeout=WITHIN,
         check=False,
