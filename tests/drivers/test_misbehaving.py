@@ -11,7 +11,7 @@ import pytest
 from facade import Facade
 from scripted import Received, ScriptedServer
 
-from durable_streams import RetryPolicy, StreamParseError
+from durable_streams import DurableStreamError, RetryPolicy, StreamParseError
 from durable_streams.protocol.lines import DEFAULT_LIMIT
 from durable_streams.protocol.sse import encode_control, encode_data
 
@@ -155,3 +155,81 @@ def test_g8_an_empty_offset_is_an_error_of_every_operation(facade: Facade, scrip
         producer.flush()
     with pytest.raises(StreamParseError):
         producer.close()
+
+
+def later(seconds: int) -> bytes:
+    return ScriptedServer.response(429, retry_after=str(seconds))
+
+
+@pytest.mark.parametrize("live", [False, "long-poll", "sse"])
+def test_g8_a_very_long_retry_after_is_told_and_may_be_cut_short(
+    facade: Facade, scripted: ScriptedServer, live: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`on_error` is called with the refusal; what it returns goes on at once, with fresh headers."""
+    end = {"stream_next_offset": "5", "stream_closed": "true"}
+    data = scripted.response(200, b"a", **end)
+    if live == "sse":
+        data = scripted.events(encode_data(b"a", text=True) + encode_control("5", closed=True))
+    scripted.replies = [scripted.send(later(3000)), scripted.send(data)]
+    told = []
+
+    def on_error(error: DurableStreamError) -> dict[str, Any]:
+        told.append((error.code, error.retry_after))
+        return {"headers": {"x-token": "fresh"}}
+
+    response = facade.stream(scripted.root + "/s", live=live, retry=QUICK, on_error=on_error)
+    assert list(response) == [b"a"]
+    assert told == [("RATE_LIMITED", 3000.0)]
+    assert [request.headers.get("x-token") for request in scripted.requests] == [None, "fresh"]
+    assert "3000 seconds" in caplog.text
+
+
+def test_g8_a_very_long_retry_after_is_waited_for_where_nobody_objects(
+    facade: Facade, scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    end = {"stream_next_offset": "5", "stream_up_to_date": "true"}
+    scripted.replies = [scripted.send(scripted.response(200, b"a", **end)), scripted.send(later(3000))]
+    told = threading.Event()
+
+    def on_error(_: DurableStreamError) -> None:
+        told.set()
+
+    response = facade.stream(scripted.root + "/s", live="long-poll", retry=QUICK, on_error=on_error)
+    pieces = iter(response)
+    assert next(pieces) == b"a"
+    closing = threading.Thread(target=lambda: told.wait(30) and response.close())
+    closing.start()
+    assert list(pieces) == []
+    closing.join()
+    assert told.is_set()
+    assert len(scripted.requests) == 2
+    assert "3000 seconds" in caplog.text
+
+
+def test_g8_an_on_error_that_raises_ends_the_wait(facade: Facade, scripted: ScriptedServer) -> None:
+    scripted.replies = [scripted.send(later(3000))]
+
+    def on_error(error: DurableStreamError) -> None:
+        raise error
+
+    with pytest.raises(DurableStreamError) as caught:
+        facade.stream(scripted.root + "/s", live=False, retry=QUICK, on_error=on_error)
+    assert (caught.value.code, caught.value.retry_after) == ("RATE_LIMITED", 3000.0)
+
+
+def test_g8_operations_and_producers_log_a_very_long_retry_after(
+    facade: Facade, scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted.replies = [scripted.send(later(3000))]
+    once = RetryPolicy(max_retries=0)
+    url = scripted.root + "/s?token=secret"
+    with pytest.raises(DurableStreamError):
+        facade.DurableStream(url, retry=once).head()
+    assert "HEAD" in caplog.text
+    producer = facade.Producer(url, "p", content_type="text/plain", retry=once)
+    producer.append(b"x")
+    with pytest.raises(DurableStreamError):
+        producer.close()
+    assert "POST" in caplog.text
+    assert caplog.text.count("3000 seconds") == 2
+    assert "secret" not in caplog.text

@@ -125,6 +125,22 @@ def server() -> Iterator[ScriptedServer]:
 GONE = send(response(404, b'{"title":"Gone"}'))
 
 
+@pytest.mark.parametrize("kind", ["own", "own-async"])
+def test_g8_a_very_long_retry_after_is_logged(
+    kind: str, server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.replies = [send(response(429, retry_after="3000"))]
+    told: list[Any] = []
+    run = Run(kind, server.root, quick(on_error=told.append))
+    deadline = time.monotonic() + 20
+    while "3000 seconds" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    run.feed.stop()
+    run.join()
+    assert [error.retry_after for error in told] == [3000]
+
+
 @pytest.mark.parametrize("kind", EVERY)
 def test_records_come_across_every_kind_of_end(kind: str, server: ScriptedServer) -> None:
     server.replies = [

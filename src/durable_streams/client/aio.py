@@ -72,7 +72,8 @@ def astream(
     reads 90). ``retry``: by default five retries until the first answer, endless ones for a live read afterwards.
     Values of ``headers`` and ``params`` may be callables, async ones too, called for every attempt. ``on_error``
     (it may be async) is called with an error that would end the read: None lets it; a mapping, perhaps with fresh
-    ``headers`` or ``params``, goes on from where it was. ``client``: an httpx.AsyncClient or aiohttp.ClientSession;
+    ``headers`` or ``params``, goes on from where it was. It is also called with a refusal that asks for a pause of
+    more than a minute (``retry_after``): then None waits. ``client``: an httpx.AsyncClient or aiohttp.ClientSession;
     by default one is shared by all calls in the same event loop.
 
     ``on_invalid``: what becomes of a message that is not JSON, or not what ``decode`` asks for, where messages are

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from durable_streams.client.base import Call, random
+from durable_streams.client.base import Call, log_refusal, random
 from durable_streams.client.transports import AsyncExchange, AsyncTransport, async_transport_for
 from durable_streams.errors import FetchError
 from durable_streams.protocol.request import ERROR_BODY_LIMIT, Op, Request, Response, with_caller
@@ -45,7 +45,10 @@ async def send(request: Request, call: Call) -> Response:
         pass  # the head has decided already; a body cut off only makes the error's text poorer
     finally:
         await exchange.close()
-    return Response(exchange.status, exchange.headers, bytes(body))
+    response = Response(exchange.status, exchange.headers, bytes(body))
+    if "retry-after" in exchange.headers:
+        log_refusal(request, response)
+    return response
 
 
 async def run(op: Op[T], call: Call) -> T:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from durable_streams.client.aio_call import open_exchange, run
-from durable_streams.client.base import Call, ResponseBase, Saver
+from durable_streams.client.base import Call, ResponseBase, Saver, log_wait
 from durable_streams.client.checkpoints import CheckpointStore
 from durable_streams.client.transports import AsyncExchange
 from durable_streams.client.views import (
@@ -30,7 +30,7 @@ from durable_streams.client.views import (
 from durable_streams.client.waking import Wait
 from durable_streams.errors import FetchError, StreamParseError
 from durable_streams.protocol import operations
-from durable_streams.protocol.following import READ, RELEASE, Effect, Failure
+from durable_streams.protocol.following import READ, RELEASE, Effect, Failure, LongWait
 from durable_streams.protocol.jsonrule import OnInvalid
 from durable_streams.protocol.reader import Batch, Reader
 from durable_streams.types import StreamEvent
@@ -271,8 +271,10 @@ class AsyncStreamResponse(ResponseBase):
             return await self._exchange.read() if self._exchange is not None else b""
         if effect is RELEASE:
             return await self._release()
-        if isinstance(effect, Failure):
+        if isinstance(effect, (Failure, LongWait)):
             await self._release()
+            if isinstance(effect, LongWait):
+                log_wait(effect)
             if self._on_error is None:
                 return False
             answer = self._on_error(effect.error)

@@ -6,6 +6,7 @@ checkpoint store only after the consumer has come back for what follows it.
 
 from __future__ import annotations
 
+import logging
 import random as _random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -19,11 +20,18 @@ from durable_streams.client.checkpoints import CheckpointStore, as_store
 from durable_streams.client.decoding import Refused
 from durable_streams.errors import DurableStreamError, StreamConsumedError, StreamParseError
 from durable_streams.protocol import headers as h
-from durable_streams.protocol.following import Effect, Flow, follow
+from durable_streams.protocol.following import Effect, Flow, LongWait, follow
 from durable_streams.protocol.jsonrule import OnInvalid, check_on_invalid
 from durable_streams.protocol.reader import Reader
-from durable_streams.protocol.request import check_callers_headers, check_url
-from durable_streams.protocol.retry import DEFAULT_POLICY, RetryPolicy
+from durable_streams.protocol.request import (
+    Request,
+    Response,
+    check_callers_headers,
+    check_url,
+    parse_retry_after,
+    without_query,
+)
+from durable_streams.protocol.retry import DEFAULT_POLICY, LONG_WAIT, RetryPolicy
 from durable_streams.types import LiveMode, Offset
 
 __all__ = [
@@ -34,6 +42,8 @@ __all__ = [
     "OnError",
     "ResponseBase",
     "Saver",
+    "log_refusal",
+    "log_wait",
     "make_call",
     "make_reader",
     "random",
@@ -44,12 +54,14 @@ CheckpointLike = CheckpointStore | str | PathLike[str]
 
 OnError = Callable[[DurableStreamError], Mapping[str, Any] | None]
 """Called with an error that would end a read. None lets it; a mapping, perhaps with fresh ``headers`` or ``params``,
-goes on reading from where it was."""
+goes on reading from where it was. Also called with a refusal whose ``retry_after`` asks for more than a minute: None
+waits as asked, a mapping goes on now, and to raise ends the read."""
 
 AsyncOnError = Callable[[DurableStreamError], Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None]
 """As OnError, for async calls: it may be async."""
 
 random = _random.random
+_log = logging.getLogger("durable_streams")
 
 _SAVE_EVERY = 1.0  # seconds: each save waits for the disk
 
@@ -121,6 +133,26 @@ def make_reader(
         etag=etag,
         policy=retry,
     )
+
+
+def log_wait(wait: LongWait) -> None:
+    """Log that a read waits for long because the server asks for it."""
+    _log.warning(
+        "%s The next request is in %.0f seconds, as the server asks.", wait.error.message, wait.seconds
+    )
+
+
+def log_refusal(request: Request, response: Response) -> None:
+    """Log an answer that asks for a long pause, whatever is made of it."""
+    seconds = parse_retry_after(response.headers) if response.status >= 400 else None
+    if seconds is not None and seconds > LONG_WAIT:
+        _log.warning(
+            "%s %s: the server answers %d and asks for a pause of %.0f seconds.",
+            request.method,
+            without_query(request.url),
+            response.status,
+            seconds,
+        )
 
 
 class Saver:

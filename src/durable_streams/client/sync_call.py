@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from durable_streams.client.base import Call, random
+from durable_streams.client.base import Call, log_refusal, random
 from durable_streams.client.transports import Exchange, Interrupt, Transport, transport_for
 from durable_streams.errors import FetchError
 from durable_streams.protocol.request import ERROR_BODY_LIMIT, Op, Request, Response, with_caller
@@ -39,7 +39,10 @@ def send(request: Request, call: Call, interrupt: Interrupt) -> Response:
         pass  # the head has decided already; a body cut off only makes the error's text poorer
     finally:
         exchange.close()
-    return Response(exchange.status, exchange.headers, bytes(body))
+    response = Response(exchange.status, exchange.headers, bytes(body))
+    if "retry-after" in exchange.headers:
+        log_refusal(request, response)
+    return response
 
 
 def run(op: Op[T], call: Call) -> T:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from durable_streams.client.base import Call, ResponseBase, Saver
+from durable_streams.client.base import Call, ResponseBase, Saver, log_wait
 from durable_streams.client.checkpoints import CheckpointStore
 from durable_streams.client.sync_call import open_exchange, run
 from durable_streams.client.transports import Exchange, Interrupt
@@ -27,7 +27,7 @@ from durable_streams.client.views import (
 )
 from durable_streams.errors import FetchError
 from durable_streams.protocol import operations
-from durable_streams.protocol.following import READ, RELEASE, Effect, Failure
+from durable_streams.protocol.following import READ, RELEASE, Effect, Failure, LongWait
 from durable_streams.protocol.jsonrule import OnInvalid
 from durable_streams.protocol.reader import Batch, Reader
 from durable_streams.types import StreamEvent
@@ -227,8 +227,10 @@ class StreamResponse(ResponseBase):
                 answer = self._exchange.read() if self._exchange is not None else b""
             elif effect is RELEASE:
                 self._release()
-            elif isinstance(effect, Failure):
+            elif isinstance(effect, (Failure, LongWait)):
                 self._release()
+                if isinstance(effect, LongWait):
+                    log_wait(effect)
                 answer = self._mended(self._on_error(effect.error)) if self._on_error is not None else False
             elif not isinstance(effect, Batch):
                 if self._interrupt.pause(effect.delay):

@@ -22,6 +22,7 @@ from durable_streams.firehose.base import (
     HandleBase,
     Source,
     callable_failed,
+    log_wait,
     logger,
     make_feed,
     make_source,
@@ -125,6 +126,7 @@ class _Driver:
         if isinstance(effect, Tell):
             return await self._tell(effect)
         if isinstance(effect, Pause):
+            log_wait(self.feed, effect.seconds)
             return await asyncio.sleep(effect.seconds)
         if isinstance(effect, Attempt):
             request = await self._request(effect)

@@ -16,6 +16,7 @@ from durable_streams.protocol.feed import Feed
 from durable_streams.protocol.feed_config import Attempt, StreamConfig, StreamState
 from durable_streams.protocol.feed_errors import StreamError, StreamErrorType
 from durable_streams.protocol.request import Request, check_callers_headers, check_url, with_caller
+from durable_streams.protocol.retry import LONG_WAIT
 
 __all__ = [
     "AsyncValues",
@@ -23,6 +24,7 @@ __all__ = [
     "Source",
     "Values",
     "callable_failed",
+    "log_wait",
     "logger",
     "make_feed",
     "make_source",
@@ -91,6 +93,14 @@ def _pairs(params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for one in value if isinstance(value, (list, tuple, set, frozenset)) else (value,):
             if one is not None:
                 yield name, str(one).lower() if isinstance(one, bool) else str(one)
+
+
+def log_wait(feed: Feed, seconds: float) -> None:
+    """Log a pause before the next attempt that is long because the server asks for it."""
+    error = feed.state.last_error
+    asked = error.retry_after if error is not None else None
+    if error is not None and asked is not None and min(asked, seconds) > LONG_WAIT:
+        logger.warning("%s The next attempt is in %.0f seconds, as the server asks.", error.message, seconds)
 
 
 def callable_failed(error: Exception) -> StreamError:

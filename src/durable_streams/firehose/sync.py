@@ -17,6 +17,7 @@ from durable_streams.firehose.base import (
     Source,
     Values,
     callable_failed,
+    log_wait,
     logger,
     make_feed,
     make_source,
@@ -107,6 +108,7 @@ class _Driver:
         if isinstance(effect, Tell):
             return self._tell(effect)
         if isinstance(effect, Pause):
+            log_wait(self.feed, effect.seconds)
             return self._interrupt.pause(effect.seconds)
         if isinstance(effect, Attempt):
             request = self._request(effect)

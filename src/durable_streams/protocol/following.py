@@ -6,6 +6,7 @@ The driver performs each effect and sends back what it gave, or throws the Fetch
     READ       give the next bytes of the answer's body, b"" at its end
     RELEASE    close the answer; closing one that is closed already does nothing
     Failure    give whether the caller mended the cause of its error; if not, the error is raised
+    LongWait   tell the caller; give whether it removed the cause of its error; if not, the wait is as asked for
     Batch      hand it over, then come back for the next effect
 
 Invariants: there is a Request before any READ, and a RELEASE after each; the loop ends only when no request is
@@ -23,7 +24,7 @@ from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol.reader import Batch, Reader
 from durable_streams.protocol.request import ERROR_BODY_LIMIT, Request
 
-__all__ = ["READ", "RELEASE", "Effect", "Failure", "Flow", "Head", "Move", "follow"]
+__all__ = ["READ", "RELEASE", "Effect", "Failure", "Flow", "Head", "LongWait", "Move", "follow"]
 
 
 class Move(Enum):
@@ -44,6 +45,14 @@ class Failure:
     error: DurableStreamError
 
 
+@dataclass(frozen=True, slots=True)
+class LongWait:
+    """A refusal that asks for a long pause, and the seconds until the next request."""
+
+    error: DurableStreamError
+    seconds: float
+
+
 class Head(Protocol):
     """The head of an answer, header names in lower case."""
 
@@ -54,7 +63,7 @@ class Head(Protocol):
     def headers(self) -> Mapping[str, str]: ...  # noqa: D102
 
 
-Effect = Request | Literal[Move.READ, Move.RELEASE] | Failure | Batch
+Effect = Request | Literal[Move.READ, Move.RELEASE] | Failure | LongWait | Batch
 Flow = Generator[Effect, Any, None]
 """What `follow` is: yields effects, is sent what they gave."""
 
@@ -69,6 +78,8 @@ def follow(reader: Reader, clock: Callable[[], float]) -> Flow:
             if not (yield Failure(error)):
                 raise
             reader.resume()
+        if reader.long_wait is not None and (yield LongWait(reader.long_wait, reader.delay)):
+            reader.hurry()
 
 
 def _round(reader: Reader, clock: Callable[[], float], request: Request) -> Flow:

@@ -54,6 +54,7 @@ from durable_streams.protocol.request import (
 from durable_streams.protocol.retry import (
     DEFAULT_POLICY,
     ENDLESS,
+    LONG_WAIT,
     RetryPolicy,
     is_retryable_status,
 )
@@ -130,6 +131,8 @@ class Reader:
         self._position, self._position_cursor = offset, cursor
         self._at_tail = self._ended = self._failed = self._began = self._live_began = False
         self._failures = self._empty_rounds = self._fruitless = 0
+        self.long_wait: DurableStreamError | None = None
+        """The refusal that asks for a pause longer than LONG_WAIT, until the next request."""
         self._body: Body | None = None
         self._next = offset  # where the present body ends
         self._skip = 0  # how many units past the position were given out already: see Body
@@ -257,6 +260,11 @@ class Reader:
         self.offset, self.cursor = batch.next_offset, batch.cursor
         self.up_to_date, self.stream_closed = batch.up_to_date, batch.closed
 
+    def hurry(self) -> None:
+        """Do without a long wait: the caller has removed its cause (``on_error``)."""
+        self.long_wait = None
+        self.delay = self._active_policy().delay(max(0, self._failures - 1), self._random)
+
     def resume(self) -> None:
         """Go on after a fatal error, after a pause: the caller has mended its cause (``on_error``)."""
         self._failed = False
@@ -266,6 +274,7 @@ class Reader:
     # -- bodies
 
     def _begin(self) -> None:
+        self.long_wait = None
         self._started_at = None
         self.accepted = False
         self._body = None
@@ -470,6 +479,8 @@ class Reader:
             raise error
         self.delay = policy.delay(self._failures, self._random, retry_after)
         self._failures += 1
+        if retry_after is not None and self.delay > LONG_WAIT:
+            self.long_wait = error
 
     def _empty(self, lived: float) -> None:
         """Keep a distance after a round that ended well and brought nothing; its own length counts towards it."""

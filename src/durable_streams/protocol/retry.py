@@ -13,10 +13,13 @@ from dataclasses import dataclass, replace
 from durable_streams.errors import FetchError
 from durable_streams.protocol.request import Op, Request, Response, T, not_executed, parse_retry_after
 
-__all__ = ["DEFAULT_POLICY", "ENDLESS", "RetryPolicy", "is_retryable_status", "with_retry"]
+__all__ = ["DEFAULT_POLICY", "ENDLESS", "LONG_WAIT", "RetryPolicy", "is_retryable_status", "with_retry"]
 
 ENDLESS = -1
 """``RetryPolicy.max_retries`` for trying for ever."""
+
+LONG_WAIT = 60.0
+"""Seconds: a server that asks for a longer pause (Retry-After) is not obeyed in silence."""
 
 _MAX_RETRY_AFTER = 3600.0  # a server cannot park a client for longer than an hour
 
