@@ -64,8 +64,8 @@ def stream(
     Values of ``headers`` and ``params`` may be callables, called for every attempt. ``on_error`` is called with
     an error that would end the read: None lets it; a mapping, perhaps with fresh ``headers`` or ``params``, goes
     on from where it was. It is also called with a refusal that asks for a pause of more than a minute
-    (``retry_after``): then None waits. ``client``: an httpx.Client or urllib3.PoolManager; by default one is shared by all
-    calls of the process.
+    (``retry_after``): then None waits. ``client``: an httpx.Client or urllib3.PoolManager; by default one is
+    shared by all calls of the process.
 
     ``on_invalid``: what becomes of a message that is not JSON, or not what ``decode`` asks for, where messages are
     decoded. "raise" hands over the ones before it, then raises StreamParseError; "skip" leaves it out and counts it
