@@ -266,6 +266,7 @@ def _values(decoder: RecordDecoder, text: bytes) -> list[Any]:
 @example(b"[1 2]")
 @example(b'{"a":1,}')
 @example(b"1e400")
+@example(b"\x0b")
 @example(b'"\\ud800')
 @example(b'"\xed\xa0\x80"')
 @settings(max_examples=150)
@@ -512,6 +513,31 @@ def test_a7_limits_of_the_interpreter_change_nothing(
     thread.start()
     thread.join()
     assert found == [expected]
+
+
+class Node(msgspec.Struct):
+    children: list[Node] = []
+
+
+def test_a7_a_model_of_any_depth_is_made_on_any_stack() -> None:
+    text = b'[{"children":' * 255 + b"[]" + b"}]" * 255
+    found: list[Any] = []
+
+    def descend(levels: int) -> None:
+        if levels:
+            descend(levels - 1)
+            return
+        (nodes,) = item_decoder(list[Node])(b"[" + text + b"]", "7", "")
+        found.append(nodes)
+
+    thread = threading.Thread(target=descend, args=(900,))
+    thread.start()
+    thread.join()
+    depth = 0
+    while found:
+        depth += 1
+        found = found[0] if isinstance(found[0], list) else found[0].children
+    assert depth == 256
 
 
 ADVERSARIES = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, get_args, get_origin, overload
@@ -268,7 +269,12 @@ def one_with(parse: Callable[[bytes], Any], make: Callable[[Any], Any] | None) -
         except (ValueError, RecursionError):
             if make is None or not is_strange(message):
                 raise
-        return read_strange(message, parse, make)
+        try:
+            return read_strange(message, parse, make)
+        except RecursionError:
+            # Once more in a thread, whose stack is empty: how much room the caller's has must not matter.
+            with ThreadPoolExecutor(1) as thread:
+                return thread.submit(read_strange, message, parse, make).result()
 
     return one
 

@@ -20,9 +20,10 @@ from durable_streams.protocol.jsonrule import (
     check,
     check_limits,
     check_utf8,
+    is_deeper,
 )
 
-__all__ = ["ARRAY_DEPTH", "ArrayPieces", "check_array", "messages", "messages_of", "split"]
+__all__ = ["ARRAY_DEPTH", "ArrayPieces", "check_array", "count_messages", "messages", "messages_of", "split"]
 
 ARRAY_DEPTH = MAX_DEPTH + 1
 """The most levels of an array of messages, which is none of theirs."""
@@ -115,6 +116,18 @@ def _between(array: bytes) -> bytes:
     return next((mark for mark in marks if array.find(mark, 0, 4 * _PIECE) > 0), b"")
 
 
+def count_messages(array: bytes) -> int | None:
+    """Return how many messages a valid array has; None where that takes a closer look."""
+    found = 0
+    try:
+        for piece in ArrayPieces(array):
+            check_limits(piece, ARRAY_DEPTH)
+            found += len(_split(piece))
+    except (InvalidJSONError, msgspec.DecodeError, RecursionError):
+        return None
+    return found
+
+
 def check_array(array: bytes) -> None:
     """Return if this is an array of messages by the rule; raises InvalidJSONError."""
     check_utf8(array)
@@ -157,7 +170,10 @@ def _end_of(text: bytes, begin: int) -> int | None:
     """Return the comma or bracket behind the message that begins here, None where there is none."""
     # One call for most messages; of long ones, and of what only the slow way can tell, the marks are looked at.
     for size in _WINDOWS:
-        window = text[begin : begin + size].decode("latin-1")
+        part = text[begin : begin + size]
+        if is_deeper(part, MAX_DEPTH):
+            break  # recursion is not for texts of any depth
+        window = part.decode("latin-1")
         try:
             _, end = _scan(window, _skip(window, 0))
         except (ValueError, RecursionError):

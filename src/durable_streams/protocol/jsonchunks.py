@@ -19,7 +19,7 @@ from typing import NamedTuple
 import msgspec
 
 from durable_streams.errors import StreamParseError
-from durable_streams.protocol.jsonarrays import messages, split
+from durable_streams.protocol.jsonarrays import count_messages, messages, split
 from durable_streams.protocol.jsonrule import WHITESPACE, InvalidJSONError
 from durable_streams.protocol.lines import DEFAULT_LIMIT, Pieces
 
@@ -40,7 +40,6 @@ _BRACES_AS_BRACKETS = bytes.maketrans(b"{}", b"[]")
 _STEPS = {ord("["): 1, ord("]"): -1}
 _TOKEN = re.compile(rb'"[^"]*"|[\[{]|[\]}]|,|"')
 
-_split = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _check = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -167,9 +166,9 @@ def _count(body: bytes) -> int | None:
         if b'"' not in body and b"{" not in body and body.find(b"[", 1) < 0 and b"," in body:
             _check(body)  # numbers and the like: they may be very many, and their commas tell how many
             return body.count(b",") + 1
-        return len(_split(body))
-    except (msgspec.DecodeError, RecursionError):
+    except msgspec.DecodeError:
         return None
+    return count_messages(body)
 
 
 def _count_of(body: bytes) -> int:

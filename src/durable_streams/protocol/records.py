@@ -15,7 +15,14 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from durable_streams.errors import StreamParseError
-from durable_streams.protocol.jsonrule import SHORT, InvalidJSONError, check, check_limits, check_utf8
+from durable_streams.protocol.jsonrule import (
+    SHORT,
+    WHITESPACE,
+    InvalidJSONError,
+    check,
+    check_limits,
+    check_utf8,
+)
 from durable_streams.protocol.jsonvalues import decode as decode_value
 from durable_streams.protocol.lines import DEFAULT_LIMIT, LineDecoder
 from durable_streams.protocol.sse import SSEDecoder
@@ -170,7 +177,7 @@ class RecordDecoder:
     def _one_by_one(self, records: list[bytes]) -> Iterator[Item]:
         values: list[Any] = []
         for record in records:
-            if record.isspace():
+            if not record.strip(WHITESPACE):
                 continue
             item = self._item(record)
             if not isinstance(item, (Invalid, Problem)):
