@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import signal
+import struct
 import subprocess
+import termios
 import time
 import tty
 
@@ -163,7 +166,8 @@ def test_a5_ctrl_c_counts_what_it_loses(bare, serving, eventually):
     server.kill()
     process.stdin.write(b"3\n4\n5\n")
     process.stdin.flush()
-    time.sleep(0.5)  # until it has read them
+    eventually(lambda: _unread(process.stdin) == 0)
+    time.sleep(0.3)  # what it has read, it takes
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
     assert process.stderr.read() == (
@@ -171,15 +175,16 @@ def test_a5_ctrl_c_counts_what_it_loses(bare, serving, eventually):
     )
 
 
-def test_a5_an_input_that_fails_loses_nothing_of_what_was_read(bare, serving):
+def test_a5_an_input_that_fails_loses_nothing_of_what_was_read(bare, serving, eventually):
     serving("--memory")
     bare.ok("create", "s", "-t", "json")
     ours, theirs = pty.openpty()  # reading from it fails once nobody has the other side
     tty.setraw(theirs)
     process = bare.spawn("append", "s", "--ndjson", "--linger", "60", stdin=theirs)
-    os.close(theirs)
     os.write(ours, b"1\n2\n3\n")
-    time.sleep(1.5)
+    eventually(lambda: _unread(theirs) == 0)
+    time.sleep(0.3)  # what it has read, it takes
+    os.close(theirs)
     os.close(ours)
     assert process.wait() in {0, 1}
     assert bare.ok("read", "s", "--ndjson") == b"1\n2\n3\n"
@@ -206,3 +211,8 @@ def _read(terminal):
         return os.read(terminal, 65536)
     except OSError:  # the other side is closed
         return b""
+
+
+def _unread(file):
+    """Return how many bytes wait to be read at the other side of a pipe or terminal."""
+    return struct.unpack("i", fcntl.ioctl(file, termios.FIONREAD, bytes(4)))[0]

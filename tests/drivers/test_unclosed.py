@@ -150,9 +150,9 @@ def test_a5_what_is_queued_at_the_end_is_stored(name: str, url: str) -> None:
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a5_what_is_lost_at_the_end_is_one_line_that_counts_it(end: str) -> None:
-    told = run(f"p = fill(producer(exit_timeout=1))\n{ENDS[end]}", AWAY, code=None)
+    told = run(f"p = fill(producer(exit_timeout=2))\n{ENDS[end]}", AWAY, code=None)
     assert re.fullmatch(r"ResourceWarning: [^\n]*\n", told)
-    for part in ("'p'", AWAY, "100 records", "lost", "1 s", "Connection refused"):
+    for part in ("'p'", AWAY, "100 records", "lost", "2 s", "Connection refused"):
         assert part in told
 
 
