@@ -80,6 +80,29 @@ def test_f6_clients_that_do_not_read_and_bodies_that_do_not_come(tmp_path: Path)
             server.process.wait(WITHIN)
 
 
+@pytest.mark.parametrize("name", ["uvicorn", "granian"])
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "half"])
+def test_f6_a_body_that_is_on_its_way_has_a_moment(name: str, whole: bool, tmp_path: Path) -> None:
+    """It is stored and acknowledged, or the answer says that it was not."""
+    with hosted(name, tmp_path, PLAIN) as server:
+        server.until_ready()
+        poller = Reader(server, "long-poll")
+        with socket.create_connection(("127.0.0.1", server.port), timeout=WITHIN) as client:
+            client.sendall(
+                b"POST /v1/stream/s HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+                b"Content-Length: 4\r\n\r\nha"
+            )
+            time.sleep(1)
+            server.process.send_signal(signal.SIGTERM)
+            poller.join(WITHIN)  # it has noticed
+            if whole:
+                client.sendall(b"lf")
+            answer = client.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 204" if whole else b"HTTP/1.1 503"), answer
+        assert whole or b"retry-after: 1" in answer.lower()
+        server.process.wait(WITHIN)
+
+
 def test_f6_a_server_in_a_thread_that_is_told_to_end() -> None:
     """There is no signal."""
     uvicorn = pytest.importorskip("uvicorn")

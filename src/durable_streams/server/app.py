@@ -91,6 +91,7 @@ class App:
     def start_reads(self) -> None:
         """Let live reads wait, also after `stop_reads`."""
         self.outlets.start()
+        self.bodies.start()
         self.live.start()
 
     def stop_reads(self) -> None:

@@ -1,7 +1,8 @@
 """Request bodies that are on their way in, and in use: bounded in memory, in all, and in time.
 
 Invariants: what is held of all bodies together is below ``limit``; a body of which less than a small part comes within
-``timeout`` seconds is refused, with whatever there is of it; what was counted is released with the answer.
+``timeout`` seconds is refused, with whatever there is of it; one that is on its way when the server ends has a moment
+to be complete; what was counted is released with the answer.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ SMALL_BODY = 16 << 10
 
 _TICK = 1.0  # seconds between looks at what is late
 _LINGER = 10.0  # seconds
+_GRACE = 1.0  # seconds that a body has left when the server ends
 
 
 class Incoming:
@@ -68,7 +70,7 @@ class Incoming:
 
     def __enter__(self) -> None:
         self._task = asyncio.current_task()
-        self.deadline = time.monotonic() + self._bodies.timeout
+        self.deadline = time.monotonic() + (_GRACE if self._bodies.stopping else self._bodies.timeout)
         self._bodies.watch(self)
 
     def __exit__(
@@ -79,12 +81,22 @@ class Incoming:
         if self._is_late and isinstance(error, asyncio.CancelledError):
             if sys.version_info >= (3, 11) and task is not None:
                 task.uncancel()
-            raise Rejection(
-                408,
-                "REQUEST_TIMEOUT",
-                f"the body did not come on for {self._bodies.timeout:g} seconds; nothing was stored, send it again",
-                {"connection": "close"},
-            ) from None
+            raise self._refusal() from None
+
+    def _refusal(self) -> Rejection:
+        if self._bodies.stopping:
+            return Rejection(
+                503,
+                "UNAVAILABLE",
+                "the server ends, and the body was not complete; nothing was stored, send it again",
+                {"retry-after": "1", "connection": "close"},
+            )
+        return Rejection(
+            408,
+            "REQUEST_TIMEOUT",
+            f"the body did not come on for {self._bodies.timeout:g} seconds; nothing was stored, send it again",
+            {"connection": "close"},
+        )
 
 
 class Bodies:
@@ -94,6 +106,9 @@ class Bodies:
         self.limit = limit
         self.timeout = timeout
         self.used = 0
+        self.stopping = False
+        """Whether the server ends."""
+        self._ending: asyncio.TimerHandle | None = None
         self._reading: dict[Incoming, None] = {}
         self._tick: asyncio.TimerHandle | None = None
 
@@ -115,8 +130,19 @@ class Bodies:
         with contextlib.suppress(Exception), Incoming(self):
             await asyncio.wait_for(taking, _LINGER)
 
+    def start(self) -> None:
+        """Begin, also after a `stop`."""
+        self.stopping = False
+        if self._ending is not None:
+            self._ending.cancel()
+
     def stop(self) -> None:
-        """Give up all bodies that are not complete."""
+        """Give up all bodies that are not complete in a moment."""
+        self.stopping = True
+        if self._reading:
+            self._ending = asyncio.get_running_loop().call_later(_GRACE, self._end_all)
+
+    def _end_all(self) -> None:
         for incoming in list(self._reading):
             incoming.end()
 
