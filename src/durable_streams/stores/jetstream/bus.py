@@ -3,6 +3,7 @@
 Invariants:
 * what ``publish`` raises says what happened: nothing was stored, or that is not known (StoreUncertainError);
 * ``last`` and ``next`` ask the stream's leader, ``peek``, ``peek_last`` and ``scan`` any server, which may lag behind;
+* a bucket that was deleted is not replaced by another one of its name: everything raises StoreLostError from then on;
 * no call waits for longer than its time, whatever state NATS is in; no exception of another library leaves this module.
 """
 
@@ -19,7 +20,9 @@ from durable_streams.stores.base import (
     StoreUnavailableError,
     StoreUncertainError,
 )
+from durable_streams.stores.commits import copied
 from durable_streams.stores.jetstream.config import JetStreamConfig
+from durable_streams.stores.jetstream.guard import Guard
 from durable_streams.stores.jetstream.layout import Layout
 from durable_streams.stores.jetstream.messages import (
     ELECTING,
@@ -80,6 +83,7 @@ class Bus:
         self.layout = Layout(config.name)
         self.on_restored: list[Callable[[], None]] = []
         self.on_turn: Callable[[bytes], None] = lambda _: None
+        self.guard = Guard(config.name, self._look)
         self.max_message = 0  # bytes of data that one message may carry; known when it is open
         self._current: Connection | None = None
         stream = self.layout.stream
@@ -87,6 +91,8 @@ class Bus:
         self._direct = f"$JS.API.DIRECT.GET.{stream}"
         self._purge = f"$JS.API.STREAM.PURGE.{stream}"
         self._info = f"$JS.API.STREAM.INFO.{stream}"
+        self._deleted = f"$JS.EVENT.ADVISORY.STREAM.DELETED.{stream}"
+        self._seen = 0  # the highest sequence that something was stored under
         self._elected = f"$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{stream}"
 
     async def open(self, *, make: bool = True) -> None:
@@ -107,6 +113,7 @@ class Bus:
             self.max_message = min(connection.max_payload - _HEADER_ROOM, _LARGEST_MESSAGE)
             await prepare(connection, self.config, self.layout, make=make)
             await connection.subscribe(self._elected, lambda *_: self._restored(), _READ_SECONDS)
+            await connection.subscribe(self._deleted, lambda *_: self.guard.note_deletion(), _READ_SECONDS)
             await connection.subscribe(self.layout.turn, lambda *said: self.on_turn(said[2]), _READ_SECONDS)
         except BaseException as error:
             await connection.close()
@@ -114,19 +121,34 @@ class Bus:
                 raise StoreUnavailableError(f"NATS went away at start: {error}") from error
             raise
         self._current = connection
+        self._seen = 0
+        try:
+            self.guard.start((await self._ask_leader(self._info, b"", decode_info)).created)
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Let go of the connection, at once also if NATS is down. Calls under way end with their errors."""
         connection, self._current = self._current, None
         if connection is not None:
             await connection.close()
+        await self.guard.stop()
+
+    async def _look(self) -> Info:
+        answer = await self._ask(self._info, b"", _READ_SECONDS)
+        self._check(answer)
+        return decode_info(answer.data)
 
     def _restored(self) -> None:
+        self.guard.look()
         for told in self.on_restored:
             told()
 
     @property
     def _connection(self) -> Connection:
+        if self.guard.lost is not None:
+            raise copied(self.guard.lost)
         if self._current is None:
             raise StoreUnavailableError("the store on NATS is closed")
         return self._current
@@ -141,7 +163,7 @@ class Bus:
         """
         connection = self._connection
         reply = connection.new_reply()
-        timeout = _PUBLISH_SECONDS
+        timeout, seen = _PUBLISH_SECONDS, self._seen
         if len(messages) == 1:
             wire = connection.encode(messages[0].subject, reply, messages[0].headers, messages[0].data)
         else:
@@ -156,6 +178,10 @@ class Bus:
         ack = decode_ack(answer.data)
         if ack.error is not None:
             self._refuse(ack.error)
+        if ack.seq <= seen:  # sequences only grow, in one bucket
+            self.guard.lose()
+            raise StoreUncertainError(f"the bucket {self.config.name} in NATS was deleted, and made again")
+        self._seen = max(self._seen, ack.seq)
         return ack.seq
 
     def _refuse(self, error: ApiError) -> NoReturn:

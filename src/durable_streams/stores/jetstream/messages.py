@@ -143,6 +143,7 @@ class Info(msgspec.Struct):
     """The answer to a question for a stream, or to its creation."""
 
     config: Config = {}
+    created: str = ""
     state: _State = msgspec.field(default_factory=_State)
     cluster: _Raft = msgspec.field(default_factory=_Raft)
     error: ApiError | None = None

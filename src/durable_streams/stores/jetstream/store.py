@@ -18,9 +18,10 @@ from durable_streams.protocol import rules
 from durable_streams.protocol.commands import Append, Appended, Create, Created
 from durable_streams.protocol.state import StreamState
 from durable_streams.stores.backlog import MAX_BYTES, MAX_COMMANDS, Backlog
-from durable_streams.stores.base import Chunk, StoreError, StoreUnavailableError
+from durable_streams.stores.base import Chunk, StoreError, StoreLostError, StoreUnavailableError
 from durable_streams.stores.batch import Batch, LoadedProducer, NotLoadedError
 from durable_streams.stores.cache import SlotCache
+from durable_streams.stores.commits import copied
 from durable_streams.stores.jetstream.bus import Bus
 from durable_streams.stores.jetstream.catchup import CatchUp
 from durable_streams.stores.jetstream.committer import PATIENCE, Committer
@@ -93,16 +94,24 @@ class JetStreamStore:
             raise
         self._feed.start()
         self.bus.on_turn = self._turn
+        self.bus.guard.on_lost = self._lose
         self._closed = False
 
     async def close(self) -> None:
-        """Finish what was accepted, then disconnect."""
+        """Finish what was accepted, then disconnect; raises StoreLostError if the bucket is not there any more."""
         self._closed = True
         await self._sweeper.stop()
         await self._committer.drain()
         await self._feed.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.bus.close()
+        if self.bus.guard.lost is not None:
+            raise copied(self.bus.guard.lost)
+
+    def _lose(self, loss: StoreLostError) -> None:
+        for slot in self._slots.watched():
+            if slot.audience is not None:
+                slot.audience.end(loss)
 
     @property
     def largest_append(self) -> int:
