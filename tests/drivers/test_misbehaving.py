@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import requests
+import urllib3
 from facade import Facade
 from scripted import Received, ScriptedServer
 
-from durable_streams import DurableStreamError, RetryPolicy, StreamParseError
+from durable_streams import (
+    DurableStreamError,
+    FetchError,
+    RetryPolicy,
+    StreamNotFoundError,
+    StreamParseError,
+    stream,
+)
 from durable_streams.protocol.lines import DEFAULT_LIMIT
 from durable_streams.protocol.sse import encode_control, encode_data
 
@@ -233,3 +243,125 @@ def test_g8_operations_and_producers_log_a_very_long_retry_after(
     assert "POST" in caplog.text
     assert caplog.text.count("3000 seconds") == 2
     assert "secret" not in caplog.text
+
+
+class Trickle:
+    """Sends a beginning, then one byte after the other for ever: never silent, never done."""
+
+    def __init__(self, start: bytes, byte: bytes = b"x", pause: float = 0.05) -> None:
+        self.start, self.byte, self.pause = start, byte, pause
+
+    def __call__(self, connection: socket.socket) -> None:
+        connection.sendall(self.start)
+        while True:
+            time.sleep(self.pause)
+            connection.sendall(self.byte)
+
+
+IMPATIENT: dict[str, Any] = {"timeout": 0.5, "trickle_timeout": 0.5, "retry": RetryPolicy(max_retries=0)}
+BEGINNINGS = [
+    b"HTTP/1.1 200 O",
+    b"HTTP/1.1 200 OK\r\nstream-next-offset: 1",
+    b"HTTP/1.1 200 OK\r\nx: y\r\nz: ",
+]
+
+
+@pytest.mark.parametrize("live", [False, "long-poll", "sse"])
+@pytest.mark.every_transport
+def test_g8_a_head_that_trickles_is_given_up(facade: Facade, scripted: ScriptedServer, live: Any) -> None:
+    for start in BEGINNINGS:
+        scripted.replies = [Trickle(start)]
+        with pytest.raises(FetchError, match="too slowly") as caught:
+            facade.stream(scripted.root + "/s", live=live, **IMPATIENT)
+        assert (caught.value.code, caught.value.may_have_been_sent) == ("TOO_SLOW", True)
+
+
+@pytest.mark.every_transport
+def test_g8_a_head_that_trickles_ends_operations_and_producers(
+    facade: Facade, scripted: ScriptedServer
+) -> None:
+    scripted.replies = [Trickle(b"HTTP/1.1 200 OK\r\nx-y: ")]
+    handle = facade.DurableStream(scripted.root + "/s", content_type="text/plain", **IMPATIENT)
+    for operation in (handle.head, handle.delete, lambda: handle.append(b"x")):
+        with pytest.raises(FetchError) as caught:
+            operation()
+        assert (caught.value.code, caught.value.may_have_been_sent) == ("TOO_SLOW", True)
+    producer = facade.Producer(scripted.root + "/s", "p", content_type="text/plain", **IMPATIENT)
+    producer.append(b"x")
+    with pytest.raises(FetchError) as caught:
+        producer.close()
+    assert caught.value.code == "TOO_SLOW"
+
+
+@pytest.mark.parametrize("kind", ["PoolManager", "Session"])
+def test_g8_a_head_that_trickles_is_given_up_over_clients_of_the_caller(
+    scripted: ScriptedServer, kind: str
+) -> None:
+    scripted.replies = [Trickle(BEGINNINGS[1])]
+    client = urllib3.PoolManager(timeout=0.5) if kind == "PoolManager" else requests.Session()
+    own = {name: value for name, value in IMPATIENT.items() if kind == "Session" or name != "timeout"}
+    with pytest.raises(FetchError) as caught:
+        stream(scripted.root + "/s", live=False, client=client, **own)
+    assert caught.value.code == "TOO_SLOW"
+
+
+@pytest.mark.parametrize("live", [False, "long-poll"])
+@pytest.mark.every_transport
+def test_g8_a_body_that_trickles_is_given_up(facade: Facade, scripted: ScriptedServer, live: Any) -> None:
+    """What came of it is not handed over as if it were whole; the next attempt may be quicker."""
+    headers = {"stream_next_offset": "5", "stream_closed": "true"}
+    slow = scripted.response(200, b"abc", length=1000, **headers)
+    scripted.replies = [Trickle(slow), scripted.send(scripted.response(200, b"whole", **headers))]
+    patient = {**IMPATIENT, "retry": QUICK}
+    assert list(facade.stream(scripted.root + "/s", live=live, **patient)) == [b"whole"]
+    scripted.replies = [Trickle(slow)]
+    response = facade.stream(scripted.root + "/s", live=live, **IMPATIENT)
+    with pytest.raises(FetchError, match="trickles") as caught:
+        list(response)
+    assert caught.value.code == "TOO_SLOW"
+
+
+@pytest.mark.every_transport
+def test_g8_the_body_of_an_error_that_trickles_hides_no_error(
+    facade: Facade, scripted: ScriptedServer
+) -> None:
+    scripted.replies = [Trickle(scripted.response(404, b"no", length=60_000))]
+    handle = facade.DurableStream(scripted.root + "/s", content_type="text/plain", **IMPATIENT)
+    for operation in (
+        lambda: facade.stream(scripted.root + "/s", live=False, **IMPATIENT),
+        lambda: facade.stream(scripted.root + "/s", live="sse", **IMPATIENT),
+        lambda: handle.append(b"x"),
+    ):
+        with pytest.raises(StreamNotFoundError):
+            operation()
+
+
+@pytest.mark.every_transport
+def test_g8_an_event_stream_may_trickle(facade: Facade, scripted: ScriptedServer) -> None:
+    def beating(connection: socket.socket) -> None:
+        connection.sendall(scripted.events(b""))
+        for byte in b": beat\n" * 5 + encode_data(b"a", text=True) + encode_control("1", closed=True):
+            connection.sendall(bytes([byte]))
+            time.sleep(0.02)
+
+    scripted.replies = [beating]
+    assert list(facade.stream(scripted.root + "/s", live="sse", **IMPATIENT)) == [b"a"]
+
+
+def test_g8_a_consumer_that_takes_its_time_is_no_trickle(facade: Facade, scripted: ScriptedServer) -> None:
+    """Only the time that is spent waiting for the server counts."""
+    messages = b"[" + b",".join(b'{"n":%d,"t":"%s"}' % (n, b"x" * 1000) for n in range(4000)) + b"]"
+    headers = {"stream_next_offset": "5", "stream_closed": "true", "content_type": "application/json"}
+    scripted.replies = [scripted.send(scripted.response(200, messages, **headers))]
+    count = 0
+    for item in facade.stream(scripted.root + "/s", live=False, **IMPATIENT).iter_json():
+        if item["n"] in {0, 3000}:
+            time.sleep(1)
+        count += 1
+    assert (count, len(scripted.requests)) == (4000, 1)
+
+
+@pytest.mark.parametrize("trickle", [0, -1, float("nan")])
+def test_g8_a_trickle_timeout_that_makes_no_sense(facade: Facade, trickle: float) -> None:
+    with pytest.raises(ValueError, match="trickle_timeout"):
+        facade.DurableStream("http://host/s", trickle_timeout=trickle)

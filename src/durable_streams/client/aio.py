@@ -54,6 +54,7 @@ def astream(
     on_invalid: OnInvalid = "raise",
     client: Any = None,
     timeout: float | None = None,
+    trickle_timeout: float | None = None,
     retry: RetryPolicy | None = None,
 ) -> Opening:
     """Start to read a stream (protocol section 5).
@@ -69,7 +70,8 @@ def astream(
     stopped comes again; that of a ``read_`` method when it returns, or when the ``with`` block around it ends
     without an error. ``etag``: that of an earlier read from the same offset, whose first answer is left out if
     it would be the same. ``timeout``: seconds of silence before a read counts as stalled (default: 30, for live
-    reads 90). ``retry``: by default five retries until the first answer, endless ones for a live read afterwards.
+    reads 90); ``trickle_timeout``: seconds that an answer may trickle beyond that (default: 30), not counting event
+    streams. ``retry``: by default five retries until the first answer, endless ones for a live read afterwards.
     Values of ``headers`` and ``params`` may be callables, async ones too, called for every attempt. ``on_error``
     (it may be async) is called with an error that would end the read: None lets it; a mapping, perhaps with fresh
     ``headers`` or ``params``, goes on from where it was. It is also called with a refusal that asks for a pause of
@@ -81,9 +83,16 @@ def astream(
     (`invalid` of the response); so does a callable (it may be async), which is given its bytes and the error, and may
     raise it.
     """
-    call = make_call(client and async_transport_for(client), headers, params, timeout, retry)
+    call = make_call(
+        client and async_transport_for(client),
+        headers,
+        params,
+        timeout,
+        retry,
+        trickle_timeout=trickle_timeout,
+    )
     saver = Saver(checkpoint)
-    reader = make_reader(url, saver, retry, offset=offset, live=live, cursor=cursor, etag=etag)
+    reader = make_reader(url, saver, call, offset=offset, live=live, cursor=cursor, etag=etag)
     return Opening(AsyncStreamResponse(reader, call, saver, on_error, on_invalid))
 
 
@@ -99,7 +108,8 @@ def _wake(entry: _Entry | None) -> None:
 class AsyncDurableStream(HandleBase):
     """A handle for one stream. Making it does no I/O; it holds no connection of its own, and may be used by many tasks.
 
-    ``timeout``: seconds of silence before a request is given up (default 30). ``retry``: for what may be
+    ``timeout``: seconds of silence before a request is given up (default 30); ``trickle_timeout``: seconds that an
+    answer may trickle beyond that (default 30). ``retry``: for what may be
     repeated safely. ``content_type``: the stream's, asked for at the first append where not given.
     ``batching``: appends of several tasks at once go out together, in one request.
     """
@@ -113,10 +123,18 @@ class AsyncDurableStream(HandleBase):
         params: AsyncParamsLike | None = None,
         client: Any = None,
         timeout: float | None = None,
+        trickle_timeout: float | None = None,
         retry: RetryPolicy | None = None,
         batching: bool = True,
     ) -> None:
-        call = make_call(client and async_transport_for(client), headers, params, timeout, retry)
+        call = make_call(
+            client and async_transport_for(client),
+            headers,
+            params,
+            timeout,
+            retry,
+            trickle_timeout=trickle_timeout,
+        )
         super().__init__(url, content_type, call, batching)
         self._origin = Origin()
         self._leading: set[asyncio.Task[None]] = set()
@@ -155,6 +173,7 @@ class AsyncDurableStream(HandleBase):
         params: AsyncParamsLike | None = None,
         client: Any = None,
         timeout: float | None = None,
+        trickle_timeout: float | None = None,
         retry: RetryPolicy | None = None,
         batching: bool = True,
     ) -> AsyncDurableStream:
@@ -165,6 +184,7 @@ class AsyncDurableStream(HandleBase):
             params=params,
             client=client,
             timeout=timeout,
+            trickle_timeout=trickle_timeout,
             retry=retry,
             batching=batching,
         )
@@ -186,6 +206,7 @@ class AsyncDurableStream(HandleBase):
         params: AsyncParamsLike | None = None,
         client: Any = None,
         timeout: float | None = None,
+        trickle_timeout: float | None = None,
         retry: RetryPolicy | None = None,
         batching: bool = True,
     ) -> AsyncDurableStream:
@@ -196,6 +217,7 @@ class AsyncDurableStream(HandleBase):
             params=params,
             client=client,
             timeout=timeout,
+            trickle_timeout=trickle_timeout,
             retry=retry,
             batching=batching,
         )
@@ -357,9 +379,7 @@ class AsyncDurableStream(HandleBase):
     ) -> Opening:
         """Start to read the stream; see the function `astream`. Headers and parameters join the handle's own."""
         saver = Saver(checkpoint)
-        reader = make_reader(
-            self._url, saver, self._call.retry, offset=offset, live=live, cursor=cursor, etag=etag
-        )
+        reader = make_reader(self._url, saver, self._call, offset=offset, live=live, cursor=cursor, etag=etag)
         response = AsyncStreamResponse(
             reader, self._call.changed(headers, params), saver, on_error, on_invalid
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from durable_streams.client.base import Call, log_refusal, random
@@ -31,16 +33,21 @@ async def open_exchange(request: Request, call: Call) -> AsyncExchange:
     transport: AsyncTransport = call.transport or async_transport_for(None)
     if call.headers or call.params:
         request = with_caller(request, await _resolved(call.headers), await _resolved(call.params))
+    if request.trickle != call.trickle:
+        request = replace(request, trickle=call.trickle)
     return await transport.open(request, call.timeout)
 
 
 async def send(request: Request, call: Call) -> Response:
     """Send one request and return the whole answer; raises FetchError."""
     exchange = await open_exchange(request, call)
-    body = bytearray()
+    body, began = bytearray(), None
     try:
         while len(body) < ERROR_BODY_LIMIT and (chunk := await exchange.read()):
             body += chunk
+            began = began or time.monotonic()
+            if time.monotonic() - began > call.trickle:
+                break
     except FetchError:
         pass  # the head has decided already; a body cut off only makes the error's text poorer
     finally:

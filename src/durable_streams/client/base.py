@@ -24,6 +24,7 @@ from durable_streams.protocol.following import Effect, Flow, LongWait, follow
 from durable_streams.protocol.jsonrule import OnInvalid, check_on_invalid
 from durable_streams.protocol.reader import Reader
 from durable_streams.protocol.request import (
+    TRICKLE_TIMEOUT,
     Request,
     Response,
     check_callers_headers,
@@ -72,7 +73,7 @@ class Call:
 
     Raises ValueError for a header that is not the caller's to set, although a callable may give its value later.
     ``transport``: None for the one that the process shares. ``timeout``: seconds of silence before a read is
-    given up; None for the defaults.
+    given up; None for the defaults. ``trickle``: seconds that an answer may trickle.
     """
 
     transport: Any = None
@@ -80,6 +81,7 @@ class Call:
     params: Mapping[str, Any] = field(default_factory=dict)
     timeout: float | None = None
     retry: RetryPolicy | None = None
+    trickle: float = TRICKLE_TIMEOUT
 
     def __post_init__(self) -> None:
         check_callers_headers(self.headers)
@@ -104,19 +106,27 @@ def make_call(
     params: Mapping[str, Any] | None,
     timeout: float | None,
     retry: RetryPolicy | None,
+    *,
+    trickle_timeout: float | None = None,
 ) -> Call:
     """Return the call for these arguments; raises ValueError for one that makes no sense."""
     if timeout is not None and not timeout > 0:
         raise ValueError(
             f"timeout must be a positive number of seconds, or None for the default, not {timeout!r}."
         )
-    return Call(transport, dict(headers or {}), dict(params or {}), timeout, retry)
+    if trickle_timeout is not None and not trickle_timeout > 0:
+        raise ValueError(
+            "trickle_timeout must be a positive number of seconds, or None for the default, "
+            f"not {trickle_timeout!r}."
+        )
+    trickle = TRICKLE_TIMEOUT if trickle_timeout is None else trickle_timeout
+    return Call(transport, dict(headers or {}), dict(params or {}), timeout, retry, trickle)
 
 
 def make_reader(
     url: str,
     saver: Saver,
-    retry: RetryPolicy | None,
+    call: Call,
     *,
     offset: Offset | None,
     live: LiveMode,
@@ -131,7 +141,8 @@ def make_reader(
         live=live,
         cursor=cursor,
         etag=etag,
-        policy=retry,
+        policy=call.retry,
+        trickle=call.trickle,
     )
 
 
@@ -227,6 +238,7 @@ class HandleBase:
             "params": call.params,
             "client": call.transport,
             "timeout": call.timeout,
+            "trickle_timeout": call.trickle,
             "retry": call.retry,
             "batching": self._batching,
         }

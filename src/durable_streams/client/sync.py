@@ -46,6 +46,7 @@ def stream(
     on_invalid: OnInvalid = "raise",
     client: Any = None,
     timeout: float | None = None,
+    trickle_timeout: float | None = None,
     retry: RetryPolicy | None = None,
 ) -> StreamResponse:
     """Start to read a stream and return the response to consume (protocol section 5).
@@ -60,7 +61,8 @@ def stream(
     stopped comes again; that of a ``read_`` method when it returns, or when the ``with`` block around it ends
     without an error. ``etag``: that of an earlier read from the same offset, whose first answer is left out if
     it would be the same. ``timeout``: seconds of silence before a read counts as stalled (default: 30, for live
-    reads 90). ``retry``: by default five retries until the first answer, endless ones for a live read afterwards.
+    reads 90); ``trickle_timeout``: seconds that an answer may trickle beyond that (default: 30), not counting event
+    streams. ``retry``: by default five retries until the first answer, endless ones for a live read afterwards.
     Values of ``headers`` and ``params`` may be callables, called for every attempt. ``on_error`` is called with
     an error that would end the read: None lets it; a mapping, perhaps with fresh ``headers`` or ``params``, goes
     on from where it was. It is also called with a refusal that asks for a pause of more than a minute
@@ -71,9 +73,11 @@ def stream(
     decoded. "raise" hands over the ones before it, then raises StreamParseError; "skip" leaves it out and counts it
     (`invalid` of the response); so does a callable, which is given its bytes and the error, and may raise it.
     """
-    call = make_call(client and transport_for(client), headers, params, timeout, retry)
+    call = make_call(
+        client and transport_for(client), headers, params, timeout, retry, trickle_timeout=trickle_timeout
+    )
     saver = Saver(checkpoint)
-    reader = make_reader(url, saver, retry, offset=offset, live=live, cursor=cursor, etag=etag)
+    reader = make_reader(url, saver, call, offset=offset, live=live, cursor=cursor, etag=etag)
     return StreamResponse(reader, call, saver, on_error, on_invalid).start()
 
 
@@ -85,7 +89,8 @@ def _wake(entry: Entry[threading.Event] | None) -> None:
 class DurableStream(HandleBase):
     """A handle for one stream. Making it does no I/O; it holds no connection of its own, and is thread-safe.
 
-    ``timeout``: seconds of silence before a request is given up (default 30). ``retry``: for what may be
+    ``timeout``: seconds of silence before a request is given up (default 30); ``trickle_timeout``: seconds that an
+    answer may trickle beyond that (default 30). ``retry``: for what may be
     repeated safely. ``content_type``: the stream's, asked for at the first append where not given.
     ``batching``: appends of several threads at once go out together, in one request.
     """
@@ -99,10 +104,13 @@ class DurableStream(HandleBase):
         params: ParamsLike | None = None,
         client: Any = None,
         timeout: float | None = None,
+        trickle_timeout: float | None = None,
         retry: RetryPolicy | None = None,
         batching: bool = True,
     ) -> None:
-        call = make_call(client and transport_for(client), headers, params, timeout, retry)
+        call = make_call(
+            client and transport_for(client), headers, params, timeout, retry, trickle_timeout=trickle_timeout
+        )
         super().__init__(url, content_type, call, batching)
         self._origin = Origin()
         self._renew()
@@ -137,6 +145,7 @@ class DurableStream(HandleBase):
         params: ParamsLike | None = None,
         client: Any = None,
         timeout: float | None = None,
+        trickle_timeout: float | None = None,
         retry: RetryPolicy | None = None,
         batching: bool = True,
     ) -> DurableStream:
@@ -147,6 +156,7 @@ class DurableStream(HandleBase):
             params=params,
             client=client,
             timeout=timeout,
+            trickle_timeout=trickle_timeout,
             retry=retry,
             batching=batching,
         )
@@ -168,6 +178,7 @@ class DurableStream(HandleBase):
         params: ParamsLike | None = None,
         client: Any = None,
         timeout: float | None = None,
+        trickle_timeout: float | None = None,
         retry: RetryPolicy | None = None,
         batching: bool = True,
     ) -> DurableStream:
@@ -178,6 +189,7 @@ class DurableStream(HandleBase):
             params=params,
             client=client,
             timeout=timeout,
+            trickle_timeout=trickle_timeout,
             retry=retry,
             batching=batching,
         )
@@ -331,9 +343,7 @@ class DurableStream(HandleBase):
     ) -> StreamResponse:
         """Start to read the stream; see the function `stream`. Headers and parameters join the handle's own."""
         saver = Saver(checkpoint)
-        reader = make_reader(
-            self._url, saver, self._call.retry, offset=offset, live=live, cursor=cursor, etag=etag
-        )
+        reader = make_reader(self._url, saver, self._call, offset=offset, live=live, cursor=cursor, etag=etag)
         return StreamResponse(
             reader, self._call.changed(headers, params), saver, on_error, on_invalid
         ).start()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from durable_streams.client.base import Call, log_refusal, random
@@ -25,16 +27,21 @@ def open_exchange(request: Request, call: Call, interrupt: Interrupt) -> Exchang
     transport: Transport = call.transport or transport_for(None)
     if call.headers or call.params:
         request = with_caller(request, _resolved(call.headers), _resolved(call.params))
+    if request.trickle != call.trickle:
+        request = replace(request, trickle=call.trickle)
     return transport.open(request, interrupt, call.timeout)
 
 
 def send(request: Request, call: Call, interrupt: Interrupt) -> Response:
     """Send one request and return the whole answer; raises FetchError."""
     exchange = open_exchange(request, call, interrupt)
-    body = bytearray()
+    body, began = bytearray(), None
     try:
         while len(body) < ERROR_BODY_LIMIT and (chunk := exchange.read()):
             body += chunk
+            began = began or time.monotonic()
+            if time.monotonic() - began > call.trickle:
+                break
     except FetchError:
         pass  # the head has decided already; a body cut off only makes the error's text poorer
     finally:

@@ -40,7 +40,8 @@ class SyncIdempotentProducer(ProducerBase):
 
     ``linger_ms``: milliseconds that a batch waits for more; ``max_batch_bytes``: its size, unless one record
     is larger; ``retry_timeout``: seconds that a failing server is tried again; ``timeout``: seconds of
-    silence before a request counts as failed (default 30); ``content_type``: the stream's, asked for at the
+    silence before a request counts as failed (default 30); ``trickle_timeout``: seconds that an answer may trickle
+    beyond that (default 30); ``content_type``: the stream's, asked for at the
     first append where not given; ``on_error``: called once, from another thread, with the error that ends the
     producer; ``exit_timeout``: seconds that the end of the process waits for what is queued, where nobody closed
     the producer; what is lost then is counted on standard error.
@@ -62,6 +63,7 @@ class SyncIdempotentProducer(ProducerBase):
         params: ParamsLike | None = None,
         on_error: Callable[[Exception], None] | None = None,
         timeout: float | None = None,
+        trickle_timeout: float | None = None,
         retry: RetryPolicy | None = None,
         retry_timeout: float = 120.0,
         max_pending_bytes: int = 64 * 1024 * 1024,
@@ -70,7 +72,14 @@ class SyncIdempotentProducer(ProducerBase):
         super().__init__(
             url,
             producer_id,
-            make_call(client and transport_for(client), headers, params, timeout, retry),
+            make_call(
+                client and transport_for(client),
+                headers,
+                params,
+                timeout,
+                retry,
+                trickle_timeout=trickle_timeout,
+            ),
             on_error=on_error,
             content_type=content_type,
             epoch=epoch,

@@ -40,7 +40,7 @@ from durable_streams.protocol.records import (
     RecordSplitter,
     key_at,
 )
-from durable_streams.protocol.request import ERROR_BODY_LIMIT, Response
+from durable_streams.protocol.request import ERROR_BODY_LIMIT, TRICKLE_TIMEOUT, Response
 from durable_streams.protocol.retry import ENDLESS
 
 __all__ = ["READ", "RELEASE", "Clock", "Effect", "Feed", "Flow", "Pause", "Records", "Tell"]
@@ -152,8 +152,8 @@ class Feed:
         return RecordSplitter(form, self.config.max_record_bytes)
 
     def _refusal(self) -> Generator[Effect, Any, bytes]:
-        body = bytearray()
-        while len(body) < ERROR_BODY_LIMIT:
+        body, began = bytearray(), self._clock()
+        while len(body) < ERROR_BODY_LIMIT and self._clock() - began <= TRICKLE_TIMEOUT:
             try:
                 chunk: bytes = yield READ
             except DurableStreamError:

@@ -89,28 +89,32 @@ def _round(reader: Reader, clock: Callable[[], float], request: Request) -> Flow
         yield from reader.response_ended(error, clock())
         return
     reader.response_started(head.status, head.headers, clock())
-    failure = yield from (_body(reader) if reader.accepted else _refusal(reader))
+    failure = yield from (_body(reader, clock) if reader.accepted else _refusal(reader, clock))
     yield RELEASE
     yield from reader.response_ended(failure, clock())
 
 
-def _body(reader: Reader) -> Generator[Effect, Any, FetchError | None]:
-    while not reader.finished:
+def _body(reader: Reader, clock: Callable[[], float]) -> Generator[Effect, Any, FetchError | None]:
+    slow: FetchError | None = None
+    while not reader.finished and slow is None:
+        asked = clock()  # what is done with the data in between is no time of the server's
         try:
             chunk: bytes = yield READ
         except FetchError as error:
             return error
         if not chunk:
-            break
+            return None
+        seconds = clock() - asked
         yield from reader.receive(chunk)
-    return None
+        slow = reader.too_slow(seconds)
+    return slow
 
 
-def _refusal(reader: Reader) -> Generator[Effect, Any, None]:
+def _refusal(reader: Reader, clock: Callable[[], float]) -> Generator[Effect, Any, None]:
     if reader.status is not None and reader.status < 300:
         return  # no error: data in a form that is not taken, perhaps without an end
-    size = 0
-    while size < ERROR_BODY_LIMIT:
+    size, asked = 0, clock()
+    while size < ERROR_BODY_LIMIT and clock() - asked <= reader.trickle:
         try:
             chunk: bytes = yield READ
         except FetchError:

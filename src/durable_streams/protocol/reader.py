@@ -43,6 +43,8 @@ from durable_streams.protocol.eventstream import Control, EventStream
 from durable_streams.protocol.lines import DEFAULT_LIMIT, Pieces
 from durable_streams.protocol.request import (
     ERROR_BODY_LIMIT,
+    SLOWEST,
+    TRICKLE_TIMEOUT,
     Request,
     Response,
     check_header,
@@ -92,6 +94,7 @@ class Reader:
     ``random`` gives numbers in [0, 1) for jitter; ``limit`` is the most bytes one event or message may have;
     ``policy`` None means the default policy, and trying for ever once a live read has begun. ``etag``: of an
     earlier read from the same offset, whose first answer is not transferred again if it would be the same.
+    ``trickle``: seconds that an answer which is no event stream may take beyond its size at the slowest pace.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class Reader:
         etag: str | None = None,
         policy: RetryPolicy | None = None,
         limit: int = DEFAULT_LIMIT,
+        trickle: float = TRICKLE_TIMEOUT,
     ) -> None:
         if live not in (False, True, "long-poll", "sse"):
             raise ValueError(f"live must be False, True, 'long-poll' or 'sse', not {live!r}.")
@@ -125,6 +129,7 @@ class Reader:
         self.etag = etag
         self._whole = limit + _BODY_SLACK
         self._known_etag = None if etag is None else check_header("if-none-match", etag)
+        self.trickle = trickle
         self._random = random
         self._policy = policy
         self._limit = limit
@@ -170,6 +175,7 @@ class Reader:
             headers,
             delay=self.delay,
             streaming=self.mode != "catch-up",
+            trickle=self.trickle,
         )
         self._begin()
         return self._request
@@ -215,6 +221,18 @@ class Reader:
         if self._received <= ERROR_BODY_LIMIT:
             self._refusal.add(chunk)
         return []
+
+    def too_slow(self, seconds: float) -> FetchError | None:
+        """Note the seconds that a piece of the body was waited for; return what to end it with if it trickles."""
+        self._waited += seconds
+        if self._event_stream is not None or self._waited <= self.trickle + self._received / SLOWEST:
+            return None
+        return FetchError(
+            f"The answer from {self.url} trickles: {self._received} bytes in {self._waited:.0f} seconds.",
+            code="TOO_SLOW",
+            url=self.url,
+            status=self.status,
+        )
 
     def response_ended(self, error: FetchError | None, now: float) -> list[Batch]:
         """Take the end of the answer, or of the attempt to get one; return the batches that are certain now.
@@ -280,6 +298,7 @@ class Reader:
         self._body = None
         self._refusal = Pieces()
         self._received = 0
+        self._waited = 0.0
         self._event_stream: EventStream | None = None
         self._broken: DurableStreamError | None = None
         self._progress = self._moved = self._heard = False

@@ -33,6 +33,8 @@ from durable_streams.protocol import headers as h
 
 __all__ = [
     "OUTCOME_UNKNOWN",
+    "SLOWEST",
+    "TRICKLE_TIMEOUT",
     "Op",
     "Request",
     "Response",
@@ -56,6 +58,12 @@ OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
 
 ERROR_BODY_LIMIT = 64 * 1024
 """How many bytes of an error's body are worth reading."""
+
+TRICKLE_TIMEOUT = 30.0
+"""Seconds that an answer may trickle: its head beyond the silence that is allowed, its body beyond its slowest pace."""
+
+SLOWEST = 1024
+"""Bytes a second: a request or an answer that is not live and goes on for longer than at this pace trickles."""
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_IN_HEADER = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
@@ -85,6 +93,8 @@ class Request:
     idempotent: bool = True
     streaming: bool = False
     """The answer may be silent for long (a live read), so that the longer read timeout applies."""
+    trickle: float = TRICKLE_TIMEOUT
+    """Seconds by which the answer's head may be later than silence alone would make it."""
 
 
 @dataclass(frozen=True, slots=True)

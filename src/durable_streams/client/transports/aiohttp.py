@@ -23,7 +23,13 @@ from yarl import URL
 from durable_streams.client.forks import Origin, leave_alone, origin_of
 from durable_streams.client.transports.failures import Failure, client_closed, fetch_error
 from durable_streams.client.transports.heads import AnswerBase, ends_its_connection, request_headers
-from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
+from durable_streams.client.transports.limits import (
+    CONNECT_TIMEOUT,
+    Deadline,
+    TrickledError,
+    head_limit,
+    silence_of,
+)
 from durable_streams.client.transports.proxies import proxy_for
 from durable_streams.client.transports.sockets import has_input, keep_alive
 from durable_streams.errors import FetchError
@@ -89,20 +95,23 @@ class AiohttpTransport:
         self._origin.notice(self._renew)
         url = URL(request.url, encoded=True)
         options: dict[str, Any] = {}
+        silence: float | None
         if self._given is not None:
             check_callers_headers(self._given.headers, of_client=True)
         else:
             options["proxy"] = proxy_for(request.url)
         if timeout is not None or self._given is None:
-            options["timeout"] = aiohttp.ClientTimeout(
-                connect=CONNECT_TIMEOUT, sock_read=silence_of(request, timeout)
-            )
+            silence = silence_of(request, timeout)
+            options["timeout"] = aiohttp.ClientTimeout(connect=CONNECT_TIMEOUT, sock_read=silence)
+        else:
+            silence = self._given.timeout.sock_read
         session = self._given or await self._own()
         if session.closed:
             raise client_closed(request.url)
         holder: list[Any] = []
         _holder.set(holder)
-        with _mapped(request.url):
+        limit = head_limit(request, silence)
+        with _mapped(request.url, limit=limit), Deadline(limit):
             response = await session.request(
                 request.method,
                 url,
@@ -274,7 +283,7 @@ class _Body(aiohttp.BytesPayload):
 
 
 @contextlib.contextmanager
-def _mapped(url: str, status: int | None = None) -> Iterator[None]:
+def _mapped(url: str, status: int | None = None, limit: float | None = None) -> Iterator[None]:
     """Turn whatever the library raises into a FetchError: the one boundary."""
     try:
         yield
@@ -282,11 +291,14 @@ def _mapped(url: str, status: int | None = None) -> Iterator[None]:
         if isinstance(error, aiohttp.ServerDisconnectedError):
             # In place of what the library had parsed, as Python writes it.
             error.args = ("the server closed it without an answer",)
-        limit = CONNECT_TIMEOUT if isinstance(error, aiohttp.ConnectionTimeoutError) else None
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            limit = CONNECT_TIMEOUT
         raise fetch_error(_failure(error), url, error, status=status, limit=limit) from None
 
 
 def _failure(error: Exception) -> Failure:
+    if isinstance(error, TrickledError):
+        return Failure.TRICKLE
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return Failure.CONNECT_TIMEOUT
     if isinstance(error, asyncio.TimeoutError):

@@ -27,6 +27,11 @@ class Failure(Enum):
         "No connection to {host} was free within {limit}; the client allows too few for what it is asked.",
     )
     SILENCE = ("TIMEOUT", True, "{host} was silent for longer than the read timeout.")
+    TRICKLE = (
+        "TOO_SLOW",
+        True,
+        "{host} sends its answer too slowly: its head was not complete within {limit}.",
+    )
     TLS = ("TLS", False, "TLS with {host} failed: {cause}.")
     BROKEN = ("NETWORK", True, "The connection to {host} broke: {cause}.")
     DECODING = ("NETWORK", True, "The body from {host} is not what its content-encoding says: {cause}.")

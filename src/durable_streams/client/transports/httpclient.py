@@ -2,7 +2,8 @@
 
 Invariants: an answer's head counts only if it came to its end; interim answers (1xx) are read past, and a change of
 the protocol is an error; a connection is used again only if the last answer on it ended where its head says, with
-nothing behind it; where the system took no byte of a request, `was_sent` says so.
+nothing behind it; where the system took no byte of a request, `was_sent` says so; a head that trickles in ends at
+the deadline that its request was begun with.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import http.client
 import socket
 import threading
+import time
 import weakref
 from functools import lru_cache
 from typing import Any
@@ -20,7 +22,7 @@ from durable_streams.client.forks import leave_alone
 from durable_streams.client.transports.heads import ends_its_connection
 from durable_streams.client.transports.sockets import break_off
 
-__all__ = ["Watched", "WholeAnswer", "forget_connections", "was_sent", "watch", "watching"]
+__all__ = ["Watched", "WholeAnswer", "forget_connections", "trickled", "was_sent", "watch", "watching"]
 
 _MOST_INTERIM = 100
 """Interim answers before one request's answer; no server has that many to give."""
@@ -37,13 +39,37 @@ class _Head:
     def __init__(self, file: Any) -> None:
         self._file = file
         self._began = False
+        self._deadline = getattr(_current, "deadline", None) if hasattr(file, "peek") else None
+        self._ready = 0  # whole lines that the file holds already
 
     def readline(self, limit: int) -> bytes:
-        line: bytes = self._file.readline(limit)
+        line: bytes
+        if self._deadline is None:
+            line = self._file.readline(limit)
+        elif self._ready:
+            self._ready -= 1
+            line = self._file.readline(limit)
+        else:
+            line = self._waited_for(limit)
         if not line.endswith(b"\n") and len(line) < limit and (line or self._began):
             raise http.client.IncompleteRead(line)
         self._began = True
         return line
+
+    def _waited_for(self, limit: int) -> bytes:
+        """Return the next line, with a look at the clock between any two pieces that come in."""
+        line = b""
+        while True:
+            held: bytes = self._file.peek(1)
+            end = held.find(b"\n", 0, limit - len(line)) + 1
+            piece: bytes = self._file.read(end or min(len(held), limit - len(line)))
+            line += piece
+            if end or not held or len(line) >= limit:
+                self._ready = held.count(b"\n", end)
+                return line
+            if self._deadline is not None and time.monotonic() > self._deadline:
+                _current.trickled = True
+                raise http.client.HTTPException("the head of the answer trickles in")
 
     def close(self) -> None:
         self._file.close()
@@ -180,9 +206,15 @@ class Watched:
         super().close()  # type: ignore[misc]
 
 
-def watching() -> None:
-    """Begin a request in this thread, in however many attempts."""
-    _current.unsent = _current.left = False
+def watching(limit: float | None) -> None:
+    """Begin a request in this thread, in however many attempts. ``limit``: seconds until its answer's head is there."""
+    _current.unsent = _current.left = _current.trickled = False
+    _current.deadline = None if limit is None else time.monotonic() + limit
+
+
+def trickled() -> bool:
+    """Whether the head of the last answer to the request that this thread has begun took too long."""
+    return getattr(_current, "trickled", False)
 
 
 def was_sent() -> bool:

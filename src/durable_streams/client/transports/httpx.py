@@ -13,6 +13,7 @@ import contextlib
 import ssl
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator, Generator, Iterator
 from functools import partial
 from types import ModuleType
@@ -23,7 +24,7 @@ from durable_streams.client.transports import Interrupt
 from durable_streams.client.transports.coding import ended_early
 from durable_streams.client.transports.failures import Failure, client_closed, fetch_error
 from durable_streams.client.transports.heads import AnswerBase, ends_its_connection, request_headers
-from durable_streams.client.transports.limits import silence_of
+from durable_streams.client.transports.limits import Deadline, TrickledError, head_limit, silence_of
 from durable_streams.client.transports.sockets import break_off
 from durable_streams.errors import FetchError
 from durable_streams.protocol.request import Request, check_callers_headers
@@ -56,6 +57,23 @@ _BEFORE_IT_WAITS = ("send_request_headers.started", "receive_response_headers.st
 
 class _Interrupted(Exception):  # noqa: N818 - it never leaves this module
     """Raised inside the library, to end a request that was interrupted."""
+
+
+class _Timed:
+    """A network stream that is read within a deadline, while there is one: the library reads a head in many pieces."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.deadline: float | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        data: bytes = self._stream.read(max_bytes, timeout)
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise TrickledError("the head of the answer trickles in")
+        return data
 
 
 class _Watch:
@@ -136,6 +154,8 @@ class _Requests:
 
     def _kind(self, error: Exception) -> Failure:
         library = self._library
+        if isinstance(error, TrickledError):
+            return Failure.TRICKLE
         if isinstance(error, library.ConnectTimeout):
             return Failure.CONNECT_TIMEOUT
         if isinstance(error, library.PoolTimeout):
@@ -229,9 +249,15 @@ class HttpxTransport(_Requests):
 
     def open(self, request: Request, interrupt: Interrupt, timeout: float | None) -> _Exchange:
         """Send, and return the exchange as soon as the answer's head is there. See Transport."""
-        watch = _Watch()
+        watch, timed = _Watch(), None
+        limit: float | None = None
 
         def trace(event: str, _details: Any) -> None:
+            nonlocal timed
+            if limit is not None and event == "http11.receive_response_headers.started":
+                timed = _timed(_connection_of(self._client, outgoing), limit)
+            elif timed is not None and event == "http11.receive_response_headers.complete":
+                timed.deadline = None
             # What was interrupted before there was a connection to break must not begin to wait on one.
             if interrupt.is_set() and event.endswith(_BEFORE_IT_WAITS):
                 raise _Interrupted
@@ -241,6 +267,7 @@ class HttpxTransport(_Requests):
         try:
             with self.mapped(request.url, interrupt, watch=watch):
                 outgoing = self._built(request, timeout, {"trace": trace})
+                limit = head_limit(request, outgoing.extensions["timeout"].get("read"))
                 interrupt.attach(partial(_break_waiting, self._client, outgoing))
                 response = self._client.send(outgoing, stream=True, follow_redirects=False)
         except BaseException:
@@ -292,13 +319,25 @@ class AsyncHttpxTransport(_Requests):
 
         with self.mapped(request.url, watch=watch):
             outgoing = self._built(request, timeout, {"trace": trace})
-            response = await self._client.send(outgoing, stream=True, follow_redirects=False)
+            with Deadline(head_limit(request, outgoing.extensions["timeout"].get("read"))):
+                response = await self._client.send(outgoing, stream=True, follow_redirects=False)
         watch.answered(response, _connection_of(self._client, outgoing))
         try:
             return _AsyncExchange(response, self, request.url)
         except FetchError:
             await response.aclose()
             raise
+
+
+def _timed(connection: Any, limit: float) -> _Timed | None:
+    """Have what a connection reads next end at a deadline. Its stream is not public: without it there is none."""
+    stream = getattr(connection, "_network_stream", None)
+    if stream is None:
+        return None
+    timed: _Timed = stream if isinstance(stream, _Timed) else _Timed(stream)
+    timed.deadline = time.monotonic() + limit
+    connection._network_stream = timed  # noqa: SLF001
+    return timed
 
 
 def _forget_connections(pool: Any) -> None:

@@ -25,8 +25,14 @@ from durable_streams.client.transports import Interrupt
 from durable_streams.client.transports.coding import ended_early
 from durable_streams.client.transports.failures import Failure, fetch_error
 from durable_streams.client.transports.heads import AnswerBase, request_headers
-from durable_streams.client.transports.httpclient import forget_connections, was_sent, watch, watching
-from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
+from durable_streams.client.transports.httpclient import (
+    forget_connections,
+    trickled,
+    was_sent,
+    watch,
+    watching,
+)
+from durable_streams.client.transports.limits import CONNECT_TIMEOUT, TrickledError, head_limit, silence_of
 from durable_streams.client.transports.sockets import break_off
 from durable_streams.errors import FetchError
 from durable_streams.protocol.request import Request, check_callers_headers
@@ -66,10 +72,12 @@ class RequestsTransport:
                 adapter.proxy_manager = _Managers(proxies)
 
     def _send(self, request: Request, options: dict[str, Any]) -> Any:
-        watching()
+        watching(head_limit(request, options["timeout"][1]))
         try:
             return self._session.request(request.method, request.url, **options)
         except Exception as error:
+            if trickled():
+                raise TrickledError from error
             if not was_sent():
                 raise _UnsentError from error
             raise
@@ -214,7 +222,8 @@ def _mapped(url: str, interrupt: Interrupt, status: int | None = None) -> Iterat
         yield
     except Exception as error:  # noqa: BLE001 - adapters and authentication raise what they like
         failure = Failure.INTERRUPTED if interrupt.is_set() else _failure(error, status)
-        raise fetch_error(failure, url, error, status=status, limit=CONNECT_TIMEOUT) from None
+        limit = None if failure is Failure.TRICKLE else CONNECT_TIMEOUT
+        raise fetch_error(failure, url, error, status=status, limit=limit) from None
 
 
 _NEVER_SENT = (
@@ -228,6 +237,8 @@ _BROKEN = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 def _failure(error: Exception, status: int | None) -> Failure:
     if isinstance(error, _UnsentError):
         return Failure.NOT_SENT
+    if isinstance(error, TrickledError):
+        return Failure.TRICKLE
     kinds = sys.modules["requests"].exceptions
     reason = _reason(error)
     if isinstance(error, (kinds.ConnectTimeout,)) or type(reason) is urllib3.exceptions.ConnectTimeoutError:

@@ -30,11 +30,12 @@ from durable_streams.client.transports.heads import AnswerBase, request_headers
 from durable_streams.client.transports.httpclient import (
     Watched,
     forget_connections,
+    trickled,
     was_sent,
     watch,
     watching,
 )
-from durable_streams.client.transports.limits import CONNECT_TIMEOUT, silence_of
+from durable_streams.client.transports.limits import CONNECT_TIMEOUT, head_limit, silence_of
 from durable_streams.client.transports.proxies import proxy_for
 from durable_streams.client.transports.sockets import KEEP_ALIVE, break_off
 from durable_streams.errors import FetchError
@@ -171,9 +172,13 @@ class Urllib3Transport:
         self._origin.notice(self._renew)
         options: dict[str, Any] = {"retries": _NO_RETRY, "redirect": False, "preload_content": False}
         if timeout is not None or self._given is None or "timeout" not in self._given.connection_pool_kw:
-            options["timeout"] = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=silence_of(request, timeout))
+            silence = silence_of(request, timeout)
+            options["timeout"] = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=silence)
+        else:
+            silence = _silence_of(self._given)
+        limit = head_limit(request, silence)
         _current.interrupt = interrupt
-        watching()
+        watching(limit)
         try:
             response = self._send(request, options)
             if self._given is not None and hasattr(response, "shutdown"):
@@ -185,6 +190,8 @@ class Urllib3Transport:
                 raise
         except _FOREIGN as error:
             interrupt.detach()
+            if trickled() and not interrupt.is_set():
+                raise fetch_error(Failure.TRICKLE, request.url, error, limit=limit) from None
             raise _fetch_error(error, request.url, interrupt, None) from None
         except _AFTER_AN_INTERRUPT as error:
             interrupt.detach()
@@ -224,6 +231,13 @@ class Urllib3Transport:
                 manager = self._managers.get(route) or _new_manager(*route)
                 self._managers[route] = manager
         return manager
+
+
+def _silence_of(manager: PoolManager) -> float | None:
+    """Return the seconds of silence that a caller's manager allows, None where it sets no limit."""
+    given = manager.connection_pool_kw["timeout"]
+    silence = given.read_timeout if isinstance(given, urllib3.Timeout) else given
+    return silence if isinstance(silence, (int, float)) else None
 
 
 def _shut_down(response: urllib3.BaseHTTPResponse) -> None:
