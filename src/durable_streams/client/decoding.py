@@ -20,7 +20,14 @@ import msgspec
 from durable_streams.client.strange import is_strange, read_strange
 from durable_streams.errors import StreamParseError
 from durable_streams.protocol.jsonarrays import ARRAY_DEPTH, ArrayPieces, messages_of, split
-from durable_streams.protocol.jsonrule import SHORT, InvalidJSONError, check, check_limits, check_utf8
+from durable_streams.protocol.jsonrule import (
+    SHORT,
+    InvalidJSONError,
+    check,
+    check_limits,
+    check_utf8,
+    may_hold_no_number,
+)
 from durable_streams.protocol.jsonvalues import decode as decode_value
 
 __all__ = [
@@ -306,6 +313,8 @@ class _Reader:
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        self._whole = model.whole
+        self._strict = not model.lenient
 
     def __call__(
         self, body: bytes, offset: str | None, url: str, refused: Refused | None = None
@@ -314,6 +323,8 @@ class _Reader:
             if not body:
                 return []
             try:
+                if len(body) <= SHORT and self._strict and body.isascii():
+                    return self._whole(body)
                 return self._fast(body)
             except Exception:  # noqa: BLE001, S110 - also a validator's own: it is raised again where it belongs
                 pass
@@ -347,7 +358,7 @@ class _Reader:
             check_utf8(body)
         if len(body) > SHORT:
             check_limits(body, ARRAY_DEPTH)
-        if model.lenient and (b"NaN" in body or b"Infinity" in body):
+        if model.lenient and may_hold_no_number(body):
             _grammar(body)
         return model.whole(body)
 

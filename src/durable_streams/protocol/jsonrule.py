@@ -37,6 +37,7 @@ __all__ = [
     "check_on_invalid",
     "check_utf8",
     "is_deeper",
+    "may_hold_no_number",
 ]
 
 MAX_DEPTH = 512
@@ -59,10 +60,13 @@ it out and counts it, and so does a callable, which is given its bytes and the e
 _BOM = b"\xef\xbb\xbf"
 _BLOCK = 1 << 18
 _WINDOW = 512
+_OBJECT = len(b'{"":}')  # bytes that a level takes; three less if it is one of an array
+_FEW = 8
 _STRIDE = 128
 _ZEROS = b"0" * (MAX_INTEGER_DIGITS // _STRIDE)
 _DIGITS_AS_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _ALL_BUT_OPENING = bytes(set(range(256)) - set(b"[{"))
+_ALL_BUT_NAN = bytes(set(range(256)) - set(b"NaIf"))
 _ALL_BUT_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 _BRACES_AS_BRACKETS = bytes.maketrans(b"{}", b"[]")
 _STEPS = {ord("["): 1, ord("]"): -1}
@@ -133,6 +137,15 @@ def check_limits(text: bytes, depth: int = MAX_DEPTH) -> None:
             )
 
 
+def may_hold_no_number(text: bytes) -> bool:
+    """Whether a text may hold NaN or an infinity, which some parsers take for numbers."""
+    if b"N" not in text and b"I" not in text:
+        return False
+    # Rid of all other bytes, a text takes a third of the time to look through.
+    rest = text.translate(None, _ALL_BUT_NAN)
+    return (b"NaN" in rest and b"NaN" in text) or (b"If" in rest and b"Infinity" in text)
+
+
 def _check_slowly(text: bytes) -> None:
     """Accept what only msgspec refuses: escapes of lone surrogates, and what the stack has no room for just now."""
     if text.startswith(_BOM):
@@ -162,8 +175,12 @@ def _reason(error: Exception) -> str:
 
 def is_deeper(text: bytes, depth: int) -> bool:
     """Whether a valid text has more than ``depth`` levels. For another one: before what makes it invalid."""
+    if len(text) <= 2 * depth + 1:
+        return False
+    if len(text) <= _OBJECT * depth and len(text) + 3 * _arrays(text) <= _OBJECT * depth:
+        return False
     # A bracket inside a string counts here: it may be too many, never too few.
-    if len(text) <= 2 * depth + 1 or len(text.translate(None, _ALL_BUT_OPENING)) <= depth:
+    if len(text.translate(None, _ALL_BUT_OPENING)) <= depth:
         return False
     if b"\\" in text:
         text = text.replace(b"\\\\", b"").replace(b'\\"', b"")  # no other quotes but those of strings
@@ -183,6 +200,17 @@ def is_deeper(text: bytes, depth: int) -> bool:
                 return True
             level += 2 * opened - len(window)
     return False
+
+
+def _arrays(text: bytes) -> int:
+    """Return how many arrays a text may have at most; many if it is not quickly told."""
+    count, place = 0, text.find(b"[")
+    while place >= 0:
+        count += 1
+        if count > _FEW:
+            return len(text)
+        place = text.find(b"[", place + 1)
+    return count
 
 
 def _rises(window: bytes, room: int) -> bool:

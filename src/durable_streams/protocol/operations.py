@@ -260,13 +260,17 @@ def encode_json_message(data: Any, *, beyond_double: bool = False) -> bytes:
     ``beyond_double``: an infinity becomes a number that is read as one. Raises InvalidJSONError, a ValueError, for what
     is not JSON by the rule (`jsonrule`).
     """
-    if isinstance(data, str):
-        data = _utf8(data)
-    elif isinstance(data, (bytearray, memoryview, msgspec.Raw)):
-        data = bytes(data)
-    elif type(data) is not bytes:
+    kind = type(data)
+    if kind is bytes:
+        text: bytes = data
+    elif kind is dict:  # told apart first, because what is appended mostly is one of these two
         return encode(data, beyond_double=beyond_double)
-    text: bytes = data
+    elif isinstance(data, str):
+        text = _utf8(data)
+    elif isinstance(data, (bytes, bytearray, memoryview, msgspec.Raw)):
+        text = bytes(data)
+    else:
+        return encode(data, beyond_double=beyond_double)
     try:
         check(text)
     except InvalidJSONError as error:

@@ -22,6 +22,7 @@ from durable_streams.protocol.jsonrule import (
     check,
     check_limits,
     check_utf8,
+    may_hold_no_number,
 )
 from durable_streams.protocol.jsonvalues import decode as decode_value
 from durable_streams.protocol.lines import DEFAULT_LIMIT, LineDecoder
@@ -160,7 +161,7 @@ class RecordDecoder:
             for record in records:
                 if len(record) > SHORT:
                     check_limits(record)
-        if self._lenient and (b"NaN" in text or b"Infinity" in text):
+        if self._lenient and may_hold_no_number(text):
             return None
         decode = self._decode
         values = [decode(record) for record in records]
