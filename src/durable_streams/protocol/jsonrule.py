@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -182,23 +182,52 @@ def is_deeper(text: bytes, depth: int) -> bool:
     # A bracket inside a string counts here: it may be too many, never too few.
     if len(text.translate(None, _ALL_BUT_OPENING)) <= depth:
         return False
+    level = 0
+    for brackets in _brackets(text):
+        if _rises(brackets, depth - level):
+            return True
+        level += 2 * brackets.count(b"[") - len(brackets)
+    return False
+
+
+def _brackets(text: bytes) -> Iterator[bytes]:
+    """Yield the text's brackets, block by block, without those in strings; braces as brackets, too."""
     if b"\\" in text:
         text = text.replace(b"\\\\", b"").replace(b'\\"', b"")  # no other quotes but those of strings
-    level, in_string = 0, False
+    in_string = False
     for start in range(0, len(text), _BLOCK):
-        marks = (
-            text[start : start + _BLOCK].translate(_BRACES_AS_BRACKETS, _ALL_BUT_MARKS).replace(b'""', b"")
-        )
+        block = text[start : start + _BLOCK].translate(_BRACES_AS_BRACKETS, _ALL_BUT_MARKS)
+        marks = block.replace(b'""', b"")
         if in_string or b'"' in marks:
             parts = marks.split(b'"')
             marks = b"".join(parts[1 if in_string else 0 :: 2])
             in_string ^= len(parts) % 2 == 0
-        for place in range(0, len(marks), _WINDOW):
-            window = marks[place : place + _WINDOW]
-            opened = window.count(b"[")
-            if level + opened > depth and _rises(window, depth - level):
-                return True
-            level += 2 * opened - len(window)
+        yield marks
+
+
+def _rises(brackets: bytes, room: int) -> bool:
+    """Whether they open more than ``room`` levels at once."""
+    if _fits(brackets, room):
+        return False
+    level = 0
+    for place in range(0, len(brackets), _WINDOW):
+        window = brackets[place : place + _WINDOW]
+        if (
+            not _fits(window, room - level)
+            and max(accumulate(map(_STEPS.__getitem__, window))) > room - level
+        ):
+            return True
+        level += 2 * window.count(b"[") - len(window)
+    return False
+
+
+def _fits(brackets: bytes, room: int) -> bool:
+    """Whether they open no more than ``room`` levels, as far as that is quickly told."""
+    for removed in range(4):
+        if brackets.count(b"[") + removed <= room:
+            return True
+        # Without its innermost pairs it rises one level less, at most.
+        brackets = brackets.replace(b"[]", b"")
     return False
 
 
@@ -211,17 +240,6 @@ def _arrays(text: bytes) -> int:
             return len(text)
         place = text.find(b"[", place + 1)
     return count
-
-
-def _rises(window: bytes, room: int) -> bool:
-    """Whether brackets open more than ``room`` levels at once."""
-    rest = window
-    for removed in range(1, 4):
-        # Without its innermost pairs it rises one less at most.
-        rest = rest.replace(b"[]", b"")
-        if rest.count(b"[") + removed <= room:
-            return False
-    return max(accumulate(map(_STEPS.__getitem__, window))) > room
 
 
 # -- integers
