@@ -229,7 +229,6 @@ class Handlers:
         # A part that one client asked for is not all for another.
         headers.append(("vary", names.STREAM_MAX_BYTES))
         headers.append(("cache-control", cache_control(self._config.cache, state, found.end, exact=exact)))
-        headers.append(("vary", names.STREAM_MAX_BYTES))
         if is_known(request.listed("if-none-match"), tag):
             await found.close()
             return Response(304, headers)
