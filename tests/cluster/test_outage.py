@@ -48,9 +48,9 @@ def lose_the_majority(cluster: NatsCluster, server: Any, end: str) -> None:
     assert wait_until(lambda: server.append("s", b"x", TEXT).status == 503, WITHIN)
     # A leader takes a few seconds to see that it is alone; until then what it says is true.
     assert wait_until(lambda: server.request("HEAD", "s").status == 503, WITHIN)
-    first = server.request("GET", "s?offset=-1")
+    first = server.request("GET", "s?offset=-1", stream_max_bytes="4")
     assert (first.status, first.body) == (200, b"aaaa")
-    second = server.request("GET", f"s?offset={first.next_offset}")
+    second = server.request("GET", f"s?offset={first.next_offset}", stream_max_bytes="4")
     assert (second.status, second.body) == (200, b"bbbb")
     assert "stream-up-to-date" not in second.headers
     for target in (

@@ -19,7 +19,7 @@ from durable_streams.server.addresses import Addresses
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import ALLOWED_HEADERS, METHODS, Headers, Request
 
-__all__ = ["Browsers"]
+__all__ = ["NO_PAGE", "Browsers"]
 
 _WRITES = frozenset({"POST", "PUT", "DELETE"})
 _KNOWN = 1024  # pairs of host and origin whose verdict is remembered
@@ -30,6 +30,8 @@ _REQUESTED = re.compile(
 _DAY = "86400"
 _ANYBODY = ("access-control-allow-origin", "*")
 _VARY = ("vary", "origin")
+# What an answer says when no page asks: any may read it, but no browser gives one page what it kept for another.
+NO_PAGE: Headers = [_ANYBODY, _VARY]
 
 
 class _Verdict(NamedTuple):
@@ -109,8 +111,8 @@ class Browsers:
         if self._origins is None and not hosts.is_local(host):
             return _Verdict([_ANYBODY], may_write=True)
         if self._origins is None:
-            if origin is None:  # whoever asks, but not what a browser kept for another page
-                return _Verdict([_ANYBODY, _VARY], may_write=False)
+            if origin is None:
+                return _Verdict(NO_PAGE, may_write=False)
             allowed = hosts.is_local(hosts.host_of(origin.partition("://")[2])) and origin.startswith(
                 ("http://", "https://")
             )

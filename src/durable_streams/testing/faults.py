@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from durable_streams.protocol.request import check_header
 from durable_streams.server.app import error_response
+from durable_streams.server.browsers import NO_PAGE
 from durable_streams.server.http import BASE_HEADERS, STREAM_ROOT
 from durable_streams.testing.proxy import NOTHING, Fault, Head
 
@@ -190,11 +191,11 @@ def _seconds(seconds: float) -> float:
 def answer(status: int, extra: Mapping[str, str], body: bytes | None = None) -> bytes:
     """Return an answer as the server would send it, with more headers, and by default its body for an error."""
     phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Unknown"
-    headers = dict(BASE_HEADERS)
+    headers = dict([*BASE_HEADERS, *NO_PAGE])
     if body is None and status >= 400:
         code = phrase.upper().replace(" ", "_").replace("-", "_").replace("'", "")
         error = error_response(status, code, "this answer is a fault that a test asked for", [])
-        headers, body = dict(error.headers), error.body if isinstance(error.body, bytes) else b""
+        headers, body = dict([*error.headers, *NO_PAGE]), error.body if isinstance(error.body, bytes) else b""
     if status not in (204, 304):
         headers["content-length"] = str(len(body or b""))
     headers["date"] = formatdate(usegmt=True)
