@@ -7,7 +7,7 @@ import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from durable_streams.client.aio_call import run
+from durable_streams.client.aio_performer import run
 from durable_streams.client.aio_response import AsyncStreamResponse, Opening
 from durable_streams.client.base import (
     AsyncOnError,
@@ -21,7 +21,7 @@ from durable_streams.client.forks import Origin, leave_alone
 from durable_streams.client.transports import async_transport_for
 from durable_streams.protocol import headers as h
 from durable_streams.protocol import operations
-from durable_streams.protocol.appends import AppendQueue, Entry
+from durable_streams.protocol.append_queue import AppendQueue, Entry
 from durable_streams.protocol.jsonrule import OnInvalid
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.types import (

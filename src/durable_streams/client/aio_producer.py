@@ -19,7 +19,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from durable_streams.client.aio_call import run, send
+from durable_streams.client.aio_performer import run, send
 from durable_streams.client.base import make_call
 from durable_streams.client.forks import leave_alone
 from durable_streams.client.producer_base import ProducerBase
@@ -27,7 +27,7 @@ from durable_streams.client.transports import async_transport_for
 from durable_streams.client.unclosed import busy, idle, settle_stranded
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol import operations
-from durable_streams.protocol.batches import Outcome, Send
+from durable_streams.protocol.producer import Job, Outcome
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.types import AsyncHeadersLike, AsyncParamsLike, IdempotentAppendResult
 
@@ -427,7 +427,7 @@ class IdempotentProducer(ProducerBase):
         if task.cancelled():
             self._machine.broken_off(token)
 
-    async def _send(self, job: Send) -> None:
+    async def _send(self, job: Job) -> None:
         machine = self._machine
         try:
             response = await send(job.request, self._call)

@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from durable_streams.client.aio_call import open_exchange, run
+from durable_streams.client.aio_performer import open_exchange, run
 from durable_streams.client.base import Call, ResponseBase, Saver, log_wait
+from durable_streams.client.cancellable_wait import Wait
 from durable_streams.client.checkpoints import CheckpointStore
-from durable_streams.client.transports import AsyncExchange
-from durable_streams.client.views import (
+from durable_streams.client.formats import (
     Bytes,
     EventMode,
     Events,
@@ -27,7 +27,7 @@ from durable_streams.client.views import (
     merge_bodies,
     merge_texts,
 )
-from durable_streams.client.waking import Wait
+from durable_streams.client.transports import AsyncExchange
 from durable_streams.errors import FetchError, StreamParseError
 from durable_streams.protocol import operations
 from durable_streams.protocol.following import READ, RELEASE, Effect, Failure, LongWait

@@ -12,8 +12,7 @@ from typing import Any
 from durable_streams.client.base import Call, random
 from durable_streams.client.unclosed import Remains, keep_in_mind
 from durable_streams.errors import DurableStreamError, FetchError
-from durable_streams.protocol.batches import PRODUCER_POLICY, Settings
-from durable_streams.protocol.producer import Producer
+from durable_streams.protocol.producer import PRODUCER_POLICY, Producer, Settings
 from durable_streams.protocol.request import check_url
 
 __all__ = ["ProducerBase", "forked"]

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from durable_streams.client.base import CheckpointLike, HandleBase, OnError, Saver, make_call, make_reader
 from durable_streams.client.forks import Origin
-from durable_streams.client.sync_call import run
+from durable_streams.client.sync_performer import run
 from durable_streams.client.sync_response import StreamResponse
 from durable_streams.client.transports import transport_for
 from durable_streams.protocol import headers as h
 from durable_streams.protocol import operations
-from durable_streams.protocol.appends import AppendQueue, Entry
+from durable_streams.protocol.append_queue import AppendQueue, Entry
 from durable_streams.protocol.jsonrule import OnInvalid
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.types import (

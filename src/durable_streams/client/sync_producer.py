@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from durable_streams.client.base import make_call
 from durable_streams.client.forks import Origin
 from durable_streams.client.producer_base import ProducerBase, forked
-from durable_streams.client.sync_call import run, send
+from durable_streams.client.sync_performer import run, send
 from durable_streams.client.transports import Interrupt, transport_for
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol import operations
-from durable_streams.protocol.batches import Barrier, Outcome, Send
+from durable_streams.protocol.producer import Barrier, Job, Outcome
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.types import HeadersLike, IdempotentAppendResult, ParamsLike
 
@@ -330,7 +330,7 @@ class SyncIdempotentProducer(ProducerBase):
             with self._changed:
                 self._changed.notify_all()
 
-    def _next_job(self) -> Send | None:
+    def _next_job(self) -> Job | None:
         machine = self._machine
         with self._work:
             while not self._stopping:

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from durable_streams.client.base import Call, ResponseBase, Saver, log_wait
 from durable_streams.client.checkpoints import CheckpointStore
-from durable_streams.client.sync_call import open_exchange, run
-from durable_streams.client.transports import Exchange, Interrupt
-from durable_streams.client.views import (
+from durable_streams.client.formats import (
     Bytes,
     EventMode,
     Events,
@@ -25,6 +23,8 @@ from durable_streams.client.views import (
     merge_bodies,
     merge_texts,
 )
+from durable_streams.client.sync_performer import open_exchange, run
+from durable_streams.client.transports import Exchange, Interrupt
 from durable_streams.errors import FetchError
 from durable_streams.protocol import operations
 from durable_streams.protocol.following import READ, RELEASE, Effect, Failure, LongWait

@@ -14,8 +14,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from durable_streams.client.cancellable_wait import Wait
 from durable_streams.client.transports import AsyncExchange, AsyncTransport, async_transport_for
-from durable_streams.client.waking import Wait
 from durable_streams.errors import DurableStreamError
 from durable_streams.firehose.base import (
     AsyncValues,

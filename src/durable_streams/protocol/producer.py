@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from durable_streams.errors import (
@@ -30,18 +32,103 @@ from durable_streams.errors import (
     StreamParseError,
 )
 from durable_streams.protocol import headers as h
-from durable_streams.protocol.batches import Barrier, Batch, BatchState, Outcome, Send, Settings
-from durable_streams.protocol.operations import encoder_for, position_of
+from durable_streams.protocol.operations import encoder_for, join_records, position_of
 from durable_streams.protocol.request import Request, Response, check_header, error_from, parse_retry_after
-from durable_streams.protocol.retry import is_retryable_status
+from durable_streams.protocol.retry import ENDLESS, RetryPolicy, is_retryable_status
 from durable_streams.types import IdempotentAppendResult
 
-__all__ = ["Producer"]
+__all__ = ["PRODUCER_POLICY", "Barrier", "Batch", "BatchState", "Job", "Outcome", "Producer", "Settings"]
 
-_STRIDE = (
-    32 * 1024
-)  # bytes that `fits` takes before the driver comes by `add` again, and may look after its senders
+# Bytes that `fits` takes before the driver calls `add` again, where it may look after its senders.
+_STRIDE = 32 * 1024
 _MOST_CLAIMS = 10  # in a row without one acknowledgement: then another producer is alive and claims too
+
+PRODUCER_POLICY = RetryPolicy(max_retries=ENDLESS, initial_delay=0.05, max_delay=2.0)
+"""A producer's default: endless within its ``retry_timeout``, and quick to notice that a server is back."""
+
+
+class BatchState(Enum):
+    """Where a batch is."""
+
+    READY = "ready"
+    IN_FLIGHT = "in flight"
+    HELD = "held"  # refused because it overtook an earlier batch
+
+
+@dataclass(slots=True)
+class Batch:
+    """Records that go out under one sequence number."""
+
+    seq: int
+    records: list[bytes]
+    count: int
+    size: int
+    tickets: list[Any]
+    content_type: str
+    closing: bool = False
+    state: BatchState = BatchState.READY
+    attempts: int = 0
+    done: bool = False
+    oldest: int = 0
+    """The oldest unacknowledged number when this was last sent: everything before it is on the server."""
+    _body: bytes | None = None
+
+    @property
+    def body(self) -> bytes | None:
+        """The request's body, the same for every attempt."""
+        if self.records:
+            self._body, self.records = join_records(self.records, self.content_type), []
+        return self._body
+
+
+Barrier = tuple[Batch, ...]
+"""The batches that a `flush` waits for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request to send, and the token to report its end under."""
+
+    token: int
+    _url: str
+    _headers: dict[str, str]
+    _batch: Batch
+
+    @property
+    def request(self) -> Request:
+        """The request. Its body is put together here, where a driver holds no lock."""
+        return Request("POST", self._url, self._headers, self._batch.body)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a ticket's record."""
+
+    ticket: Any
+    result: IdempotentAppendResult | None = None
+    error: DurableStreamError | None = None
+
+
+@dataclass(slots=True)
+class Settings:
+    """A producer's limits. Times in seconds, sizes in bytes."""
+
+    max_batch_bytes: int = 1024 * 1024
+    linger: float = 0.005
+    max_in_flight: int = 5
+    max_pending_bytes: int = 64 * 1024 * 1024
+    retry_timeout: float = 120.0
+    policy: RetryPolicy = field(default_factory=lambda: PRODUCER_POLICY)
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_bytes", "max_in_flight", "max_pending_bytes"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1, not {value!r}.")
+        for name in ("linger", "retry_timeout"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise ValueError(f"{name} must not be negative, but is {value!r}.")
 
 
 class Producer:
@@ -190,7 +277,7 @@ class Producer:
 
     # -- requests out
 
-    def next_request(self, now: float) -> Send | None:
+    def next_request(self, now: float) -> Job | None:
         """Return a request to send now, in flight until `answered` or `failed` is called with its number."""
         if self.error is not None or now < self._not_before:
             return None
@@ -205,7 +292,7 @@ class Producer:
         self._highest_sent = max(self._highest_sent, batch.seq)
         self._last_token += 1
         self._in_flight[self._last_token] = batch
-        return Send(self._last_token, self.url, self._headers(batch), batch)
+        return Job(self._last_token, self.url, self._headers(batch), batch)
 
     def wake_at(self, now: float) -> float | None:
         """Return when `next_request` should be asked again without anything else happening; None for never."""
