@@ -20,8 +20,8 @@ from msgspec.structs import replace
 
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import StoreError
-from durable_streams.stores.sqlite_transfer import SqlitePlace
-from durable_streams.stores.transfer import Transfer
+from durable_streams.stores.transfer.copy import Transfer
+from durable_streams.stores.transfer.sqlite import SqlitePlace
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from durable_streams.stores.base import StoreUnavailableError
-from durable_streams.stores.jetstream.bus import Bus, Message
+from durable_streams.stores.jetstream.nats.bus import Bus, Message
 from durable_streams.testing import NatsCluster
 
 SETTLES_IN = 0.5  # seconds

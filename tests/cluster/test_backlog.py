@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from durable_streams.protocol.commands import Append, Appended, Create
 from durable_streams.stores.base import StoreUnavailableError
 from durable_streams.stores.jetstream import JetStreamConfig, JetStreamStore
-from durable_streams.stores.jetstream.bus import Message
+from durable_streams.stores.jetstream.nats.bus import Message
 from durable_streams.testing import NatsCluster
 
 BYTES = "application/octet-stream"

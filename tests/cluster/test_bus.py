@@ -12,10 +12,10 @@ import pytest
 from elections import PatientBus
 
 from durable_streams.stores.base import StoreError, StoreFullError, StoreUnavailableError, StoreUncertainError
-from durable_streams.stores.jetstream import bus as bus_module
-from durable_streams.stores.jetstream.bus import Bus, ConflictError, Message, Stored
 from durable_streams.stores.jetstream.config import JetStreamConfig
 from durable_streams.stores.jetstream.layout import EXPECT, OPERATION, RECORD, ROLLUP, TTL
+from durable_streams.stores.jetstream.nats import bus as bus_module
+from durable_streams.stores.jetstream.nats.bus import Bus, ConflictError, Message, Stored
 from durable_streams.testing import NatsCluster
 
 Scenario = Callable[[Bus], Awaitable[None]]

@@ -13,9 +13,9 @@ import pytest
 from elections import settled_leader
 
 from durable_streams.stores.base import StoreError, StoreUnavailableError, StoreUncertainError
-from durable_streams.stores.jetstream.bus import Bus, ConflictError, Message
 from durable_streams.stores.jetstream.config import JetStreamConfig
 from durable_streams.stores.jetstream.layout import EXPECT
+from durable_streams.stores.jetstream.nats.bus import Bus, ConflictError, Message
 from durable_streams.testing import NatsCluster
 
 IN_TIME = 4.0  # seconds: the longest a call may take is 1.5, and the machine is busy

@@ -11,7 +11,7 @@ import pytest
 
 from durable_streams.stores.base import StoreFullError, StoreUncertainError
 from durable_streams.stores.jetstream import JetStreamConfig, JetStreamStore
-from durable_streams.stores.jetstream.bus import Bus, Message
+from durable_streams.stores.jetstream.nats.bus import Bus, Message
 from durable_streams.testing import NatsCluster
 from durable_streams.testing.contract import StoreContract
 

@@ -22,11 +22,11 @@ from durable_streams.protocol.commands import Append, Create
 from durable_streams.protocol.state import ProducerStamp, ProducerState, StreamState
 from durable_streams.stores.base import StoreError, StoreFullError
 from durable_streams.stores.jetstream import JetStreamConfig, JetStreamStore
-from durable_streams.stores.jetstream.bus import Bus, Message
-from durable_streams.stores.jetstream.transfer import JetStreamPlace
+from durable_streams.stores.jetstream.nats.bus import Bus, Message
 from durable_streams.stores.sqlite import SqliteStore
-from durable_streams.stores.sqlite_transfer import SqlitePlace
-from durable_streams.stores.transfer import Report, Transfer
+from durable_streams.stores.transfer.copy import Report, Transfer
+from durable_streams.stores.transfer.jetstream import JetStreamPlace
+from durable_streams.stores.transfer.sqlite import SqlitePlace
 from durable_streams.testing import NatsCluster
 from durable_streams.testing.ports import free_ports
 from durable_streams.testing.processes import wait_until

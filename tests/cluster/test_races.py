@@ -16,7 +16,7 @@ from durable_streams.protocol.commands import Append, Create, ForkPoint, Rejecti
 from durable_streams.protocol.state import ProducerStamp
 from durable_streams.stores.base import StoreUnavailableError, StoreUncertainError
 from durable_streams.stores.jetstream import JetStreamConfig, JetStreamStore
-from durable_streams.stores.jetstream.bus import Bus, Message
+from durable_streams.stores.jetstream.nats.bus import Bus, Message
 from durable_streams.testing import NatsCluster
 
 TEXT = "text/plain"

@@ -16,9 +16,9 @@ import pytest
 from elections import settled_leader
 
 from durable_streams.stores.base import Chunk, StoreUnavailableError, StoreUncertainError
-from durable_streams.stores.jetstream.bus import Bus, ConflictError, Message, Stored
 from durable_streams.stores.jetstream.config import JetStreamConfig
 from durable_streams.stores.jetstream.layout import EXPECT, RECORD, new_id
+from durable_streams.stores.jetstream.nats.bus import Bus, ConflictError, Message, Stored
 from durable_streams.stores.jetstream.reader import LogReader
 from durable_streams.stores.jetstream.records import Record, encode_record
 from durable_streams.testing import NatsCluster

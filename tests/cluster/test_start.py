@@ -23,9 +23,9 @@ from durable_streams.protocol.commands import Create
 from durable_streams.server.app import App
 from durable_streams.server.config import ServerConfig
 from durable_streams.stores.base import StoreError
-from durable_streams.stores.jetstream.bus import Bus, Message
 from durable_streams.stores.jetstream.config import JetStreamConfig, parse_servers
 from durable_streams.stores.jetstream.layout import EXPECT
+from durable_streams.stores.jetstream.nats.bus import Bus, Message
 from durable_streams.stores.jetstream.store import JetStreamStore
 from durable_streams.testing import NatsCluster
 
@@ -324,7 +324,7 @@ def test_without_nats_py() -> None:
 import asyncio, sys
 sys.modules["nats"] = None
 from durable_streams.stores.base import StoreError
-from durable_streams.stores.jetstream.bus import Bus
+from durable_streams.stores.jetstream.nats.bus import Bus
 from durable_streams.stores.jetstream.config import JetStreamConfig
 try:
     asyncio.run(Bus(JetStreamConfig(("nats://127.0.0.1:1",))).open())

@@ -16,7 +16,7 @@ from durable_streams.protocol.commands import Append, Create, Rejection
 from durable_streams.protocol.state import ProducerStamp, ProducerState, StreamState
 from durable_streams.stores.batch import Batch, LoadedProducer
 from durable_streams.stores.jetstream.layout import EXPECT, OPERATION, RECORD, Layout
-from durable_streams.stores.jetstream.messages import Message
+from durable_streams.stores.jetstream.nats.messages import Message
 from durable_streams.stores.jetstream.publish import plan
 from durable_streams.stores.jetstream.records import (
     Base,

@@ -73,7 +73,7 @@ def test_only_the_connection_knows_the_client_of_nats() -> None:
         for path in HOME.rglob("*.py")
         if re.search(r"^\s*(import|from) nats\b", path.read_text(), re.MULTILINE)
     }
-    assert knowing == {"stores/jetstream/client.py", "stores/jetstream/connection.py"}
+    assert knowing == {"stores/jetstream/nats/client.py", "stores/jetstream/nats/connection.py"}
 
 
 def test_the_client_of_nats_is_needed_for_streams_on_nats_only() -> None:

@@ -19,12 +19,12 @@ from durable_streams.cli.serve import serve
 from durable_streams.server import ServerConfig, ServerStartError
 from durable_streams.server.run import jetstream_config
 from durable_streams.stores.base import StoreError, StoreFullError, StoreLostError, StoreUnavailableError
-from durable_streams.stores.sqlite_transfer import SqlitePlace
-from durable_streams.stores.transfer import Report, Transfer
+from durable_streams.stores.transfer.copy import Report, Transfer
+from durable_streams.stores.transfer.sqlite import SqlitePlace
 
 if TYPE_CHECKING:
     from durable_streams.stores.jetstream import JetStreamConfig
-    from durable_streams.stores.transfer import Source, Target
+    from durable_streams.stores.transfer.copy import Source, Target
 
 __all__ = ["migrate"]
 
@@ -99,7 +99,7 @@ def _source(where: Path | JetStreamConfig) -> Source:
 def _target(where: Path | JetStreamConfig, *, source: bool = False) -> Target:
     if isinstance(where, Path):
         return SqlitePlace(where, source=source)
-    from durable_streams.stores.jetstream.transfer import JetStreamPlace  # noqa: PLC0415 - an extra
+    from durable_streams.stores.transfer.jetstream import JetStreamPlace  # noqa: PLC0415 - an extra
 
     return JetStreamPlace(where, source=source)
 

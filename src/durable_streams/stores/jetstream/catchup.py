@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from durable_streams.protocol.state import ProducerState
 from durable_streams.stores.base import StoreUnavailableError
-from durable_streams.stores.jetstream.bus import Bus
-from durable_streams.stores.jetstream.messages import Stored
+from durable_streams.stores.jetstream.nats.bus import Bus
+from durable_streams.stores.jetstream.nats.messages import Stored
 from durable_streams.stores.jetstream.publish import MARKER_SECONDS
 from durable_streams.stores.jetstream.records import (
     Base,

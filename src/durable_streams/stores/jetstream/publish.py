@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.batch import Batch
 from durable_streams.stores.jetstream.layout import EXPECT, OPERATION, RECORD, ROLLUP, TTL, Layout
-from durable_streams.stores.jetstream.messages import Message
+from durable_streams.stores.jetstream.nats.messages import Message
 from durable_streams.stores.jetstream.records import Base, Record, encode_meta, encode_record, same_meta
 from durable_streams.stores.jetstream.slots import JetSlot
 

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from itertools import accumulate
 
 from durable_streams.stores.base import Chunk
-from durable_streams.stores.jetstream.bus import Bus, Stored
+from durable_streams.stores.jetstream.nats.bus import Bus, Stored
 from durable_streams.stores.jetstream.records import decode_record
 
 __all__ = ["LogReader"]

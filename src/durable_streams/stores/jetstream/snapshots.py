@@ -6,10 +6,10 @@ Invariants: a snapshot never replaces a newer one; a record names it as its base
 from __future__ import annotations
 
 from durable_streams.stores.base import StoreError
-from durable_streams.stores.jetstream.bus import Bus, ConflictError
 from durable_streams.stores.jetstream.catchup import CatchUp
 from durable_streams.stores.jetstream.layout import EXPECT, ROLLUP
-from durable_streams.stores.jetstream.messages import Message
+from durable_streams.stores.jetstream.nats.bus import Bus, ConflictError
+from durable_streams.stores.jetstream.nats.messages import Message
 from durable_streams.stores.jetstream.records import Base, cut_snapshot, decode_snapshot
 from durable_streams.stores.jetstream.slots import JetSlot
 

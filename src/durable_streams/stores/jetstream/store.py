@@ -22,11 +22,11 @@ from durable_streams.stores.base import Chunk, StoreError, StoreLostError, Store
 from durable_streams.stores.batch import Batch, LoadedProducer, NotLoadedError
 from durable_streams.stores.cache import SlotCache
 from durable_streams.stores.commits import copied
-from durable_streams.stores.jetstream.bus import Bus
 from durable_streams.stores.jetstream.catchup import CatchUp
 from durable_streams.stores.jetstream.committer import PATIENCE, Committer
 from durable_streams.stores.jetstream.config import JetStreamConfig
-from durable_streams.stores.jetstream.feed import Feed
+from durable_streams.stores.jetstream.live import Feed
+from durable_streams.stores.jetstream.nats.bus import Bus
 from durable_streams.stores.jetstream.reader import LogReader
 from durable_streams.stores.jetstream.slots import JetSlot
 from durable_streams.stores.jetstream.snapshots import Snapshots

@@ -12,9 +12,9 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from durable_streams.stores.base import StoreError
-from durable_streams.stores.jetstream.bus import Bus, ConflictError, patiently
 from durable_streams.stores.jetstream.layout import EXPECT, ROLLUP
-from durable_streams.stores.jetstream.messages import Message
+from durable_streams.stores.jetstream.nats.bus import Bus, ConflictError, patiently
+from durable_streams.stores.jetstream.nats.messages import Message
 
 __all__ = ["Sweeper"]
 

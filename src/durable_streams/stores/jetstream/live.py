@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 from durable_streams.stores.base import StoreError
-from durable_streams.stores.jetstream.bus import Bus
 from durable_streams.stores.jetstream.catchup import CatchUp
-from durable_streams.stores.jetstream.messages import Stored, Subscription
+from durable_streams.stores.jetstream.nats.bus import Bus
+from durable_streams.stores.jetstream.nats.messages import Stored, Subscription
 from durable_streams.stores.jetstream.records import decode_record
 from durable_streams.stores.jetstream.slots import JetSlot
 

@@ -20,9 +20,9 @@ from urllib.parse import unquote, urlsplit
 import nats.errors
 
 from durable_streams.stores.base import StoreError, StoreUnavailableError
-from durable_streams.stores.jetstream.client import Client, Handler
 from durable_streams.stores.jetstream.config import JetStreamConfig, without_secrets
-from durable_streams.stores.jetstream.messages import Subscription
+from durable_streams.stores.jetstream.nats.client import Client, Handler
+from durable_streams.stores.jetstream.nats.messages import Subscription
 
 __all__ = ["Answer", "Connection"]
 

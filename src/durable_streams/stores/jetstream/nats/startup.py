@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 
 from durable_streams.stores.base import StoreError
 from durable_streams.stores.jetstream.config import JetStreamConfig, without_secrets
-from durable_streams.stores.jetstream.connection import Connection
 from durable_streams.stores.jetstream.layout import Layout
-from durable_streams.stores.jetstream.messages import (
+from durable_streams.stores.jetstream.nats.connection import Connection
+from durable_streams.stores.jetstream.nats.messages import (
     ELECTING,
     ApiError,
     Config,

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from durable_streams.stores.base import StoreError, StoreLostError
-from durable_streams.stores.jetstream.messages import Info
+from durable_streams.stores.jetstream.nats.messages import Info
 
 __all__ = ["Guard"]
 

@@ -22,9 +22,9 @@ from durable_streams.stores.base import (
 )
 from durable_streams.stores.commits import copied
 from durable_streams.stores.jetstream.config import JetStreamConfig
-from durable_streams.stores.jetstream.guard import Guard
 from durable_streams.stores.jetstream.layout import Layout
-from durable_streams.stores.jetstream.messages import (
+from durable_streams.stores.jetstream.nats.guard import Guard
+from durable_streams.stores.jetstream.nats.messages import (
     ELECTING,
     ApiError,
     Got,
@@ -43,7 +43,7 @@ from durable_streams.stores.jetstream.messages import (
 )
 
 if TYPE_CHECKING:  # nats-py is an extra: imported when a bus is opened
-    from durable_streams.stores.jetstream.connection import Answer, Connection
+    from durable_streams.stores.jetstream.nats.connection import Answer, Connection
 
 __all__ = ["Bus", "ConflictError", "Message", "Stored", "StreamInfo", "Subscription", "patiently"]
 
@@ -101,11 +101,11 @@ class Bus:
         With ``make`` False a bucket that is not there is refused.
         """
         try:
-            from durable_streams.stores.jetstream.connection import Connection  # noqa: PLC0415 - an extra
+            from durable_streams.stores.jetstream.nats.connection import Connection  # noqa: PLC0415 - an extra
         except ImportError as error:
             message = 'the NATS store needs nats-py: pip install "durable-streams[nats]"'
             raise StoreError(message) from error
-        from durable_streams.stores.jetstream.startup import prepare  # noqa: PLC0415 - behind the extra
+        from durable_streams.stores.jetstream.nats.startup import prepare  # noqa: PLC0415 - behind the extra
 
         connection = Connection(self.config, self._restored)
         await connection.open()

@@ -39,7 +39,7 @@ from durable_streams.stores.sqlite_file import (
     settle,
     stream_row,
 )
-from durable_streams.stores.transfer import Held, begins_at, damaged
+from durable_streams.stores.transfer.copy import Held, begins_at, damaged
 
 __all__ = ["SqlitePlace"]
 

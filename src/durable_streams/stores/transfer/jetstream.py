@@ -13,14 +13,14 @@ from typing import TypeVar
 
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import StoreError
-from durable_streams.stores.jetstream.bus import Bus, Message, Stored, patiently
 from durable_streams.stores.jetstream.catchup import CatchUp
 from durable_streams.stores.jetstream.config import JetStreamConfig
 from durable_streams.stores.jetstream.layout import EXPECT, ROLLUP
-from durable_streams.stores.jetstream.log_writer import PATIENCE, PAUSE, Log, LogWriter
+from durable_streams.stores.jetstream.nats.bus import Bus, Message, Stored, patiently
 from durable_streams.stores.jetstream.records import Base, decode_meta, decode_record
 from durable_streams.stores.jetstream.slots import JetSlot
-from durable_streams.stores.transfer import Held, begins_at, damaged
+from durable_streams.stores.transfer.copy import Held, begins_at, damaged
+from durable_streams.stores.transfer.jetstream_log import PATIENCE, PAUSE, Log, LogWriter
 
 __all__ = ["JetStreamPlace"]
 

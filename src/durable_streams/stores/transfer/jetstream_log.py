@@ -19,9 +19,9 @@ from durable_streams.stores.base import (
     StoreUnavailableError,
     StoreUncertainError,
 )
-from durable_streams.stores.jetstream.bus import Bus, ConflictError
 from durable_streams.stores.jetstream.layout import EXPECT, RECORD, ROLLUP
-from durable_streams.stores.jetstream.messages import Message
+from durable_streams.stores.jetstream.nats.bus import Bus, ConflictError
+from durable_streams.stores.jetstream.nats.messages import Message
 from durable_streams.stores.jetstream.records import (
     Base,
     Record,
