@@ -3,10 +3,14 @@
 #   make demo PYTHON=python3.12       another interpreter
 #   make serve ARGS="--port 0"        options of the command
 #   make test ARGS="-k append -x"     arguments for pytest
+#   make test WORKERS=2               how many tests run at a time
 #   make conformance STORE=memory INTERFACE=asgi
 #   make conformance STORE=nats GATEWAYS=2
 #   make interop ARGS="browser yjs"   some of the suites
 #   make cluster ARGS="--folder DIR"  everything is kept there
+
+# Tests start hundreds of processes; each would compile the sources again.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3
 ARGS ?=
@@ -16,16 +20,23 @@ GATEWAYS ?= 1
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHONS ?= 3.10 3.13
+# Most tests wait for servers, so that more of them run at a time than there are cores.
+WORKERS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN) + 1)))
+# What needs no server, or one that starts in the process of the test.
+FAST := tests/unit tests/property
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo serve cluster test test-pythons lint format types conformance interop bench clean
+.PHONY: help demo serve cluster test test-pythons check lint words format types conformance interop bench clean
 
 help:
 	@echo "make demo         write 20,000 real records through a server that keeps being killed, and count them"
 	@echo "make serve        the server, on http://127.0.0.1:4437/v1/stream"
 	@echo "make cluster      three NATS servers and two gateways over them, on free ports, until Ctrl-C"
+	@echo "make check        lint, types and the fast tests: within a minute"
 	@echo "make test         the test suite"
 	@echo "make test-pythons the client's tests on other Pythons; PYTHONS=\"3.10 3.13\" chooses"
-	@echo "make lint types   ruff; mypy --strict, and pyright for the public names"
+	@echo "make lint types   ruff and codespell; mypy --strict, and pyright for the public names"
+	@echo "make words        words that the project's English does without"
 	@echo "make conformance  the protocol's public conformance suite (Node >= 18)"
 	@echo "make interop      other clients, and Chromium, against our server (Node >= 20.11); ARGS=\"browser\" chooses"
 	@echo "make bench        the benchmarks of server, client, firehose and cluster; ARGS=\"client --quick\" chooses"
@@ -42,14 +53,21 @@ cluster: $(VENV)/dev.stamp
 	@$(BIN)/python -m durable_streams.testing.cluster $(ARGS)
 
 test: $(VENV)/dev.stamp
-	$(BIN)/pytest -n auto $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-pythons:
 	.ci/pythons $(PYTHONS)
 
+check: lint types
+	$(PYTEST) -q $(FAST) $(ARGS)
+
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell
+
+words: $(VENV)/dev.stamp
+	@$(BIN)/python tools/words.py $(ARGS)
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix

@@ -384,7 +384,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--crash-seed", type=int, default=None, help="the seed of a run to repeat (default: a new one)"
     )
     chaos = parser.getgroup("chaos", "tests through a network that fails at random")
-    chaos.addoption("--chaos-seeds", type=int, default=200, help="how many seeds to run (default 200)")
+    chaos.addoption("--chaos-seeds", type=int, default=40, help="how many seeds to run (default 40)")
     chaos.addoption("--chaos-seed", type=int, default=None, help="the one seed to run")
     fuzz = parser.getgroup("fuzz", "raw requests of every kind")
     fuzz.addoption(
