@@ -319,8 +319,10 @@ def serve(ctx: click.Context, /, *, data_dir: Path, memory: bool, store: str | N
         os._exit(1)  # a thread may wait for a disk that never answers
     except ServerStartError as error:
         raise click.ClickException(str(error)) from error
-    # All is closed, stored and said. A thread of the HTTP server that comes for the interpreter while that is taken
-    # down would print a panic.
+    except BrokenPipeError:
+        pass  # the ready line has no reader
+    # Everything is closed, stored and printed. A thread of the HTTP server that asks for the interpreter while it is
+    # finalized would print a panic.
     os._exit(0)
 
 

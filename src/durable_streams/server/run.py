@@ -129,17 +129,19 @@ async def _serve_http(
     server = _Granian(adapter, listener, app.config.keep_alive)
     serving = asyncio.ensure_future(server.serve())
     host, port = listener.getsockname()[:2]
-    await _answering(host, port, serving)
-    shown = f"[{host}]" if ":" in host else host
-    on_ready(f"http://{shown}:{port}{STREAM_ROOT.rstrip('/')}")
     stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    app.stop_reads()
-    server.stop()  # type: ignore[no-untyped-call]
-    await asyncio.wait({serving}, timeout=_GRACE)
-    serving.cancel()
-    await asyncio.gather(serving, return_exceptions=True)
+    try:
+        await _answering(host, port, serving)
+        shown = f"[{host}]" if ":" in host else host
+        on_ready(f"http://{shown}:{port}{STREAM_ROOT.rstrip('/')}")
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        app.stop_reads()
+        server.stop()  # type: ignore[no-untyped-call]
+        await asyncio.wait({serving}, timeout=_GRACE)
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
     return weakref.ref(adapter)
 
 
