@@ -20,9 +20,7 @@ from durable_streams.protocol.state import ProducerStamp, StreamState
 from durable_streams.stores import sqlite as module
 from durable_streams.stores.base import Chunk, StoreError, StoreUnavailableError
 from durable_streams.stores.local import StoreLimits
-from durable_streams.stores.sqlite import SqliteStore
-from durable_streams.stores.sqlite_file import LARGE
-from durable_streams.stores.sqlite_read import read_appends
+from durable_streams.stores.sqlite import LARGE, SqliteStore, read_appends
 
 BYTES = "application/octet-stream"
 WITHIN = 60.0  # seconds; everything here takes a fraction of one

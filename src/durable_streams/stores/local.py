@@ -20,11 +20,9 @@ from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.backlog import MAX_BYTES, MAX_COMMANDS, Backlog
 from durable_streams.stores.base import Chunk, StoreError, StoreLostError, StoreUnavailableError
 from durable_streams.stores.batch import Batch, LoadedProducer, NotLoadedError
-from durable_streams.stores.cache import LoadingCache
 from durable_streams.stores.commits import LOST, Committed, GroupCommits, copied
 from durable_streams.stores.lineage import boundary_in_lineage, read_lineage, read_piece_of_lineage
-from durable_streams.stores.slots import Recent, Slot, SlotWatch
-from durable_streams.stores.timers import Timers
+from durable_streams.stores.slots import LoadingCache, Recent, Slot, SlotWatch, Timers
 
 __all__ = ["Backend", "LocalStore", "StoreLimits"]
 

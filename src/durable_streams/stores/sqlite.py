@@ -1,22 +1,29 @@
 """Streams in one SQLite file: WAL mode, full sync, one writer thread with group commit.
 
-Invariants: a batch is one transaction; ``committed`` is called only after SQLite said that it is on disk; the folder is
-ours alone while we run. A batch goes to SQLite in as few statements as possible, its rows as one JSON array: each
-call into SQLite gives up the interpreter lock and has to win it back.
+Invariants:
+* a batch is one transaction; ``committed`` is called only after SQLite reported the sync to disk;
+* every connection syncs at each commit; the folder belongs to this process alone while the store is open;
+* a file of another program, or of a newer format, is refused and left unchanged;
+* a read returns no gap; reading whole appends costs about ``limit`` bytes and at most one append more, a piece costs
+  its own bytes and one part of ``LARGE`` bytes at either end (appends stored by format 1 cost their full size).
+
+A batch goes to SQLite in as few statements as possible, with its rows as one JSON array: each call into SQLite
+releases the interpreter lock and has to acquire it again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -33,29 +40,415 @@ from durable_streams.stores.commits import Committed
 from durable_streams.stores.folder import FolderLock
 from durable_streams.stores.lanes import Lane, Lookup
 from durable_streams.stores.local import DEFAULT_LIMITS, LocalStore, StoreLimits
-from durable_streams.stores.sqlite_file import (
-    FILE_NAMES,
-    INSERT_RECORD,
-    LARGE,
-    LARGEST_APPEND,
-    LOG_NAME,
-    STATE,
-    UPSERT_PRODUCERS,
-    UPSERT_STREAMS,
-    check_whole,
-    connect,
-    decode_states,
-    keep_open,
-    large_statements,
-    opening,
-    prepare,
-    purge,
-    settle,
-    stream_row,
-)
-from durable_streams.stores.sqlite_read import read_appends, read_piece
+from durable_streams.stores.private import create_file
 
-__all__ = ["SqliteStore"]
+__all__ = [
+    "FILE_NAME",
+    "FILE_NAMES",
+    "INSERT_RECORD",
+    "LARGE",
+    "LARGEST_APPEND",
+    "LOG_NAME",
+    "SIZE",
+    "STATE",
+    "UPSERT_PRODUCERS",
+    "UPSERT_STREAMS",
+    "SqliteStore",
+    "check_whole",
+    "connect",
+    "decode_states",
+    "insert_records",
+    "keep_open",
+    "large_statements",
+    "opening",
+    "payload_of",
+    "prepare",
+    "purge",
+    "read_appends",
+    "read_large",
+    "read_piece",
+    "settle",
+    "size_of",
+    "stream_row",
+]
+
+FILE_NAME = "streams.db"
+LOG_NAME = FILE_NAME + "-wal"
+FILE_NAMES = (FILE_NAME, LOG_NAME, FILE_NAME + "-shm")
+"""All that SQLite keeps open while a server runs; none of them is ever replaced meanwhile, except from outside."""
+
+_FORMAT = 2
+_APPLICATION_ID = 0x64757261  # "dura"
+# What is large is beside the records: SQLite reads a whole record for each comparison of its key with another one, so
+# that a record of 60 MB would cost everybody whose search comes past it, be it for a record of another stream.
+_LARGE = "CREATE TABLE large (id INTEGER PRIMARY KEY, data BLOB NOT NULL);"
+_SCHEMA = f"""
+CREATE TABLE stream (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, deadline REAL, state TEXT NOT NULL
+);
+CREATE INDEX stream_deadline ON stream (deadline) WHERE deadline IS NOT NULL;
+CREATE TABLE record (
+    stream INTEGER NOT NULL, start INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (stream, start)
+) WITHOUT ROWID;
+{_LARGE}
+CREATE TABLE producer (
+    stream INTEGER NOT NULL, id TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
+    PRIMARY KEY (stream, id)
+) WITHOUT ROWID;
+CREATE TABLE garbage (stream INTEGER PRIMARY KEY);
+CREATE TABLE probe (id INTEGER PRIMARY KEY, at REAL NOT NULL);
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {_FORMAT};
+"""
+
+# Of format 1, which had large records among the others: they stay there.
+_UPGRADES = {1: f"BEGIN IMMEDIATE; {_LARGE} PRAGMA user_version = 2; COMMIT;"}
+
+LARGEST_APPEND = 1_000_000_000
+"""Bytes of the largest payload: as much as SQLite takes as one value, which a large one was in format 1."""
+
+LARGE = 256 << 10
+"""Bytes of a payload from which on it is in ``large``, in parts of so many bytes under consecutive ids; its record has
+an integer instead: ``first id << 32 | size``."""
+INSERT_RECORD = "INSERT INTO record VALUES (?, ?, ?)"
+_INSERT_LARGE = "INSERT INTO large (data) VALUES (?)"
+_INSERT_LARGE_RECORD = "INSERT INTO record VALUES (?, ?, (last_insert_rowid() - ?) << 32 | ?)"
+UPSERT_PRODUCERS = """
+INSERT INTO producer SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+json_extract(value, '$[3]') FROM json_each(?1) WHERE true
+ON CONFLICT (stream, id) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq"""
+UPSERT_STREAMS = """
+INSERT INTO stream SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+json_extract(value, '$[3]') FROM json_each(?1) WHERE true
+ON CONFLICT (id) DO UPDATE SET deadline = excluded.deadline, state = excluded.state"""
+_PURGED_LARGE = """
+SELECT data FROM record WHERE stream = ?1 AND typeof(data) = 'integer' AND start IN
+(SELECT start FROM record WHERE stream = ?1 ORDER BY start LIMIT ?2)"""
+_PURGE_LARGE = "DELETE FROM large WHERE id BETWEEN ? AND ?"
+_PURGE_RECORDS = """
+DELETE FROM record WHERE stream = ?1
+AND start IN (SELECT start FROM record WHERE stream = ?1 ORDER BY start LIMIT ?2)"""
+_PURGE_PRODUCERS = """
+DELETE FROM producer WHERE stream = ?1 AND id IN (SELECT id FROM producer WHERE stream = ?1 ORDER BY id LIMIT ?2)"""
+SIZE = "CASE typeof(data) WHEN 'integer' THEN data & 4294967295 ELSE length(data) END"
+"""Of a row of ``record``: the bytes of its payload. Reads none of them."""
+STATE = f"""json_array(path, json(state),
+(SELECT start + {SIZE} FROM record WHERE record.stream = stream.id ORDER BY start DESC LIMIT 1))"""  # noqa: S608
+"""Of a row of ``stream``: all that ``decode_states`` needs, which takes an array of them."""
+
+_PARTS = "SELECT data FROM large WHERE id BETWEEN ? AND ? ORDER BY id"
+_PURGE_ROWS = 2000
+_SIZE_BITS = 0xFFFFFFFF
+_CHECKPOINT_PAGES = 4000
+
+_decode_rows = msgspec.json.Decoder(list[tuple[str, StreamState, int | None]]).decode
+
+
+def connect(folder: Path, cache_kib: int) -> sqlite3.Connection:
+    """Return a connection to a folder's file, which is made if it is not there; transactions are the caller's."""
+    path = folder / FILE_NAME
+    create_file(path)  # with its own mode, which SQLite gives to the log, too
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+    connection.execute(f"PRAGMA cache_size = -{cache_kib}")
+    return connection
+
+
+def keep_open(connection: sqlite3.Connection) -> None:
+    """Keep SQLite from closing a connection until the process ends.
+
+    It would remove the log at the path of its own, which may be another server's by now, or wait for a thread that
+    the disk does not let go.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+def check_whole(folder: Path) -> None:
+    """Raise StoreError for a log without its file: SQLite would take it for rubbish, and remove it."""
+    try:
+        log = (folder / LOG_NAME).stat().st_size
+    except OSError:
+        return
+    file = folder / FILE_NAME
+    if log and not (file.exists() and file.stat().st_size):
+        raise StoreError(
+            f"{file} is missing, and its log {LOG_NAME} is there: restore both, or remove the log to begin again"
+        )
+
+
+@contextlib.contextmanager
+def opening(folder: Path) -> Iterator[None]:
+    """Make one sentence of what SQLite says while a folder's file is opened."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise StoreError(
+            f"cannot open the streams in {folder}: {error}; restore the folder or choose another one"
+        ) from error
+
+
+def prepare(connection: sqlite3.Connection, folder: Path) -> int:
+    """Write the schema if the file is new; return the last id that was used. Raises StoreError for another's file."""
+    application, version = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+    )
+    empty = connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
+    if (application, version) == (0, 0) and empty:
+        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+    elif application != _APPLICATION_ID:
+        raise StoreError(f"{folder / FILE_NAME} is another program's database; choose another folder")
+    elif version in _UPGRADES:
+        connection.executescript(_UPGRADES[version])
+    elif version != _FORMAT:
+        raise StoreError(
+            f"the streams in {folder} have format {version}, this version reads {_FORMAT}; "
+            "run the version of durable-streams that wrote them"
+        )
+    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'stream'").fetchone()
+    # A new file starts at the clock, so that caches never take a new stream for one of a deleted folder.
+    return int(time.time()) if row is None else int(row[0])
+
+
+def settle(connection: sqlite3.Connection) -> None:
+    """Move all of the log into the file, which closing the last connection leaves as it is then."""
+    with contextlib.suppress(sqlite3.Error):
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def decode_states(rows: str) -> dict[str, StreamState]:
+    """Return states by path, from a JSON array of ``STATE``: their tails are where the last records end."""
+    return {
+        path: state if tail is None else msgspec.structs.replace(state, tail=tail)
+        for path, state, tail in _decode_rows(rows)
+    }
+
+
+def large_statements(stream: int, start: int, payload: bytes) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Yield what stores a payload of at least ``LARGE`` bytes, to be executed in one transaction."""
+    view = memoryview(payload)
+    parts = range(0, len(view), LARGE)
+    for at in parts:
+        yield _INSERT_LARGE, (view[at : at + LARGE],)
+    yield _INSERT_LARGE_RECORD, (stream, start, len(parts) - 1, len(view))
+
+
+def large_parts(data: int, begin: int, end: int) -> tuple[int, int, int]:
+    """Return the ids of the first and the last part that hold ``[begin, end)`` of a payload, and where those begin."""
+    first = begin // LARGE
+    return (data >> 32) + first, (data >> 32) + (end - 1) // LARGE, first * LARGE
+
+
+def read_large(connection: sqlite3.Connection, data: int, begin: int, end: int) -> bytes | None:
+    """Return ``[begin, end)`` of a payload whose record holds ``data``; None if a part of it is missing."""
+    first, last, at = large_parts(data, begin, end)
+    parts = [memoryview(row[0]) for row in connection.execute(_PARTS, (first, last))]
+    if at + sum(map(len, parts)) < end:
+        return None
+    parts[-1] = parts[-1][: end - at - (last - first) * LARGE]
+    parts[0] = parts[0][begin - at :]
+    return b"".join(parts)
+
+
+def size_of(data: int) -> int:
+    """Return the size of a payload in ``large`` whose record holds ``data``."""
+    return data & _SIZE_BITS
+
+
+def payload_of(connection: sqlite3.Connection, data: bytes | int) -> bytes | None:
+    """Return the payload of a record that holds ``data``; None if a part of it is missing."""
+    return data if isinstance(data, bytes) else read_large(connection, data, 0, size_of(data))
+
+
+def insert_records(connection: sqlite3.Connection, records: Sequence[tuple[int, int, bytes]]) -> None:
+    """Insert records, given as stream, start and payload."""
+    connection.executemany(INSERT_RECORD, [record for record in records if len(record[2]) < LARGE])
+    for record in records:
+        if len(record[2]) >= LARGE:
+            for statement in large_statements(*record):
+                connection.execute(*statement)
+
+
+def stream_row(state: StreamState) -> tuple[int, str, float | None, StreamState]:
+    """Return what ``UPSERT_STREAMS`` takes, in a JSON array, for a stream."""
+    return state.id, state.path, None if state.deleted else state.deadline, state
+
+
+def purge(connection: sqlite3.Connection) -> bool:
+    """Delete a part of what deleted streams left behind; true while there is more."""
+    row = connection.execute("SELECT stream FROM garbage LIMIT 1").fetchone()
+    if row is None:
+        return False
+    stream = row[0]
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for (data,) in connection.execute(_PURGED_LARGE, (stream, _PURGE_ROWS)).fetchall():
+            connection.execute(_PURGE_LARGE, large_parts(data, 0, size_of(data))[:2])
+        purged = connection.execute(_PURGE_RECORDS, (stream, _PURGE_ROWS)).rowcount
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            connection.rollback()
+        raise
+    if purged or connection.execute(_PURGE_PRODUCERS, (stream, _PURGE_ROWS)).rowcount:
+        return True
+    connection.execute("DELETE FROM garbage WHERE stream = ?", (stream,))
+    return True
+
+
+# What is small as one value: a row each would give up the interpreter lock, and win it back, a thousand times. Of what
+# is large there is a number instead, which makes the value too short: nothing has to look at each row for that.
+_RUN = """
+SELECT (SELECT max(start) FROM record WHERE stream = ?1 AND start <= ?2), CAST(group_concat(data, '') AS BLOB),
+(SELECT min(start) FROM record WHERE stream = ?1 AND start >= ?3) FROM (SELECT data FROM record WHERE stream = ?1
+AND start >= (SELECT max(start) FROM record WHERE stream = ?1 AND start <= ?2) AND start < ?3 ORDER BY start)"""
+_MIXED = """
+SELECT CAST(group_concat(small, '') AS BLOB), json_group_array(json(large)) FILTER (WHERE large IS NOT NULL) FROM (
+SELECT CASE typeof(data) WHEN 'integer' THEN NULL ELSE data END AS small,
+CASE typeof(data) WHEN 'integer' THEN json_array(start, data) END AS large
+FROM record WHERE stream = ?1 AND start >= ?2 AND start < ?3 ORDER BY start)"""
+_FIRST = "SELECT max(start) FROM record WHERE stream = ? AND start <= ?"
+_ALIVE = "SELECT 1 FROM stream WHERE id = ?"
+
+_RUN_BYTES = 4 << 20  # between two looks whether anybody wants it still
+
+_decode_large = msgspec.json.Decoder(list[tuple[int, int]]).decode
+
+
+def read_appends(
+    connection: sqlite3.Connection, lookup: Lookup, *, stream: int, start: int, stop: int, limit: int
+) -> Chunk | None:
+    """Return appends from the one that holds ``start``, nothing past ``stop``; None if they are gone."""
+    file = _File(connection, stream, stop)
+    parts: list[bytes] = []
+    begin = end = start
+    while lookup.wanted and end < min(stop, begin + limit):
+        run = file.find(end, min(stop, end + min(begin + limit - end, _RUN_BYTES)))
+        if run is None:
+            break
+        if not parts:
+            begin = end = run.first
+        for append in run.in_order():
+            part: bytes | None = None
+            if isinstance(append, bytes):
+                part = append
+            elif lookup.wanted and (not parts or end + size_of(append) <= begin + limit):
+                part = file.large(append, 0, size_of(append))
+            if part is None:
+                return _chunk(begin, stop, parts)
+            parts.append(part)
+            end += len(part)
+    return _chunk(begin, stop, parts)
+
+
+def read_piece(
+    connection: sqlite3.Connection,
+    lookup: Lookup,
+    *,
+    stream: int,
+    start: int,
+    stop: int,
+    limit: int,
+    aligned: bool,
+) -> Chunk | None:
+    """Return ``limit`` bytes, but nothing past ``stop``, from ``start`` or its append; None if they are gone."""
+    file = _File(connection, stream, stop)
+    begin: int | None = start
+    if aligned:
+        (begin,) = connection.execute(_FIRST, (stream, start)).fetchone()
+    if begin is None:
+        return None
+    position, end = begin, min(stop, begin + limit)
+    parts: list[bytes] = []
+    while lookup.wanted and position < end:
+        run = file.find(position, min(end, position + _RUN_BYTES))
+        if run is None:
+            break
+        at = run.first
+        for append in run.in_order():
+            size = size_of(append) if isinstance(append, int) else len(append)
+            low, high = max(0, position - at), min(size, end - at)
+            part = append[low:high] if isinstance(append, bytes) else file.large(append, low, high)
+            if part is None or not lookup.wanted:
+                return _chunk(begin, end, parts)
+            parts.append(part)
+            at, position = at + size, at + high
+    return _chunk(begin, end, parts)
+
+
+def _chunk(begin: int, stop: int, parts: list[bytes]) -> Chunk | None:
+    if not parts:
+        return None
+    payload = parts[0] if len(parts) == 1 else b"".join(parts)
+    if begin + len(payload) > stop:
+        payload = payload[: stop - begin]
+    return Chunk(begin, begin + len(payload), payload)
+
+
+class _Run(NamedTuple):
+    """Appends from ``first`` on: the bytes of small ones in a row, and start and record of each large one."""
+
+    first: int
+    small: bytes
+    large: list[tuple[int, int]]
+
+    def in_order(self) -> Iterator[bytes | int]:
+        """Yield what is small, several appends in one, and what the records of large ones hold."""
+        at, used = self.first, 0
+        for start, data in self.large:
+            if start > at:
+                yield self.small[used : used + start - at]
+                used += start - at
+            yield data
+            at = start + size_of(data)
+        if used < len(self.small):
+            yield self.small[used:]
+
+    def end(self) -> int:
+        """Return where it ends, if nothing is missing."""
+        return self.first + len(self.small) + sum([size_of(data) for _, data in self.large])
+
+
+class _File:
+    """The records of a stream, all of which up to ``stop`` were committed."""
+
+    def __init__(self, connection: sqlite3.Connection, stream: int, stop: int) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._stop = stop
+
+    def find(self, position: int, until: int) -> _Run | None:
+        """Return the appends from the one that holds ``position`` to the last that begins before ``until``.
+
+        None if they are gone; raises sqlite3.DatabaseError if one is missing.
+        """
+        first, small, following = self._connection.execute(_RUN, (self._stream, position, until)).fetchone()
+        if first is None or small is None:
+            self._explain()
+            return None
+        run = _Run(first, small, [])
+        end = self._stop if following is None else following
+        if run.end() < end:
+            small, large = self._connection.execute(_MIXED, (self._stream, first, until)).fetchone()
+            run = _Run(first, small or b"", _decode_large(large))
+            if run.end() < end:
+                self._explain()
+                return None
+        return run
+
+    def large(self, data: int, begin: int, end: int) -> bytes | None:
+        """Return ``[begin, end)`` of a large append whose record holds ``data``; None, or raises, as ``find`` does."""
+        payload = read_large(self._connection, data, begin, end)
+        if payload is None:
+            self._explain()
+        return payload
+
+    def _explain(self) -> None:
+        """Return for a stream that is being removed; raises the error of a damaged file for one that is not."""
+        if self._connection.execute(_ALIVE, (self._stream,)).fetchone() is not None:
+            raise sqlite3.DatabaseError("the file is damaged: bytes of a stream are missing")
+
 
 T = TypeVar("T")
 

@@ -19,12 +19,11 @@ from durable_streams.protocol.commands import Appended, Created, Rejection
 from durable_streams.stores.base import StoreError, StoreUnavailableError, StoreUncertainError, as_store_error
 from durable_streams.stores.batch import Batch
 from durable_streams.stores.jetstream.catchup import CatchUp
-from durable_streams.stores.jetstream.commands import Command
 from durable_streams.stores.jetstream.layout import EXPECT
 from durable_streams.stores.jetstream.nats.bus import Bus, ConflictError
 from durable_streams.stores.jetstream.publish import Plan
 from durable_streams.stores.jetstream.records import decode_record
-from durable_streams.stores.jetstream.slots import JetSlot
+from durable_streams.stores.jetstream.slots import Command, JetSlot
 
 __all__ = ["Attempt", "Attempts"]
 

@@ -22,11 +22,10 @@ from durable_streams.stores.base import StoreError, StoreUnavailableError, as_st
 from durable_streams.stores.batch import Batch
 from durable_streams.stores.jetstream.attempts import Attempt, Attempts
 from durable_streams.stores.jetstream.catchup import CatchUp
-from durable_streams.stores.jetstream.commands import Command
 from durable_streams.stores.jetstream.layout import new_id
 from durable_streams.stores.jetstream.nats.bus import Bus, ConflictError
 from durable_streams.stores.jetstream.publish import plan
-from durable_streams.stores.jetstream.slots import JetSlot
+from durable_streams.stores.jetstream.slots import Command, JetSlot
 
 __all__ = ["PATIENCE", "Committer"]
 

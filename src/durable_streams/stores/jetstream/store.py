@@ -20,7 +20,6 @@ from durable_streams.protocol.state import StreamState
 from durable_streams.stores.backlog import MAX_BYTES, MAX_COMMANDS, Backlog
 from durable_streams.stores.base import Chunk, StoreError, StoreLostError, StoreUnavailableError
 from durable_streams.stores.batch import Batch, LoadedProducer, NotLoadedError
-from durable_streams.stores.cache import SlotCache
 from durable_streams.stores.commits import copied
 from durable_streams.stores.jetstream.catchup import CatchUp
 from durable_streams.stores.jetstream.committer import PATIENCE, Committer
@@ -32,8 +31,7 @@ from durable_streams.stores.jetstream.slots import JetSlot
 from durable_streams.stores.jetstream.snapshots import Snapshots
 from durable_streams.stores.jetstream.sweeper import Sweeper
 from durable_streams.stores.lineage import boundary_in_lineage, read_lineage, read_piece_of_lineage
-from durable_streams.stores.slots import Recent, Slot, SlotWatch
-from durable_streams.stores.timers import Timers
+from durable_streams.stores.slots import Recent, Slot, SlotCache, SlotWatch, Timers
 
 __all__ = ["JetStreamStore"]
 

@@ -20,7 +20,7 @@ import msgspec
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import StoreError, StoreFullError, StoreLostError, StoreUnavailableError
 from durable_streams.stores.folder import FolderLock
-from durable_streams.stores.sqlite_file import (
+from durable_streams.stores.sqlite import (
     FILE_NAME,
     FILE_NAMES,
     SIZE,
