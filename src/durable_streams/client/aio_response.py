@@ -30,7 +30,8 @@ from durable_streams.client.formats import (
 from durable_streams.client.transports import AsyncExchange
 from durable_streams.errors import FetchError, StreamParseError
 from durable_streams.protocol import operations
-from durable_streams.protocol.following import READ, RELEASE, Effect, Failure, LongWait
+from durable_streams.protocol.effects import READ, RELEASE
+from durable_streams.protocol.following import Effect, Failure, LongWait
 from durable_streams.protocol.jsonrule import OnInvalid
 from durable_streams.protocol.reader import Batch, Reader
 from durable_streams.types import StreamEvent

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from durable_streams.errors import DurableStreamError
 from durable_streams.protocol import headers as h
+from durable_streams.protocol.effects import READ, RELEASE, Head, Move
 from durable_streams.protocol.feed_config import Attempt, Schedule, Series, StreamConfig, StreamState
 from durable_streams.protocol.feed_errors import (
     StreamError,
@@ -29,7 +30,6 @@ from durable_streams.protocol.feed_errors import (
     from_payload,
     from_refusal,
 )
-from durable_streams.protocol.following import READ, RELEASE, Head, Move
 from durable_streams.protocol.records import (
     Decode,
     Decoding,

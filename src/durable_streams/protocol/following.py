@@ -15,27 +15,16 @@ left to send, or by raising an error that no retry mends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Literal
 
 from durable_streams.errors import DurableStreamError, FetchError
+from durable_streams.protocol.effects import READ, RELEASE, Head, Move
 from durable_streams.protocol.reader import Batch, Reader
 from durable_streams.protocol.request import ERROR_BODY_LIMIT, Request
 
-__all__ = ["READ", "RELEASE", "Effect", "Failure", "Flow", "Head", "LongWait", "Move", "follow"]
-
-
-class Move(Enum):
-    """What is done with the answer in progress."""
-
-    READ = "read"
-    RELEASE = "release"
-
-
-READ: Final[Literal[Move.READ]] = Move.READ
-RELEASE: Final[Literal[Move.RELEASE]] = Move.RELEASE
+__all__ = ["Effect", "Failure", "Flow", "LongWait", "follow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +40,6 @@ class LongWait:
 
     error: DurableStreamError
     seconds: float
-
-
-class Head(Protocol):
-    """The head of an answer, header names in lower case."""
-
-    @property
-    def status(self) -> int: ...  # noqa: D102
-
-    @property
-    def headers(self) -> Mapping[str, str]: ...  # noqa: D102
 
 
 Effect = Request | Literal[Move.READ, Move.RELEASE] | Failure | LongWait | Batch

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from durable_streams.client.forks import Origin
-from durable_streams.protocol.following import Head
+from durable_streams.protocol.effects import Head
 from durable_streams.protocol.request import Request
 
 __all__ = [
