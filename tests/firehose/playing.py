@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from durable_streams.errors import DurableStreamError, FetchError
-from durable_streams.protocol.feed import READ, RELEASE, Feed, Pause, Records, Tell
-from durable_streams.protocol.feed_config import Attempt, StreamConfig
-from durable_streams.protocol.feed_errors import StreamError
+from durable_streams.firehose.config import Attempt, StreamConfig
+from durable_streams.firehose.errors import StreamError
+from durable_streams.firehose.machine import READ, RELEASE, Feed, Pause, Records, Tell
 
 REFUSED = FetchError("refused", code="CONNECT", may_have_been_sent=False)
 CUT = FetchError("cut", code="NETWORK")

@@ -11,7 +11,7 @@ import pydantic
 import pytest
 
 from durable_streams.firehose.models import decoder_for
-from durable_streams.protocol.records import Invalid, RecordDecoder
+from durable_streams.firehose.records import Invalid, RecordDecoder
 
 
 class Struct(msgspec.Struct):

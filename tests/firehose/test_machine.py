@@ -20,7 +20,7 @@ from playing import CUT, REFUSED, STALL, Answer, Player
 
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.firehose import X_SCHEDULE, Linear, StreamConfig, StreamError, StreamErrorType
-from durable_streams.protocol.feed_errors import from_failure
+from durable_streams.firehose.errors import from_failure
 
 LINE = b'{"data":{"id":1}}\r\n'
 DATA = Answer(body=(LINE,))

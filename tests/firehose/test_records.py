@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durable_streams.protocol.records import Invalid, Problem, RecordDecoder, RecordSplitter, key_at
+from durable_streams.firehose.records import Invalid, Problem, RecordDecoder, RecordSplitter, key_at
 
 
 def cut(wire: bytes, cuts: list[int]) -> list[bytes]:

@@ -25,11 +25,11 @@ from durable_streams.cli.ndjson import flaw_of
 from durable_streams.client.decoding import item_decoder
 from durable_streams.errors import StreamParseError
 from durable_streams.firehose.models import decoder_for
+from durable_streams.firehose.records import RecordDecoder
 from durable_streams.protocol import jsonmode, operations
 from durable_streams.protocol.jsonarrays import ArrayPieces, check_array, messages, split
 from durable_streams.protocol.jsonrule import InvalidJSONError, check
 from durable_streams.protocol.jsonvalues import decode, decode_slowly, encode
-from durable_streams.protocol.records import RecordDecoder
 from durable_streams.relay.target import Target
 
 # -- the oracle

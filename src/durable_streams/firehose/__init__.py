@@ -11,9 +11,7 @@ from durable_streams.lazy import lazy_names
 
 if TYPE_CHECKING:
     from durable_streams.firehose.aio import AsyncFirehoseStream, astream_with_retry
-    from durable_streams.firehose.params import backfill
-    from durable_streams.firehose.sync import FirehoseStream, stream_with_retry
-    from durable_streams.protocol.feed_config import (
+    from durable_streams.firehose.config import (
         X_SCHEDULE,
         Attempt,
         Linear,
@@ -21,7 +19,9 @@ if TYPE_CHECKING:
         StreamConfig,
         StreamState,
     )
-    from durable_streams.protocol.feed_errors import StreamError, StreamErrorType
+    from durable_streams.firehose.errors import StreamError, StreamErrorType
+    from durable_streams.firehose.params import backfill
+    from durable_streams.firehose.sync import FirehoseStream, stream_with_retry
 
 __all__ = [
     "X_SCHEDULE",
@@ -42,10 +42,8 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("AsyncFirehoseStream", "astream_with_retry"), "firehose.aio"),
     **dict.fromkeys(("FirehoseStream", "stream_with_retry"), "firehose.sync"),
-    **dict.fromkeys(("StreamError", "StreamErrorType"), "protocol.feed_errors"),
+    **dict.fromkeys(("StreamError", "StreamErrorType"), "firehose.errors"),
     "backfill": "firehose.params",
 }
 
-__getattr__, __dir__ = lazy_names(
-    __name__, {name: _HOMES.get(name, "protocol.feed_config") for name in __all__}
-)
+__getattr__, __dir__ = lazy_names(__name__, {name: _HOMES.get(name, "firehose.config") for name in __all__})

@@ -1,4 +1,4 @@
-"""The async firehose: I/O around the loop in `protocol.feed`.
+"""The async firehose: I/O around the loop in `firehose.machine`.
 
 Invariants: a connection is open only while records are taken, and is released on every way out; `stop`, from any task
 or thread, wakes whatever the loop waits for; a task that is cancelled from outside stays cancelled; every connect
@@ -27,8 +27,8 @@ from durable_streams.firehose.base import (
     make_feed,
     make_source,
 )
-from durable_streams.protocol.feed import READ, RELEASE, Effect, Feed, Flow, Pause, Records, Tell
-from durable_streams.protocol.feed_config import Attempt, StreamConfig
+from durable_streams.firehose.config import Attempt, StreamConfig
+from durable_streams.firehose.machine import READ, RELEASE, Effect, Feed, Flow, Pause, Records, Tell
 from durable_streams.protocol.request import Request
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 
+from durable_streams.firehose.config import Attempt, StreamConfig, StreamState
+from durable_streams.firehose.errors import StreamError, StreamErrorType
+from durable_streams.firehose.machine import Feed
 from durable_streams.firehose.models import decoder_for
-from durable_streams.protocol.feed import Feed
-from durable_streams.protocol.feed_config import Attempt, StreamConfig, StreamState
-from durable_streams.protocol.feed_errors import StreamError, StreamErrorType
 from durable_streams.protocol.request import Request, check_callers_headers, check_url, with_caller
 from durable_streams.protocol.retry import LONG_WAIT
 

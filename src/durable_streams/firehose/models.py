@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from durable_streams.client.decoding import is_data_type, is_pydantic, one_of, one_with
+from durable_streams.firehose.records import Decode, Decoding
 from durable_streams.protocol.jsonrule import check
 from durable_streams.protocol.jsonvalues import decode
-from durable_streams.protocol.records import Decode, Decoding
 
 __all__ = ["decoder_for"]
 

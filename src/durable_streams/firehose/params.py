@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from durable_streams.protocol.feed_config import Attempt
+from durable_streams.firehose.config import Attempt
 
 __all__ = ["backfill"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from durable_streams.firehose import FirehoseStream, StreamConfig
-from durable_streams.protocol.feed_config import Attempt
+from durable_streams.firehose.config import Attempt
 from durable_streams.protocol.request import check_callers_headers
 from durable_streams.protocol.retry import ENDLESS
 from durable_streams.relay.events import EventTransport

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from durable_streams.protocol.feed_errors import StreamError, StreamErrorType
+from durable_streams.firehose.errors import StreamError, StreamErrorType
 from durable_streams.protocol.jsonrule import OnInvalid, check_on_invalid
 from durable_streams.protocol.lines import DEFAULT_LIMIT
 from durable_streams.protocol.retry import RetryPolicy

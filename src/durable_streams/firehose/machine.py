@@ -21,16 +21,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from durable_streams.errors import DurableStreamError
-from durable_streams.protocol import headers as h
-from durable_streams.protocol.effects import READ, RELEASE, Head, Move
-from durable_streams.protocol.feed_config import Attempt, Schedule, Series, StreamConfig, StreamState
-from durable_streams.protocol.feed_errors import (
+from durable_streams.firehose.config import Attempt, Schedule, Series, StreamConfig, StreamState
+from durable_streams.firehose.errors import (
     StreamError,
     from_failure,
     from_payload,
     from_refusal,
 )
-from durable_streams.protocol.records import (
+from durable_streams.firehose.records import (
     Decode,
     Decoding,
     Invalid,
@@ -40,6 +38,8 @@ from durable_streams.protocol.records import (
     RecordSplitter,
     key_at,
 )
+from durable_streams.protocol import headers as h
+from durable_streams.protocol.effects import READ, RELEASE, Head, Move
 from durable_streams.protocol.request import ERROR_BODY_LIMIT, TRICKLE_TIMEOUT, Response
 from durable_streams.protocol.retry import ENDLESS
 
