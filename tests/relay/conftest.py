@@ -164,7 +164,7 @@ def watch() -> Any:
 @pytest.fixture
 def flaky_feed() -> Iterator[Any]:
     """Give a function that serves records as a feed which cuts its connections and repeats itself."""
-    from durable_streams.cli.demo_feed import FlakyFeed
+    from durable_streams.cli.demo.feed import FlakyFeed
 
     feeds: list[FlakyFeed] = []
 

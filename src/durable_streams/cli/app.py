@@ -37,7 +37,7 @@ _COMMANDS = {
     "fork": "manage",
     "relay": "relay",
     "migrate": "migrate",
-    "demo": "demo",
+    "demo": "demo.command",
 }
 
 

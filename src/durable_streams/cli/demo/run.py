@@ -1,117 +1,34 @@
-"""``demo``: real records through a server that keeps being killed, and every one of them counted at the end.
+"""One run of the demo: records through a server that keeps being killed, and every one of them counted at the end.
 
-Everything is the real thing in a process of its own: ``serve`` on SQLite, ``append --ndjson`` as the
-writer, two ``tail``s as readers. The input is held back until each crash, never slowed down, so that the
-crashes land in the middle of the writing whatever the machine's speed.
+Every part is the real program in a process of its own: ``serve`` on SQLite, ``append --ndjson`` as the
+writer, two ``tail``s as readers. The input is held back until each crash and never slowed down, so that the
+crashes fall in the middle of the writing at any speed of the machine.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import NoReturn
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from durable_streams import DurableStream
-from durable_streams.cli.demo_processes import Process, Reader, RelayWriter, Server, Signals, Writer
-from durable_streams.cli.demo_report import Outage, Report, account
-from durable_streams.cli.ndjson import flaw_of, records
-from durable_streams.cli.options import Settings, emit, json_option
+from durable_streams.cli.demo.processes import Process, Reader, RelayWriter, Server, Signals, Writer
+from durable_streams.cli.demo.report import Outage, Report, account
 
-__all__ = ["Demo", "demo"]
+__all__ = ["Demo"]
 
-_SAMPLE = "us-flights-2001.ndjson"
 _STALL = 30.0  # seconds without any progress that end the demo
 _TICK = 0.002  # seconds between two looks
-_REQUESTS = 2000  # about so many appends, so that a crash finds some on their way
+_REQUESTS = 2000  # appends in all, about: enough for a crash to meet some in flight
 _AHEAD = 20  # the input may run ahead of the next crash by its 20th part
-
-
-@click.command()
-@click.option(
-    "--input",
-    "input_",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="NDJSON to use instead of the 20,000 flight records that come with the program.",
-)
-@click.option(
-    "--firehose",
-    is_flag=True,
-    help="The second act: a feed that cuts its connections, relayed; the relay is killed too.",
-)
-@click.option("--kills", type=click.IntRange(min=0), default=3, show_default=True, help="Server crashes.")
-@json_option
-@click.pass_obj
-def demo(settings: Settings, *, input_: Path | None, firehose: bool, kills: int) -> int:
-    """Write 20,000 real records through a server that is killed again and again, and count them.
-
-    Starts a server on SQLite in a temporary folder, a writer, one reader by SSE and one by long-poll; kills
-    the server and a reader in the middle of it (SIGKILL) and starts them again. Exits 0 if nothing was lost
-    or duplicated. With --firehose the records come from a feed that fails, through a relay that is killed too.
-    """
-    messages = _load(input_ or _sample())
-    console = _Console(quiet=settings.json_output)
-    with contextlib.ExitStack() as stack:
-        signals = Signals()
-        stack.enter_context(signals.handled())
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="durable-streams-demo-")))
-        run = (_firehose_demo if firehose else Demo)(messages, folder, console, signals)
-        stack.callback(run.kill_all)
-        stack.callback(signals.ignore)
-        report = run.run(kills)
-    if settings.json_output:
-        emit(settings, "", **report.fields())
-    else:
-        report.show(console)
-    return 0 if report.good else 1
-
-
-def _firehose_demo(messages: Sequence[bytes], folder: Path, console: Console, signals: Signals) -> Demo:
-    from durable_streams.cli.demo_firehose import FirehoseDemo  # noqa: PLC0415 - it is made of this one
-
-    return FirehoseDemo(messages, folder, console, signals)
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> NoReturn:
-        """Leave it to the command line's one boundary, for which this is no failure."""
-        raise BrokenPipeError
-
-
-def _sample() -> Path:
-    package = Path(__file__).resolve().parent.parent
-    # Installed, the records are inside the package; in a checkout there is one copy, beside the source.
-    places = (package / "data" / _SAMPLE, package.parent.parent / "data" / _SAMPLE)
-    for place in places:
-        if place.exists():
-            return place
-    raise click.ClickException(f"the sample {_SAMPLE} is missing from this installation; give --input FILE.")
-
-
-def _load(path: Path) -> list[bytes]:
-    """Return the records of an NDJSON file; raises ClickException for a line that is not JSON."""
-    messages = []
-    with path.open("rb") as file:
-        for record in records(file):
-            flaw = flaw_of(record.message)
-            if flaw is not None:
-                raise click.ClickException(
-                    f"{path}, line {record.line}, is not valid JSON: {flaw}; mend or remove it."
-                )
-            messages.append(record.message)
-    if not messages:
-        raise click.ClickException(f"{path} holds no records; give an NDJSON file with at least one.")
-    return messages
 
 
 class Demo:
@@ -133,7 +50,7 @@ class Demo:
         self._show: Callable[[], None] | None = None
 
     def run(self, kills: int) -> Report:
-        """Do it all; raises ClickException when a process fails or nothing moves any more."""
+        """Run all of it, with ``kills`` crashes of the server; raises ClickException if a process fails or stalls."""
         self._start()
         with self._progress() as self._show:
             for number in range(1, kills + 1):
@@ -149,7 +66,7 @@ class Demo:
         return self._report
 
     def kill_all(self) -> None:
-        """End whatever still runs."""
+        """Kill every process that still runs."""
         for process in (self._writer, *self._readers, self._server):
             if process is not None:
                 process.kill()
@@ -173,7 +90,7 @@ class Demo:
         return Writer(url, self._folder, self._lines, batch)
 
     def _reach(self, fraction: float) -> None:
-        """Let the input run until a reader has received so much of it, and no further than a little ahead."""
+        """Release input until a reader has received this fraction of it, and only a little more than that."""
         count = len(self._messages)
         target = int(count * fraction)
         self._limit = self._ends[min(count, target + max(1, count // _AHEAD))]
@@ -214,17 +131,18 @@ class Demo:
         self._limit = len(self._lines)
         self._wait(lambda: writer.finished, "the last acknowledgement")
         self._wait(lambda: all(reader.finished for reader in self._readers), "the readers to finish")
-        told = writer.report()
-        self._report.seconds = told["seconds"]
-        self._report.requests, self._report.repeated = int(told["requests"]), int(told["duplicates"])
+        summary = writer.report()
+        self._report.seconds = summary["seconds"]
+        self._report.requests = int(summary["requests"])
+        self._report.repeated = int(summary["duplicates"])
 
     def _count(self) -> None:
         stored = self._folder / "stored.ndjson"
         url = f"{self._server.root}/demo"
         with self._signals.held():
-            process = Process("reading back", self._folder, "read", url, "--ndjson", "--output", str(stored))
+            process = Process("final read", self._folder, "read", url, "--ndjson", "--output", str(stored))
         if process.popen.wait():
-            raise click.ClickException(process.failure() or "the reading back failed.")
+            raise click.ClickException(process.failure() or "reading the stream back failed.")
         code = self._server.end()
         if code:
             raise click.ClickException(f"the server ended with exit code {code} after SIGTERM.")
@@ -241,7 +159,7 @@ class Demo:
         return bisect_right(self._ends, length) - 1
 
     def _wait(self, done: Callable[[], bool], what: str) -> None:
-        """Feed the writer and watch everybody until ``done``; raises ClickException where nothing moves."""
+        """Feed the writer and watch every process until ``done``; raises ClickException if nothing moves."""
         moved, seen = time.monotonic(), -1
         while not done():
             if self._writer is not None:

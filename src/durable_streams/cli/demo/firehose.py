@@ -15,10 +15,10 @@ import click
 from rich.console import Console
 
 from durable_streams import DurableStream
-from durable_streams.cli.demo import Demo
-from durable_streams.cli.demo_feed import FlakyFeed
-from durable_streams.cli.demo_processes import RelayWriter, Signals
-from durable_streams.cli.demo_report import Report
+from durable_streams.cli.demo.feed import FlakyFeed
+from durable_streams.cli.demo.processes import RelayWriter, Signals
+from durable_streams.cli.demo.report import Report
+from durable_streams.cli.demo.run import Demo
 
 __all__ = ["FirehoseDemo"]
 

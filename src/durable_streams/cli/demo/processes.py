@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from durable_streams.cli.demo_feed import FlakyFeed
+from durable_streams.cli.demo.feed import FlakyFeed
 
 __all__ = ["Process", "Reader", "RelayWriter", "Server", "Signals", "Writer"]
 
