@@ -50,7 +50,7 @@ serve: $(VENV)/runtime.stamp
 	@$(BIN)/durable-streams serve $(ARGS)
 
 cluster: $(VENV)/dev.stamp
-	@$(BIN)/python -m durable_streams.testing.cluster $(ARGS)
+	@$(BIN)/python tests/support/local_cluster.py $(ARGS)
 
 test: $(VENV)/dev.stamp
 	$(PYTEST) $(ARGS)

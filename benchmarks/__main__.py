@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 SIDES = ("server", "client", "firehose", "cluster")
+# What starts servers is shared with the tests.
+SUPPORT = Path(__file__).resolve().parent.parent / "tests" / "support"
 
 
 def main(arguments: list[str]) -> int:
@@ -14,9 +17,10 @@ def main(arguments: list[str]) -> int:
     sides = SIDES
     if arguments and arguments[0] in SIDES:
         sides, arguments = (arguments[0],), arguments[1:]
+    environment = {**os.environ, "PYTHONPATH": str(SUPPORT)}
     scripts = (Path(__file__).with_name(f"{side}.py") for side in sides)
     return max(
-        subprocess.run([sys.executable, str(script), *arguments], check=False).returncode
+        subprocess.run([sys.executable, str(script), *arguments], env=environment, check=False).returncode
         for script in scripts
     )
 

@@ -14,6 +14,7 @@ from appends import BYTES, CONNECTIONS, create
 from client_groups import OURS, work
 from client_worker import message
 from live import paced
+from local_cluster import ClusterError, Gateway
 from nats_worker import BARE, LAYOUT
 from processes import HERE, BenchmarkError, Server
 from reads import BATCH, follow
@@ -21,7 +22,6 @@ from results import Plan, Results
 from wrk import Load, wrk
 
 from durable_streams.protocol.offsets import format_offset
-from durable_streams.testing.cluster import ClusterError, Gateway
 from durable_streams.testing.nats import NatsCluster, NatsError
 
 GATEWAY, ALONE = "gateway", "NATS alone"

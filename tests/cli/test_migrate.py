@@ -9,23 +9,19 @@ import resource
 import shutil
 import signal
 import sqlite3
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from migrating import World
 from msgspec.structs import replace
 
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import StoreError
 from durable_streams.stores.transfer.copy import Transfer
 from durable_streams.stores.transfer.sqlite import SqlitePlace
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from migrating import World
 
 
 def copied(folder: Path) -> int:

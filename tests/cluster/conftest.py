@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -14,14 +13,11 @@ from typing import Any
 import nats
 import nats.js.errors
 import pytest
+from local_cluster import gateway_command
+from round_robin import RoundRobin
 
 from durable_streams.testing import NatsCluster
-from durable_streams.testing.cluster import gateway_command
 from durable_streams.testing.ports import free_ports
-
-sys.path.insert(0, str(Path(__file__).parent))  # the suite's own modules, for the tests beside them
-
-from round_robin import RoundRobin
 
 PORTS_TO_TRY = 5
 

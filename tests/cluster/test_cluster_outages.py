@@ -10,10 +10,10 @@ from itertools import count
 from typing import Any
 
 import pytest
+from local_cluster import gateway_command
 from proof_load import Listener, Worker, subscriptions
 
 from durable_streams.testing import NatsCluster
-from durable_streams.testing.cluster import gateway_command
 from durable_streams.testing.nats import NatsServer
 from durable_streams.testing.ports import free_ports
 from durable_streams.testing.processes import wait_until

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from local_cluster import gateway_command
 
-from durable_streams.testing.cluster import gateway_command
 from durable_streams.testing.nats import NatsServer, Ports
 from durable_streams.testing.ports import free_ports
 from durable_streams.testing.processes import wait_until

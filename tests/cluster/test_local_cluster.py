@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import local_cluster
 import pytest
 
 from durable_streams import DurableStream, RetryPolicy, SyncIdempotentProducer, stream
@@ -24,7 +25,7 @@ class Cluster:
     """The command, what it has printed so far, and the processes that it has named."""
 
     def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "durable_streams.testing.cluster", *arguments]
+        command = [sys.executable, local_cluster.__file__, *arguments]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
         )

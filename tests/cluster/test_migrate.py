@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from migrating import World
 
 from durable_streams.protocol.commands import Append, Create
 from durable_streams.protocol.state import ProducerStamp, ProducerState, StreamState
@@ -30,10 +31,6 @@ from durable_streams.stores.transfer.sqlite import SqlitePlace
 from durable_streams.testing import NatsCluster
 from durable_streams.testing.ports import free_ports
 from durable_streams.testing.processes import wait_until
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
-
-from migrating import World
 
 BYTES = "application/octet-stream"
 COMMAND = [sys.executable, "-m", "durable_streams.cli", "migrate"]

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from store_model import StoreMachine, steps
 
 from durable_streams.stores.jetstream import JetStreamConfig, JetStreamStore
 from durable_streams.testing import NatsCluster
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "property"))
-
-from test_store_model import StoreMachine, steps
 
 STEP = 5.0  # seconds: less than any time to live
 

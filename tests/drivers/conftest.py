@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import gc
 import re
-import sys
 from collections.abc import Iterator
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # the suite's own modules, for the tests beside them
-
 from facade import (
     ASYNC_TRANSPORTS,
     SYNC_TRANSPORTS,

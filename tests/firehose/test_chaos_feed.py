@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import httpx
 import pytest
 import requests
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from chaos_feed import ChaosFeed, expected
 
 from durable_streams.firehose import (

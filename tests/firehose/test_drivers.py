@@ -9,12 +9,10 @@ import gc
 import gzip
 import logging
 import socket
-import sys
 import threading
 import time
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -22,9 +20,6 @@ import httpx
 import pytest
 import requests
 from pydantic import BaseModel
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "drivers"))
-
 from scripted import ScriptedServer
 
 from durable_streams.firehose import (

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import gc
-import sys
 import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from playing import CUT, REFUSED, STALL, Answer, Player
 
 from durable_streams.errors import DurableStreamError, FetchError

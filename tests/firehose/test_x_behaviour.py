@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("requests")
-sys.path.insert(0, str(Path(__file__).parent / "behaviour"))
-
 from probes import PROBES
 from run import OURS, observe
 from table import documented

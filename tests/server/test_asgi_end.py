@@ -6,16 +6,12 @@ import asyncio
 import contextlib
 import signal
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # the suite's own module
-
 from hosting import MOUNTED, PLAIN, SERVERS, STARTED, WITHIN, Reader, hosted
 
 from durable_streams.server import ServerConfig, asgi_app

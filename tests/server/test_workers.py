@@ -13,9 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # the suite's own module
-
 from hosting import MOUNTED, PLAIN, SERVERS, WITHIN, hosted
 
 MEMORY = "streams in memory live in one process"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-sys.path[:0] = [str(HERE), str(HERE.parents[1] / "drivers")]
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "support")]
 
 from probes import PROBES  # noqa: E402
 from scripted import Received, ScriptedServer  # noqa: E402

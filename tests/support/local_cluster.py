@@ -1,6 +1,6 @@
 """A whole cluster on this machine: NATS servers with file storage, and gateways before them, on free ports.
 
-    python -m durable_streams.testing.cluster [--folder FOLDER] [-- OPTIONS OF SERVE]
+    python tests/support/local_cluster.py [--folder FOLDER] [-- OPTIONS OF SERVE]
 
 runs one until Ctrl-C, SIGTERM or SIGHUP; all of them end it in order and leave no process behind. A part that ends by
 itself or is killed is reported and started again, so that one can watch what the others do meanwhile.
