@@ -18,8 +18,9 @@ from statistics import median
 from typing import Any
 
 import requests
-import xdk.streaming as xs
 from pydantic import BaseModel
+
+import xdk.streaming as xs
 
 
 class Metrics(BaseModel):

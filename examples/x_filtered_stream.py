@@ -4,7 +4,10 @@ pip install durable-streams
 durable-streams serve --port 4437
 
 X_BEARER_TOKEN=... python examples/x_filtered_stream.py http://127.0.0.1:4437/v1/stream/posts --rule "cat has:images"
-python examples/x_filtered_stream.py http://127.0.0.1:4437/v1/stream/posts --imitation     # without an account
+
+Without an account, against a local imitation of X (pip install durable-streams-xdk):
+
+python examples/x_filtered_stream.py http://127.0.0.1:4437/v1/stream/posts --imitation
 
 durable-streams tail posts
 """
@@ -26,7 +29,6 @@ import urllib3
 from durable_streams import DurableStreamError
 from durable_streams.firehose import X_SCHEDULE, Attempt, FirehoseStream, StreamConfig, StreamError, backfill
 from durable_streams.relay import Relay, RelayReport
-from durable_streams.testing import XFilteredStream
 
 X = "https://api.x.com"
 STREAM = "/2/tweets/search/stream"
@@ -122,6 +124,8 @@ def x() -> Iterator[tuple[str, str]]:
 @contextmanager
 def imitation() -> Iterator[tuple[str, str]]:
     """Yield the same for a local imitation, which is busy and breaks off every few seconds."""
+    from xdk_testing import XFilteredStream  # needed for the imitation only
+
     over = threading.Event()
 
     def be_busy() -> None:

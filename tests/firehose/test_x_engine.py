@@ -19,7 +19,7 @@ from durable_streams.firehose import (
     StreamErrorType,
     backfill,
 )
-from durable_streams.testing import XFilteredStream
+from xdk_testing import XFilteredStream
 
 QUICK: dict[str, Any] = {"initial_backoff": 0.02, "max_backoff": 0.2, "max_retries": 20}
 

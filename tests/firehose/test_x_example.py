@@ -12,7 +12,8 @@ from pathlib import Path
 from durable_streams import DurableStream, StreamNotFoundError
 from durable_streams.testing import InMemoryStreamServer
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "x_filtered_stream.py"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "x_filtered_stream.py"
 
 
 def wait_for_records(url: str) -> None:
@@ -35,7 +36,8 @@ def test_the_example_fills_a_stream_and_ends_on_ctrl_c(tmp_path: Path) -> None:
     with InMemoryStreamServer() as server:
         url = server.url("posts")
         command = [sys.executable, str(EXAMPLE), url, "--imitation", "--backfill", "--rule", "cat"]
-        environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+        folders = {"XDG_STATE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+        environment = {**os.environ, **folders, "PYTHONPATH": str(ROOT / "xdk" / "src")}
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as running:
             try:
                 wait_for_records(url)

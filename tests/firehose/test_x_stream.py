@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from durable_streams.testing import XFilteredStream
+from xdk_testing import XFilteredStream
 
 TOKEN = "test-token"
 

@@ -15,7 +15,8 @@ from durable_streams import DurableStream
 from durable_streams.firehose import FirehoseStream, StreamConfig
 from durable_streams.relay import Relay, relay, source_for
 from durable_streams.relay.events import EventLines
-from durable_streams.testing import InMemoryStreamServer, XFilteredStream
+from durable_streams.testing import InMemoryStreamServer
+from xdk_testing import XFilteredStream
 
 
 class EventFeed:

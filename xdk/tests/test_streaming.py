@@ -15,6 +15,8 @@ import httpx
 import pytest
 import requests
 from pydantic import BaseModel
+
+from durable_streams import DurableStreamError, firehose
 from xdk import streaming
 from xdk.streaming import (
     AsyncFirehoseStream,
@@ -26,8 +28,6 @@ from xdk.streaming import (
     astream_with_retry,
     stream_with_retry,
 )
-
-from durable_streams import DurableStreamError, firehose
 
 LINES = b'{"data":{"id":"1"}}\r\n\r\n{"data":{"id":"2"}}\r\n'
 

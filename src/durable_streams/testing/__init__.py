@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from durable_streams.testing.faults import Faults
     from durable_streams.testing.nats import NatsCluster, NatsError, NatsServer
     from durable_streams.testing.server import InMemoryStreamServer
-    from durable_streams.testing.x_stream import XFilteredStream
 
 __all__ = [
     "ChaosProxy",
@@ -23,7 +22,6 @@ __all__ = [
     "NatsCluster",
     "NatsError",
     "NatsServer",
-    "XFilteredStream",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -35,6 +33,5 @@ __getattr__, __dir__ = lazy_names(
         "NatsCluster": "testing.nats",
         "NatsError": "testing.nats",
         "NatsServer": "testing.nats",
-        "XFilteredStream": "testing.x_stream",
     },
 )

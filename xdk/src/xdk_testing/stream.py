@@ -20,8 +20,8 @@ from aiohttp import web
 from durable_streams.testing.background import Background, Stoppable
 from durable_streams.testing.faults import Faults
 from durable_streams.testing.proxy import Proxy
-from durable_streams.testing.x_feed import LONGEST_BACKFILL, Feed, RateLimit
-from durable_streams.testing.x_rules import PROBLEMS, Rules, invalid_request
+from xdk_testing.feed import LONGEST_BACKFILL, Feed, RateLimit
+from xdk_testing.rules import PROBLEMS, Rules, invalid_request
 
 __all__ = ["Attempt", "XFilteredStream"]
 
