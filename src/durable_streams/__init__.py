@@ -22,8 +22,10 @@ if TYPE_CHECKING:
         RetentionGoneError,
         SeqConflictError,
         SequenceGapError,
+        SSEBytesIterationError,
         SSEEncodingError,
         SSENotSupportedError,
+        SSEReadAllError,
         StaleEpochError,
         StreamClosedError,
         StreamConsumedError,
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
         StreamEvent,
     )
 
+    __version__: str
+
 __all__ = [
     "AppendResult",
     "AsyncDurableStream",
@@ -67,8 +71,10 @@ __all__ = [
     "ParamsLike",
     "RetentionGoneError",
     "RetryPolicy",
+    "SSEBytesIterationError",
     "SSEEncodingError",
     "SSENotSupportedError",
+    "SSEReadAllError",
     "SeqConflictError",
     "SequenceGapError",
     "StaleEpochError",
@@ -85,6 +91,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "__version__": "version",
     "AsyncDurableStream": "client.aio",
     "AsyncStreamResponse": "client.aio",
     "astream": "client.aio",
@@ -114,4 +121,4 @@ _HOMES = {
     ),
 }
 
-__getattr__, __dir__ = lazy_names(__name__, {name: _HOMES.get(name, "errors") for name in __all__})
+__getattr__, __dir__ = lazy_names(__name__, {**dict.fromkeys(__all__, "errors"), **_HOMES})

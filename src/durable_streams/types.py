@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 __all__ = [
     "AppendResult",
@@ -19,6 +19,15 @@ __all__ = [
     "ParamsLike",
     "StreamEvent",
 ]
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Any)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 Offset = str
 """A position in a stream: opaque, sortable, minted by the server. ``"-1"`` is the start, ``"now"`` the tail."""
@@ -44,21 +53,34 @@ AsyncParamsLike = Mapping[str, str | Callable[[], str | Awaitable[str]]]
 
 @dataclass(frozen=True, slots=True)
 class AppendResult:
-    """A durable append. ``next_offset`` is the position right after it (protocol section 4)."""
+    """A durable append (protocol section 4).
+
+    Attributes:
+        next_offset: The position right after it.
+    """
 
     next_offset: Offset
 
 
 @dataclass(frozen=True, slots=True)
 class CloseResult:
-    """A closed stream. ``final_offset`` is where it ends for ever (protocol section 4)."""
+    """A closed stream (protocol section 4).
+
+    Attributes:
+        final_offset: The position at which the stream ends forever.
+    """
 
     final_offset: Offset
 
 
 @dataclass(frozen=True, slots=True)
 class IdempotentAppendResult:
-    """An append by an idempotent producer; ``duplicate`` when the server already had it."""
+    """An append by an idempotent producer (protocol section 4).
+
+    Attributes:
+        offset: The position right after it.
+        duplicate: Whether the server had it already.
+    """
 
     offset: Offset
     duplicate: bool
@@ -66,28 +88,44 @@ class IdempotentAppendResult:
 
 @dataclass(frozen=True, slots=True)
 class HeadResult:
-    """A stream's metadata (protocol section 1). ``ttl_seconds`` in seconds, ``expires_at`` as RFC 3339 text.
+    """A stream's metadata (protocol section 1).
 
-    ``created``, of a creation: True where it made the stream, False where the stream was there already, so that a
-    ``body`` was not stored; None of a `head`, and where the answer of an earlier attempt was lost.
+    Attributes:
+        exists: Always True: for a stream that does not exist, StreamNotFoundError is raised.
+        content_type: The content type.
+        offset: The position of the tail.
+        etag: The tag of the present content.
+        cache_control: How the answer may be cached.
+        stream_closed: Whether the stream is closed for good.
+        ttl_seconds: Lifetime in seconds after the last read or write; None for no limit.
+        expires_at: When the stream expires, as RFC 3339 text; None for never.
+        created: Of a creation: True where it made the stream; False where the stream was there already, so that a
+            ``body`` was not stored. None of a `head`, and where the answer of an earlier attempt was lost.
     """
 
     exists: bool
-    content_type: str | None
-    offset: Offset | None
-    etag: str | None
-    cache_control: str | None
-    stream_closed: bool
-    ttl_seconds: int | None
-    expires_at: str | None
+    content_type: str | None = None
+    offset: Offset | None = None
+    etag: str | None = None
+    cache_control: str | None = None
+    stream_closed: bool = False
+    ttl_seconds: int | None = None
+    expires_at: str | None = None
     created: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class StreamEvent:
-    """A batch as the server delivered it, with the position right after it (protocol section 5)."""
+class StreamEvent(Generic[T]):
+    """A batch as the server delivered it (protocol section 5).
 
-    data: Any
+    Attributes:
+        data: The data, decoded as the mode of `iter_events` says.
+        next_offset: The position right after it.
+        up_to_date: Whether it reaches the tail as the server saw it.
+        cursor: The cursor to pass with a later live read, if the server gave one.
+    """
+
+    data: T
     next_offset: Offset
     up_to_date: bool
-    cursor: str | None
+    cursor: str | None = None

@@ -19,6 +19,7 @@ ALLOWED = {
     "errors": set(),
     "lazy": set(),
     "types": set(),
+    "version": set(),
     "protocol": {"errors", "types"},
     "stores": {"protocol"},
     "server": {"stores", "protocol"},

@@ -464,7 +464,7 @@ class Producer:
         # Data that was never sent before cannot be there already: this epoch is someone else's.
         if beyond or (duplicate and not self._established and batch.attempts == 1):
             error = StaleEpochError(
-                f"Producer {self.producer_id!r} was used before with epoch {self.epoch} at {self.url}; "
+                message=f"Producer {self.producer_id!r} was used before with epoch {self.epoch} at {self.url}; "
                 "start with a greater epoch, or with auto_claim=True.",
                 current_epoch=self.epoch,
                 url=self.url,

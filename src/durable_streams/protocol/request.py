@@ -306,7 +306,7 @@ def _classify(
         return RetentionGoneError(message, **context)
     if status == 403 and h.PRODUCER_EPOCH in headers and h.PRODUCER_ID in request.headers:
         context["code"] = StaleEpochError.default_code
-        return StaleEpochError(message, current_epoch=_integer(headers.get(h.PRODUCER_EPOCH)), **context)
+        return StaleEpochError(_integer(headers.get(h.PRODUCER_EPOCH)), message=message, **context)
     if status == 409:
         return _conflict(response, request, message, context, server_code)
     if server_code is not None and (status in {400, 405, 415} or server_code == OUTCOME_UNKNOWN):
@@ -325,7 +325,7 @@ def _conflict(
         return StreamClosedError(message, final_offset=headers.get(h.STREAM_NEXT_OFFSET), **context)
     if h.PRODUCER_EXPECTED_SEQ in headers:
         return SequenceGapError(
-            message,
+            message=message,
             expected_seq=_integer(headers.get(h.PRODUCER_EXPECTED_SEQ)),
             received_seq=_integer(headers.get(h.PRODUCER_RECEIVED_SEQ)),
             **context,
