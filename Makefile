@@ -22,6 +22,7 @@ BIN := $(VENV)/bin
 PYTHONS ?= 3.10 3.13
 # Most tests wait for servers, so that more of them run at a time than there are cores.
 WORKERS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN) + 1)))
+DOCS := *.md docs/*.md benchmarks/README.md deploy/README.md xdk/README.md
 # What needs no server, or one that starts in the process of the test.
 FAST := tests/unit tests/property
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
@@ -40,7 +41,7 @@ help:
 	@echo "make conformance  the protocol's public conformance suite (Node >= 18)"
 	@echo "make interop      other clients, and Chromium, against our server (Node >= 20.11); ARGS=\"browser\" chooses"
 	@echo "make bench        the benchmarks of server, client, firehose and cluster; ARGS=\"client --quick\" chooses"
-	@echo "make format       let ruff rewrite what it can"
+	@echo "make format       let ruff rewrite what it can, wrap the documentation"
 	@echo "make clean        remove .venv, node_modules and caches"
 
 demo: $(VENV)/runtime.stamp
@@ -72,6 +73,7 @@ words: $(VENV)/dev.stamp
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+	$(BIN)/python tools/wrap.py $(DOCS)
 
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
