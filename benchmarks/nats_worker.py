@@ -24,7 +24,7 @@ from nats.js.errors import APIError
 
 from durable_streams.server.run import new_event_loop
 from durable_streams.stores.jetstream.layout import EXPECT, RECORD, Layout
-from durable_streams.stores.jetstream.records import Record, decode_meta, decode_record, encode_record
+from durable_streams.stores.jetstream.records import LogRecord, decode_meta, decode_record, encode_record
 
 BARE = "bare"
 SUBJECT = f"{BARE}.log"
@@ -168,13 +168,15 @@ async def write_log(url: str, path: str, records: int, size: int) -> dict[str, A
         begin = now()
         while n < records:
             count = min(AT_ONCE, records - n)
-            batch = [Record("bench", n + k + 1, position + k * size) for k in range(count)]
+            batch = [LogRecord("bench", n + k + 1, position + k * size) for k in range(count)]
             seq = await publish_batch(client, subject, batch, seq, b"x" * size)
             n, position = n + count, position + count * size
         return {"seconds": now() - begin, "records": n}
 
 
-async def publish_batch(client: Client, subject: str, batch: list[Record], seq: int, payload: bytes) -> int:
+async def publish_batch(
+    client: Client, subject: str, batch: list[LogRecord], seq: int, payload: bytes
+) -> int:
     """Store records, all or none, if the last one of the subject is ``seq``; return the sequence of the last."""
     name = f"{time.time_ns():x}"
     for number, record in enumerate(batch, 1):

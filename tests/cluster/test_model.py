@@ -75,7 +75,7 @@ class TwoGatewaysMachine(JetStreamMachine):
                 self.run(self.renew(store))
 
     async def renew(self, store: JetStreamStore) -> None:
-        store._feed.renew()
+        store._live_records.renew()
         await store._committer.drain()
 
 

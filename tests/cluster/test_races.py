@@ -272,7 +272,7 @@ def test_a_subscription_that_failed_is_made_again(config: JetStreamConfig) -> No
         async with two(config) as (here, there):
             await here.create(Create("s", TEXT))
             watch = await here.watch("s")
-            await until(lambda: not here._feed.streams)  # whoever asked takes his time to begin
+            await until(lambda: not here._live_records.streams)  # whoever asked takes his time to begin
             subscribe = here.bus.subscribe
 
             async def fail(*_: Any) -> Any:

@@ -20,7 +20,7 @@ from durable_streams.stores.jetstream.config import JetStreamConfig
 from durable_streams.stores.jetstream.layout import EXPECT, RECORD, new_id
 from durable_streams.stores.jetstream.nats.bus import Bus, ConflictError, Message, Stored
 from durable_streams.stores.jetstream.reader import LogReader
-from durable_streams.stores.jetstream.records import Record, encode_record
+from durable_streams.stores.jetstream.records import LogRecord, encode_record
 from durable_streams.testing import NatsCluster
 
 T = TypeVar("T", bound=Bus)
@@ -58,18 +58,18 @@ class Log:
     def record(self, *appends: bytes) -> None:
         """Write appends as one record; without any, an empty one."""
         lengths = [len(append) for append in appends] if len(appends) > 1 else []
-        self._write(b"".join(appends), Record("nonce", self._n + 1, self.tail, lengths))
+        self._write(b"".join(appends), LogRecord("nonce", self._n + 1, self.tail, lengths))
         self.bounds += [self.tail + end for end in accumulate(map(len, appends))]
 
     def pieces(self, *pieces: bytes) -> None:
         """Write one append, piece by piece."""
         start = self.tail
         for number, piece in enumerate(pieces, 1):
-            self._write(piece, Record("nonce", self._n + 1, start, more=number < len(pieces)))
+            self._write(piece, LogRecord("nonce", self._n + 1, start, more=number < len(pieces)))
             start += len(piece)
         self.bounds.append(start)
 
-    def _write(self, data: bytes, record: Record) -> None:
+    def _write(self, data: bytes, record: LogRecord) -> None:
         self._n += 1
         self.content += data
         self.messages.append(Message(self._subject, data, {RECORD: encode_record(record)}))

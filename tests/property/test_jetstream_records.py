@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from durable_streams.protocol.commands import Append, Create, Rejection
 from durable_streams.protocol.state import ProducerStamp, ProducerState, StreamState
-from durable_streams.stores.batch import Batch, LoadedProducer
+from durable_streams.stores.batch import CommitBatch, LoadedProducer
 from durable_streams.stores.jetstream.layout import EXPECT, OPERATION, RECORD, Layout
 from durable_streams.stores.jetstream.nats.messages import Message
 from durable_streams.stores.jetstream.publish import plan
 from durable_streams.stores.jetstream.records import (
     Base,
-    Record,
+    LogRecord,
     cut_snapshot,
     decode_meta,
     decode_record,
@@ -55,7 +55,7 @@ class Nats:
     def last(self, subject: str) -> int:
         return self.subjects[subject][-1][0] if subject in self.subjects else 0
 
-    def log(self, stream_id: int) -> list[tuple[int, Record, bytes]]:
+    def log(self, stream_id: int) -> list[tuple[int, LogRecord, bytes]]:
         return [
             (seq, decode_record((message.headers or {})[RECORD].encode()), message.data)
             for seq, message in self.subjects.get(LAYOUT.log(stream_id), [])
@@ -73,7 +73,7 @@ class Nats:
         return with_tail(meta, record, len(data))
 
 
-def decide(batch: Batch, slot: JetSlot, command: Append) -> None:
+def decide(batch: CommitBatch, slot: JetSlot, command: Append) -> None:
     try:
         batch.append(slot, command, LoadedProducer(None, slot.forgets))
     except Rejection:
@@ -116,7 +116,7 @@ async def follow_and_compare(
 ) -> None:
     nats, writer, content = Nats(), JetSlot("s"), bytearray(first)
 
-    def commit(batch: Batch, number: int) -> None:
+    def commit(batch: CommitBatch, number: int) -> None:
         planned = plan(batch, LAYOUT, f"n{number}", number, room)
         if not planned.messages:
             return
@@ -126,11 +126,11 @@ async def follow_and_compare(
         for change in planned.changes:
             change.apply(last - len(planned.messages) + 1, number, 0.0)
 
-    batch = Batch(NOW, lambda: 77)
+    batch = CommitBatch(NOW, lambda: 77)
     batch.create(writer, None, Create("s", BYTES, first, ttl=ttl))
     commit(batch, 0)
     for number, commands in enumerate(batches, 1):
-        batch = Batch(NOW + number * 10, lambda: 78)
+        batch = CommitBatch(NOW + number * 10, lambda: 78)
         for command in commands:
             decide(batch, writer, command)
         content += b"".join(payload for _, _, payload, _ in batch.records)
@@ -140,7 +140,7 @@ async def follow_and_compare(
     compare_follower(nats, writer)
     assert b"".join(data for _, _, data in nats.log(77)) == bytes(content)
     if delete:
-        batch = Batch(NOW, lambda: 79)
+        batch = CommitBatch(NOW, lambda: 79)
         batch.delete(writer, [])
         commit(batch, 1000)
         assert writer.state is None
@@ -179,7 +179,7 @@ def compare_follower(nats: Nats, writer: JetSlot) -> None:
         assert table == dict(writer.producers), "a producer wrote before the fold of producers begins"
 
 
-def changes_state(before: StreamState | None, record: Record, data: bytes) -> bool:
+def changes_state(before: StreamState | None, record: LogRecord, data: bytes) -> bool:
     assert before is not None
     known = (before.closed, before.closed_by, before.last_seq)
     return (
@@ -192,10 +192,10 @@ def changes_state(before: StreamState | None, record: Record, data: bytes) -> bo
 def test_a_record_that_does_not_follow_is_not_taken() -> None:
     slot = JetSlot("s")
     slot.become(StreamState(id=1, path="s", content_type=BYTES, tail=5), 10, 2, 1, None)
-    assert not slot.follow(12, Record("n", 4, 5), b"a"), "one record is missing"
-    assert not slot.follow(12, Record("n", 3, 6), b"a"), "a byte is missing"
-    assert not slot.follow(12, Record("n", 3, 5, end=True), b""), "the log ends here"
-    assert slot.follow(9, Record("n", 1, 0), b"abcde"), "what is known already is no trouble"
+    assert not slot.follow(12, LogRecord("n", 4, 5), b"a"), "one record is missing"
+    assert not slot.follow(12, LogRecord("n", 3, 6), b"a"), "a byte is missing"
+    assert not slot.follow(12, LogRecord("n", 3, 5, end=True), b""), "the log ends here"
+    assert slot.follow(9, LogRecord("n", 1, 0), b"abcde"), "what is known already is no trouble"
     assert slot.state is not None
     assert (slot.seq, slot.state.tail) == (10, 5)
 

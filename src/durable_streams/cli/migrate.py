@@ -19,12 +19,12 @@ from durable_streams.cli.serve import serve
 from durable_streams.server import ServerConfig, ServerStartError
 from durable_streams.server.run import jetstream_config
 from durable_streams.stores.base import StoreError, StoreFullError, StoreLostError, StoreUnavailableError
-from durable_streams.stores.transfer.copy import Report, Transfer
+from durable_streams.stores.transfer.copy import Transfer, TransferReport
 from durable_streams.stores.transfer.sqlite import SqlitePlace
 
 if TYPE_CHECKING:
     from durable_streams.stores.jetstream import JetStreamConfig
-    from durable_streams.stores.transfer.copy import Source, Target
+    from durable_streams.stores.transfer.copy import TransferSource, TransferTarget
 
 __all__ = ["migrate"]
 
@@ -32,7 +32,7 @@ _PLACE = "DIR|nats://…"
 _TELL_EVERY = 10.0  # seconds, where there is no terminal
 _DRAW_EVERY = 0.2
 
-Show = Callable[[Report], None]
+Show = Callable[[TransferReport], None]
 
 
 def _nats_options(command: click.Command) -> click.Command:
@@ -92,11 +92,11 @@ def _where(place: str, nats: dict[str, Any]) -> Path | JetStreamConfig:
         raise click.ClickException(str(error)) from error
 
 
-def _source(where: Path | JetStreamConfig) -> Source:
+def _source(where: Path | JetStreamConfig) -> TransferSource:
     return _target(where, source=True)
 
 
-def _target(where: Path | JetStreamConfig, *, source: bool = False) -> Target:
+def _target(where: Path | JetStreamConfig, *, source: bool = False) -> TransferTarget:
     if isinstance(where, Path):
         return SqlitePlace(where, source=source)
     from durable_streams.stores.transfer.jetstream import JetStreamPlace  # noqa: PLC0415 - an extra
@@ -104,7 +104,9 @@ def _target(where: Path | JetStreamConfig, *, source: bool = False) -> Target:
     return JetStreamPlace(where, source=source)
 
 
-async def _transfer(source: Source, target: Target, verify: bool, show: Show, every: float) -> Report:
+async def _transfer(
+    source: TransferSource, target: TransferTarget, verify: bool, show: Show, every: float
+) -> TransferReport:
     async with _opened(source), _opened(target):
         transfer = Transfer(source, target, verify=verify)
         telling = asyncio.create_task(_tell(transfer.report, show, every))
@@ -115,7 +117,7 @@ async def _transfer(source: Source, target: Target, verify: bool, show: Show, ev
 
 
 @contextlib.asynccontextmanager
-async def _opened(place: Source) -> AsyncIterator[None]:
+async def _opened(place: TransferSource) -> AsyncIterator[None]:
     try:
         await place.open()
         yield
@@ -123,7 +125,7 @@ async def _opened(place: Source) -> AsyncIterator[None]:
         await place.close()
 
 
-async def _tell(report: Report, show: Show, every: float) -> None:
+async def _tell(report: TransferReport, show: Show, every: float) -> None:
     while True:
         await asyncio.sleep(every)
         show(report)
@@ -143,19 +145,19 @@ def _progress(*, verify: bool) -> Iterator[tuple[Show, float]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("looking at the streams", total=None)
 
-        def show(report: Report) -> None:
+        def show(report: TransferReport) -> None:
             whole = report.bytes * (2 if verify else 1)
             bar.update(task, total=whole, completed=report.done + report.verified, description=_line(report))
 
         yield show, _DRAW_EVERY
 
 
-def _line(report: Report) -> str:
+def _line(report: TransferReport) -> str:
     streams = f"{report.copied + report.known:,} of {report.streams:,} streams"
     return f"{streams}, {report.done / 1e6:,.1f} of {report.bytes / 1e6:,.1f} MB copied"
 
 
-def _summary(report: Report, seconds: float, no_verify: bool) -> str:
+def _summary(report: TransferReport, seconds: float, no_verify: bool) -> str:
     known = f", {report.known:,} were there already" if report.known else ""
     verified = "not compared" if no_verify else "all of it compared by SHA-256"
     rate = report.bytes / 1e6 / seconds

@@ -16,7 +16,7 @@ from durable_streams.protocol.commands import Append, Appended, Create, Created
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.slots import Slot
 
-__all__ = ["Batch", "LoadedProducer", "NotLoadedError"]
+__all__ = ["CommitBatch", "LoadedProducer", "NotLoadedError"]
 
 
 class NotLoadedError(Exception):
@@ -30,7 +30,7 @@ class LoadedProducer(NamedTuple):
     forgets: int
 
 
-class Batch:
+class CommitBatch:
     """Decides commands; what must be written afterwards is in ``records``, ``states``, ``producers``, ``removed``."""
 
     __slots__ = ("_new_id", "changed", "dirty", "now", "probe", "producers", "records", "removed")

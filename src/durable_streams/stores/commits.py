@@ -20,7 +20,7 @@ from durable_streams.stores.base import (
     StoreUncertainError,
     as_store_error,
 )
-from durable_streams.stores.batch import Batch
+from durable_streams.stores.batch import CommitBatch
 
 __all__ = ["LOST", "Committed", "GroupCommits", "copied"]
 
@@ -38,16 +38,16 @@ _NOTHING = "nothing of this request was stored"
 _log = logging.getLogger("durable_streams.stores")
 
 
-class _Command(NamedTuple):
+class _QueuedCommand(NamedTuple):
     """Something to decide, and who waits for it; ``repeatable``: its sender may repeat it though it was stored."""
 
-    decide: Callable[[Batch], Any]
+    decide: Callable[[CommitBatch], Any]
     future: asyncio.Future[Any]
     size: int
     repeatable: bool
 
 
-_Outcome = tuple[_Command, Any, "BaseException | None"]
+_Outcome = tuple[_QueuedCommand, Any, "BaseException | None"]
 
 
 class GroupCommits:
@@ -60,9 +60,9 @@ class GroupCommits:
 
     def __init__(
         self,
-        new_batch: Callable[[], Batch],
-        commit: Callable[[Batch, Committed], None],
-        publish: Callable[[Batch], None],
+        new_batch: Callable[[], CommitBatch],
+        commit: Callable[[CommitBatch, Committed], None],
+        publish: Callable[[CommitBatch], None],
         on_lost: Callable[[StoreLostError], None],
         *,
         timeout: float,
@@ -74,7 +74,7 @@ class GroupCommits:
         self._publish = publish
         self._timeout = timeout
         self._backlog = backlog
-        self._queue: deque[_Command] = deque()
+        self._queue: deque[_QueuedCommand] = deque()
         self._outcomes: list[_Outcome] = []  # of the batch that is being committed
         self._committing = False
         self._began = 0.0  # when the present commit began, on the loop's clock
@@ -85,7 +85,7 @@ class GroupCommits:
         self._refusal: StoreError | None = None  # for good or until the disk answers
 
     def submit(
-        self, decide: Callable[[Batch], T], size: int = 0, *, repeatable: bool = False
+        self, decide: Callable[[CommitBatch], T], size: int = 0, *, repeatable: bool = False
     ) -> asyncio.Future[T]:
         """Let a command wait for its decision; raises StoreUnavailableError if it cannot be stored now."""
         if self._refusal is not None:
@@ -93,7 +93,7 @@ class GroupCommits:
         self._backlog.add(size)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.append(_Command(decide, future, size, repeatable))
+        self._queue.append(_QueuedCommand(decide, future, size, repeatable))
         if not self._committing:
             self._committing = True
             self._idle.clear()
@@ -143,7 +143,7 @@ class GroupCommits:
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait need an answer, and the next batch goes on
             self._ended(batch, outcomes, as_store_error(error))
 
-    def _ended(self, batch: Batch, outcomes: list[_Outcome], error: StoreError | None) -> None:
+    def _ended(self, batch: CommitBatch, outcomes: list[_Outcome], error: StoreError | None) -> None:
         self._outcomes = []
         self._backlog.remove(sum([command.size for command, _, _ in outcomes]), len(outcomes))
         if self._refusal is not self._stopped:
@@ -211,14 +211,14 @@ class GroupCommits:
                 command.future.set_exception(copied(reason))
 
 
-def _failure(command: _Command, refusal: BaseException | None, error: StoreError) -> StoreError:
+def _failure(command: _QueuedCommand, refusal: BaseException | None, error: StoreError) -> StoreError:
     """Return what a command gets for the error of its batch."""
     if not isinstance(error, StoreLostError):
         return copied(error)
     return _in_doubt(command, refusal, LOST) if error.written else StoreLostError(f"{LOST}; {_NOTHING}")
 
 
-def _in_doubt(command: _Command, refusal: BaseException | None, reason: str) -> StoreError:
+def _in_doubt(command: _QueuedCommand, refusal: BaseException | None, reason: str) -> StoreError:
     """Return what a command gets when nobody can say what became of its batch."""
     if refusal is not None:  # the command would have changed nothing
         return StoreUnavailableError(f"{reason}; {_NOTHING}")

@@ -26,7 +26,7 @@ _WRITING = (
     250_000_000  # nanoseconds that writing a note may take; if it took longer, the name changes once more
 )
 
-Found = tuple[int, int, int]
+FileStamp = tuple[int, int, int]
 """Of a file: its device, its inode, and when it was changed last (in nanoseconds); zeros for none."""
 
 
@@ -35,9 +35,9 @@ class _Note(msgspec.Struct, frozen=True):
 
     identity: str
     closed: bool
-    lock: Found
-    file: Found
-    log: Found
+    lock: FileStamp
+    file: FileStamp
+    log: FileStamp
 
 
 class FolderIdentity:
@@ -95,7 +95,7 @@ class FolderIdentity:
             os.fsync(self._lock)
 
 
-def _found(file: Path | int) -> Found:
+def _found(file: Path | int) -> FileStamp:
     try:
         status = os.stat(file)  # noqa: PTH116 - of a descriptor, too
     except OSError:

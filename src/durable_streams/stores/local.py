@@ -19,7 +19,7 @@ from durable_streams.protocol.commands import Append, Appended, Create, Created
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.backlog import MAX_BYTES, MAX_COMMANDS, Backlog
 from durable_streams.stores.base import Chunk, StoreError, StoreLostError, StoreUnavailableError
-from durable_streams.stores.batch import Batch, LoadedProducer, NotLoadedError
+from durable_streams.stores.batch import CommitBatch, LoadedProducer, NotLoadedError
 from durable_streams.stores.commits import LOST, Committed, GroupCommits, copied
 from durable_streams.stores.lineage import boundary_in_lineage, read_lineage, read_piece_of_lineage
 from durable_streams.stores.slots import LoadingCache, Recent, Slot, SlotWatch, Timers
@@ -71,7 +71,7 @@ class Backend(Protocol):
     async def load_producer(self, stream_id: int, producer_id: str) -> ProducerState | None:
         """Return what was committed of a producer on a stream."""
 
-    def commit(self, batch: Batch, committed: Committed) -> None:
+    def commit(self, batch: CommitBatch, committed: Committed) -> None:
         """Write a batch, all or nothing, then call ``committed`` on the event loop, now or later."""
 
     async def read(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
@@ -184,7 +184,7 @@ class LocalStore:
         """Create a stream, or find the equal one."""
         source = None if command.fork is None else await self._slots.get(command.fork.path)
 
-        async def ready() -> Callable[[Batch], Created]:
+        async def ready() -> Callable[[CommitBatch], Created]:
             slot = await self._slots.get(command.path)
             if slot.state is not None and slot.expired(slot.state, self._clock()):
                 await self._expire(slot)
@@ -202,7 +202,7 @@ class LocalStore:
         while True:
             try:
                 return await self._commits.submit(
-                    partial(Batch.append, slot=slot, command=command, loaded=loaded),
+                    partial(CommitBatch.append, slot=slot, command=command, loaded=loaded),
                     len(command.payload),
                     repeatable=stamp is not None,
                 )
@@ -214,7 +214,7 @@ class LocalStore:
         """Delete a stream; one with forks becomes soft-deleted."""
         slot = await self._slots.get(path)
 
-        async def ready() -> Callable[[Batch], None]:
+        async def ready() -> Callable[[CommitBatch], None]:
             ancestors = await self._ancestors(slot)
             return lambda batch: batch.delete(slot, ancestors)
 
@@ -280,20 +280,20 @@ class LocalStore:
             if slot.audience is not None:
                 slot.audience.end(self._lost)
 
-    async def _decide(self, ready: Callable[[], Awaitable[Callable[[Batch], T]]], size: int) -> T:
+    async def _decide(self, ready: Callable[[], Awaitable[Callable[[CommitBatch], T]]], size: int) -> T:
         while True:
             try:
                 return await self._commits.submit(await ready(), size)
             except NotLoadedError:
                 continue
 
-    def _commit(self, batch: Batch, committed: Committed) -> None:
+    def _commit(self, batch: CommitBatch, committed: Committed) -> None:
         self._backend.commit(batch, committed)
 
-    def _new_batch(self) -> Batch:
-        return Batch(self._clock(), self._new_id)
+    def _new_batch(self) -> CommitBatch:
+        return CommitBatch(self._clock(), self._new_id)
 
-    def _publish(self, batch: Batch) -> None:
+    def _publish(self, batch: CommitBatch) -> None:
         for slot, state in batch.changed.items():
             slot.publish(state)
         # What went to a stream that was deleted in this very batch is not the present stream's at its path.
@@ -344,7 +344,7 @@ class LocalStore:
     # -- expiry
 
     async def _expire(self, slot: Slot) -> None:
-        async def ready() -> Callable[[Batch], None]:
+        async def ready() -> Callable[[CommitBatch], None]:
             ancestors = await self._ancestors(slot)
             return lambda batch: batch.expire(slot, ancestors)
 
@@ -368,7 +368,7 @@ class LocalStore:
                 continue  # the store cannot write now; whoever asks for an expired stream gets 404 all the same
 
 
-def _mark_probe(batch: Batch) -> None:
+def _mark_probe(batch: CommitBatch) -> None:
     batch.probe = True
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import Chunk
-from durable_streams.stores.batch import Batch
+from durable_streams.stores.batch import CommitBatch
 from durable_streams.stores.commits import Committed
 from durable_streams.stores.local import DEFAULT_LIMITS, LocalStore, StoreLimits
 
@@ -29,7 +29,7 @@ class MemoryStore(LocalStore):
         super().__init__(_MemoryBackend(), max_streams=max_streams, clock=clock, limits=limits)
 
 
-class _Log:
+class _MemoryLog:
     """The records of one stream: their starts, and their payloads beside."""
 
     __slots__ = ("payloads", "starts")
@@ -46,7 +46,7 @@ class _MemoryBackend:
     def __init__(self) -> None:
         self._states: dict[str, StreamState] = {}
         self._mortal: dict[str, float] = {}  # path to deadline
-        self._logs: dict[int, _Log] = {}
+        self._logs: dict[int, _MemoryLog] = {}
         self._producers: dict[int, dict[str, ProducerState]] = {}
 
     async def open(self) -> int:
@@ -66,7 +66,7 @@ class _MemoryBackend:
     async def load_producer(self, stream_id: int, producer_id: str) -> ProducerState | None:
         return self._producers.get(stream_id, {}).get(producer_id)
 
-    def commit(self, batch: Batch, committed: Committed) -> None:
+    def commit(self, batch: CommitBatch, committed: Committed) -> None:
         for slot, state in batch.changed.items():
             if state is None:
                 self._states.pop(slot.path, None)
@@ -79,7 +79,7 @@ class _MemoryBackend:
         for stream_id, start, payload, _ in batch.records:
             log = self._logs.get(stream_id)
             if log is None:
-                log = self._logs[stream_id] = _Log()
+                log = self._logs[stream_id] = _MemoryLog()
             log.starts.append(start)
             log.payloads.append(payload)
         for (stream_id, producer_id), (producer, _) in batch.producers.items():

@@ -35,7 +35,7 @@ from durable_streams.stores.base import (
     StoreLostError,
     StoreUnavailableError,
 )
-from durable_streams.stores.batch import Batch
+from durable_streams.stores.batch import CommitBatch
 from durable_streams.stores.commits import Committed
 from durable_streams.stores.folder import FolderLock
 from durable_streams.stores.lanes import Lane, Lookup
@@ -646,7 +646,7 @@ class _SqliteBackend:
 
     # -- writing
 
-    def commit(self, batch: Batch, committed: Committed) -> None:
+    def commit(self, batch: CommitBatch, committed: Committed) -> None:
         statements = _statements(batch)
         loop = asyncio.get_running_loop()
 
@@ -717,7 +717,7 @@ def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
         future.set_exception(error)
 
 
-def _statements(batch: Batch) -> list[tuple[str, Any]]:
+def _statements(batch: CommitBatch) -> list[tuple[str, Any]]:
     statements: list[tuple[str, Any]] = []
     removed = [(stream_id,) for stream_id in batch.removed]
     if removed:

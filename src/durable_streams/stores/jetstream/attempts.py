@@ -17,15 +17,15 @@ from typing import Any
 
 from durable_streams.protocol.commands import Appended, Created, Rejection
 from durable_streams.stores.base import StoreError, StoreUnavailableError, StoreUncertainError, as_store_error
-from durable_streams.stores.batch import Batch
+from durable_streams.stores.batch import CommitBatch
 from durable_streams.stores.jetstream.catchup import CatchUp
 from durable_streams.stores.jetstream.layout import EXPECT
 from durable_streams.stores.jetstream.nats.bus import Bus, ConflictError
-from durable_streams.stores.jetstream.publish import Plan
+from durable_streams.stores.jetstream.publish import PublishPlan
 from durable_streams.stores.jetstream.records import decode_record
-from durable_streams.stores.jetstream.slots import Command, JetSlot
+from durable_streams.stores.jetstream.slots import JetSlot, WaitingCommand
 
-__all__ = ["Attempt", "Attempts"]
+__all__ = ["Attempts", "CommitAttempt"]
 
 _ALONE_FOR = 1.0  # seconds after a conflict
 _PAUSE = 0.1  # seconds between tries while NATS is away
@@ -33,19 +33,19 @@ _PAUSE = 0.1  # seconds between tries while NATS is away
 _Seen = tuple[tuple[int, int], int]
 
 
-class Attempt:
+class CommitAttempt:
     """Commands decided together, and what is published for them."""
 
     __slots__ = ("commands", "outcomes", "plan", "shared", "slots")
 
     def __init__(self, *, shared: bool) -> None:
         self.shared = shared
-        self.commands: list[Command] = []
+        self.commands: list[WaitingCommand] = []
         self.outcomes: list[tuple[Any, BaseException | None]] = []
         self.slots: dict[JetSlot, _Seen] = {}
-        self.plan: Plan = Plan("", 0, [], [])
+        self.plan: PublishPlan = PublishPlan("", 0, [], [])
 
-    def take(self, command: Command, batch: Batch) -> None:
+    def take(self, command: WaitingCommand, batch: CommitBatch) -> None:
         """Decide a command."""
         outcome: tuple[Any, BaseException | None]
         try:
@@ -58,7 +58,7 @@ class Attempt:
             self.slots.setdefault(slot, (slot.version, slot.checked))
             slot.busy = True
 
-    def unproven(self) -> list[Command]:
+    def unproven(self) -> list[WaitingCommand]:
         """Return the commands whose answer may come from a state that is not the present one."""
         proven = {change.slot for change in self.plan.changes if change.log is not None}
         return [
@@ -94,7 +94,7 @@ class Attempts:
         bus: Bus,
         catchup: CatchUp,
         changed: Callable[[JetSlot], None],
-        back: Callable[[list[Command], Iterable[JetSlot]], None],
+        back: Callable[[list[WaitingCommand], Iterable[JetSlot]], None],
         ask_turn: Callable[[JetSlot], None],
     ) -> None:
         self._bus = bus
@@ -105,7 +105,7 @@ class Attempts:
         self.down_since: float | None = None
         """Since when NATS does not answer, on the loop's clock; None while it does."""
 
-    async def publish(self, attempt: Attempt) -> Exception | None:
+    async def publish(self, attempt: CommitAttempt) -> Exception | None:
         """Publish what was decided; return what went wrong, for `conclude`."""
         try:
             if attempt.plan.messages:
@@ -114,7 +114,7 @@ class Attempts:
             return error
         return None
 
-    async def conclude(self, attempt: Attempt, error: Exception | None) -> None:
+    async def conclude(self, attempt: CommitAttempt, error: Exception | None) -> None:
         """Answer every command of an attempt, or give it back."""
         try:
             if error is None:
@@ -137,7 +137,7 @@ class Attempts:
         if self.down_since is None:
             self.down_since = asyncio.get_running_loop().time()
 
-    def _stored(self, planned: Plan, last: int) -> None:
+    def _stored(self, planned: PublishPlan, last: int) -> None:
         """Make what was stored what is known; ``last`` is the sequence of the last message."""
         self.down_since = None
         first, now = last - len(planned.messages) + 1, asyncio.get_running_loop().time()
@@ -146,7 +146,7 @@ class Attempts:
             change.slot.conflicts = 0
             self._changed(change.slot)
 
-    async def _answer(self, attempt: Attempt) -> None:
+    async def _answer(self, attempt: CommitAttempt) -> None:
         """Answer those whose answer is certain; the others are decided again on a state that is."""
         unproven = attempt.unproven()
         asked = set(map(id, unproven))
@@ -162,7 +162,7 @@ class Attempts:
         if unproven:
             await self._decide_again(unproven, slots)
 
-    async def _decide_again(self, commands: list[Command], slots: Iterable[JetSlot]) -> None:
+    async def _decide_again(self, commands: list[WaitingCommand], slots: Iterable[JetSlot]) -> None:
         try:
             await self._catchup.all_current(slots)
         except StoreError as error:
@@ -174,7 +174,7 @@ class Attempts:
             self.down_since = None
             self._back(commands, slots)
 
-    async def _resolve(self, attempt: Attempt) -> None:
+    async def _resolve(self, attempt: CommitAttempt) -> None:
         """Find out what the others did that was in conflict, then decide again."""
         loop = asyncio.get_running_loop()
         for slot in attempt.slots:
@@ -195,14 +195,14 @@ class Attempts:
         )
         await self._decide_again(_in_time(attempt.commands, late), attempt.slots)
 
-    async def _again(self, attempt: Attempt, error: StoreError) -> None:
+    async def _again(self, attempt: CommitAttempt, error: StoreError) -> None:
         """Nothing was stored: try again while there is time."""
         left = _in_time(attempt.commands, error)
         if left:
             await asyncio.sleep(_PAUSE)
         self._back(left, attempt.slots)
 
-    async def _settle(self, attempt: Attempt) -> None:
+    async def _settle(self, attempt: CommitAttempt) -> None:
         """Find out what became of messages of which nothing was heard."""
         if not attempt.plan.witnesses:
             await self._resolve(attempt)  # nothing but keys: deciding again does no harm
@@ -225,7 +225,7 @@ class Attempts:
                 await self._answer(attempt)
                 return
 
-    async def _publish_again(self, planned: Plan) -> int:
+    async def _publish_again(self, planned: PublishPlan) -> int:
         """Return the last sequence of messages that are stored, by now or from before."""
         last = await self._find(planned)
         if last is None:
@@ -243,7 +243,7 @@ class Attempts:
             raise StoreUncertainError("NATS did not say whether it has stored the request")
         return last
 
-    async def _find(self, planned: Plan) -> int | None:
+    async def _find(self, planned: PublishPlan) -> int | None:
         """Return the last sequence of messages that are stored, None if nothing is in their place.
 
         Raises ConflictError if others are in it, StoreUncertainError if what was there is gone from every log.
@@ -261,7 +261,7 @@ class Attempts:
             "the streams were deleted before it was known whether the request was stored"
         )
 
-    async def _is_overtaken(self, planned: Plan) -> bool:
+    async def _is_overtaken(self, planned: PublishPlan) -> bool:
         """Whether something is stored that keeps these messages from ever being stored, unless it is they."""
         for message in planned.messages:
             expected = (message.headers or {}).get(EXPECT)
@@ -271,14 +271,14 @@ class Attempts:
                     return True
         return False
 
-    def _remain_in_doubt(self, attempt: Attempt) -> None:
+    def _remain_in_doubt(self, attempt: CommitAttempt) -> None:
         for slot in attempt.slots:
             self._catchup.distrust(slot)
         for command in attempt.commands:
             command.fail_in_doubt()
         self._back([], attempt.slots)
 
-    def _give_up(self, attempt: Attempt, failure: Exception) -> None:
+    def _give_up(self, attempt: CommitAttempt, failure: Exception) -> None:
         for slot in attempt.slots:
             self._catchup.distrust(slot)
         for command in attempt.commands:
@@ -286,7 +286,7 @@ class Attempts:
         self._back([], attempt.slots)
 
 
-def _in_time(commands: list[Command], error: StoreError) -> list[Command]:
+def _in_time(commands: list[WaitingCommand], error: StoreError) -> list[WaitingCommand]:
     """Return the commands for which there is time to try again; the others fail."""
     now, left = asyncio.get_running_loop().time(), []
     for command in commands:

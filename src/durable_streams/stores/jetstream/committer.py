@@ -19,13 +19,13 @@ import msgspec
 
 from durable_streams.stores.backlog import Backlog
 from durable_streams.stores.base import StoreError, StoreUnavailableError, as_store_error
-from durable_streams.stores.batch import Batch
-from durable_streams.stores.jetstream.attempts import Attempt, Attempts
+from durable_streams.stores.batch import CommitBatch
+from durable_streams.stores.jetstream.attempts import Attempts, CommitAttempt
 from durable_streams.stores.jetstream.catchup import CatchUp
 from durable_streams.stores.jetstream.layout import new_id
 from durable_streams.stores.jetstream.nats.bus import Bus, ConflictError
 from durable_streams.stores.jetstream.publish import plan
-from durable_streams.stores.jetstream.slots import Command, JetSlot
+from durable_streams.stores.jetstream.slots import JetSlot, WaitingCommand
 
 __all__ = ["PATIENCE", "Committer"]
 
@@ -64,7 +64,7 @@ class Committer:
         self._attempts = Attempts(bus, catchup, changed, self._back, self._ask_turn)
         self._written = 0
         self._ready: dict[JetSlot, None] = {}
-        self._probes: list[Command] = []
+        self._probes: list[WaitingCommand] = []
         self._sharing = False
         self._alone = 0
         self._round_trip = 0.0  # seconds that the last publish took
@@ -93,9 +93,9 @@ class Committer:
         loop.call_later(rest + 0.001, self._wake)
 
     def submit(
-        self, decide: Callable[[Batch], T], slots: tuple[JetSlot, ...], *, size: int = 0, **options: Any
+        self, decide: Callable[[CommitBatch], T], slots: tuple[JetSlot, ...], *, size: int = 0, **options: Any
     ) -> asyncio.Future[T]:
-        """Let a command wait for its decision; ``options`` are those of `Command`.
+        """Let a command wait for its decision; ``options`` are those of `WaitingCommand`.
 
         Raises StoreUnavailableError while too much is waiting.
         """
@@ -106,7 +106,7 @@ class Committer:
         down = self._attempts.down_since
         patience = PATIENCE if down is None else max(0.0, down + PATIENCE - now)
         future: asyncio.Future[T] = loop.create_future()
-        command = Command(
+        command = WaitingCommand(
             decide,
             slots,
             future=future,
@@ -160,7 +160,7 @@ class Committer:
     def _tick(self) -> None:
         self._scheduled = False
         now = asyncio.get_running_loop().time()
-        shared, batch, size = Attempt(shared=True), self._batch(), 0
+        shared, batch, size = CommitAttempt(shared=True), self._batch(), 0
         for slot in list(self._ready):
             if slot.busy or slot.rests_until > now:
                 continue
@@ -180,7 +180,7 @@ class Committer:
             self._sharing = True
             self._begin(shared, batch)
 
-    def _first(self, slot: JetSlot, now: float) -> Command | None:
+    def _first(self, slot: JetSlot, now: float) -> WaitingCommand | None:
         """Return the first command of a slot that somebody still waits for, and not in vain for too long already."""
         waiting = slot.waiting
         while waiting:
@@ -194,7 +194,7 @@ class Committer:
         slot.waiting = None
         return None
 
-    def _prepare(self, slot: JetSlot, command: Command) -> bool:
+    def _prepare(self, slot: JetSlot, command: WaitingCommand) -> bool:
         """Have what a command needs loaded; False if all of it is there."""
         if not all(one.checked for one in command.slots):
             if not any(one.busy for one in command.slots):
@@ -205,10 +205,10 @@ class Committer:
             return True
         return False
 
-    def _batch(self) -> Batch:
-        return Batch(self._clock(), partial(new_id, self._clock))
+    def _batch(self) -> CommitBatch:
+        return CommitBatch(self._clock(), partial(new_id, self._clock))
 
-    def _take(self, slot: JetSlot, attempt: Attempt, batch: Batch) -> int:
+    def _take(self, slot: JetSlot, attempt: CommitAttempt, batch: CommitBatch) -> int:
         """Decide what waits for a slot, as much as one record may carry; return its bytes."""
         waiting, size, header, count = slot.waiting, 0, 0, 0
         del self._ready[slot]
@@ -231,20 +231,20 @@ class Committer:
 
     def _try_alone(self, slot: JetSlot) -> None:
         if self._alone < _ALONE_AT_ONCE:
-            attempt, batch = Attempt(shared=False), self._batch()
+            attempt, batch = CommitAttempt(shared=False), self._batch()
             self._take(slot, attempt, batch)
             if attempt.commands:
                 self._alone += 1
                 self._begin(attempt, batch)
 
-    def _begin(self, attempt: Attempt, batch: Batch) -> None:
+    def _begin(self, attempt: CommitAttempt, batch: CommitBatch) -> None:
         """Publish what was decided. The messages are made now: the next await may move the slots they stand on."""
         self._written += 1
         nonce = f"{self._gateway}{self._written:x}"
         attempt.plan = plan(batch, self._bus.layout, nonce, self._catchup.tick(), self._bus.max_message)
         self._spawn(self._try(attempt))
 
-    async def _try(self, attempt: Attempt) -> None:
+    async def _try(self, attempt: CommitAttempt) -> None:
         clock = asyncio.get_running_loop().time
         began = clock()
         error = await self._attempts.publish(attempt)
@@ -277,7 +277,7 @@ class Committer:
 
     # -- slots
 
-    def _back(self, commands: list[Command], slots: Iterable[JetSlot]) -> None:
+    def _back(self, commands: list[WaitingCommand], slots: Iterable[JetSlot]) -> None:
         """Let slots go on; ``commands`` wait again, before those that came later."""
         for command in reversed(commands):
             if not command.slots:

@@ -20,7 +20,7 @@ from durable_streams.stores.jetstream.nats.messages import Stored, Subscription
 from durable_streams.stores.jetstream.records import decode_record
 from durable_streams.stores.jetstream.slots import JetSlot
 
-__all__ = ["Feed"]
+__all__ = ["LiveRecords"]
 
 _LINGER = 2.0  # seconds that an unwatched stream stays subscribed: a long-poll comes back at once
 _AGAIN = 1.0  # seconds until a subscription that failed is tried again
@@ -31,7 +31,7 @@ _CHECKS_AT_ONCE = 32
 _CHECKS_A_SECOND = 400  # of all watched streams: with more than 4,000 of them each waits for its turn
 
 
-class _Entry:
+class _WatchedStream:
     """A watched stream."""
 
     __slots__ = ("check_at", "checks", "slot", "stream_id", "subscribing")
@@ -50,7 +50,7 @@ class _Entry:
         return state is not None and state.ttl is not None and self.slot.audience is not None
 
 
-class Feed:
+class LiveRecords:
     """Keeps watched slots up to date. ``is_own`` tells records that were written here, ``touch`` renews a stream."""
 
     def __init__(
@@ -60,10 +60,10 @@ class Feed:
         self._catchup = catchup
         self._is_own = is_own
         self._touch = touch
-        self._entries: dict[int, _Entry] = {}
-        self._renewed: dict[int, _Entry] = {}  # those that a time to live ends
+        self._entries: dict[int, _WatchedStream] = {}
+        self._renewed: dict[int, _WatchedStream] = {}  # those that a time to live ends
         self._count = itertools.count()  # entries themselves do not compare
-        self._due: list[tuple[float, int, _Entry]] = []  # a heap: when to look, and at what
+        self._due: list[tuple[float, int, _WatchedStream]] = []  # a heap: when to look, and at what
         self._looks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(_CHECKS_AT_ONCE)
         self._looking: asyncio.Task[None] | None = None
@@ -115,18 +115,18 @@ class Feed:
         if entry is not None:
             asyncio.get_running_loop().call_later(_LINGER, self._drop_if_unwatched, entry)
 
-    def _subscribe(self, slot: JetSlot, stream_id: int) -> _Entry:
+    def _subscribe(self, slot: JetSlot, stream_id: int) -> _WatchedStream:
         def deliver(stored: Stored) -> None:
             self._deliver(entry, stored)
 
         subscribing = asyncio.create_task(self._bus.subscribe(self._bus.layout.live(stream_id), deliver))
-        entry = self._entries[stream_id] = _Entry(slot, stream_id, subscribing)
+        entry = self._entries[stream_id] = _WatchedStream(slot, stream_id, subscribing)
         if slot.state is not None and slot.state.ttl is not None:
             self._renewed[stream_id] = entry
         subscribing.add_done_callback(lambda task: self._subscribed(entry, task))
         return entry
 
-    def _subscribed(self, entry: _Entry, task: asyncio.Task[Subscription]) -> None:
+    def _subscribed(self, entry: _WatchedStream, task: asyncio.Task[Subscription]) -> None:
         loop = asyncio.get_running_loop()
         if task.cancelled() or task.exception() is not None:
             self._forget(entry)
@@ -141,22 +141,22 @@ class Feed:
         if slot.audience is not None and self._looking is not None:
             self.enter(slot)
 
-    def _drop_if_unwatched(self, entry: _Entry) -> None:
+    def _drop_if_unwatched(self, entry: _WatchedStream) -> None:
         if self._entries.get(entry.stream_id) is entry and entry.slot.audience is None:
             self._drop(entry)
 
-    def _forget(self, entry: _Entry) -> None:
+    def _forget(self, entry: _WatchedStream) -> None:
         if self._entries.get(entry.stream_id) is entry:
             del self._entries[entry.stream_id]
             self._renewed.pop(entry.stream_id, None)
 
-    def _drop(self, entry: _Entry) -> None:
+    def _drop(self, entry: _WatchedStream) -> None:
         self._forget(entry)
         task = entry.subscribing
         if task.done() and not task.cancelled() and task.exception() is None:
             task.result().cancel()
 
-    def _deliver(self, entry: _Entry, stored: Stored) -> None:
+    def _deliver(self, entry: _WatchedStream, stored: Stored) -> None:
         slot, record = entry.slot, decode_record(stored.record)
         if slot.state is None or slot.state.id != entry.stream_id or self._is_own(record.nonce):
             return  # what is written here is known by its acknowledgement
@@ -165,12 +165,12 @@ class Feed:
         elif not slot.follow(stored.seq, record, stored.data):
             self._look(entry)
 
-    def _look(self, entry: _Entry) -> None:
+    def _look(self, entry: _WatchedStream) -> None:
         task = asyncio.create_task(self._check(entry))
         self._looks.add(task)
         task.add_done_callback(self._looks.discard)
 
-    async def _check(self, entry: _Entry) -> None:
+    async def _check(self, entry: _WatchedStream) -> None:
         async with self._room:
             try:
                 await self._catchup.current(entry.slot)
@@ -181,7 +181,7 @@ class Feed:
         if state is None or state.id != entry.stream_id:
             self._drop(entry)
 
-    def _look_at(self, entry: _Entry, when: float) -> None:
+    def _look_at(self, entry: _WatchedStream, when: float) -> None:
         entry.check_at = when
         heapq.heappush(self._due, (when, next(self._count), entry))
 

@@ -13,13 +13,13 @@ import msgspec
 from msgspec.structs import replace
 
 from durable_streams.protocol.state import ProducerState, StreamState
-from durable_streams.stores.batch import Batch
+from durable_streams.stores.batch import CommitBatch
 from durable_streams.stores.jetstream.layout import EXPECT, OPERATION, RECORD, ROLLUP, TTL, Layout
 from durable_streams.stores.jetstream.nats.messages import Message
-from durable_streams.stores.jetstream.records import Base, Record, encode_meta, encode_record, same_meta
+from durable_streams.stores.jetstream.records import Base, LogRecord, encode_meta, encode_record, same_meta
 from durable_streams.stores.jetstream.slots import JetSlot
 
-__all__ = ["MARKER_SECONDS", "Change", "Plan", "Witness", "plan"]
+__all__ = ["MARKER_SECONDS", "Change", "PublishPlan", "Witness", "plan"]
 
 MARKER_SECONDS = 3600
 """How long a deletion can be seen in the log; whoever was not looking for longer reads everything anew."""
@@ -109,7 +109,7 @@ class Witness(NamedTuple):
     at: int
 
 
-class Plan(msgspec.Struct, gc=False):
+class PublishPlan(msgspec.Struct, gc=False):
     """Messages to publish, all or none, and what they change. ``moment``: see `CatchUp.tick`."""
 
     nonce: str
@@ -119,7 +119,7 @@ class Plan(msgspec.Struct, gc=False):
     witnesses: list[Witness] = []
 
 
-def plan(batch: Batch, layout: Layout, nonce: str, moment: int, room: int) -> Plan:
+def plan(batch: CommitBatch, layout: Layout, nonce: str, moment: int, room: int) -> PublishPlan:
     """Return the messages for a batch; ``room`` is how many bytes of payload one of them may carry.
 
     ``nonce`` tells them from all others, ``moment`` is when they were decided.
@@ -130,7 +130,7 @@ def plan(batch: Batch, layout: Layout, nonce: str, moment: int, room: int) -> Pl
     producers: dict[int, Producers] = {}
     for (stream_id, name), (producer, _) in batch.producers.items():
         producers.setdefault(stream_id, []).append((name, producer.epoch, producer.seq))
-    planned = Plan(nonce, moment, [], [])
+    planned = PublishPlan(nonce, moment, [], [])
     for slot, state in batch.changed.items():
         if not isinstance(slot, JetSlot):
             raise TypeError(f"{type(slot)} is no slot of this store")
@@ -151,7 +151,7 @@ def plan(batch: Batch, layout: Layout, nonce: str, moment: int, room: int) -> Pl
     return planned
 
 
-def _plan_change(planned: Plan, change: Change, layout: Layout, room: int, now: float) -> None:
+def _plan_change(planned: PublishPlan, change: Change, layout: Layout, room: int, now: float) -> None:
     slot, state, before = change.slot, change.state, change.slot.state
     if state is None:
         if before is not None:
@@ -174,16 +174,20 @@ def _plan_change(planned: Plan, change: Change, layout: Layout, room: int, now: 
             planned.messages.append(Message(due, slot.path.encode(), {ROLLUP: "sub"}))
 
 
-def _plan_meta(planned: Plan, change: Change, layout: Layout, value: bytes, headers: dict[str, str]) -> None:
+def _plan_meta(
+    planned: PublishPlan, change: Change, layout: Layout, value: bytes, headers: dict[str, str]
+) -> None:
     change.meta = len(planned.messages)
     headers = {EXPECT: str(change.slot.revision), **headers}
     planned.messages.append(Message(layout.meta(change.slot.path), value, headers))
 
 
-def _plan_end(planned: Plan, change: Change, before: StreamState, layout: Layout, *, goes: bool) -> None:
+def _plan_end(
+    planned: PublishPlan, change: Change, before: StreamState, layout: Layout, *, goes: bool
+) -> None:
     """End the log. That of a stream whose data go ends once more, so that whoever missed its first end sees one."""
     change.n += 1
-    record = Record(
+    record = LogRecord(
         planned.nonce,
         change.n,
         before.tail,
@@ -200,7 +204,9 @@ def _plan_end(planned: Plan, change: Change, before: StreamState, layout: Layout
         headers[TTL] = f"{MARKER_SECONDS}s"
 
 
-def _plan_records(planned: Plan, change: Change, state: StreamState, layout: Layout, room: int) -> None:
+def _plan_records(
+    planned: PublishPlan, change: Change, state: StreamState, layout: Layout, room: int
+) -> None:
     before = change.slot.state
     if change.base is None and change.producers and before is not None:
         change.base = Base(change.seq, change.n, before.tail)
@@ -209,7 +215,7 @@ def _plan_records(planned: Plan, change: Change, state: StreamState, layout: Lay
     for index, (start, payloads, more) in enumerate(pieces):
         last = index == len(pieces) - 1
         change.n += 1
-        record = Record(
+        record = LogRecord(
             planned.nonce,
             change.n,
             start,
@@ -225,7 +231,7 @@ def _plan_records(planned: Plan, change: Change, state: StreamState, layout: Lay
 
 
 def _add_record(
-    planned: Plan, change: Change, subject: str, record: Record, data: bytes, *, first: bool
+    planned: PublishPlan, change: Change, subject: str, record: LogRecord, data: bytes, *, first: bool
 ) -> None:
     headers = {RECORD: encode_record(record)}
     if first:

@@ -17,7 +17,7 @@ from durable_streams.protocol.state import ProducerStamp, ProducerState, StreamS
 
 __all__ = [
     "Base",
-    "Record",
+    "LogRecord",
     "Snapshot",
     "after",
     "cut_snapshot",
@@ -45,7 +45,7 @@ class Base(msgspec.Struct, array_like=True, frozen=True, gc=False):
     position: int
 
 
-class Record(msgspec.Struct, array_like=True, gc=False):
+class LogRecord(msgspec.Struct, array_like=True, gc=False):
     """The header of a log message; the message's data are stored bytes from position ``start``.
 
     ``nonce``: who wrote it, and which of his writes it is. ``lengths``: of the appends inside, if several. ``more``:
@@ -76,12 +76,12 @@ class Snapshot(msgspec.Struct, array_like=True, gc=False):
 
 
 _encode = msgspec.json.Encoder().encode
-decode_record = msgspec.json.Decoder(Record).decode
+decode_record = msgspec.json.Decoder(LogRecord).decode
 decode_meta = msgspec.json.Decoder(StreamState).decode
 decode_snapshot = msgspec.json.Decoder(Snapshot).decode
 
 
-def encode_record(record: Record) -> str:
+def encode_record(record: LogRecord) -> str:
     """Return the value of a log message's header."""
     return _encode(record).decode()
 
@@ -96,7 +96,7 @@ def same_meta(one: StreamState, other: StreamState) -> bool:
     return one.deadline == other.deadline and one.forks == other.forks and one.deleted is other.deleted
 
 
-def with_tail(meta: StreamState, record: Record, size: int) -> StreamState:
+def with_tail(meta: StreamState, record: LogRecord, size: int) -> StreamState:
     """Return the state of a stream whose last record carries ``size`` bytes."""
     return replace(
         meta,
@@ -107,7 +107,7 @@ def with_tail(meta: StreamState, record: Record, size: int) -> StreamState:
     )
 
 
-def after(state: StreamState, n: int, record: Record, size: int) -> StreamState | None:
+def after(state: StreamState, n: int, record: LogRecord, size: int) -> StreamState | None:
     """Return the state after one more record, None if that does not follow on a log of ``n`` records."""
     if record.end or record.n != n + 1 or record.start != state.tail:
         return None

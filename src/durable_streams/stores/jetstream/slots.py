@@ -17,14 +17,14 @@ from msgspec.structs import replace
 from durable_streams.protocol import rules
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import StoreError, StoreUnavailableError, StoreUncertainError
-from durable_streams.stores.batch import Batch
-from durable_streams.stores.jetstream.records import Base, Record, with_tail
+from durable_streams.stores.batch import CommitBatch
+from durable_streams.stores.jetstream.records import Base, LogRecord, with_tail
 from durable_streams.stores.slots import Slot
 
-__all__ = ["Command", "JetSlot"]
+__all__ = ["JetSlot", "WaitingCommand"]
 
 
-class Command:
+class WaitingCommand:
     """Something to decide, and who waits for it.
 
     ``slots``: the one that it is about, then those that it also needs. ``since``: what has been asked of the leader
@@ -49,7 +49,7 @@ class Command:
 
     def __init__(
         self,
-        decide: Callable[[Batch], Any],
+        decide: Callable[[CommitBatch], Any],
         slots: tuple[JetSlot, ...],
         *,
         future: asyncio.Future[Any],
@@ -129,7 +129,7 @@ class JetSlot(Slot):
         self.verified = float("-inf")  # when all of it was read, on the loop's clock
         self.busy = False
         self.behind = False  # something was committed elsewhere while it was busy
-        self.waiting: deque[Command] | None = None
+        self.waiting: deque[WaitingCommand] | None = None
         self.conflict_at = -1  # the last record that was known when it met its last conflict
         self.conflicts = 0  # since something was stored
         self.rests_until = 0.0  # so long it lets another gateway go first
@@ -176,7 +176,7 @@ class JetSlot(Slot):
         if self.audience is not None and before != self.state:
             self.audience.notify()
 
-    def follow(self, seq: int, record: Record, payload: bytes) -> bool:
+    def follow(self, seq: int, record: LogRecord, payload: bytes) -> bool:
         """Take over the next record of the log; False if it is not the next, or the last that there will be."""
         if seq <= self.seq:
             return True

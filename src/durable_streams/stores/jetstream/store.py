@@ -19,12 +19,12 @@ from durable_streams.protocol.commands import Append, Appended, Create, Created
 from durable_streams.protocol.state import StreamState
 from durable_streams.stores.backlog import MAX_BYTES, MAX_COMMANDS, Backlog
 from durable_streams.stores.base import Chunk, StoreError, StoreLostError, StoreUnavailableError
-from durable_streams.stores.batch import Batch, LoadedProducer, NotLoadedError
+from durable_streams.stores.batch import CommitBatch, LoadedProducer, NotLoadedError
 from durable_streams.stores.commits import copied
 from durable_streams.stores.jetstream.catchup import CatchUp
 from durable_streams.stores.jetstream.committer import PATIENCE, Committer
 from durable_streams.stores.jetstream.config import JetStreamConfig
-from durable_streams.stores.jetstream.live import Feed
+from durable_streams.stores.jetstream.live import LiveRecords
 from durable_streams.stores.jetstream.nats.bus import Bus
 from durable_streams.stores.jetstream.reader import LogReader
 from durable_streams.stores.jetstream.slots import JetSlot
@@ -74,7 +74,7 @@ class JetStreamStore:
         self._committer = Committer(
             self.bus, self._catchup, self._clock, self._changed, Backlog(*self._queued)
         )
-        self._feed = Feed(self.bus, self._catchup, self._committer.is_own, self._touch)
+        self._live_records = LiveRecords(self.bus, self._catchup, self._committer.is_own, self._touch)
         self._sweeper = Sweeper(self.bus, self._clock, self._expire_at)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -90,7 +90,7 @@ class JetStreamStore:
         except BaseException:
             await self.bus.close()
             raise
-        self._feed.start()
+        self._live_records.start()
         self.bus.on_turn = self._turn
         self.bus.guard.on_lost = self._lose
         self._closed = False
@@ -100,7 +100,7 @@ class JetStreamStore:
         self._closed = True
         await self._sweeper.stop()
         await self._committer.drain()
-        await self._feed.stop()
+        await self._live_records.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.bus.close()
         if self.bus.guard.lost is not None:
@@ -135,7 +135,7 @@ class JetStreamStore:
         slot = self._slot(command.path)
         slots = (slot,) if source is None or source is slot else (slot, source)
 
-        async def ready() -> Callable[[Batch], Created]:
+        async def ready() -> Callable[[CommitBatch], Created]:
             if slot.state is not None and slot.expired(slot.state, self._clock()):
                 await self._expire(slot)
             return lambda batch: batch.create(slot, source, command)
@@ -160,7 +160,7 @@ class JetStreamStore:
         slot = self._slot(path)
         chain = [slot]
 
-        async def ready() -> Callable[[Batch], None]:
+        async def ready() -> Callable[[CommitBatch], None]:
             chain[1:] = ancestors = await self._ancestors(slot)
             return lambda batch: batch.delete(slot, list[Slot](ancestors))
 
@@ -187,13 +187,13 @@ class JetStreamStore:
     async def watch(self, path: str) -> JetWatch:
         """Return a live view of the stream at a path."""
         slot = self._slot(path)
-        await self._feed.join(slot)
-        return JetWatch(slot, self._touch, self._timers, self._recent, self._feed)
+        await self._live_records.join(slot)
+        return JetWatch(slot, self._touch, self._timers, self._recent, self._live_records)
 
     async def check(self) -> None:
         """Store an empty probe."""
 
-        def probe(batch: Batch) -> None:
+        def probe(batch: CommitBatch) -> None:
             batch.probe = True
 
         await self._submit(probe, (), repeatable=True)
@@ -201,7 +201,7 @@ class JetStreamStore:
     # -- commands
 
     def _submit(
-        self, decide: Callable[[Batch], T], slots: tuple[JetSlot, ...], **options: Any
+        self, decide: Callable[[CommitBatch], T], slots: tuple[JetSlot, ...], **options: Any
     ) -> asyncio.Future[T]:
         if self._closed:
             raise StoreUnavailableError("the server is stopping; nothing of this request was stored")
@@ -209,7 +209,7 @@ class JetStreamStore:
 
     async def _decide(
         self,
-        ready: Callable[[], Awaitable[Callable[[Batch], T]]],
+        ready: Callable[[], Awaitable[Callable[[CommitBatch], T]]],
         slots: Callable[[], tuple[JetSlot, ...]],
         size: int = 0,
     ) -> T:
@@ -255,7 +255,7 @@ class JetStreamStore:
     async def _expire(self, slot: JetSlot) -> None:
         chain = [slot]
 
-        async def ready() -> Callable[[Batch], None]:
+        async def ready() -> Callable[[CommitBatch], None]:
             await self._catchup.current(slot)  # others may have touched it
             chain[1:] = ancestors = await self._ancestors(slot)
             return lambda batch: batch.expire(slot, list[Slot](ancestors))
@@ -299,18 +299,18 @@ class JetStreamStore:
 class JetWatch(SlotWatch):
     """A live reader of a stream that others write elsewhere, too."""
 
-    __slots__ = ("_feed", "_jet_slot")
+    __slots__ = ("_jet_slot", "_live")
 
     def __init__(
-        self, slot: JetSlot, touch: Callable[[Slot], None], timers: Timers, recent: Recent, feed: Feed
+        self, slot: JetSlot, touch: Callable[[Slot], None], timers: Timers, recent: Recent, live: LiveRecords
     ) -> None:
         super().__init__(slot, touch, timers, recent)
         self._jet_slot = slot
-        self._feed = feed
+        self._live = live
 
     def __enter__(self) -> JetWatch:
         super().__enter__()
-        self._feed.enter(self._jet_slot)
+        self._live.enter(self._jet_slot)
         return self
 
     def __exit__(
@@ -318,10 +318,10 @@ class JetWatch(SlotWatch):
     ) -> None:
         super().__exit__(kind, error, trace)
         if self._jet_slot.audience is None:
-            self._feed.leave(self._jet_slot)
+            self._live.leave(self._jet_slot)
 
 
-def _append(batch: Batch, slot: JetSlot, command: Append) -> Appended:
+def _append(batch: CommitBatch, slot: JetSlot, command: Append) -> Appended:
     # All producers are in memory, or the command would still wait: who is not among them never wrote.
     loaded = None if command.producer is None else LoadedProducer(None, slot.forgets)
     return batch.append(slot, command, loaded)

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import StoreError
 
-__all__ = ["Held", "Report", "Source", "Target", "Transfer", "begins_at", "damaged"]
+__all__ = ["Held", "Transfer", "TransferReport", "TransferSource", "TransferTarget", "begins_at", "damaged"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -37,7 +37,7 @@ class Held(msgspec.Struct, frozen=True, gc=False):
     tail: int
 
 
-class Source(Protocol):
+class TransferSource(Protocol):
     """Where streams are read. ``open`` and ``close`` frame its use; everything raises StoreError with one sentence."""
 
     async def open(self) -> None:
@@ -62,7 +62,7 @@ class Source(Protocol):
         """Raise StoreError if anybody else wrote here since ``open``."""
 
 
-class Target(Source, Protocol):
+class TransferTarget(TransferSource, Protocol):
     """Where streams are written. What is written may wait for ``flush``, in its order."""
 
     async def adopt(self, identity: str) -> None:
@@ -81,7 +81,7 @@ class Target(Source, Protocol):
         """Return when everything is stored."""
 
 
-class Report(msgspec.Struct, gc=False):
+class TransferReport(msgspec.Struct, gc=False):
     """How far a transfer is. ``streams`` and ``bytes`` are the source's; ``known`` streams were in the target already.
 
     ``done`` counts the bytes that were copied or found, ``verified`` those that were read back.
@@ -109,14 +109,14 @@ def damaged(state: StreamState, position: int) -> StoreError:
 class Transfer:
     """One copy of everything in ``source`` to ``target``; ``report`` may be looked at while it runs."""
 
-    def __init__(self, source: Source, target: Target, *, verify: bool = True) -> None:
-        self.report = Report()
+    def __init__(self, source: TransferSource, target: TransferTarget, *, verify: bool = True) -> None:
+        self.report = TransferReport()
         self._source = source
         self._target = target
         self._verify = verify
         self._turn = asyncio.Lock()  # the target does one thing at a time
 
-    async def run(self) -> Report:
+    async def run(self) -> TransferReport:
         """Copy what is missing and read it back; raises StoreError for the first thing that stands against it."""
         async for page in self._source.streams():
             self.report.streams += len(page)

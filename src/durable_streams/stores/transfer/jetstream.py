@@ -20,7 +20,7 @@ from durable_streams.stores.jetstream.nats.bus import Bus, Message, Stored, pati
 from durable_streams.stores.jetstream.records import Base, decode_meta, decode_record
 from durable_streams.stores.jetstream.slots import JetSlot
 from durable_streams.stores.transfer.copy import Held, begins_at, damaged
-from durable_streams.stores.transfer.jetstream_log import PATIENCE, PAUSE, Log, LogWriter
+from durable_streams.stores.transfer.jetstream_log import PATIENCE, PAUSE, LogWriter, TargetLog
 
 __all__ = ["JetStreamPlace"]
 
@@ -44,7 +44,7 @@ class JetStreamPlace:
         self._writer = LogWriter(self._bus, 0)
         self._was_empty = False
         self._slots: dict[int, JetSlot] = {}  # of the last page
-        self._logs: dict[int, Log] = {}
+        self._logs: dict[int, TargetLog] = {}
         self._owners: dict[int, str] | None = None  # of ids; found when it first matters
         self._finding = asyncio.Lock()
 
@@ -169,7 +169,7 @@ class JetStreamPlace:
     def _take(self, state: StreamState, slot: JetSlot, stored: Base) -> JetSlot:
         self._slots[state.id] = slot
         last_seq = None if slot.state is None else slot.state.last_seq
-        self._logs[state.id] = Log(
+        self._logs[state.id] = TargetLog(
             state, stored, slot.revision, stored.n, stored.position, base=slot.base, last_seq=last_seq
         )
         return slot

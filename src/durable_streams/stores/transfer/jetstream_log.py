@@ -24,13 +24,13 @@ from durable_streams.stores.jetstream.nats.bus import Bus, ConflictError
 from durable_streams.stores.jetstream.nats.messages import Message
 from durable_streams.stores.jetstream.records import (
     Base,
-    Record,
+    LogRecord,
     cut_snapshot,
     encode_meta,
     encode_record,
 )
 
-__all__ = ["PATIENCE", "PAUSE", "Log", "LogWriter"]
+__all__ = ["PATIENCE", "PAUSE", "LogWriter", "TargetLog"]
 
 PATIENCE = 30.0  # seconds for which NATS may be away, an election or two
 PAUSE = 0.25
@@ -41,7 +41,7 @@ _RECORD_BYTES = 256 << 10
 _RECORD_APPENDS = 1000  # their lengths are in the header
 
 
-class Log(msgspec.Struct, gc=False):
+class TargetLog(msgspec.Struct, gc=False):
     """A log that is written: what is ``stored`` of it, what waits behind that, and the record that is not full yet.
 
     ``base`` and ``last_seq``: what its stream says of these, if it is one already; it stays so until it is finished.
@@ -71,11 +71,11 @@ class LogWriter:
         self._run = secrets.token_hex(4)
         self._written = 0
         self._messages: list[Message] = []
-        self._logs: list[Log] = []  # that wait
+        self._logs: list[TargetLog] = []  # that wait
         self._bytes = 0
         self._witness = 0  # the last log record that waits
 
-    async def write(self, log: Log, appends: Sequence[bytes]) -> None:
+    async def write(self, log: TargetLog, appends: Sequence[bytes]) -> None:
         """Put appends behind what is there of a log."""
         room = min(_RECORD_BYTES, self._bus.max_message)
         for append in appends:
@@ -89,7 +89,7 @@ class LogWriter:
                 log.appends.append(append)
                 log.size += size
 
-    async def _write_pieces(self, log: Log, append: bytes) -> None:
+    async def _write_pieces(self, log: TargetLog, append: bytes) -> None:
         room = self._bus.max_message
         cuts = range(0, len(append), room)
         if len(cuts) > _BATCH_MESSAGES:
@@ -102,7 +102,7 @@ class LogWriter:
             log.appends = [append[cut : cut + room]]
             self._add(log, more=cut + room < len(append))
 
-    async def finish(self, log: Log, producers: Mapping[str, ProducerState], now: float) -> None:
+    async def finish(self, log: TargetLog, producers: Mapping[str, ProducerState], now: float) -> None:
         """Write what is left of a log, and what makes a stream of it."""
         state, layout = log.state, self._layout
         # Behind what is stored now no record names a producer: all are in the snapshot.
@@ -120,7 +120,7 @@ class LogWriter:
 
     def _add(
         self,
-        log: Log,
+        log: TargetLog,
         *,
         more: bool = False,
         base: Base | None = None,
@@ -131,7 +131,7 @@ class LogWriter:
         state, appends = log.state, log.appends
         data = appends[0] if len(appends) == 1 else b"".join(appends)
         log.n += 1
-        record = Record(
+        record = LogRecord(
             f"{self._run}{self._written:x}",
             log.n,
             log.position,

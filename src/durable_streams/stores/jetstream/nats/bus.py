@@ -43,7 +43,7 @@ from durable_streams.stores.jetstream.nats.messages import (
 )
 
 if TYPE_CHECKING:  # nats-py is an extra: imported when a bus is opened
-    from durable_streams.stores.jetstream.nats.connection import Answer, Connection
+    from durable_streams.stores.jetstream.nats.connection import NatsAnswer, NatsConnection
 
 __all__ = ["Bus", "ConflictError", "Message", "Stored", "StreamInfo", "Subscription", "patiently"]
 
@@ -85,7 +85,7 @@ class Bus:
         self.on_turn: Callable[[bytes], None] = lambda _: None
         self.guard = Guard(config.name, self._look)
         self.max_message = 0  # bytes of data that one message may carry; known when it is open
-        self._current: Connection | None = None
+        self._current: NatsConnection | None = None
         stream = self.layout.stream
         self._get = f"$JS.API.STREAM.MSG.GET.{stream}"
         self._direct = f"$JS.API.DIRECT.GET.{stream}"
@@ -101,13 +101,13 @@ class Bus:
         With ``make`` False a bucket that is not there is refused.
         """
         try:
-            from durable_streams.stores.jetstream.nats.connection import Connection  # noqa: PLC0415 - an extra
+            from durable_streams.stores.jetstream.nats.connection import NatsConnection  # noqa: PLC0415 - an extra
         except ImportError as error:
             message = 'the NATS store needs nats-py: pip install "durable-streams[nats]"'
             raise StoreError(message) from error
         from durable_streams.stores.jetstream.nats.startup import prepare  # noqa: PLC0415 - behind the extra
 
-        connection = Connection(self.config, self._restored)
+        connection = NatsConnection(self.config, self._restored)
         await connection.open()
         try:
             self.max_message = min(connection.max_payload - _HEADER_ROOM, _LARGEST_MESSAGE)
@@ -146,7 +146,7 @@ class Bus:
             told()
 
     @property
-    def _connection(self) -> Connection:
+    def _connection(self) -> NatsConnection:
         if self.guard.lost is not None:
             raise copied(self.guard.lost)
         if self._current is None:
@@ -234,13 +234,13 @@ class Bus:
         It ends after ``max_messages``, or with the message that reaches ``max_bytes``.
         """
         question = {"seq": seq, "next_by_subj": subject, "batch": max_messages, "max_bytes": max_bytes}
-        parts: list[Answer] = []
+        parts: list[NatsAnswer] = []
         answer = await self._ask(self._direct, encode_json(question), _PEEK_SECONDS, parts)
         if answer.status not in {204, 404}:
             self._check(answer)
         return [decode_direct(*part) for part in parts]
 
-    def _check(self, answer: Answer) -> None:
+    def _check(self, answer: NatsAnswer) -> None:
         if answer.status:
             said = answer.head[12:].partition(b"\r")[0].strip().decode() or "no server has it now"
             raise StoreUnavailableError(f"the bucket {self.config.name} in NATS: {said}")
@@ -264,10 +264,10 @@ class Bus:
         subject: str,
         question: bytes,
         each: float,
-        parts: list[Answer] | None = None,
+        parts: list[NatsAnswer] | None = None,
         *,
         deadline: float | None = None,
-    ) -> Answer:
+    ) -> NatsAnswer:
         """Return the answer of NATS, asked again where that helps, or raise StoreUnavailableError in time."""
         connection = self._connection
         clock = asyncio.get_running_loop().time
@@ -341,7 +341,7 @@ async def patiently(ask: Callable[[], Awaitable[T]], seconds: float, pause: floa
         await asyncio.sleep(pause)
 
 
-async def _send_but_end(connection: Connection, messages: Sequence[Message], reply: bytes) -> bytes:
+async def _send_but_end(connection: NatsConnection, messages: Sequence[Message], reply: bytes) -> bytes:
     """Send an atomic batch but for the message that stores it, which is returned encoded.
 
     Raises StoreUnavailableError if the connection is lost meanwhile: without its end nothing of a batch is stored.
@@ -350,7 +350,11 @@ async def _send_but_end(connection: Connection, messages: Sequence[Message], rep
     wire: list[bytes] = []
     ahead = 0
     for number, message in enumerate(messages, 1):
-        headers = {**(message.headers or {}), "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+        headers = {
+            **(message.headers or {}),
+            "Nats-Batch-Id": batch,
+            "Nats-Batch-Sequence": str(number),
+        }
         if number == last:
             headers["Nats-Batch-Commit"] = "1"
         to = reply if number == last else b""

@@ -9,17 +9,17 @@ from collections.abc import Callable
 import nats.aio.client
 import nats.errors
 
-__all__ = ["Client", "Handler"]
+__all__ = ["MessageHandler", "NatsClient"]
 
 _CLOSE_SECONDS = 1.0
 
 _log = logging.getLogger("durable_streams.stores")
 
-Handler = Callable[[bytes, bytes, bytes], None]
+MessageHandler = Callable[[bytes, bytes, bytes], None]
 """Takes a message: subject, header block as it came (b"" without one), data."""
 
 
-class Client(nats.aio.client.Client):
+class NatsClient(nats.aio.client.Client):
     """nats-py's client, but for some things that it has no options for. The methods are its own, called by itself.
 
     Messages go to their handler at once. Who loses the connection loses what was not written with it, and is told at
@@ -28,11 +28,11 @@ class Client(nats.aio.client.Client):
 
     def __init__(self, lost: Callable[[], None], *, secure: bool) -> None:
         super().__init__()
-        self._handlers: dict[int, Handler] = {}
+        self._handlers: dict[int, MessageHandler] = {}
         self._lost = lost
         self._secure = secure
 
-    async def listen(self, subject: str, handler: Handler) -> int:
+    async def listen(self, subject: str, handler: MessageHandler) -> int:
         """Give what comes on a subject to a handler; return what ``drop`` takes."""
         sid: int = (await self.subscribe(subject))._id  # noqa: SLF001 - the only name by which messages come
         self._handlers[sid] = handler

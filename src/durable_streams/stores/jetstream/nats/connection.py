@@ -21,10 +21,10 @@ import nats.errors
 
 from durable_streams.stores.base import StoreError, StoreUnavailableError
 from durable_streams.stores.jetstream.config import JetStreamConfig, without_secrets
-from durable_streams.stores.jetstream.nats.client import Client, Handler
+from durable_streams.stores.jetstream.nats.client import MessageHandler, NatsClient
 from durable_streams.stores.jetstream.nats.messages import Subscription
 
-__all__ = ["Answer", "Connection"]
+__all__ = ["NatsAnswer", "NatsConnection"]
 
 _CONNECT_SECONDS = 5.0
 _RECONNECT_SECONDS = 1.5  # to another server it takes some milliseconds
@@ -33,7 +33,7 @@ _REFUSALS = ("authorization violation", "credentials", "certificate", "secure co
 _log = logging.getLogger("durable_streams.stores")
 
 
-class Answer(NamedTuple):
+class NatsAnswer(NamedTuple):
     """What came to a request: ``head`` is the header block as it came, b"" without one."""
 
     head: bytes
@@ -45,7 +45,7 @@ class Answer(NamedTuple):
         return int(self.head[9:12]) if self.head[8:9] == b" " else 0
 
 
-class Connection:
+class NatsConnection:
     """A connection to whichever server of the cluster answers. ``restored`` is called after it was lost and is back."""
 
     def __init__(self, config: JetStreamConfig, restored: Callable[[], None]) -> None:
@@ -53,7 +53,7 @@ class Connection:
         self._where = without_secrets(config.servers)
         self._restored = restored
         self._secure = config.servers[0].startswith("tls:") or config.tls_ca is not None
-        self._client = Client(self._lost, secure=self._secure)
+        self._client = NatsClient(self._lost, secure=self._secure)
         self._up = asyncio.Event()
         self._closed = False
         self._trouble: Exception | None = None
@@ -210,8 +210,8 @@ class Connection:
         return b"%b.%x" % (self._inbox, self._asked)
 
     async def answer(
-        self, reply: bytes, wire: bytes, timeout: float, parts: list[Answer] | None = None
-    ) -> Answer:
+        self, reply: bytes, wire: bytes, timeout: float, parts: list[NatsAnswer] | None = None
+    ) -> NatsAnswer:
         """Send, and return what comes to ``reply``.
 
         With ``parts`` messages are collected there until NATS says that these are all. Raises StoreUnavailableError if
@@ -229,17 +229,17 @@ class Connection:
     def _take(self, subject: bytes, head: bytes, data: bytes) -> None:
         waiting = self._waiting.get(subject)
         if waiting is not None:
-            waiting.take(Answer(head, data))
+            waiting.take(NatsAnswer(head, data))
 
     async def request(
         self,
         subject: str,
         data: bytes,
         timeout: float,
-        parts: list[Answer] | None = None,
+        parts: list[NatsAnswer] | None = None,
         *,
         headers: Mapping[str, str] | None = None,
-    ) -> Answer:
+    ) -> NatsAnswer:
         """Ask, and return the answer; raises as ``answer`` does."""
         reply = self.new_reply()
         return await self.answer(reply, self.encode(subject, reply, headers, data), timeout, parts)
@@ -249,7 +249,7 @@ class Connection:
         reply = self.new_reply()
         await self.answer(reply, self.encode(reply.decode(), b"", None, b""), timeout)
 
-    async def subscribe(self, subject: str, handler: Handler, timeout: float) -> Subscription:
+    async def subscribe(self, subject: str, handler: MessageHandler, timeout: float) -> Subscription:
         """Hand over what comes on a subject, from when this returns; raises as ``answer`` does."""
         self._demand()
         subscription = Subscription(partial(self._client.drop, await self._client.listen(subject, handler)))
@@ -266,15 +266,15 @@ class _Waiting:
 
     __slots__ = ("future", "parts", "seen", "timeout", "timer")
 
-    def __init__(self, timeout: float, parts: list[Answer] | None) -> None:
+    def __init__(self, timeout: float, parts: list[NatsAnswer] | None) -> None:
         loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Answer] = loop.create_future()
+        self.future: asyncio.Future[NatsAnswer] = loop.create_future()
         self.parts = parts
         self.seen = 0
         self.timeout = timeout
         self.timer = loop.call_later(timeout, self._give_up)
 
-    def take(self, answer: Answer) -> None:
+    def take(self, answer: NatsAnswer) -> None:
         if self.parts is not None and not answer.status:
             self.parts.append(answer)
         elif not self.future.done():

@@ -106,7 +106,7 @@ class Purged(msgspec.Struct):
     error: ApiError | None = None
 
 
-class _Found(msgspec.Struct):
+class _FoundMessage(msgspec.Struct):
     seq: int
     subject: str
     hdrs: bytes = b""
@@ -116,7 +116,7 @@ class _Found(msgspec.Struct):
 class Got(msgspec.Struct):
     """The answer of a stream's leader to a read."""
 
-    message: _Found | None = None
+    message: _FoundMessage | None = None
     error: ApiError | None = None
 
     @property
@@ -129,7 +129,7 @@ class Got(msgspec.Struct):
 Config = dict[str, object]
 
 
-class _State(msgspec.Struct):
+class _Counts(msgspec.Struct):
     last_seq: int = 0
     messages: int = 0
     bytes: int = 0
@@ -144,7 +144,7 @@ class Info(msgspec.Struct):
 
     config: Config = {}
     created: str = ""
-    state: _State = msgspec.field(default_factory=_State)
+    state: _Counts = msgspec.field(default_factory=_Counts)
     cluster: _Raft = msgspec.field(default_factory=_Raft)
     error: ApiError | None = None
 

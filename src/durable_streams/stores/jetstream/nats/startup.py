@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from durable_streams.stores.base import StoreError
 from durable_streams.stores.jetstream.config import JetStreamConfig, without_secrets
 from durable_streams.stores.jetstream.layout import Layout
-from durable_streams.stores.jetstream.nats.connection import Connection
+from durable_streams.stores.jetstream.nats.connection import NatsConnection
 from durable_streams.stores.jetstream.nats.messages import (
     ELECTING,
     ApiError,
@@ -40,7 +40,7 @@ _NO_ROOM = frozenset({10002, 10023, 10026, 10027, 10028, 10047})
 _NOBODY = Info(error=ApiError(err_code=ELECTING, description="nobody hears what is written"))
 
 
-async def prepare(connection: Connection, config: JetStreamConfig, layout: Layout, *, make: bool) -> None:
+async def prepare(connection: NatsConnection, config: JetStreamConfig, layout: Layout, *, make: bool) -> None:
     """Make sure that the bucket is there, or ``make`` it, and is as it must be; raises StoreError."""
     where = without_secrets(config.servers)
     if connection.version < _OLDEST:
@@ -63,11 +63,11 @@ async def prepare(connection: Connection, config: JetStreamConfig, layout: Layou
         await _be_heard(connection, layout, where)
 
 
-async def _look(connection: Connection, layout: Layout, where: str) -> Info:
+async def _look(connection: NatsConnection, layout: Layout, where: str) -> Info:
     return await _ask(connection, f"$JS.API.STREAM.INFO.{layout.stream}", where)
 
 
-async def _make(connection: Connection, config: JetStreamConfig, layout: Layout, where: str) -> Info:
+async def _make(connection: NatsConnection, config: JetStreamConfig, layout: Layout, where: str) -> Info:
     wanted = {"num_replicas": _REPLICAS, "storage": "file"} | _wanted(config, layout)
     info = await _ask(connection, f"$JS.API.STREAM.CREATE.{layout.stream}", where, encode_json(wanted))
     if info.error is not None and info.error.err_code == _NAME_TAKEN:
@@ -75,7 +75,7 @@ async def _make(connection: Connection, config: JetStreamConfig, layout: Layout,
     return info
 
 
-async def _be_heard(connection: Connection, layout: Layout, where: str) -> None:
+async def _be_heard(connection: NatsConnection, layout: Layout, where: str) -> None:
     """Publish what the bucket's leader refuses: who leads a new one, other servers hear a moment after it was made."""
     subject = layout.log(0)
 
@@ -90,7 +90,7 @@ async def _be_heard(connection: Connection, layout: Layout, where: str) -> None:
         raise StoreError(f"NATS at {where} does not take what is written to {layout.stream}{reason}")
 
 
-async def _ask(connection: Connection, subject: str, where: str, data: bytes = b"") -> Info:
+async def _ask(connection: NatsConnection, subject: str, where: str, data: bytes = b"") -> Info:
     """Return the answer of the JetStream API."""
 
     async def ask() -> Info:
@@ -105,7 +105,7 @@ async def _ask(connection: Connection, subject: str, where: str, data: bytes = b
 
 
 async def _when_ready(
-    connection: Connection, subject: str, where: str, ask: Callable[[], Awaitable[Info]]
+    connection: NatsConnection, subject: str, where: str, ask: Callable[[], Awaitable[Info]]
 ) -> Info:
     """Return what a question on a subject is answered with, waiting for a cluster that is about to be ready."""
     clock = asyncio.get_running_loop().time
