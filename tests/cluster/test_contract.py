@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from gateway_contract import GatewayContract
 
 from durable_streams.stores.base import StoreFullError, StoreUncertainError
 from durable_streams.stores.jetstream import JetStreamConfig, JetStreamStore
@@ -16,9 +17,8 @@ from durable_streams.testing import NatsCluster
 from durable_streams.testing.contract import StoreContract
 
 
-class TestJetStream(StoreContract):
+class TestJetStream(StoreContract, GatewayContract):
     durable = True
-    shares = True
 
     @pytest.fixture(autouse=True)
     def place(self, nats_server: NatsCluster, bucket: str) -> None:

@@ -8,7 +8,6 @@ itself or is killed is reported and started again, so that one can watch what th
 
 from __future__ import annotations
 
-import fcntl
 import re
 import signal
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import click
 
+from durable_streams.file_lock import try_lock
 from durable_streams.testing.nats import NatsCluster, NatsError
 from durable_streams.testing.ports import free_ports
 from durable_streams.testing.processes import ServerProcess, wait_until
@@ -107,10 +107,8 @@ def local_cluster(
 def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ClusterError(f"the folder {folder} belongs to a cluster that is running") from None
+        if not try_lock(lock):
+            raise ClusterError(f"the folder {folder} belongs to a cluster that is running")
         yield
 
 

@@ -17,17 +17,18 @@ HOME = Path(durable_streams.__file__).parent
 # What each layer may import of ours, besides itself.
 ALLOWED = {
     "errors": set(),
+    "file_lock": set(),
     "lazy": set(),
     "types": set(),
     "version": set(),
     "protocol": {"errors", "types"},
-    "stores": {"protocol"},
+    "stores": {"protocol", "file_lock"},
     "server": {"stores", "protocol"},
     "client": {"protocol", "errors", "types"},
     "firehose": {"client", "protocol", "errors", "types", "lazy"},
-    "relay": {"firehose", "client", "protocol", "errors", "types"},
+    "relay": {"file_lock", "firehose", "client", "protocol", "errors", "types"},
     "testing": {"server", "stores", "protocol", "client", "errors", "types", "lazy"},
-    "cli": {"relay", "client", "server", "stores", "protocol", "errors", "types", "__init__"},
+    "cli": {"file_lock", "relay", "client", "server", "stores", "protocol", "errors", "types", "__init__"},
 }
 
 

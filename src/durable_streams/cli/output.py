@@ -6,7 +6,6 @@ import contextlib
 import os
 import select
 import stat
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +15,7 @@ import click
 
 from durable_streams.cli.options import stdout_bytes
 from durable_streams.client.checkpoints import is_at
-
-if sys.platform != "win32":
-    import fcntl
+from durable_streams.file_lock import try_lock
 
 __all__ = ["Output", "open_output", "when_reader_leaves"]
 
@@ -78,12 +75,8 @@ def open_output(path: Path | None, resume_at: int | None = None) -> Iterator[Out
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    if sys.platform == "win32":
-        return  # two consumers of one file are the user's care there
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise click.ClickException(f"another process is writing {path}; choose another file.") from None
+    if not try_lock(file):
+        raise click.ClickException(f"another process is writing {path}; choose another file.")
 
 
 def when_reader_leaves(call: Callable[[], None]) -> None:

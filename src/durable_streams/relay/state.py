@@ -20,9 +20,7 @@ import msgspec
 
 from durable_streams.client.checkpoints import Checkpoint, FileCheckpoint, is_at, open_private
 from durable_streams.errors import DurableStreamError
-
-if sys.platform != "win32":
-    import fcntl
+from durable_streams.file_lock import try_lock
 
 __all__ = ["State", "StateFile", "default_path", "make_default_folder"]
 
@@ -116,12 +114,8 @@ class StateFile:
         except OSError as error:
             raise _error(f"cannot use {self.path}: {error.strerror}; choose another file.") from error
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise _error(
-                    f"another relay uses {self.path}; stop it, or choose another state file."
-                ) from None
+            if not try_lock(lock):
+                raise _error(f"another relay uses {self.path}; stop it, or choose another state file.")
             self._lock = lock
             try:
                 yield

@@ -6,10 +6,11 @@ second server in; ``check`` returns only while every guarded path leads to the v
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
 from pathlib import Path
 
+from durable_streams.file_lock import try_lock
 from durable_streams.stores.base import StoreError, StoreLostError
 from durable_streams.stores.identity import FolderIdentity
 from durable_streams.stores.private import create_folder
@@ -40,18 +41,27 @@ class FolderLock:
             raise StoreError(
                 f"cannot write to the folder {self.folder}: {error.strerror}; choose one that can be written to"
             ) from error
-        try:
-            _lock_folder(self._files[0])
-            fcntl.flock(self._files[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not self._lock_both(*self._files):
             self.release()
             raise StoreError(
                 f"another server has the folder {self.folder} open; stop it or choose another folder "
                 "(workers of one server cannot share it: run one)"
-            ) from error
+            )
         status = os.fstat(self._files[1])
         self._guarded[str(self.folder / _LOCK)] = (status.st_dev, status.st_ino)
         self.identity.look(self._files[1])
+
+    @staticmethod
+    def _lock_both(folder: int, file: int) -> bool:
+        with contextlib.suppress(
+            OSError
+        ):  # some network file systems lock no folders: the file has to do there
+            if not try_lock(folder):
+                return False
+        try:
+            return try_lock(file)
+        except OSError:
+            return False
 
     def guard(self, *names: str) -> None:
         """Let ``check`` look for these files of the folder too; they have just been opened. Raises as it does."""
@@ -97,13 +107,3 @@ class FolderLock:
             os.close(file)
         self._files.clear()
         self._guarded.clear()
-
-
-def _lock_folder(file: int) -> None:
-    """Lock an open folder; raises BlockingIOError if another server has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        pass  # some network file systems lock no folders: the lock file has to do there

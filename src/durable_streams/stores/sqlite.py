@@ -58,6 +58,7 @@ __all__ = [
     "connect",
     "decode_states",
     "insert_records",
+    "is_full",
     "keep_open",
     "large_statements",
     "opening",
@@ -138,6 +139,8 @@ STATE = f"""json_array(path, json(state),
 
 _PARTS = "SELECT data FROM large WHERE id BETWEEN ? AND ? ORDER BY id"
 _PURGE_ROWS = 2000
+_SQLITE_FULL = 13  # SQLite's primary result code
+_PRIMARY_CODE = 0xFF  # the bits of an extended result code that hold the primary one
 _SIZE_BITS = 0xFFFFFFFF
 _CHECKPOINT_PAGES = 4000
 
@@ -209,6 +212,18 @@ def prepare(connection: sqlite3.Connection, folder: Path) -> int:
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'stream'").fetchone()
     # A new file starts at the clock, so that caches never take a new stream for one of a deleted folder.
     return int(time.time()) if row is None else int(row[0])
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error says that there is no room to commit: SQLITE_FULL.
+
+    Args:
+        error: What a statement raised.
+    """
+    code = getattr(error, "sqlite_errorcode", None)  # Python 3.11 and later
+    if code is None:
+        return isinstance(error, sqlite3.OperationalError) and "full" in str(error)
+    return int(code) & _PRIMARY_CODE == _SQLITE_FULL
 
 
 def settle(connection: sqlite3.Connection) -> None:
@@ -787,7 +802,6 @@ def _purge(connection: sqlite3.Connection) -> bool:
 
 
 def _store_error(error: Exception) -> StoreError:
-    text = str(error)
-    if "full" in text:
-        return StoreFullError("the disk is full; nothing of this request was stored")
-    return StoreUnavailableError(f"the store cannot be used now: {text}; nothing of this request was stored")
+    if is_full(error):
+        return StoreFullError("the disk is full; none of this request was stored")
+    return StoreUnavailableError(f"the store cannot be used now: {error}; none of this request was stored")

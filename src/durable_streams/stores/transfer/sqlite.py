@@ -31,6 +31,7 @@ from durable_streams.stores.sqlite import (
     connect,
     decode_states,
     insert_records,
+    is_full,
     keep_open,
     opening,
     payload_of,
@@ -281,7 +282,7 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        if "full" in str(error):
+        if is_full(error):
             raise StoreFullError(f"there is no room left on the disk of the folder {folder}") from error
         kind = StoreUnavailableError if isinstance(error, sqlite3.OperationalError) else StoreError
         raise kind(f"the streams in {folder} cannot be read or written: {error}") from error

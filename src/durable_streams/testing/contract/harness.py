@@ -1,4 +1,4 @@
-"""What the tests of the contract have in common: a clock that obeys, a store that can be restarted, short commands.
+"""What the tests of the contract share: a clock that tests move, a store that can be restarted, short commands.
 
 Invariants: time moves only when a test says so; the store in ``Harness.store`` is open.
 """
@@ -19,16 +19,20 @@ from durable_streams.protocol.commands import Append, Appended, Create, Created,
 from durable_streams.protocol.state import ProducerStamp, StreamState
 from durable_streams.stores.base import Store
 
-__all__ = ["BYTES", "JSON", "Clock", "Harness", "StoreFactory", "on_a_loop", "on_two", "refused"]
+__all__ = ["BYTES", "JSON", "LIMIT", "Clock", "Harness", "StoreFactory", "as_test", "on_a_loop", "refused"]
 
 BYTES = "application/octet-stream"
 JSON = "application/json"
 _BEGIN = 1_800_000_000.0  # seconds since 1970
-_LIMIT = 60.0  # seconds: no test of the contract takes one
+LIMIT = 60.0  # seconds: no test of the contract takes one
 
 
 class Clock:
-    """A clock that stands still until ``advance``."""
+    """A clock that stands still until ``advance``.
+
+    Attributes:
+        now: The present time, in seconds since 1970.
+    """
 
     def __init__(self) -> None:
         self.now = _BEGIN
@@ -38,33 +42,58 @@ class Clock:
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Move the clock.
+
+        Args:
+            seconds: How far, in seconds.
+        """
         self.now += seconds
 
 
 class StoreFactory:
-    """The part of the contract that a store's own test class fills in."""
+    """The part of the contract that the test class of a store fills in.
+
+    Attributes:
+        durable: Whether committed data outlives ``close``.
+        controls_time: Whether the store takes its time from the clock that ``make_store`` receives.
+    """
 
     durable: ClassVar[bool] = False
-    """Whether what was committed outlives ``close``."""
-
-    shares: ClassVar[bool] = False
-    """Whether several stores that are open on one folder at a time serve the same streams."""
+    """Whether committed data outlives ``close``."""
 
     controls_time: ClassVar[bool] = True
-    """Whether the store takes its time from the clock that ``make_store`` is given."""
+    """Whether the store takes its time from the clock that ``make_store`` receives."""
 
     def make_store(self, folder: Path, clock: Callable[[], float]) -> Store:
-        """Return a store that is not open yet."""
+        """Return a store that is not open yet.
+
+        Args:
+            folder: Where the store keeps its data: an empty folder for each test, the same one again for a restart.
+            clock: Returns the seconds since 1970; it stands still unless a test moves it.
+
+        Returns:
+            The store.
+        """
         raise NotImplementedError
 
     def failing_commits(self, store: Store) -> AbstractContextManager[None]:  # noqa: ARG002 - for overriding
-        """Make every commit of ``store`` fail within the context; a store that cannot leaves this alone."""
+        """Return a context in which every commit fails with a StoreError; override it if the store can be made to fail.
+
+        Args:
+            store: An open store, from ``make_store``.
+
+        Returns:
+            The context manager; by default the test is skipped.
+        """
         pytest.skip("this store has no way to make its commits fail")
 
     @asynccontextmanager
     async def harness(self) -> AsyncIterator[Harness]:
-        """Open a store in a folder of its own."""
+        """Open a store in a new folder, and close it at the end.
+
+        Yields:
+            The open store, with its clock and short commands.
+        """
         with tempfile.TemporaryDirectory(prefix="store-contract-") as folder:
             harness = Harness(self, Path(folder))
             await harness.store.open()
@@ -75,28 +104,30 @@ class StoreFactory:
 
 
 class Harness:
-    """One open store and short ways to command it."""
+    """One open store, and short forms of its commands.
+
+    Attributes:
+        factory: The test class that makes the store.
+        folder: Where the store keeps its data.
+        clock: The store's clock.
+        store: The open store.
+
+    Args:
+        factory: The test class that makes the store.
+        folder: Where the store keeps its data.
+        clock: The store's clock; None for a new one.
+    """
 
     def __init__(self, factory: StoreFactory, folder: Path, clock: Clock | None = None) -> None:
         self.factory = factory
         self.clock = clock or Clock()
-        self._folder = folder
+        self.folder = folder
         self.store = factory.make_store(folder, self.clock)
-
-    @asynccontextmanager
-    async def another(self) -> AsyncIterator[Harness]:
-        """Open a second store on the same folder, with the same clock."""
-        other = Harness(self.factory, self._folder, self.clock)
-        await other.store.open()
-        try:
-            yield other
-        finally:
-            await other.store.close()
 
     async def restart(self) -> None:
         """Close the store and open it again on the same folder."""
         await self.store.close()
-        self.store = self.factory.make_store(self._folder, self.clock)
+        self.store = self.factory.make_store(self.folder, self.clock)
         await self.store.open()
 
     async def create(self, path: str, content_type: str | None = BYTES, **options: Any) -> Created:
@@ -118,7 +149,7 @@ class Harness:
     async def produce(
         self, path: str, payload: bytes, producer: tuple[str, int, int], **options: Any
     ) -> Appended:
-        """Append as an idempotent producer: its id, its epoch, the request's number."""
+        """Append as an idempotent producer, given as id, epoch and sequence number."""
         return await self.append(path, payload, producer=ProducerStamp(*producer), **options)
 
     async def close(self, path: str) -> Appended:
@@ -132,7 +163,7 @@ class Harness:
         return state
 
     async def everything(self, path: str, limit: int = 1 << 20) -> bytes:
-        """Return all of a stream's bytes, read in pieces of about ``limit``."""
+        """Return all bytes of a stream, read in chunks of about ``limit`` bytes."""
         state = await self.state(path)
         parts, position = [], 0
         while position < state.tail:
@@ -150,26 +181,16 @@ def on_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[[Any], None]:
 
     async def main(self: Any) -> None:
         async with self.harness() as harness:
-            await asyncio.wait_for(test(self, harness), _LIMIT)
+            await asyncio.wait_for(test(self, harness), LIMIT)
 
-    return _plain(test, main)
-
-
-def on_two(test: Callable[..., Awaitable[None]]) -> Callable[[Any], None]:
-    """Do the same with a test of two Harnesses, whose stores serve the same streams."""
-
-    async def main(self: Any) -> None:
-        if not self.shares:
-            pytest.skip("this store shares its streams with no other")
-        async with self.harness() as one, one.another() as other:
-            await asyncio.wait_for(test(self, one, other), _LIMIT)
-
-    return _plain(test, main)
+    return as_test(test, main)
 
 
-def _plain(
+def as_test(
     test: Callable[..., Awaitable[None]], main: Callable[[Any], Coroutine[Any, Any, None]]
 ) -> Callable[[Any], None]:
+    """Return the function that pytest collects: ``main`` in an event loop, under the name and docstring of ``test``."""
+
     def run(self: Any) -> None:
         asyncio.run(main(self))
 
@@ -181,7 +202,7 @@ def _plain(
 
 
 async def refused(status: int, command: Awaitable[Any], code: str | None = None) -> Rejection:
-    """Expect the rules to refuse a command; returns how."""
+    """Expect the rules to refuse a command; return the rejection."""
     with pytest.raises(Rejection) as caught:
         await command
     assert caught.value.status == status, caught.value.message

@@ -2,21 +2,30 @@
 
 What one has acknowledged, the other knows; what both are asked at once happens once.
 """
-# ruff: noqa: D102, S101 - a test's name is its documentation; tests assert
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from itertools import cycle
+from typing import Any
 
 import pytest
 
 from durable_streams.protocol.commands import Appended, Created, ForkPoint, Rejection
 from durable_streams.protocol.state import StreamState
 from durable_streams.stores.base import Watch
-from durable_streams.testing.contract.harness import BYTES, JSON, Harness, StoreFactory, on_two, refused
+from durable_streams.testing.contract.harness import (
+    BYTES,
+    JSON,
+    LIMIT,
+    Harness,
+    StoreFactory,
+    as_test,
+    refused,
+)
 
 __all__ = ["GatewayContract"]
 
@@ -25,8 +34,29 @@ _ROUNDS = 20
 _PAST = 115  # seconds: a window of 100 and its slack
 
 
+@asynccontextmanager
+async def another(harness: Harness) -> AsyncIterator[Harness]:
+    """Open a second store over the streams of the first one, with the same clock."""
+    other = Harness(harness.factory, harness.folder, harness.clock)
+    await other.store.open()
+    try:
+        yield other
+    finally:
+        await other.store.close()
+
+
+def on_two(test: Callable[..., Awaitable[None]]) -> Callable[[Any], None]:
+    """Turn an asynchronous test of two Harnesses, whose stores serve the same streams, into one that pytest runs."""
+
+    async def main(self: Any) -> None:
+        async with self.harness() as one, another(one) as other:
+            await asyncio.wait_for(test(self, one, other), LIMIT)
+
+    return as_test(test, main)
+
+
 class GatewayContract(StoreFactory):
-    """Needs a store that ``shares``."""
+    """For a store whose ``make_store`` returns stores over the same streams."""
 
     # -- what one did, the other knows
 
@@ -388,7 +418,7 @@ class GatewayContract(StoreFactory):
             a.clock.advance(80)
             await gateway.append("s", b"%d" % number)
         a.clock.advance(80)
-        async with b.another() as c:
+        async with another(b) as c:
             await c.state("s")
             c.store.touch("s")
         a.clock.advance(80)
@@ -440,7 +470,7 @@ def _reaches(tail: int) -> Reached:
 async def _renewed(gateway: Harness) -> None:
     """Wait until a window of 100 seconds is known to have begun now: to a store that has never seen the stream."""
     for _ in range(200):
-        async with gateway.another() as fresh:
+        async with another(gateway) as fresh:
             deadline = (await fresh.state("s")).deadline
         if deadline is not None and deadline > gateway.clock.now + 80:
             return
