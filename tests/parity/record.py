@@ -55,7 +55,7 @@ def record(package: Package) -> None:
         wanted = f"{package.name}=={package.version}"
         subprocess.run([python, "-m", "pip", "install", "--quiet", wanted], check=True)
         # -I: this project's own packages, which have the same import names, stay out of sight.
-        command = [python, "-I", HERE / "inventory.py", package.module, *package.more]
+        command = [str(python), "-I", str(HERE / "inventory.py"), package.module, *package.more]
         printed = subprocess.run(command, check=True, capture_output=True).stdout
     write(
         package.file,
