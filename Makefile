@@ -27,7 +27,7 @@ DOCS := *.md docs/*.md benchmarks/README.md deploy/README.md xdk/README.md
 FAST := tests/unit tests/property
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo serve cluster test test-pythons check lint words format types conformance interop bench clean
+.PHONY: help demo serve cluster test test-pythons check generate lint words format types conformance interop bench clean
 
 help:
 	@echo "make demo         write 20,000 real records through a server that keeps being killed, and count them"
@@ -37,6 +37,7 @@ help:
 	@echo "make test         the test suite"
 	@echo "make test-pythons the client's tests on other Pythons; PYTHONS=\"3.10 3.13\" chooses"
 	@echo "make lint types   ruff and codespell; mypy --strict, and pyright for the public names"
+	@echo "make generate     the sync side of client and firehose, made from the async side"
 	@echo "make words        words that the project's English does without"
 	@echo "make conformance  the protocol's public conformance suite (Node >= 18)"
 	@echo "make interop      other clients, and Chromium, against our server (Node >= 20.11); ARGS=\"browser\" chooses"
@@ -62,10 +63,14 @@ test-pythons:
 check: lint types
 	$(PYTEST) -q $(FAST) $(ARGS)
 
+generate: $(VENV)/dev.stamp
+	$(BIN)/python tools/make_sync.py
+
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/codespell
+	$(BIN)/python tools/make_sync.py --check
 
 words: $(VENV)/dev.stamp
 	@$(BIN)/python tools/words.py $(ARGS)

@@ -214,7 +214,7 @@ def test_e9_a_stream_that_is_another_one_after_the_cut_is_told(
     scripted.replies = [scripted.send(answer[: 5 * MIB], close=True), scripted.send(other)]
     with (
         facade.stream(scripted.root + "/s", live=False, retry=QUICK) as response,
-        pytest.raises(StreamParseError, match="another one"),
+        pytest.raises(StreamParseError, match="another stream has replaced it"),
     ):
         for _ in response:
             pass

@@ -111,7 +111,7 @@ handle = DurableStream(root + "/s", content_type="text/plain", client=make_clien
 handle.append("first")
 thread = threading.Thread(target=handle.append, args=("slow",))
 thread.start()
-wait_until(lambda: len(handle._queue._taken) == 1 and handle._queue._taken[0].data == "slow")
+wait_until(lambda: len(handle._turns._queue._taken) == 1 and handle._turns._queue._taken[0].data == "slow")
 time.sleep(0.1)
 in_child(lambda: handle.append("child"))
 thread.join()

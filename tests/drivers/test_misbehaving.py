@@ -144,7 +144,7 @@ def test_g8_an_offset_that_is_no_position_is_an_error(
     scripted.replies = [scripted.send(at("7", tail=False, body=b"a")), scripted.send(at(given))]
     seen = []
     with facade.stream(scripted.root + "/s", live=live, retry=QUICK) as response:
-        with pytest.raises(StreamParseError, match="no position") as caught:
+        with pytest.raises(StreamParseError, match="not an offset") as caught:
             seen += list(response)
         assert response.offset == "7"
     assert (caught.value.code, caught.value.offset) == ("BAD_OFFSET", "7")

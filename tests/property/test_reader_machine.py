@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from durable_streams.errors import FetchError, SSENotSupportedError
 from durable_streams.protocol import bodies
-from durable_streams.protocol.reader import Batch, Reader
+from durable_streams.protocol.effects import READ, Give, Pause, Send
+from durable_streams.protocol.reader import Reader, Segment
 from durable_streams.protocol.request import Request
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.protocol.sse import encode_control, encode_data
@@ -103,25 +105,46 @@ class Draw:
         return self.numbers.pop() % below if self.numbers and below else max(0, below - 1)
 
 
-def run(reader: Reader, server: ModelServer, draw: Draw) -> Iterator[Batch]:
+class Clock:
+    """A clock that the driver of the machine sets."""
+
     now = 0.0
-    for _ in range(10_000):
-        request = reader.next_request()
-        if request is None:
+
+    def __call__(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
+
+
+def run(reader: Reader, server: ModelServer, draw: Draw) -> Iterator[Segment]:
+    """Drive the machine against the model, with answers cut anywhere; give its segments."""
+    machine = reader.run()
+    whole, pieces, requests = True, iter([b""]), 0
+    given: object = None
+    while True:
+        try:
+            effect = machine.throw(given) if isinstance(given, FetchError) else machine.send(given)
+        except StopIteration:
             return
-        now += request.delay + 0.01
-        if draw(9) == 0:
-            assert reader.response_ended(FetchError("refused", may_have_been_sent=False), now) == []
-            continue
-        status, headers, body, whole = server.answer(request)
-        reader.response_started(status, headers, now)
-        step = 1 + draw(30)
-        for start in range(0, len(body), step):
-            if reader.finished:
-                break
-            yield from reader.receive(body[start : start + step])
-        yield from reader.response_ended(None if whole else FetchError("reset"), now)
-    raise AssertionError("the reader makes no progress")
+        given = None
+        if isinstance(effect, Pause):
+            CLOCK.now += effect.seconds
+        elif isinstance(effect, Send):
+            requests += 1
+            assert requests < 10_000, "the reader makes no progress"
+            CLOCK.now += 0.01
+            if draw(9) == 0:
+                given = FetchError("refused", may_have_been_sent=False)
+                continue
+            status, headers, body, whole = server.answer(effect.request)
+            step = 1 + draw(30)
+            pieces = iter([body[start : start + step] for start in range(0, len(body), step)])
+            given = SimpleNamespace(status=status, headers=headers)
+        elif effect is READ:
+            given = next(pieces, b"" if whole else FetchError("reset"))
+        elif isinstance(effect, Give):
+            yield effect.value
 
 
 @settings(max_examples=400)
@@ -141,7 +164,7 @@ def test_every_byte_once_and_never_a_checkpoint_ahead(
         server.draw = Draw(
             [number for number in numbers if number % 6]
         )  # no refusals of SSE: they end an explicit read
-    reader = Reader(URL, random=lambda: 0.5, live=live, policy=POLICY)  # type: ignore[arg-type]
+    reader = Reader(URL, random=lambda: 0.5, clock=CLOCK, live=live, policy=POLICY)  # type: ignore[arg-type]
     delivered = b""
     refused = False
     try:
@@ -159,7 +182,7 @@ def test_every_byte_once_and_never_a_checkpoint_ahead(
     assert delivered == data
     assert reader.stream_closed
     assert reader.up_to_date
-    assert reader.next_request() is None
+    assert reader.finished
     assert int(reader.offset) == len(data)
 
 
@@ -170,7 +193,7 @@ def test_an_interrupted_reader_resumes_without_loss_or_repetition(content: bytes
     server = ModelServer(content, draw, text=False, closes=True)
     delivered, offset, cursor = b"", "-1", None
     for _ in range(1000):
-        reader = Reader(URL, random=lambda: 0.5, offset=offset, cursor=cursor, policy=POLICY)
+        reader = Reader(URL, random=lambda: 0.5, clock=CLOCK, offset=offset, cursor=cursor, policy=POLICY)
         stop = draw(4)
         for count, batch in enumerate(run(reader, server, draw)):
             delivered += batch.data
@@ -212,10 +235,10 @@ CONTENT = st.binary(max_size=120) | st.lists(
 def test_e9_bodies_in_pieces_are_delivered_once(
     content: Content, numbers: list[int], live: object, whole: int
 ) -> None:
-    """Bodies of any size, cut anywhere, then answered anew in other sizes."""
+    """Bodies of any size, cut anywhere, then answered again in other sizes."""
     draw = Draw(list(numbers))
     server = ModelServer(content, draw, text=isinstance(content, list), closes=True)
-    reader = Reader(URL, random=lambda: 0.5, live=live, policy=POLICY)  # type: ignore[arg-type]
+    reader = Reader(URL, random=lambda: 0.5, clock=CLOCK, live=live, policy=POLICY)  # type: ignore[arg-type]
     reader.give_early(whole)
     delivered = content[:0]
     for batch in run(reader, server, draw):
@@ -238,7 +261,7 @@ def test_e9_a_checkpoint_inside_a_body_skips_nothing(
     server = ModelServer(content, draw, text=isinstance(content, list), closes=True)
     kept, offset, cursor = content[:0], "-1", None
     for _ in range(1000):
-        reader = Reader(URL, random=lambda: 0.5, offset=offset, cursor=cursor, policy=POLICY)
+        reader = Reader(URL, random=lambda: 0.5, clock=CLOCK, offset=offset, cursor=cursor, policy=POLICY)
         reader.give_early(whole)
         kept = kept[: 0 if offset == "-1" else int(offset)]  # as tail does with its file
         stop = draw(4) if draw.numbers else -1
@@ -254,11 +277,13 @@ def test_e9_a_checkpoint_inside_a_body_skips_nothing(
 
 
 def test_base64_may_be_split_into_lines() -> None:
-    reader = Reader("http://host/s", random=lambda: 0.5, live="sse")
-    reader.next_request()
-    reader.response_started(
-        200, {"content-type": "text/event-stream", "stream-sse-data-encoding": "base64"}, 0.0
-    )
+    reader = Reader("http://host/s", random=lambda: 0.5, clock=CLOCK, live="sse")
+    headers = {"content-type": "text/event-stream", "stream-sse-data-encoding": "base64"}
     encoded = base64.encodebytes(bytes(range(256))).replace(b"\n", b"\r\ndata: ")
     wire = b"event: data\r\ndata: " + encoded + b"\r\n\r\n" + encode_control("5")
-    assert [batch.data for batch in reader.receive(wire)] == [bytes(range(256))]
+    machine = reader.run()
+    assert isinstance(next(machine), Send)
+    assert machine.send(SimpleNamespace(status=200, headers=headers)) is READ
+    given = machine.send(wire)
+    assert isinstance(given, Give)
+    assert given.value.data == bytes(range(256))

@@ -9,7 +9,9 @@ from typing import Any
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.firehose.config import Attempt, StreamConfig
 from durable_streams.firehose.errors import StreamError
-from durable_streams.firehose.machine import READ, RELEASE, Feed, Pause, Records, Tell
+from durable_streams.firehose.machine import Feed
+from durable_streams.protocol.effects import READ, RELEASE, Call, Give, Pause, Send
+from durable_streams.protocol.request import Request
 
 REFUSED = FetchError("refused", code="CONNECT", may_have_been_sent=False)
 CUT = FetchError("cut", code="NETWORK")
@@ -43,6 +45,7 @@ class Player:
         )
         self.state = self.feed.state
         self._body: Iterator[Any] = iter(())
+        self._attempt = Attempt()
 
     def play(self, *script: Answer | DurableStreamError) -> Player:
         """Play until the script is over (the next attempt is not made) or the feed fails."""
@@ -79,20 +82,23 @@ class Player:
         if isinstance(effect, Pause):
             self.pauses.append(effect.seconds)
             self.time += effect.seconds
-        elif isinstance(effect, Tell):
-            self.log.append(effect.callback)
-        elif isinstance(effect, Records):
-            self.log += effect.values
-            self.state.total_items_received += len(effect.values)
-        elif isinstance(effect, Attempt):
-            return self._attempt(effect, script)
+        elif isinstance(effect, Call) and effect.name == "request":
+            self._attempt = effect.arguments[0]
+            return Request("GET", self.feed.url)
+        elif isinstance(effect, Call):
+            self.log.append(effect.name)
+        elif isinstance(effect, Give):
+            self.log += effect.value
+            self.state.total_items_received += len(effect.value)
+        elif isinstance(effect, Send):
+            return self._answer(script)
         else:
             assert effect is RELEASE
         return None
 
-    def _attempt(self, attempt: Attempt, script: Iterator[Any]) -> Answer:
+    def _answer(self, script: Iterator[Any]) -> Answer:
         for answer in script:
-            self.attempts.append(attempt)
+            self.attempts.append(self._attempt)
             if isinstance(answer, DurableStreamError):
                 raise answer
             self._body = iter(answer.body)

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import SimpleNamespace
+
 import pytest
 
 from durable_streams import errors
-from durable_streams.protocol.reader import Batch, Reader
+from durable_streams.protocol.effects import READ, Effect, Give, Pause, Send
+from durable_streams.protocol.reader import Reader, Segment
+from durable_streams.protocol.request import Request
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.protocol.sse import encode_control, encode_data
 
@@ -12,8 +17,61 @@ SSE = {"content-type": "text/event-stream"}
 POLICY = RetryPolicy(max_retries=2, initial_delay=1, max_delay=8, multiplier=2, jitter=0)
 
 
+class Clock:
+    """A clock that the script of a test sets."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
+
+
 def reader(**options: object) -> Reader:
-    return Reader(URL, random=lambda: 0.0, **options)  # type: ignore[arg-type]
+    return Reader(URL, random=lambda: 0.0, clock=CLOCK, **options)  # type: ignore[arg-type]
+
+
+def next_request(machine: Reader) -> Request | None:
+    """Return the request that the machine would send next, None for none."""
+    for effect in machine.run():
+        if isinstance(effect, Send):
+            return effect.request
+        assert effect == Pause(machine.delay)
+    return None
+
+
+def play(
+    machine: Reader,
+    head: SimpleNamespace | errors.FetchError,
+    body: bytes = b"",
+    *,
+    lasting: float = 0.0,
+    error: errors.FetchError | None = None,
+) -> Iterator[Segment]:
+    """Play one request and its answer, which ends with ``error`` after ``lasting`` seconds; give its segments."""
+    pieces, run, given, sent = [body] if body else [], machine.run(), None, False
+    effect: Effect | None = next(run)
+    while effect is not None:
+        if isinstance(effect, (Send, Pause)) and sent:
+            return  # the next round
+        failure: errors.FetchError | None = None
+        given = None
+        if isinstance(effect, Send):
+            sent = True
+            CLOCK.now += lasting if isinstance(head, errors.FetchError) else 0
+            given, failure = (None, head) if isinstance(head, errors.FetchError) else (head, None)
+        elif effect is READ:
+            CLOCK.now += 0 if pieces else lasting
+            given, failure = (pieces.pop(), None) if pieces else (b"", error)
+        elif isinstance(effect, Give):
+            machine.commit(effect.value)
+            yield effect.value
+        try:
+            effect = run.send(given) if failure is None else run.throw(failure)
+        except StopIteration:
+            return
 
 
 def answer(
@@ -24,25 +82,20 @@ def answer(
     lasting: float = 0.0,
     error: errors.FetchError | None = None,
     **headers: str,
-) -> list[Batch]:
-    assert machine.next_request() is not None
-    machine.response_started(
-        status, {name.replace("_", "-"): value for name, value in headers.items()}, 100.0
-    )
-    batches = machine.receive(body) if body else []
-    batches += machine.response_ended(error, 100.0 + lasting)
-    for batch in batches:
-        machine.commit(batch)
-    return batches
+) -> list[Segment]:
+    assert not machine.finished
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    head = SimpleNamespace(status=status, headers=named)
+    return list(play(machine, head, body, lasting=lasting, error=error))
 
 
-def tail(machine: Reader, offset: str = "5", **headers: str) -> list[Batch]:
+def tail(machine: Reader, offset: str = "5", **headers: str) -> list[Segment]:
     headers.setdefault("content_type", "application/json")  # a type that live=True follows over SSE
     return answer(machine, body=b"x", stream_next_offset=offset, stream_up_to_date="true", **headers)
 
 
 def query(machine: Reader) -> str:
-    request = machine.next_request()
+    request = next_request(machine)
     assert request is not None
     return request.url.partition("?")[2]
 
@@ -54,7 +107,7 @@ def test_catch_up_reads_to_the_tail_over_many_requests() -> None:
     assert query(machine) == "offset=2"
     assert (machine.offset, machine.up_to_date, machine.finished) == ("2", False, False)
     answer(machine, body=b"c", stream_next_offset="3", stream_up_to_date="true")
-    assert machine.next_request() is None
+    assert next_request(machine) is None
     assert (machine.offset, machine.up_to_date, machine.stream_closed) == ("3", True, False)
     assert machine.content_type == "text/plain"
 
@@ -64,7 +117,7 @@ def test_a_closed_stream_is_never_asked_again(live: object) -> None:
     machine = reader(live=live)
     tail(machine, stream_closed="true")
     assert machine.stream_closed
-    assert machine.next_request() is None
+    assert next_request(machine) is None
 
 
 def test_a_closed_event_stream_is_never_asked_again_and_what_follows_is_ignored() -> None:
@@ -72,7 +125,7 @@ def test_a_closed_event_stream_is_never_asked_again_and_what_follows_is_ignored(
     wire = encode_data(b"a", text=True) + encode_control("1", closed=True) + encode_data(b"b", text=True)
     batches = answer(machine, body=wire + encode_control("2"), **SSE)  # type: ignore[arg-type]
     assert [batch.data for batch in batches] == [b"a"]
-    assert (machine.offset, machine.stream_closed, machine.next_request()) == ("1", True, None)
+    assert (machine.offset, machine.stream_closed, next_request(machine)) == ("1", True, None)
 
 
 def test_live_true_catches_up_then_follows_events_and_echoes_the_cursor() -> None:
@@ -150,7 +203,7 @@ def test_failures_back_off_until_the_policy_ends() -> None:
         answer(machine, 503, b'{"error":{"code":"BUSY","message":"the store is busy"}}')
     assert caught.value.code == "BUSY"
     assert "the store is busy" in str(caught.value)
-    assert machine.next_request() is None
+    assert next_request(machine) is None
 
 
 def test_only_progress_resets_the_back_off() -> None:
@@ -209,11 +262,10 @@ def test_g8_what_came_before_an_offset_that_goes_back_is_handed_over() -> None:
         + encode_data(b"b", text=True)
         + encode_control("4")
     )
-    machine.next_request()
-    machine.response_started(200, SSE, 0.0)
-    assert [batch.data for batch in machine.receive(wire)] == [b"a"]
+    segments = play(machine, SimpleNamespace(status=200, headers=SSE), wire)
+    assert next(segments).data == b"a"
     with pytest.raises(errors.StreamParseError, match="went back to 4"):
-        machine.response_ended(None, 1.0)
+        next(segments)
 
 
 def test_empty_rounds_keep_a_distance_that_counts_their_own_length() -> None:
@@ -230,9 +282,9 @@ def test_silence_within_the_callers_time_limit_is_no_failure() -> None:
     machine = reader(live="long-poll", policy=RetryPolicy(max_retries=0))
     tail(machine)
     silence = errors.FetchError("silent", code="TIMEOUT")
-    for now in (105.0, 110.0, 115.0):
-        assert machine.next_request() is not None
-        assert machine.response_ended(silence, now) == []
+    for _ in range(3):
+        assert next_request(machine) is not None
+        assert list(play(machine, silence, lasting=5.0)) == []
         assert machine.delay == 0
     machine = reader(live="sse", policy=RetryPolicy(max_retries=0))
     for _ in range(3):
@@ -245,7 +297,7 @@ def test_a_live_read_that_began_is_retried_for_ever_by_default() -> None:
     tail(machine)
     for _ in range(100):
         answer(machine, 502)
-    assert machine.next_request() is not None
+    assert next_request(machine) is not None
     assert machine.delay <= 10
 
 
@@ -258,7 +310,7 @@ def test_what_no_retry_mends_ends_the_read(status: int, kind: type[Exception]) -
     tail(machine)
     with pytest.raises(kind):
         answer(machine, status)
-    assert machine.next_request() is None
+    assert next_request(machine) is None
     machine.resume()
     assert query(machine) == "live=sse&offset=5"
     assert machine.delay > 0
@@ -302,10 +354,10 @@ def test_a_message_over_the_limit_is_refused_but_no_body_of_many() -> None:
     body = b"[" + b",".join([b'"' + b"x" * 90 + b'"'] * 10_000) + b"]"
     data = answer(machine, body=body, content_type="application/json", stream_next_offset="1")
     assert b"".join(batch.data for batch in data).count(b"x") == 900_000
-    machine.next_request()
-    machine.response_started(200, {"stream-next-offset": "2", "content-type": "application/json"}, 0.0)
     with pytest.raises(errors.StreamParseError, match="limit") as caught:
-        machine.receive(b'["' + b"x" * 1_000_000)
+        answer(
+            machine, body=b'["' + b"x" * 1_000_000, stream_next_offset="2", content_type="application/json"
+        )
     assert (caught.value.code, caught.value.offset) == ("TOO_LARGE", "1")
 
 

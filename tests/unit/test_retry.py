@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from durable_streams.errors import FetchError
+from durable_streams.protocol.effects import READ, RELEASE, Call, Pause, Send
 from durable_streams.protocol.request import Op, Request, Response
 from durable_streams.protocol.retry import RetryPolicy, with_retry
 
@@ -15,17 +16,27 @@ def op(request: Request) -> Op[Response]:
 
 def play(request: Request, events: list[Response | FetchError]) -> tuple[list[float], Response | FetchError]:
     """Return the delays of all attempts, and how it ended."""
-    machine = with_retry(op(request), NO_JITTER, lambda: 0.0)
-    delays = [next(machine).delay]
-    for event in events:
-        try:
-            sent = machine.throw(event) if isinstance(event, FetchError) else machine.send(event)
-        except StopIteration as done:
-            return delays, done.value
-        except FetchError as error:
-            return delays, error
-        delays.append(sent.delay)
-    raise AssertionError("it wants another attempt")
+    machine = with_retry(op(request), NO_JITTER, lambda: 0.0, lambda: 0.0)
+    delays, delay = [], 0.0
+    left = iter(events)
+    answer: object = None
+    try:
+        effect = next(machine)
+        while True:
+            if isinstance(effect, Send):
+                delays.append(delay)
+                answer = next(left, None)
+                assert answer is not None, "it wants another attempt"
+            elif isinstance(effect, Pause):
+                delay, answer = effect.seconds, None
+            else:
+                assert effect is READ or effect is RELEASE or isinstance(effect, Call)
+                answer = b""
+            effect = machine.throw(answer) if isinstance(answer, FetchError) else machine.send(answer)
+    except StopIteration as done:
+        return delays, done.value
+    except FetchError as error:
+        return delays, error
 
 
 def test_the_series_grows_to_its_maximum_and_never_overflows() -> None:

@@ -1,77 +1,180 @@
-"""One request, and one operation, over an async transport."""
+"""The async performer: does what a machine asks for (`protocol.effects`), over an async transport.
+
+Invariants: at most one answer is open, and it is released on every way out; `_close`, from another task, ends
+the wait of the task that performs; a task that is cancelled from outside stays cancelled.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from durable_streams.client.base import Call, log_refusal, random
+from durable_streams.client.base import CallOptions, log_refusal, random
+from durable_streams.client.cancellable_wait import AsyncInterrupt
+from durable_streams.client.sides import ASYNC
 from durable_streams.client.transports import AsyncExchange, AsyncTransport, async_transport_for
-from durable_streams.errors import FetchError
-from durable_streams.protocol.request import ERROR_BODY_LIMIT, Op, Request, Response, with_caller
+from durable_streams.errors import DurableStreamError, FetchError
+from durable_streams.protocol.effects import READ, RELEASE, Call, Effect, Machine, Pause, Send
+from durable_streams.protocol.exchange import fetch
+from durable_streams.protocol.request import Op, Request, Response, with_caller
 from durable_streams.protocol.retry import with_retry
 
-__all__ = ["open_exchange", "run", "send"]
+__all__ = ["AsyncPerformer", "next_effect", "open_exchange", "resolved", "run", "send"]
 
 T = TypeVar("T")
 
 
-async def _resolved(values: Mapping[str, Any]) -> dict[str, str]:
-    resolved = {}
+class AsyncPerformer:
+    """Performs the effects of one machine.
+
+    The owner of the machine is a subclass, and so no reference leads in a circle: an owner that is dropped is
+    collected at once, and its connection with it.
+    """
+
+    _thrown: ClassVar[type[DurableStreamError]] = FetchError
+    """The errors that are thrown into the machine; any other one ends it."""
+
+    _exchange: AsyncExchange | None = None
+
+    def __init__(self, interrupt: AsyncInterrupt | None = None) -> None:
+        self._interrupt = interrupt or AsyncInterrupt()
+
+    async def _open(self, request: Request) -> AsyncExchange:
+        """Send a request; return its open answer."""
+        raise NotImplementedError
+
+    async def _called(self, call: Call) -> Any:
+        """Call the function that the machine names; return what it gave."""
+        raise NotImplementedError
+
+    async def _perform(self, machine: Machine[Any], effect: Effect) -> Effect | None:
+        """Do what the machine asks for; return its next effect, None at its end or once it was interrupted."""
+        interrupt, answer = self._interrupt, None
+        if interrupt.is_set():
+            return None
+        try:
+            with interrupt:
+                answer = await self._do(effect)
+        except self._thrown as error:
+            # Once interrupted, the break is our own and no failure.
+            return None if interrupt.is_set() else _after_failure(machine, error)
+        finally:
+            if interrupt.is_set():
+                await self._release()
+        return None if interrupt.is_set() else next_effect(machine, answer)
+
+    async def _do(self, effect: Effect) -> Any:
+        if effect is READ:
+            return await self._exchange.read() if self._exchange is not None else b""
+        if effect is RELEASE:
+            return await self._release()
+        if isinstance(effect, Send):
+            self._exchange = await self._open(effect.request)
+            return self._exchange
+        if isinstance(effect, Pause):
+            return await self._interrupt.pause(effect.seconds)
+        return await self._called(effect) if isinstance(effect, Call) else None
+
+    async def _close(self) -> None:
+        """Interrupt the machine for good and release its answer."""
+        self._interrupt.set()
+        # A task that waits releases its answer itself: it alone knows when it is done with it.
+        if not self._interrupt.busy:
+            await self._release()
+
+    async def _release(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            await exchange.close()
+
+
+def next_effect(machine: Machine[Any], answer: Any = None) -> Effect | None:
+    """Return the machine's next effect, after what the last one gave; None at its end."""
+    try:
+        return machine.send(answer)
+    except StopIteration:
+        return None
+
+
+def _after_failure(machine: Machine[Any], error: DurableStreamError) -> Effect | None:
+    try:
+        return machine.throw(error)
+    except StopIteration:
+        return None
+
+
+class _Exchanges(AsyncPerformer):
+    """Performs machines of whole exchanges: one-shot operations, and the requests of a producer."""
+
+    def __init__(self, options: CallOptions, interrupt: AsyncInterrupt | None = None) -> None:
+        super().__init__(interrupt)
+        self._options = options
+
+    async def run(self, machine: Machine[T]) -> T:
+        """Run the machine to its end; return its result."""
+        try:
+            effect = next(machine)
+            while True:
+                try:
+                    answer = await self._do(effect)
+                except self._thrown as error:
+                    effect = machine.throw(error)
+                else:
+                    effect = machine.send(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        finally:
+            await self._release()
+
+    async def _open(self, request: Request) -> AsyncExchange:
+        return await open_exchange(request, self._options, self._interrupt)
+
+    async def _called(self, call: Call) -> None:
+        log_refusal(*call.arguments)
+
+
+async def run(op: Op[T], options: CallOptions) -> T:
+    """Run a one-shot operation to its result, with the retries of its ``options``."""
+    machine = with_retry(op, options.policy, random, time.monotonic, options.trickle)
+    return await _Exchanges(options).run(machine)
+
+
+async def send(request: Request, options: CallOptions, interrupt: AsyncInterrupt | None = None) -> Response:
+    """Send one request and return the whole answer; raises FetchError. `Interrupt.set` breaks it off."""
+    machine = fetch(request, time.monotonic, options.trickle)
+    return await _Exchanges(options, interrupt).run(machine)
+
+
+async def open_exchange(request: Request, options: CallOptions, interrupt: AsyncInterrupt) -> AsyncExchange:
+    """Send one request with the caller's headers and parameters, resolved now; raises FetchError."""
+    transport: AsyncTransport = options.transport or async_transport_for(None)
+    if options.headers or options.params:
+        request = with_caller(request, await resolved(options.headers), await resolved(options.params))
+    if request.trickle != options.trickle:
+        request = replace(request, trickle=options.trickle)
+    if ASYNC:
+        return await transport.open(request, options.timeout)
+    else:
+        return transport.open(request, interrupt, options.timeout)
+
+
+async def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of headers or parameters, of which any may be a function that gives it."""
+    found = {}
     for name, given in values.items():
         value = given() if callable(given) else given
-        resolved[name] = await value if inspect.isawaitable(value) else value
-    return resolved
+        if ASYNC:
+            value = await settled(value)
+        found[name] = value
+    return found
 
 
-async def open_exchange(request: Request, call: Call) -> AsyncExchange:
-    """Send one request with the caller's headers and parameters, resolved now; raises FetchError."""
-    transport: AsyncTransport = call.transport or async_transport_for(None)
-    if call.headers or call.params:
-        request = with_caller(request, await _resolved(call.headers), await _resolved(call.params))
-    if request.trickle != call.trickle:
-        request = replace(request, trickle=call.trickle)
-    return await transport.open(request, call.timeout)
+if ASYNC:
 
-
-async def send(request: Request, call: Call) -> Response:
-    """Send one request and return the whole answer; raises FetchError."""
-    exchange = await open_exchange(request, call)
-    body, began = bytearray(), None
-    try:
-        while len(body) < ERROR_BODY_LIMIT and (chunk := await exchange.read()):
-            body += chunk
-            began = began or time.monotonic()
-            if time.monotonic() - began > call.trickle:
-                break
-    except FetchError:
-        pass  # the head has decided already; a body cut off only makes the error's text poorer
-    finally:
-        await exchange.close()
-    response = Response(exchange.status, exchange.headers, bytes(body))
-    if "retry-after" in exchange.headers:
-        log_refusal(request, response)
-    return response
-
-
-async def run(op: Op[T], call: Call) -> T:
-    """Run a one-shot operation to its result, with the call's retries."""
-    op = with_retry(op, call.policy, random)
-    try:
-        request = next(op)
-        while True:
-            if request.delay:
-                await asyncio.sleep(request.delay)
-            try:
-                response = await send(request, call)
-            except FetchError as error:
-                request = op.throw(error)
-            else:
-                request = op.send(response)
-    except StopIteration as done:
-        result: T = done.value
-        return result
+    async def settled(value: Any) -> Any:
+        """Return what a function of the caller's gave, waited for if it is awaitable."""
+        return await value if inspect.isawaitable(value) else value

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from durable_streams.client.aio_performer import run, send
-from durable_streams.client.base import make_call
+from durable_streams.client.base import make_options
 from durable_streams.client.forks import leave_alone
 from durable_streams.client.producer_base import ProducerBase
 from durable_streams.client.transports import async_transport_for
@@ -84,7 +84,7 @@ class IdempotentProducer(ProducerBase):
         super().__init__(
             url,
             producer_id,
-            make_call(
+            make_options(
                 client and async_transport_for(client),
                 headers,
                 params,
@@ -213,7 +213,7 @@ class IdempotentProducer(ProducerBase):
 
     async def _ask_content_type(self) -> None:
         try:
-            known = await run(operations.content_type_of(self.url), self._call)
+            known = await run(operations.content_type_of(self.url), self._options)
         except DurableStreamError as error:
             self._settle(self._fail(error))
         except Exception as error:  # noqa: BLE001 - a header callable, say; nobody else would see it
@@ -371,7 +371,7 @@ class IdempotentProducer(ProducerBase):
         await self.abandon()
 
     def _last_requests(self) -> contextlib.AbstractAsyncContextManager[None]:
-        transport = self._call.transport or async_transport_for(None)
+        transport = self._options.transport or async_transport_for(None)
         last_requests = getattr(transport, "last_requests", contextlib.nullcontext)
         found: contextlib.AbstractAsyncContextManager[None] = last_requests()
         return found
@@ -430,7 +430,7 @@ class IdempotentProducer(ProducerBase):
     async def _send(self, job: Job) -> None:
         machine = self._machine
         try:
-            response = await send(job.request, self._call)
+            response = await send(job.request, self._options)
         except FetchError as error:
             self._settle(machine.failed(job.token, error, time.monotonic()))
         except Exception as error:  # noqa: BLE001 - a header callable, say; nobody else would see it

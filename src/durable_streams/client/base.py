@@ -1,4 +1,4 @@
-"""What the sync and the async facades share: how a call is made, and what handles and responses know. No I/O here.
+"""What the sync and the async facades share: how calls are made, and the state of handles and responses. No I/O here.
 
 Invariants: everything public about a position comes from the reader's committed state; a position is saved to a
 checkpoint store only after the consumer has come back for what follows it.
@@ -20,7 +20,7 @@ from durable_streams.client.checkpoints import CheckpointStore, as_store
 from durable_streams.client.decoding import Refused
 from durable_streams.errors import DurableStreamError, StreamConsumedError, StreamParseError
 from durable_streams.protocol import headers as h
-from durable_streams.protocol.following import Effect, Flow, LongWait, follow
+from durable_streams.protocol.effects import Effect, Machine
 from durable_streams.protocol.jsonrule import OnInvalid, check_on_invalid
 from durable_streams.protocol.reader import Reader
 from durable_streams.protocol.request import (
@@ -37,15 +37,15 @@ from durable_streams.types import LiveMode, Offset
 
 __all__ = [
     "AsyncOnError",
-    "Call",
+    "CallOptions",
     "CheckpointLike",
     "HandleBase",
     "OnError",
     "ResponseBase",
     "Saver",
+    "log_long_wait",
     "log_refusal",
-    "log_wait",
-    "make_call",
+    "make_options",
     "make_reader",
     "random",
 ]
@@ -68,12 +68,19 @@ _SAVE_EVERY = 1.0  # seconds: each save waits for the disk
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """How requests are made: everything of the caller's that is not the protocol's.
+class CallOptions:
+    """How requests are made: everything that the caller, and not the protocol, decides.
 
-    Raises ValueError for a header that is not the caller's to set, although a callable may give its value later.
-    ``transport``: None for the one that the process shares. ``timeout``: seconds of silence before a read is
-    given up; None for the defaults. ``trickle``: seconds that an answer may trickle.
+    Args:
+        transport: None for the one that the process shares.
+        headers: Headers by name; values may be callables.
+        params: Query parameters by name; values may be callables.
+        timeout: Seconds of silence before a read is given up; None for the defaults.
+        retry: How failures are retried; None for the defaults.
+        trickle: Seconds that an answer may trickle.
+
+    Raises:
+        ValueError: A header is not for the caller to set, even if a callable gives its value later.
     """
 
     transport: Any = None
@@ -91,7 +98,7 @@ class Call:
         """The retry policy of one-shot operations."""
         return self.retry if self.retry is not None else DEFAULT_POLICY
 
-    def changed(self, headers: Mapping[str, Any] | None, params: Mapping[str, Any] | None) -> Call:
+    def changed(self, headers: Mapping[str, Any] | None, params: Mapping[str, Any] | None) -> CallOptions:
         """Return the same call with more headers and parameters."""
         if not headers and not params:
             return self
@@ -100,7 +107,7 @@ class Call:
         )
 
 
-def make_call(
+def make_options(
     transport: Any,
     headers: Mapping[str, Any] | None,
     params: Mapping[str, Any] | None,
@@ -108,7 +115,7 @@ def make_call(
     retry: RetryPolicy | None,
     *,
     trickle_timeout: float | None = None,
-) -> Call:
+) -> CallOptions:
     """Return the call for these arguments; raises ValueError for one that makes no sense."""
     if timeout is not None and not timeout > 0:
         raise ValueError(
@@ -120,13 +127,13 @@ def make_call(
             f"not {trickle_timeout!r}."
         )
     trickle = TRICKLE_TIMEOUT if trickle_timeout is None else trickle_timeout
-    return Call(transport, dict(headers or {}), dict(params or {}), timeout, retry, trickle)
+    return CallOptions(transport, dict(headers or {}), dict(params or {}), timeout, retry, trickle)
 
 
 def make_reader(
     url: str,
     saver: Saver,
-    call: Call,
+    options: CallOptions,
     *,
     offset: Offset | None,
     live: LiveMode,
@@ -137,20 +144,19 @@ def make_reader(
     return Reader(
         check_url(url),
         random=random,
+        clock=time.monotonic,
         offset=saver.load() or (h.OFFSET_START if offset is None else offset),
         live=live,
         cursor=cursor,
         etag=etag,
-        policy=call.retry,
-        trickle=call.trickle,
+        policy=options.retry,
+        trickle=options.trickle,
     )
 
 
-def log_wait(wait: LongWait) -> None:
-    """Log that a read waits for long because the server asks for it."""
-    _log.warning(
-        "%s The next request is in %.0f seconds, as the server asks.", wait.error.message, wait.seconds
-    )
+def log_long_wait(error: DurableStreamError, seconds: float) -> None:
+    """Log that a read pauses for this many seconds because the server asks for it."""
+    _log.warning("%s The next request is in %.0f seconds, as the server asks.", error.message, seconds)
 
 
 def log_refusal(request: Request, response: Response) -> None:
@@ -201,10 +207,10 @@ class Saver:
 class HandleBase:
     """What a handle knows of its stream."""
 
-    def __init__(self, url: str, content_type: str | None, call: Call, batching: bool) -> None:
+    def __init__(self, url: str, content_type: str | None, options: CallOptions, batching: bool) -> None:
         self._url = check_url(url)
         self._content_type = content_type
-        self._call = call
+        self._options = options
         self._batching = batching
         self._created: bool | None = None
 
@@ -230,16 +236,16 @@ class HandleBase:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._url!r})"
 
-    def _options(self) -> dict[str, Any]:
-        """Return the constructor's arguments for another handle that makes its calls as this one does."""
-        call = self._call
+    def _arguments(self) -> dict[str, Any]:
+        """Return the constructor's arguments for another handle with the same options."""
+        options = self._options
         return {
-            "headers": call.headers,
-            "params": call.params,
-            "client": call.transport,
-            "timeout": call.timeout,
-            "trickle_timeout": call.trickle,
-            "retry": call.retry,
+            "headers": options.headers,
+            "params": options.params,
+            "client": options.transport,
+            "timeout": options.timeout,
+            "trickle_timeout": options.trickle,
+            "retry": options.retry,
             "batching": self._batching,
         }
 
@@ -248,16 +254,21 @@ class ResponseBase:
     """What is known of a read: where it is, and how the last answer went."""
 
     def __init__(
-        self, reader: Reader, call: Call, saver: Saver, on_error: Any = None, on_invalid: OnInvalid = "raise"
+        self,
+        reader: Reader,
+        options: CallOptions,
+        saver: Saver,
+        on_error: Any = None,
+        on_invalid: OnInvalid = "raise",
     ) -> None:
         check_on_invalid(on_invalid)
         self._reader = reader
         self._on_invalid = on_invalid
         self._invalid = 0
-        self._call = call
+        self._options = options
         self._saver = saver
         self._on_error = on_error
-        self._flow: Flow = follow(reader, time.monotonic)
+        self._machine: Machine[None] = reader.run()
         self._effect: Effect | None = None
         self._consumed = self._entered = self._collected = False
         self._status_text = ""
@@ -343,20 +354,6 @@ class ResponseBase:
         self._invalid += 1
         return self._on_invalid(raw, error) if callable(self._on_invalid) else None
 
-    def _next_effect(self, answer: Any = None) -> Effect | None:
-        """Go on with what the last effect gave; None at the end."""
-        try:
-            return self._flow.send(answer)
-        except StopIteration:
-            return None
-
-    def _failed_effect(self, error: DurableStreamError) -> Effect | None:
-        """Go on with the error that the last effect met."""
-        try:
-            return self._flow.throw(error)
-        except StopIteration:
-            return None
-
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
         """Around collecting a whole result: where that fails, nothing was handed over, and the position stays."""
@@ -375,11 +372,11 @@ class ResponseBase:
         if error is None and self._collected:
             self._saver.passed(self.offset)
 
-    def _mended(self, answer: Mapping[str, Any] | None) -> bool:
-        """Take what ``on_error`` answered; whether to go on."""
+    def _goes_on(self, answer: Mapping[str, Any] | None) -> bool:
+        """Take what ``on_error`` returned; return whether the read goes on."""
         if answer is None:
             return False
-        self._call = self._call.changed(answer.get("headers"), answer.get("params"))
+        self._options = self._options.changed(answer.get("headers"), answer.get("params"))
         return True
 
     def _consume(self) -> None:

@@ -1,4 +1,4 @@
-"""Waking a task out of what it waits for, and nothing else of it.
+"""A wait of a task that other tasks may end, and only that wait: the async counterpart of `transports.Interrupt`.
 
 Invariant: a task that is cancelled from outside stays cancelled.
 """
@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from types import TracebackType
 from typing import Any
 
 from durable_streams.client.forks import Origin
 
-__all__ = ["Wait"]
+__all__ = ["AsyncInterrupt"]
 
 
-class Wait:
-    """What one task waits for, and others may end: by a cancellation that is taken back."""
+class AsyncInterrupt:
+    """Ends the wait of a task: ``with interrupt: await ...``. Cannot be taken back, as `Interrupt`.
+
+    `set` cancels the task that is in the block, and the block takes that cancellation back: it ends quietly.
+    """
 
     def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The loop of the last wait, None before."""
         self._origin = Origin()
+        self._set = False
         self._renew()
 
     def _renew(self) -> None:
@@ -28,28 +35,50 @@ class Wait:
 
     @property
     def busy(self) -> bool:
-        """Whether a task waits."""
+        """Whether a task is in the block."""
         self._origin.notice(self._renew)
         return self._task is not None
 
-    def begin(self) -> None:
-        """Note that the running task is about to wait."""
+    def is_set(self) -> bool:
+        """Whether `set` or `announce` was called."""
+        return self._set
+
+    def announce(self) -> None:
+        """From any thread: let no further wait begin. `set`, in the loop's thread, ends the present one."""
+        self._set = True
+
+    def set(self) -> None:
+        """End the present wait, if any; the owner asks `is_set` before it begins another one."""
+        self._set = True
         self._origin.notice(self._renew)
-        self._task = asyncio.current_task()
-
-    def end(self) -> None:
-        """Note that it waits no more."""
-        self._task = None
-
-    def wake(self) -> None:
-        """End the wait, once."""
         if self._task is not None and not self._woken:
             self._woken = True
             self._task.cancel()
 
-    def take_back(self) -> bool:
-        """Whether the cancellation that has come is only that of `wake`, which is taken back."""
-        if not self._woken or self._task is None:
+    async def pause(self, seconds: float) -> None:
+        """Sleep for this many seconds, unless interrupted."""
+        await asyncio.sleep(seconds)
+
+    def __enter__(self) -> None:
+        self._origin.notice(self._renew)
+        task = self._task = asyncio.current_task()
+        self.loop = task.get_loop() if task is not None else asyncio.get_running_loop()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        ours = (
+            self._woken
+            and kind is not None
+            and issubclass(kind, asyncio.CancelledError)
+            and self._take_back()
+        )
+        self._task = None
+        return ours
+
+    def _take_back(self) -> bool:
+        """Take the cancellation of `set` back; return whether it was the only one."""
+        if self._task is None:
             return False
         self._woken = False
         # Python 3.10 cannot tell one cancellation from two.

@@ -1,7 +1,7 @@
-"""What a read hands over: batches as bytes, text, JSON items or events, the same for both facades.
+"""The formats in which a read hands over its segments: bytes, text, JSON items or events.
 
-Invariants: a view decodes before it commits, so that an error in a decoder never moves the checkpoint past
-data that was not handed over; a batch is committed together with its last piece.
+Invariants: a format decodes before it commits, so that an error in a decoder never moves the checkpoint past
+data that was not handed over; a segment is committed together with its last piece.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from durable_streams.client import decoding
 from durable_streams.errors import StreamParseError
 from durable_streams.protocol import headers as h
-from durable_streams.protocol.reader import Batch, Reader
+from durable_streams.protocol.reader import Reader, Segment
 from durable_streams.types import StreamEvent
 
 _EARLY = 2 << 20  # bytes of a body from which on its messages are given out before it is complete
@@ -23,10 +23,10 @@ __all__ = [
     "Bytes",
     "EventMode",
     "Events",
+    "Format",
     "ItemLists",
     "Items",
     "Texts",
-    "View",
     "merge_bodies",
     "merge_texts",
 ]
@@ -37,41 +37,41 @@ EventMode = Literal["auto", "json", "text", "bytes"]
 """What ``StreamEvent.data`` is: a list of JSON values, text, or bytes; ``auto`` goes by the content type."""
 
 
-class View(Protocol[T_co]):
-    """A form in which batches are handed over."""
+class Format(Protocol[T_co]):
+    """A format in which segments are handed over."""
 
-    def take(self, batch: Batch) -> Iterable[T_co]:
-        """Return the batch's pieces, committing it before the last of them is handed over."""
+    def take(self, segment: Segment) -> Iterable[T_co]:
+        """Return the segment's pieces, committing it before the last of them is handed over."""
 
 
 class Bytes:
-    """Each batch's bytes."""
+    """Each segment's bytes."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
-    def take(self, batch: Batch) -> Iterable[bytes]:
-        """See View."""
-        self._reader.commit(batch)
-        return (batch.data,) if batch.data else ()
+    def take(self, segment: Segment) -> Iterable[bytes]:
+        """See Format."""
+        self._reader.commit(segment)
+        return (segment.data,) if segment.data else ()
 
 
 class Texts:
-    """Text: a character torn between two batches keeps the first one uncommitted. Raises StreamParseError."""
+    """Text: a character torn between two segments keeps the first one uncommitted. Raises StreamParseError."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
-    def take(self, batch: Batch) -> Iterable[str]:
-        """See View."""
-        text = self.text(batch)
+    def take(self, segment: Segment) -> Iterable[str]:
+        """See Format."""
+        text = self.text(segment)
         return (text,) if text else ()
 
-    def text(self, batch: Batch) -> str:
-        """Return the batch's text, committing it unless it ends inside a character."""
+    def text(self, segment: Segment) -> str:
+        """Return the segment's text, committing it unless it ends inside a character."""
         try:
-            text = self._decoder.decode(batch.data, final=batch.closed)
+            text = self._decoder.decode(segment.data, final=segment.closed)
         except UnicodeDecodeError as error:
             raise StreamParseError(
                 f"The data after offset {self._reader.offset} is not UTF-8: {error.reason}.",
@@ -79,7 +79,7 @@ class Texts:
                 url=self._reader.url,
             ) from None
         if not self._decoder.getstate()[0]:
-            self._reader.commit(batch)
+            self._reader.commit(segment)
         return text
 
 
@@ -98,27 +98,27 @@ class Items:
         self._decode = decoding.item_decoder(decode)
         self._refused = refused
 
-    def items(self, batch: Batch) -> decoding.Items[Any]:
-        """Return the batch's messages, uncommitted; iterating over them may raise StreamParseError."""
+    def items(self, segment: Segment) -> decoding.Items[Any]:
+        """Return the segment's messages, uncommitted; iterating over them may raise StreamParseError."""
         reader = self._reader
-        return self._decode(batch.data, reader.offset, reader.url, self._refused) if batch.data else []
+        return self._decode(segment.data, reader.offset, reader.url, self._refused) if segment.data else []
 
-    def take(self, batch: Batch) -> Iterable[Any]:
-        """See View."""
-        return decoding.deliver(self.items(batch), partial(self._reader.commit, batch))
+    def take(self, segment: Segment) -> Iterable[Any]:
+        """See Format."""
+        return decoding.deliver(self.items(segment), partial(self._reader.commit, segment))
 
 
 class ItemLists(Items):
     """The messages of a JSON stream in the batches they came in; none is empty."""
 
-    _early = None  # a batch is handed over as a whole, together with the place behind it
+    _early = None  # a segment is handed over as a whole, together with the place behind it
 
-    def take(self, batch: Batch) -> Iterable[list[Any]]:
-        """See View. What comes before an invalid message is a batch of its own."""
-        items, failure = decoding.gathered(self.items(batch))
+    def take(self, segment: Segment) -> Iterable[list[Any]]:
+        """See Format. The messages before an invalid one are a list of their own."""
+        items, failure = decoding.gathered(self.items(segment))
         if failure is not None:
             return _then_raise([items] if items else [], failure)
-        self._reader.commit(batch)
+        self._reader.commit(segment)
         return (items,) if items else ()
 
 
@@ -133,26 +133,26 @@ class Events:
         self._texts = Texts(reader)
         self._items = ItemLists(reader, None, refused)
 
-    def take(self, batch: Batch) -> Iterable[StreamEvent]:
-        """See View. What comes before an invalid message is an event of its own, at the offset before the batch."""
+    def take(self, segment: Segment) -> Iterable[StreamEvent]:
+        """See Format. The messages before an invalid one are an event of their own, at the offset before."""
         reader = self._reader
-        news = (batch.up_to_date, batch.closed) != (reader.up_to_date, reader.stream_closed)
+        news = (segment.up_to_date, segment.closed) != (reader.up_to_date, reader.stream_closed)
         mode = self._resolved_mode()
         data: Any
         if mode == "text":
-            data = self._texts.text(batch)
+            data = self._texts.text(segment)
         elif mode == "json":
-            data, failure = decoding.gathered(self._items.items(batch))
+            data, failure = decoding.gathered(self._items.items(segment))
             if failure is not None:
                 before = StreamEvent(data, reader.offset, reader.up_to_date, reader.cursor)
                 return _then_raise([before] if data else [], failure)
-            reader.commit(batch)
+            reader.commit(segment)
         else:
-            data = batch.data
-            reader.commit(batch)
+            data = segment.data
+            reader.commit(segment)
         if not (data or news):
             return ()
-        return (StreamEvent(data, reader.offset, batch.up_to_date, batch.cursor),)
+        return (StreamEvent(data, reader.offset, segment.up_to_date, segment.cursor),)
 
     def _resolved_mode(self) -> EventMode:
         if self._mode != "auto":

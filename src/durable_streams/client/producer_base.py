@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from durable_streams.client.base import Call, random
+from durable_streams.client.base import CallOptions, random
 from durable_streams.client.unclosed import Remains, keep_in_mind
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol.producer import PRODUCER_POLICY, Producer, Settings
@@ -33,7 +33,7 @@ class ProducerBase:
         self,
         url: str,
         producer_id: str,
-        call: Call,
+        options: CallOptions,
         *,
         on_error: Callable[[Exception], None] | None,
         content_type: str | None,
@@ -45,7 +45,7 @@ class ProducerBase:
     ) -> None:
         if not exit_timeout >= 0:
             raise ValueError(f"exit_timeout must not be negative, but is {exit_timeout!r}.")
-        self._call = call
+        self._options = options
         self._on_error = on_error
         self._machine = Producer(
             check_url(url),
@@ -54,7 +54,7 @@ class ProducerBase:
             content_type=content_type,
             epoch=epoch,
             auto_claim=auto_claim,
-            settings=Settings(linger=linger_ms / 1000, policy=call.retry or PRODUCER_POLICY, **settings),
+            settings=Settings(linger=linger_ms / 1000, policy=options.retry or PRODUCER_POLICY, **settings),
         )
         self._exit_timeout = exit_timeout
         self._remains = Remains(type(self).__name__, self._machine)

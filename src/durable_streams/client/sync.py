@@ -1,19 +1,27 @@
-"""The sync facade: `stream` and `DurableStream`. I/O and nothing else; what is done is in `protocol`."""
+# Made from client/aio.py by tools/make_sync.py: change that file, then run `make generate`.
+
+"""The sync facade: `stream` and `DurableStream`. I/O only; the decisions are in `protocol`."""
 
 from __future__ import annotations
 
-import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from durable_streams.client.base import CheckpointLike, HandleBase, OnError, Saver, make_call, make_reader
-from durable_streams.client.forks import Origin
+from durable_streams.client.append_turns import AppendTurns
+from durable_streams.client.base import (
+    CheckpointLike,
+    HandleBase,
+    OnError,
+    Saver,
+    make_options,
+    make_reader,
+)
 from durable_streams.client.sync_performer import run
 from durable_streams.client.sync_response import StreamResponse
 from durable_streams.client.transports import transport_for
 from durable_streams.protocol import headers as h
 from durable_streams.protocol import operations
-from durable_streams.protocol.append_queue import AppendQueue, Entry
+from durable_streams.protocol.append_queue import AppendQueue
 from durable_streams.protocol.jsonrule import OnInvalid
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.types import (
@@ -49,50 +57,81 @@ def stream(
     trickle_timeout: float | None = None,
     retry: RetryPolicy | None = None,
 ) -> StreamResponse:
-    """Start to read a stream and return the response to consume (protocol section 5).
+    """Start to read a stream (protocol section 5).
 
-    The first request is made here, so that StreamNotFoundError and its like are raised here. ``live=False``
-    reads to the tail and stops; ``True`` catches up and then follows it, over SSE where that returns every byte
-    (JSON, and types that travel as base64), by long-polling where not (text). ``"sse"`` on a stream of text alters it:
-    each CR and CRLF arrives as LF, and bytes that are not UTF-8 arrive as U+FFFD.
+    The first request is made here, and its errors are raised here.
 
-    ``checkpoint``: a store or a file's path. The read begins at the position saved there, if any, else at
-    ``offset``; positions are saved as the consumer comes back for more, so that what it was busy with when it
-    stopped comes again; that of a ``read_`` method when it returns, or when the ``with`` block around it ends
-    without an error. ``etag``: that of an earlier read from the same offset, whose first answer is left out if
-    it would be the same. ``timeout``: seconds of silence before a read counts as stalled (default: 30, for live
-    reads 90); ``trickle_timeout``: seconds that an answer may trickle beyond that (default: 30), not counting event
-    streams. ``retry``: by default five retries until the first answer, endless ones for a live read afterwards.
-    Values of ``headers`` and ``params`` may be callables, called for every attempt. ``on_error`` is called with
-    an error that would end the read: None lets it; a mapping, perhaps with fresh ``headers`` or ``params``, goes
-    on from where it was. It is also called with a refusal that asks for a pause of more than a minute
-    (``retry_after``): then None waits. ``client``: an httpx.Client or urllib3.PoolManager; by default one is
-    shared by all calls of the process.
+    Args:
+        url: The stream's absolute URL.
+        offset: Where to begin, unless ``checkpoint`` holds a position: an offset that the server gave, ``"-1"``
+            (or None) for the start, ``"now"`` for the tail.
+        live: ``False`` reads to the tail and stops. ``True`` catches up, then follows the tail: over SSE where
+            that returns every byte (JSON, and types that travel as base64), by long-polling where not (text) or
+            where SSE brings nothing. ``"long-poll"`` and ``"sse"`` choose one; ``"sse"`` on a stream of text
+            alters it: each CR and CRLF arrives as LF, and bytes that are not UTF-8 arrive as U+FFFD.
+        cursor: The `cursor` of an earlier live read, together with its ``offset``.
+        etag: The `etag` of an earlier read from the same offset, whose first answer is left out if it would be
+            the same.
+        checkpoint: A store or a file's path. The read begins at the position saved there, if any. A position is
+            saved when the consumer comes back for more, so that data it was busy with when it stopped comes
+            again; that of a ``read_`` method is saved when it returns, or when the ``with`` block around it
+            ends without an error.
+        headers: Headers of each request; values may be callables, called for every attempt.
+        params: Query parameters of each request, in the same form.
+        on_error: A callable that is given an error that would end the read. None lets it end; a mapping,
+            perhaps with fresh ``headers`` or ``params``, goes on from the same position. It is also given a
+            refusal that asks for a pause of more than a minute (``retry_after``): then None waits.
+        on_invalid: What becomes of a message that is not JSON, or not what ``decode`` asks for, where messages
+            are decoded. "raise" hands over the ones before it, then raises StreamParseError; "skip" leaves it
+            out and counts it (`invalid` of the response); so does a callable, which is given its bytes and the
+            error, and may raise it.
+        client: An ``httpx.Client``, a ``requests.Session`` or a ``urllib3.PoolManager``; None for one that the
+            process shares.
+        timeout: Seconds of silence before a read counts as stalled; None for 30, for live reads 90.
+        trickle_timeout: Seconds that an answer other than an event stream may trickle beyond that; None for 30.
+        retry: How failures are retried; None for five retries until the first answer, and forever for a live
+            read afterwards.
 
-    ``on_invalid``: what becomes of a message that is not JSON, or not what ``decode`` asks for, where messages are
-    decoded. "raise" hands over the ones before it, then raises StreamParseError; "skip" leaves it out and counts it
-    (`invalid` of the response); so does a callable, which is given its bytes and the error, and may raise it.
+    Returns:
+        The response to consume; use it in a ``with`` block.
+
+    Raises:
+        ValueError: The URL is not absolute, or an argument is out of its range.
+        StreamNotFoundError: There is no stream at the URL.
+        RetentionGoneError: The offset is before the data that is retained.
+        DurableStreamError: Another refusal, or a failure that no retry can fix.
     """
-    call = make_call(
-        client and transport_for(client), headers, params, timeout, retry, trickle_timeout=trickle_timeout
+    options = make_options(
+        client and transport_for(client),
+        headers,
+        params,
+        timeout,
+        retry,
+        trickle_timeout=trickle_timeout,
     )
     saver = Saver(checkpoint)
-    reader = make_reader(url, saver, call, offset=offset, live=live, cursor=cursor, etag=etag)
-    return StreamResponse(reader, call, saver, on_error, on_invalid).start()
-
-
-def _wake(entry: Entry[threading.Event] | None) -> None:
-    if entry is not None:
-        entry.waiter.set()
+    reader = make_reader(url, saver, options, offset=offset, live=live, cursor=cursor, etag=etag)
+    response = StreamResponse(reader, options, saver, on_error, on_invalid)
+    return response.start()
 
 
 class DurableStream(HandleBase):
-    """A handle for one stream. Making it does no I/O; it holds no connection of its own, and is thread-safe.
+    """A handle for one stream. Making it does no I/O; it holds no connection and is thread-safe.
 
-    ``timeout``: seconds of silence before a request is given up (default 30); ``trickle_timeout``: seconds that an
-    answer may trickle beyond that (default 30). ``retry``: for what may be
-    repeated safely. ``content_type``: the stream's, asked for at the first append where not given.
-    ``batching``: appends of several threads at once go out together, in one request.
+    Args:
+        url: The stream's absolute URL.
+        content_type: The stream's content type; None asks for it at the first append.
+        headers: Headers of each request; values may be callables, called for every attempt.
+        params: Query parameters of each request, in the same form.
+        client: An ``httpx.Client``, a ``requests.Session`` or a ``urllib3.PoolManager``; None for one that the
+            process shares.
+        timeout: Seconds of silence before a request is given up; None for 30.
+        trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
+        retry: How requests that may be repeated safely are retried; None for the default, five retries.
+        batching: Whether appends of several threads at once go out together, in one request.
+
+    Raises:
+        ValueError: The URL is not absolute, or a header is not for the caller to set.
     """
 
     def __init__(
@@ -108,17 +147,16 @@ class DurableStream(HandleBase):
         retry: RetryPolicy | None = None,
         batching: bool = True,
     ) -> None:
-        call = make_call(
-            client and transport_for(client), headers, params, timeout, retry, trickle_timeout=trickle_timeout
+        options = make_options(
+            client and transport_for(client),
+            headers,
+            params,
+            timeout,
+            retry,
+            trickle_timeout=trickle_timeout,
         )
-        super().__init__(url, content_type, call, batching)
-        self._origin = Origin()
-        self._renew()
-
-    def _renew(self) -> None:
-        # After a fork too: what other threads have queued, and their lock, are left to the parent.
-        self._queue: AppendQueue[threading.Event] = AppendQueue()
-        self._queue_lock = threading.Lock()
+        super().__init__(url, content_type, options, batching)
+        self._turns = AppendTurns()
 
     def __enter__(self) -> Self:
         return self
@@ -149,7 +187,32 @@ class DurableStream(HandleBase):
         retry: RetryPolicy | None = None,
         batching: bool = True,
     ) -> DurableStream:
-        """Create a stream and return its handle, whose `created` says whether it is new; see `create_stream`."""
+        """Create a stream, or find it with the same configuration, and return its handle (protocol section 3).
+
+        Args:
+            url: The stream's absolute URL.
+            content_type: The stream's content type; None for ``application/octet-stream``.
+            ttl_seconds: The stream's lifetime in seconds after its last read or write; None for no limit.
+            expires_at: When the stream expires, as RFC 3339 text, instead of ``ttl_seconds``.
+            body: The first data, and with ``closed`` all of it: bytes or text, for a JSON stream a value that
+                is one message. A stream that exists already does not take it.
+            closed: Whether the stream is closed from the beginning.
+            headers: Headers of each request; values may be callables, called for every attempt.
+            params: Query parameters of each request, in the same form.
+            client: An ``httpx.Client``, a ``requests.Session`` or a ``urllib3.PoolManager``; None for one that
+                the process shares.
+            timeout: Seconds of silence before a request is given up; None for 30.
+            trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
+            retry: How requests that may be repeated safely are retried; None for the default, five retries.
+            batching: Whether appends of several threads at once go out together, in one request.
+
+        Returns:
+            The handle, whose `created` says whether the stream is new.
+
+        Raises:
+            StreamExistsError: The stream exists with another configuration.
+            DurableStreamError: Another refusal, or a failure that no retry can fix.
+        """
         handle = cls(
             url,
             headers=headers,
@@ -182,7 +245,23 @@ class DurableStream(HandleBase):
         retry: RetryPolicy | None = None,
         batching: bool = True,
     ) -> DurableStream:
-        """Return a handle of a stream that exists; raises StreamNotFoundError where it does not."""
+        """Return a handle of a stream that exists.
+
+        Args:
+            url: The stream's absolute URL.
+            headers: Headers of each request; values may be callables, called for every attempt.
+            params: Query parameters of each request, in the same form.
+            client: An ``httpx.Client``, a ``requests.Session`` or a ``urllib3.PoolManager``; None for one that
+                the process shares.
+            timeout: Seconds of silence before a request is given up; None for 30.
+            trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
+            retry: How requests that may be repeated safely are retried; None for the default, five retries.
+            batching: Whether appends of several threads at once go out together, in one request.
+
+        Raises:
+            StreamNotFoundError: There is no stream at the URL.
+            DurableStreamError: Another refusal, or a failure that no retry can fix.
+        """
         handle = cls(
             url,
             headers=headers,
@@ -197,14 +276,82 @@ class DurableStream(HandleBase):
         return handle
 
     @classmethod
-    def head_static(cls, url: str, **options: Any) -> HeadResult:
-        """Return a stream's metadata without keeping a handle; options as for the constructor."""
-        return cls(url, **options).head()
+    def head_static(
+        cls,
+        url: str,
+        *,
+        headers: HeadersLike | None = None,
+        params: ParamsLike | None = None,
+        client: Any = None,
+        timeout: float | None = None,
+        trickle_timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> HeadResult:
+        """Return a stream's metadata without keeping a handle (protocol section 1).
+
+        Args:
+            url: The stream's absolute URL.
+            headers: Headers of each request; values may be callables, called for every attempt.
+            params: Query parameters of each request, in the same form.
+            client: An ``httpx.Client``, a ``requests.Session`` or a ``urllib3.PoolManager``; None for one that
+                the process shares.
+            timeout: Seconds of silence before a request is given up; None for 30.
+            trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
+            retry: How requests that may be repeated safely are retried; None for the default, five retries.
+
+        Raises:
+            StreamNotFoundError: There is no stream at the URL.
+            DurableStreamError: Another refusal, or a failure that no retry can fix.
+        """
+        handle = cls(
+            url,
+            headers=headers,
+            params=params,
+            client=client,
+            timeout=timeout,
+            trickle_timeout=trickle_timeout,
+            retry=retry,
+        )
+        return handle.head()
 
     @classmethod
-    def delete_static(cls, url: str, **options: Any) -> None:
-        """Delete a stream without keeping a handle; options as for the constructor."""
-        cls(url, **options).delete()
+    def delete_static(
+        cls,
+        url: str,
+        *,
+        headers: HeadersLike | None = None,
+        params: ParamsLike | None = None,
+        client: Any = None,
+        timeout: float | None = None,
+        trickle_timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        """Delete a stream without keeping a handle (protocol section 1).
+
+        Args:
+            url: The stream's absolute URL.
+            headers: Headers of each request; values may be callables, called for every attempt.
+            params: Query parameters of each request, in the same form.
+            client: An ``httpx.Client``, a ``requests.Session`` or a ``urllib3.PoolManager``; None for one that
+                the process shares.
+            timeout: Seconds of silence before a request is given up; None for 30.
+            trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
+            retry: How requests that may be repeated safely are retried; None for the default, five retries.
+
+        Raises:
+            StreamNotFoundError: There is no stream at the URL.
+            DurableStreamError: Another refusal, or a failure that no retry can fix.
+        """
+        handle = cls(
+            url,
+            headers=headers,
+            params=params,
+            client=client,
+            timeout=timeout,
+            trickle_timeout=trickle_timeout,
+            retry=retry,
+        )
+        handle.delete()
 
     def create_stream(
         self,
@@ -215,91 +362,105 @@ class DurableStream(HandleBase):
         body: Any = None,
         closed: bool = False,
     ) -> HeadResult:
-        """Create the stream, or find it there with the same configuration (protocol section 3).
+        """Create the stream, or find it with the same configuration (protocol section 3).
 
-        ``ttl_seconds``: lifetime after the last read or write; or ``expires_at``, RFC 3339. ``body``: its
-        first data, and with ``closed`` its whole content. A stream that was there already does not take it: the
-        result's ``created`` is False then. Raises StreamExistsError where it exists with another configuration.
+        Args:
+            content_type: The stream's content type; None for that of the handle, else
+                ``application/octet-stream``.
+            ttl_seconds: The stream's lifetime in seconds after its last read or write; None for no limit.
+            expires_at: When the stream expires, as RFC 3339 text, instead of ``ttl_seconds``.
+            body: The first data, and with ``closed`` all of it: bytes or text, for a JSON stream a value that
+                is one message. A stream that exists already does not take it.
+            closed: Whether the stream is closed from the beginning.
+
+        Returns:
+            The stream's metadata; ``created`` is False where the stream existed already.
+
+        Raises:
+            StreamExistsError: The stream exists with another configuration.
+            DurableStreamError: Another refusal, or a failure that no retry can fix.
         """
         content_type = content_type or self._content_type
-        result = run(
-            operations.create(
-                self._url,
-                content_type=content_type,
-                ttl_seconds=ttl_seconds,
-                expires_at=expires_at,
-                body=body,
-                closed=closed,
-            ),
-            self._call,
+        op = operations.create(
+            self._url,
+            content_type=content_type,
+            ttl_seconds=ttl_seconds,
+            expires_at=expires_at,
+            body=body,
+            closed=closed,
         )
+        result = run(op, self._options)
         self._content_type = result.content_type or content_type
         self._created = result.created
         return result
 
     def append(self, data: Any, *, seq: str | None = None, content_type: str | None = None) -> AppendResult:
-        """Append data and return the position after it, once it is durable (protocol section 4).
+        """Append data, and return once it is durable (protocol section 4).
 
-        Takes bytes or text; for a JSON stream any JSON value as one message, text and bytes being JSON
-        already. ``seq`` must be greater than the last one, else SeqConflictError. Raises StreamClosedError on
-        a closed stream; a FetchError says in ``may_have_been_sent`` whether the data may have been written.
-        With ``batching`` the position is that after the request's last record.
+        Args:
+            data: Bytes or text; for a JSON stream any JSON value as one message, where text and bytes are JSON
+                already.
+            seq: The writer's sequence text, which must be greater than the last one.
+            content_type: The stream's content type; None for that of the handle, which asks for it once.
+
+        Returns:
+            The position after the data; with ``batching`` that after the last record of the request.
+
+        Raises:
+            ValueError: The data is empty, or is not valid JSON.
+            TypeError: The stream cannot hold this type of data.
+            StreamClosedError: The stream is closed.
+            SeqConflictError: ``seq`` is not greater than the last one.
+            FetchError: The answer was lost; ``may_have_been_sent`` says whether the data may have been written.
         """
         if not self._batching or seq is not None or content_type is not None:
             op = operations.append(self._url, data, content_type=content_type or self._content_type, seq=seq)
-            result, self._content_type = run(op, self._call)
+            result, self._content_type = run(op, self._options)
             return result
-        self._origin.notice(self._renew)
-        entry = Entry(data, threading.Event())
-        with self._queue_lock:
-            leads = self._queue.add(entry)
-        if not leads:
-            self._wait_for(entry)
-        if not entry.done:
-            self._lead()
-        return entry.outcome()
+        return self._turns.append(data, self._send_queued)
 
-    def _wait_for(self, entry: Entry[threading.Event]) -> None:
-        """Wait until the append is done, or has to lead."""
-        try:
-            entry.waiter.wait()
-        except BaseException:  # KeyboardInterrupt
-            with self._queue_lock:
-                _wake(self._queue.take_back(entry))
-            raise
-
-    def _lead(self) -> None:
+    def _send_queued(self, queue: AppendQueue[Any]) -> None:
         """Send one request for all appends that are waiting."""
-        try:
-            op = self._queue.send(self._url, self._content_type)
-            self._content_type = run(op, self._call) or self._content_type
-        except BaseException as error:
-            self._end_turn(error)
-            raise
-        self._end_turn()
-
-    def _end_turn(self, cause: BaseException | None = None) -> None:
-        with self._queue_lock:
-            for entry in self._queue.finish(cause):
-                _wake(entry)
-            _wake(self._queue.hand_over())
+        op = queue.send(self._url, self._content_type)
+        self._content_type = run(op, self._options) or self._content_type
 
     def close_stream(self, data: Any = None, *, content_type: str | None = None) -> CloseResult:
-        """Close the stream for good, optionally with its last data; return where it ends (protocol section 4)."""
-        return run(
-            operations.close_stream(self._url, data, content_type=content_type or self._content_type),
-            self._call,
-        )
+        """Close the stream for good (protocol section 4).
+
+        Args:
+            data: The last data, as for `append`; None for none, which makes the call safe to repeat.
+            content_type: The stream's content type; None for that of the handle.
+
+        Returns:
+            Where the stream ends.
+
+        Raises:
+            StreamClosedError: The stream is closed already, and ``data`` was given.
+            StreamNotFoundError: There is no stream at the URL.
+            DurableStreamError: Another refusal, or a failure that no retry can fix.
+        """
+        op = operations.close_stream(self._url, data, content_type=content_type or self._content_type)
+        return run(op, self._options)
 
     def head(self) -> HeadResult:
-        """Return the stream's metadata; raises StreamNotFoundError where there is no stream."""
-        result = run(operations.head(self._url), self._call)
+        """Return the stream's metadata (protocol section 1).
+
+        Raises:
+            StreamNotFoundError: There is no stream at the URL.
+            DurableStreamError: Another refusal, or a failure that no retry can fix.
+        """
+        result = run(operations.head(self._url), self._options)
         self._content_type = result.content_type or self._content_type
         return result
 
     def delete(self) -> None:
-        """Delete the stream; raises StreamNotFoundError where there is none."""
-        run(operations.delete(self._url), self._call)
+        """Delete the stream (protocol section 1).
+
+        Raises:
+            StreamNotFoundError: There is no stream at the URL.
+            DurableStreamError: Another refusal, or a failure that no retry can fix.
+        """
+        run(operations.delete(self._url), self._options)
 
     def fork(
         self,
@@ -311,11 +472,26 @@ class DurableStream(HandleBase):
         ttl_seconds: int | None = None,
         expires_at: str | None = None,
     ) -> DurableStream:
-        """Create a stream that begins as this one up to ``offset`` (default: the tail); return its handle (section 6).
+        """Create a stream that begins with the data of this one (protocol section 6).
 
-        ``sub_offset``: how much further past ``offset``, in messages for JSON and in bytes otherwise.
+        Args:
+            new_url: The absolute URL of the fork, on the same server.
+            offset: Up to where the data is shared; None for the tail.
+            sub_offset: How much further past ``offset``: messages of a JSON stream, bytes of another.
+            content_type: The fork's content type, which must be that of this stream; None for the same.
+            ttl_seconds: The fork's lifetime in seconds after its last read or write; None for that of this
+                stream.
+            expires_at: When the fork expires, as RFC 3339 text, instead of ``ttl_seconds``.
+
+        Returns:
+            The fork's handle, with the options of this one.
+
+        Raises:
+            StreamExistsError: A stream with another configuration exists at ``new_url``.
+            StreamNotFoundError: This stream does not exist.
+            DurableStreamError: Another refusal, or a failure that no retry can fix.
         """
-        fork = type(self)(new_url, content_type=content_type or self._content_type, **self._options())
+        fork = type(self)(new_url, content_type=content_type or self._content_type, **self._arguments())
         op = operations.create(
             fork.url,
             content_type=content_type,
@@ -325,7 +501,8 @@ class DurableStream(HandleBase):
             fork_offset=offset,
             fork_sub_offset=sub_offset,
         )
-        fork._created = run(op, self._call).created  # noqa: SLF001 - one of our own kind
+        result = run(op, self._options)
+        fork._created = result.created  # noqa: SLF001 - of the same class
         return fork
 
     def stream(
@@ -341,9 +518,46 @@ class DurableStream(HandleBase):
         on_error: OnError | None = None,
         on_invalid: OnInvalid = "raise",
     ) -> StreamResponse:
-        """Start to read the stream; see the function `stream`. Headers and parameters join the handle's own."""
+        """Start to read the stream, with the options of the handle (protocol section 5).
+
+        The first request is made here, and its errors are raised here.
+
+        Args:
+            offset: Where to begin, unless ``checkpoint`` holds a position: an offset that the server gave,
+                ``"-1"`` (or None) for the start, ``"now"`` for the tail.
+            live: ``False`` reads to the tail and stops. ``True`` catches up, then follows the tail: over SSE
+                where that returns every byte (JSON, and types that travel as base64), by long-polling where not
+                (text) or where SSE brings nothing. ``"long-poll"`` and ``"sse"`` choose one; ``"sse"`` on a
+                stream of text alters it: each CR and CRLF arrives as LF, and bytes that are not UTF-8 arrive as
+                U+FFFD.
+            cursor: The `cursor` of an earlier live read, together with its ``offset``.
+            etag: The `etag` of an earlier read from the same offset, whose first answer is left out if it would
+                be the same.
+            checkpoint: A store or a file's path. The read begins at the position saved there, if any. A
+                position is saved when the consumer comes back for more, so that data it was busy with when it
+                stopped comes again; that of a ``read_`` method is saved when it returns, or when the ``with``
+                block around it ends without an error.
+            headers: Headers that join the handle's own; values may be callables, called for every attempt.
+            params: Query parameters that join the handle's own, in the same form.
+            on_error: A callable that is given an error that would end the read. None lets it end; a mapping,
+                perhaps with fresh ``headers`` or ``params``, goes on from the same position. It is also given a
+                refusal that asks for a pause of more than a minute (``retry_after``): then None waits.
+            on_invalid: What becomes of a message that is not JSON, or not what ``decode`` asks for, where
+                messages are decoded. "raise" hands over the ones before it, then raises StreamParseError;
+                "skip" leaves it out and counts it (`invalid` of the response); so does a callable, which is
+                given its bytes and the error, and may raise it.
+
+        Returns:
+            The response to consume; use it in a ``with`` block.
+
+        Raises:
+            ValueError: An argument is out of its range.
+            StreamNotFoundError: There is no stream at the URL.
+            RetentionGoneError: The offset is before the data that is retained.
+            DurableStreamError: Another refusal, or a failure that no retry can fix.
+        """
         saver = Saver(checkpoint)
-        reader = make_reader(self._url, saver, self._call, offset=offset, live=live, cursor=cursor, etag=etag)
-        return StreamResponse(
-            reader, self._call.changed(headers, params), saver, on_error, on_invalid
-        ).start()
+        options = self._options.changed(headers, params)
+        reader = make_reader(self._url, saver, options, offset=offset, live=live, cursor=cursor, etag=etag)
+        response = StreamResponse(reader, options, saver, on_error, on_invalid)
+        return response.start()

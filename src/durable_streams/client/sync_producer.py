@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from durable_streams.client.base import make_call
+from durable_streams.client.base import make_options
 from durable_streams.client.forks import Origin
 from durable_streams.client.producer_base import ProducerBase, forked
 from durable_streams.client.sync_performer import run, send
@@ -72,7 +72,7 @@ class SyncIdempotentProducer(ProducerBase):
         super().__init__(
             url,
             producer_id,
-            make_call(
+            make_options(
                 client and transport_for(client),
                 headers,
                 params,
@@ -169,7 +169,7 @@ class SyncIdempotentProducer(ProducerBase):
         self._check_fork()
         with self._learning:
             if self._machine.content_type is None:
-                self._machine.content_type = run(operations.content_type_of(self.url), self._call)
+                self._machine.content_type = run(operations.content_type_of(self.url), self._options)
 
     def _check_usable(self) -> None:
         self._check_fork()
@@ -313,7 +313,7 @@ class SyncIdempotentProducer(ProducerBase):
         while (job := self._next_job()) is not None:
             outcomes: list[Outcome]
             try:
-                response = send(job.request, self._call, interrupt)
+                response = send(job.request, self._options, interrupt)
             except FetchError as error:
                 with self._changed:
                     outcomes = self._machine.failed(job.token, error, time.monotonic())

@@ -1,7 +1,9 @@
-"""The sync read: I/O around the loop in `protocol.following`.
+# Made from client/aio_response.py by tools/make_sync.py: change that file, then run `make generate`.
+
+"""The sync read: a performer around the machine of the reader (`protocol.reader`).
 
 Invariants: a connection is open only while a response is consumed, and is released on every way out; `close`
-from another thread wakes whatever a read is blocked in.
+from another thread ends whatever a read is blocked in.
 """
 
 from __future__ import annotations
@@ -10,27 +12,26 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from durable_streams.client.base import Call, ResponseBase, Saver, log_wait
+from durable_streams.client.base import CallOptions, ResponseBase, Saver, log_long_wait
 from durable_streams.client.checkpoints import CheckpointStore
 from durable_streams.client.formats import (
     Bytes,
     EventMode,
     Events,
+    Format,
     ItemLists,
     Items,
     Texts,
-    View,
     merge_bodies,
     merge_texts,
 )
-from durable_streams.client.sync_performer import open_exchange, run
-from durable_streams.client.transports import Exchange, Interrupt
-from durable_streams.errors import FetchError
+from durable_streams.client.sync_performer import Performer, next_effect, open_exchange, run
+from durable_streams.client.transports import Exchange
 from durable_streams.protocol import operations
-from durable_streams.protocol.effects import READ, RELEASE
-from durable_streams.protocol.following import Effect, Failure, LongWait
+from durable_streams.protocol.effects import READ, Call, Effect, Give
 from durable_streams.protocol.jsonrule import OnInvalid
-from durable_streams.protocol.reader import Batch, Reader
+from durable_streams.protocol.reader import Reader, Segment
+from durable_streams.protocol.request import Request
 from durable_streams.types import StreamEvent
 
 if TYPE_CHECKING:
@@ -41,28 +42,34 @@ __all__ = ["StreamResponse"]
 T = TypeVar("T")
 
 
-class StreamResponse(ResponseBase):
+class StreamResponse(ResponseBase, Performer):
     """A read in progress (protocol section 5). Consume it once: by iterating, or with one of its methods.
 
-    Iterating gives ``bytes``; for a JSON stream each piece is one array of messages, as the server sent it.
-    Use it in a ``with`` block, or call `close`. Made by `stream`.
+    Iterating gives ``bytes``; for a JSON stream each piece is one array of messages, as the server sent it. Use
+    it in a ``with`` block, or call `close`. Made by `stream`.
     """
 
-    _exchange: Exchange | None = None
-
     def __init__(
-        self, reader: Reader, call: Call, saver: Saver, on_error: Any = None, on_invalid: OnInvalid = "raise"
+        self,
+        reader: Reader,
+        options: CallOptions,
+        saver: Saver,
+        on_error: Any = None,
+        on_invalid: OnInvalid = "raise",
     ) -> None:
-        super().__init__(reader, call, saver, on_error, on_invalid)
-        self._interrupt = Interrupt()
-        self._busy = False
+        ResponseBase.__init__(self, reader, options, saver, on_error, on_invalid)
+        Performer.__init__(self)
 
     def start(self) -> Self:
-        """Make the first request, whose failure is raised here; return the response itself."""
+        """Make the first request; return the response itself.
+
+        Raises:
+            DurableStreamError: The first request fails.
+        """
         try:
-            effect = self._next_effect()
+            effect = next_effect(self._machine)
             while effect is not None and not (effect is READ and self._reader.accepted):
-                effect = self._perform(effect)
+                effect = self._perform(self._machine, effect)
             self._effect = effect
         except BaseException:
             self.close()
@@ -75,15 +82,17 @@ class StreamResponse(ResponseBase):
         return self._interrupt.is_set()
 
     def close(self) -> None:
-        """End the read and release its connection. From another thread it wakes a read that is blocked."""
-        self._interrupt.set()
-        # A thread that reads releases its connection itself: it alone knows when it is done with it.
-        if not self._busy:
-            self._release()
+        """End the read and release its connection. From another thread it ends a read that is blocked, too."""
+        self._close()
+        # Now, not when an abandoned iterator is collected: by then another read may be in progress.
         self._save()
 
     def checkpoint(self, store: CheckpointStore) -> None:
-        """Save `offset` to a store, now (see `FileCheckpoint`)."""
+        """Save `offset`, now.
+
+        Args:
+            store: Where to save it (see `FileCheckpoint`).
+        """
         store.save(self.offset)
 
     def __enter__(self) -> Self:
@@ -97,7 +106,7 @@ class StreamResponse(ResponseBase):
         self.close()
 
     def __del__(self) -> None:
-        # Neither consumed nor closed: its connection must not wait for the garbage collector's mercy.
+        # Neither consumed nor closed: its connection must not wait for the garbage collector.
         self._release()
 
     # -- consumption
@@ -107,7 +116,11 @@ class StreamResponse(ResponseBase):
         return self._consumed_as(Bytes(self._reader))
 
     def iter_text(self) -> Iterator[str]:
-        """Iterate over the data as text; raises StreamParseError where it is not UTF-8."""
+        """Iterate over the data as text.
+
+        Raises:
+            StreamParseError: The data is not UTF-8.
+        """
         return self._consumed_as(Texts(self._reader))
 
     @overload
@@ -117,12 +130,16 @@ class StreamResponse(ResponseBase):
     @overload
     def iter_json(self, decode: Callable[[Any], T]) -> Iterator[T]: ...
     def iter_json(self, decode: Any = None) -> Iterator[Any]:
-        """Iterate over the messages of a JSON stream.
+        """Iterate over the messages of a JSON stream. `offset` moves past a batch with its last message.
 
-        ``decode``: a callable that each goes through, or the type that each must have (a msgspec Struct,
-        dataclass, TypedDict or Pydantic model). `offset` moves past a batch with its last message. Raises
-        StreamParseError for a message that is malformed or not of that type, after the ones before it were handed over;
-        or leaves it out, as ``on_invalid`` of `stream` says.
+        Args:
+            decode: A callable that each message goes through, or the type that each must have (a msgspec
+                Struct, dataclass, TypedDict or Pydantic model); None for plain JSON values.
+
+        Raises:
+            DurableStreamError: The stream is not of JSON.
+            StreamParseError: A message is malformed or not of that type; the ones before it were handed over.
+                With another ``on_invalid`` of `stream` than "raise" it is left out instead.
         """
         self._require_json()
         return self._consumed_as(Items(self._reader, decode, self._refused))
@@ -134,16 +151,31 @@ class StreamResponse(ResponseBase):
     @overload
     def iter_json_batches(self, decode: Callable[[Any], T]) -> Iterator[list[T]]: ...
     def iter_json_batches(self, decode: Any = None) -> Iterator[list[Any]]:
-        """Iterate over the messages of a JSON stream in the batches they came in; none is empty."""
+        """Iterate over the messages of a JSON stream in the batches they came in; none is empty.
+
+        Args:
+            decode: As for `iter_json`.
+
+        Raises:
+            DurableStreamError: The stream is not of JSON.
+            StreamParseError: A message is invalid, as for `iter_json`; the ones before it are a batch of their
+                own.
+        """
         self._require_json()
         return self._consumed_as(ItemLists(self._reader, decode, self._refused))
 
     def iter_events(self, mode: EventMode = "auto") -> Iterator[StreamEvent]:
-        """Iterate over batches with their positions, and over news of the tail without data."""
-        events = Events(self._reader, mode, self._refused)
-        if mode == "auto":
-            self._learn_content_type()
-        return self._consumed_as(events)
+        """Iterate over batches with their positions; an event without data says that the tail was reached.
+
+        Args:
+            mode: What ``data`` is: ``"json"`` (a list of values), ``"text"`` or ``"bytes"``; ``"auto"`` goes by
+                the content type.
+
+        Raises:
+            ValueError: The mode is not one of these.
+            StreamParseError: The data does not have this form.
+        """
+        return self._consumed_as(Events(self._reader, mode, self._refused), learn=mode == "auto")
 
     def read_bytes(self) -> bytes:
         """Return everything up to the present tail; for a JSON stream one array of all messages."""
@@ -151,7 +183,11 @@ class StreamResponse(ResponseBase):
         return merge_bodies(bodies, self.content_type)
 
     def read_text(self) -> str:
-        """Return everything up to the present tail as text; raises StreamParseError where it is not UTF-8."""
+        """Return everything up to the present tail as text.
+
+        Raises:
+            StreamParseError: The data is not UTF-8.
+        """
         texts = self._whole(Texts(self._reader), learn=True)
         return merge_texts(texts, self.content_type)
 
@@ -162,7 +198,15 @@ class StreamResponse(ResponseBase):
     @overload
     def read_json(self, decode: Callable[[Any], T]) -> list[T]: ...
     def read_json(self, decode: Any = None) -> list[Any]:
-        """Return all messages up to the present tail; ``decode`` and what is raised as for `iter_json`."""
+        """Return all messages up to the present tail.
+
+        Args:
+            decode: As for `iter_json`.
+
+        Raises:
+            DurableStreamError: The stream is not of JSON.
+            StreamParseError: A message is invalid, as for `iter_json`; `offset` stays where it was.
+        """
         self._require_json()
         return self._whole(Items(self._reader, decode, self._refused))
 
@@ -173,14 +217,22 @@ class StreamResponse(ResponseBase):
     @overload
     def read_json_batches(self, decode: Callable[[Any], T]) -> list[list[T]]: ...
     def read_json_batches(self, decode: Any = None) -> list[list[Any]]:
-        """Return all messages up to the present tail, in the batches they came in."""
+        """Return all messages up to the present tail, in the batches they came in.
+
+        Args:
+            decode: As for `iter_json`.
+
+        Raises:
+            DurableStreamError: The stream is not of JSON.
+            StreamParseError: A message is invalid, as for `iter_json`; `offset` stays where it was.
+        """
         self._require_json()
         return self._whole(ItemLists(self._reader, decode, self._refused))
 
-    def _whole(self, view: View[T], *, learn: bool = False) -> list[T]:
+    def _whole(self, form: Format[T], *, learn: bool = False) -> list[T]:
         """Return all pieces up to the present tail, or move nothing; the place is saved as `stream` says."""
         with self._all_or_nothing():
-            pieces = list(self._consumed_as(view, to_tail=True))
+            pieces = list(self._consumed_as(form, to_tail=True))
             if learn and len(pieces) > 1:
                 self._learn_content_type()
         self._save()
@@ -191,63 +243,51 @@ class StreamResponse(ResponseBase):
             self._saver.save()
 
     def _learn_content_type(self) -> None:
-        """Ask for the content type where only an event stream was opened, which does not tell."""
+        """Ask for the content type where only an event stream was opened, which does not name it."""
         if self._reader.content_type is None:
-            self._reader.content_type = run(operations.content_type_of(self.url), self._call)
+            self._reader.content_type = run(operations.content_type_of(self.url), self._options)
 
     # -- the loop
 
-    def _consumed_as(self, view: View[T], *, to_tail: bool = False) -> Iterator[T]:
+    def _consumed_as(self, form: Format[T], *, to_tail: bool = False, learn: bool = False) -> Iterator[T]:
         self._consume()
-        return self._pieces(view, to_tail)
+        return self._pieces(form, to_tail, learn)
 
-    def _pieces(self, view: View[T], to_tail: bool) -> Iterator[T]:
-        """Hand over every batch once; leave no connection behind on any way out."""
+    def _pieces(self, form: Format[T], to_tail: bool, learn: bool) -> Iterator[T]:
+        """Hand over every segment once; leave no connection behind on any way out."""
         saver, reader = self._saver, self._reader
-        effect = self._effect
         try:
-            while effect is not None:
-                if not isinstance(effect, Batch):
-                    effect = self._perform(effect)
-                    continue
-                yield from view.take(effect)
+            if learn:
+                self._learn_content_type()
+            segment = self._segment(self._effect)
+            while segment is not None:
+                yield from form.take(segment)
                 if not to_tail and saver.passed(reader.offset):
                     saver.save()
-                if to_tail and effect.up_to_date:
+                if to_tail and segment.up_to_date:
                     break
-                effect = self._next_effect()
+                segment = self._segment(next_effect(self._machine))
         finally:
             self.close()
 
-    def _perform(self, effect: Effect) -> Effect | None:
-        """Do what the loop asks for; return its next effect, None at the end or once the read was closed."""
-        answer: Any = None
-        self._busy = True
-        try:
-            if effect is READ:
-                answer = self._exchange.read() if self._exchange is not None else b""
-            elif effect is RELEASE:
-                self._release()
-            elif isinstance(effect, (Failure, LongWait)):
-                self._release()
-                if isinstance(effect, LongWait):
-                    log_wait(effect)
-                answer = self._mended(self._on_error(effect.error)) if self._on_error is not None else False
-            elif not isinstance(effect, Batch):
-                if self._interrupt.pause(effect.delay):
-                    return None
-                answer = self._exchange = open_exchange(effect, self._call, self._interrupt)
-                self._status_text = self._exchange.reason
-        except FetchError as error:
-            # Where the read was closed, the break is ours and no failure.
-            return None if self.closed else self._failed_effect(error)
-        finally:
-            self._busy = False
-            if self.closed:
-                self._release()
-        return None if self.closed else self._next_effect(answer)
+    def _segment(self, effect: Effect | None) -> Segment | None:
+        """Perform effects, from this one on, until there is a segment; None at the end of the read."""
+        while effect is not None and not isinstance(effect, Give):
+            effect = self._perform(self._machine, effect)
+        segment: Segment | None = None if effect is None else effect.value
+        return segment
 
-    def _release(self) -> None:
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.close()
+    # -- performing
+
+    def _open(self, request: Request) -> Exchange:
+        exchange = open_exchange(request, self._options, self._interrupt)
+        self._status_text = exchange.reason
+        return exchange
+
+    def _called(self, call: Call) -> bool:
+        if call.name == "on_long_wait":
+            log_long_wait(*call.arguments)
+        if self._on_error is None:
+            return False
+        answer = self._on_error(call.arguments[0])
+        return self._goes_on(answer)

@@ -1,34 +1,35 @@
-"""The async firehose: I/O around the loop in `firehose.machine`.
+"""The async firehose: a performer around the machine of a feed (`firehose.machine`).
 
-Invariants: a connection is open only while records are taken, and is released on every way out; `stop`, from any task
-or thread, wakes whatever the loop waits for; a task that is cancelled from outside stays cancelled; every connect
-that was told is followed by its disconnect.
+Invariants: a connection is open only while records are taken, and is released on every way out; `stop`, from
+any task or thread, ends the wait of the feed; a task that is cancelled from outside stays cancelled; each call
+of ``on_connect`` is followed by one of ``on_disconnect``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from durable_streams.client.cancellable_wait import Wait
+from durable_streams.client.aio_performer import AsyncPerformer, resolved, settled
+from durable_streams.client.sides import ASYNC
 from durable_streams.client.transports import AsyncExchange, AsyncTransport, async_transport_for
 from durable_streams.errors import DurableStreamError
 from durable_streams.firehose.base import (
     AsyncValues,
-    HandleBase,
+    FeedHandle,
     Source,
     callable_failed,
-    log_wait,
+    log_long_wait,
     logger,
     make_feed,
     make_source,
 )
 from durable_streams.firehose.config import Attempt, StreamConfig
-from durable_streams.firehose.machine import READ, RELEASE, Effect, Feed, Flow, Pause, Records, Tell
+from durable_streams.firehose.machine import Feed
+from durable_streams.protocol.effects import Call, Effect, Give
 from durable_streams.protocol.request import Request
 
 if TYPE_CHECKING:
@@ -39,52 +40,59 @@ __all__ = ["AsyncFirehoseStream", "astream_with_retry"]
 T = TypeVar("T")
 
 
-class _Driver:
-    """Performs the effects of one feed's loop. It holds no reference to the generator that it gives."""
+class _Driver(AsyncPerformer):
+    """Performs the machine of one feed. It holds no reference to the generator that it gives."""
+
+    _thrown = DurableStreamError
 
     def __init__(self, feed: Feed, source: Source, client: Any) -> None:
+        super().__init__()
         self.feed = feed
         self.stopped = False
         self._source = source
         self._transport: AsyncTransport = async_transport_for(client)
-        self._exchange: AsyncExchange | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._wait = Wait()
-        self._closing: asyncio.Task[None] | None = None
+        if ASYNC:
+            self._closing: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
-        """End the loop, from any thread."""
+        """End the feed, from any thread."""
         self.stopped = True
-        loop = self._loop
-        if loop is not None:
-            with contextlib.suppress(RuntimeError):  # it may be closed, and all of its connections with it
-                loop.call_soon_threadsafe(self._wake)
-
-    def _wake(self) -> None:
-        if self._wait.busy:
-            # The task that reads releases its connection itself: it alone knows when it is done with it.
-            self._wait.wake()
+        if ASYNC:
+            self._interrupt.announce()
+            loop = self._interrupt.loop
+            if loop is not None:
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # it may be closed, and all of its connections with it
+                    loop.call_soon_threadsafe(self._wake)
         else:
-            # Nobody may come for the next record, and the connection should not wait for them.
-            self._closing = asyncio.ensure_future(self._release())
+            self._close()
+
+    if ASYNC:
+
+        def _wake(self) -> None:
+            if self._interrupt.busy:
+                self._interrupt.set()
+            else:
+                # The next record may never be asked for, and the connection should not wait for that.
+                self._closing = asyncio.ensure_future(self._release())
 
     async def records(self) -> AsyncGenerator[Any, None]:
         """Return the records as a generator, which leaves no connection behind on any way out."""
-        self._loop = asyncio.get_running_loop()
-        flow, state = self.feed.run(), self.feed.state
+        machine, state = self.feed.run(), self.feed.state
         cause: Exception | None = None
         try:
-            effect: Effect | None = next(flow)
+            effect: Effect | None = next(machine)
             while effect is not None:
-                if not isinstance(effect, Records):
-                    effect = await self._perform(flow, effect)
+                if not isinstance(effect, Give):
+                    effect = await self._perform(machine, effect)
                     continue
-                for value in effect.values:
+                for value in effect.value:
                     state.total_items_received += 1
                     yield value
                     if self.stopped:
                         return
-                effect = next(flow)
+                effect = next(machine)
         except Exception as error:
             cause = error
             raise
@@ -93,45 +101,29 @@ class _Driver:
             await self._release()
             goodbye = self.feed.disconnected(cause)
             if goodbye is not None:
-                await self._tell(goodbye)
+                await self._called(goodbye)
 
-    async def _perform(self, flow: Flow, effect: Effect) -> Effect | None:
-        """Do what the loop asks for; return its next effect, None once it was stopped."""
-        if self._is_stopped():
+    async def _open(self, request: Request) -> AsyncExchange:
+        if ASYNC:
+            return await self._transport.open(request, self.feed.config.silence)
+        else:
+            return self._transport.open(request, self._interrupt, self.feed.config.silence)
+
+    async def _called(self, call: Call) -> Any:
+        if call.name == "request":
+            return await self._request(*call.arguments)
+        if call.name == "on_long_wait":
+            return log_long_wait(*call.arguments)
+        callback = getattr(self.feed.config, call.name)
+        if callback is None:
             return None
-        self._wait.begin()
         try:
-            answer = await self._do(effect)
-        except DurableStreamError as error:
-            # Once it was stopped, the break is ours and no failure.
-            return None if self._is_stopped() else flow.throw(error)
-        except asyncio.CancelledError:
-            if not self._wait.take_back():
-                raise
-            return None
-        finally:
-            self._wait.end()
-            if self.stopped:
-                await self._release()
-        return None if self._is_stopped() else flow.send(answer)
-
-    def _is_stopped(self) -> bool:
-        return self.stopped  # set by others at any time
-
-    async def _do(self, effect: Effect) -> Any:
-        if effect is READ:
-            return await self._exchange.read() if self._exchange is not None else b""
-        if effect is RELEASE:
-            return await self._release()
-        if isinstance(effect, Tell):
-            return await self._tell(effect)
-        if isinstance(effect, Pause):
-            log_wait(self.feed, effect.seconds)
-            return await asyncio.sleep(effect.seconds)
-        if isinstance(effect, Attempt):
-            request = await self._request(effect)
-            self._exchange = await self._transport.open(request, self.feed.config.silence)
-        return self._exchange
+            if ASYNC:
+                await settled(callback(*call.arguments))
+            else:
+                callback(*call.arguments)
+        except Exception:  # noqa: BLE001 - the caller's own
+            logger.exception("The callback %s of a feed raised.", call.name)
 
     async def _request(self, attempt: Attempt) -> Request:
         source = self._source
@@ -142,41 +134,33 @@ class _Driver:
             raise callable_failed(error) from error
         return source.request(params, headers)
 
-    async def _tell(self, told: Tell) -> None:
-        callback = getattr(self.feed.config, told.callback)
-        if callback is None:
-            return
-        try:
-            result = callback(*told.arguments)
-            if inspect.isawaitable(result):
-                await result
-        except Exception:  # noqa: BLE001 - the caller's own
-            logger.exception("The callback %s of a feed raised.", told.callback)
-
-    async def _release(self) -> None:
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            await exchange.close()
-
 
 async def _resolved(values: AsyncValues | None, attempt: Attempt) -> dict[str, Any]:
     given: Any = values(attempt) if callable(values) else values
-    if inspect.isawaitable(given):
-        given = await given
-    resolved = {}
-    for name, value in (given or {}).items():
-        one = value() if callable(value) else value
-        resolved[name] = await one if inspect.isawaitable(one) else one
-    return resolved
+    if ASYNC:
+        given = await settled(given)
+    return await resolved(given or {})
 
 
-class AsyncFirehoseStream(HandleBase):
+class AsyncFirehoseStream(FeedHandle):
     """The records of an endless feed, across all its connections: an async iterator and context manager.
 
-    The arguments are those of `FirehoseStream`; callables and callbacks may be async. ``client``: an
-    ``httpx.AsyncClient``, an ``aiohttp.ClientSession`` or None for one of ours.
+    Iterating raises StreamError for a failure that no attempt can fix. `stop` ends it from any task or thread.
 
-    Iterating raises StreamError for what no attempt mends. `stop` ends it from any task or thread.
+    Args:
+        url: The feed's URL, without the query of ``params``.
+        method: The method of its requests.
+        config: How the feed is followed; None for the defaults.
+        params: Query parameters, sent with each attempt: a mapping, in which values may be callables (async
+            ones too) that give one; or a callable that is given the Attempt and returns all of them.
+        headers: Headers, in the same forms.
+        json_data: The body of each request, as a JSON value; None for no body.
+        response_model: The type of the records (see `decoder_for`); None for JSON values.
+        client: An ``httpx.AsyncClient`` or an ``aiohttp.ClientSession``; None for one that all calls of an
+            event loop share.
+
+    Raises:
+        ValueError: The URL is not absolute, or a header is not for the caller to set.
     """
 
     def __init__(
@@ -204,17 +188,20 @@ class AsyncFirehoseStream(HandleBase):
         return await anext(self._records)
 
     def stop(self) -> None:
-        """End the feed: iteration stops, without an error. From another task or thread it wakes one that waits."""
+        """End the feed without an error. From another task or thread it ends the wait for a record."""
         self._driver.stop()
 
     async def aclose(self) -> None:
         """End the feed and release its connection. For the task that iterates; others use `stop`."""
-        self._driver.stopped = True
+        if ASYNC:
+            self._driver.stopped = True
+        else:
+            self._driver.stop()
         await self._records.aclose()
 
     @property
     def closed(self) -> bool:
-        """Whether the feed has ended, or was told to."""
+        """Whether the feed has ended, or `stop` was called."""
         return self._driver.stopped
 
     async def __aenter__(self) -> Self:
@@ -261,8 +248,21 @@ def astream_with_retry(  # noqa: PLR0917 - the signature that users know
 ) -> AsyncGenerator[Any, None]:
     """Return an async generator over the records of an endless feed, which reconnects by itself.
 
-    ``client`` and the other arguments are those of `AsyncFirehoseStream`. Closing the generator releases the
-    connection at once. Raises StreamError for what no attempt mends, ValueError for a URL that is none.
+    Closing the generator releases the connection at once. It raises StreamError for a failure that no attempt
+    can fix.
+
+    Args:
+        client: A client, as for `AsyncFirehoseStream`.
+        method: The method of the requests.
+        url: The feed's URL, without the query of ``params``.
+        config: How the feed is followed; None for the defaults.
+        params: Query parameters, as for `AsyncFirehoseStream`.
+        headers: Headers, as for `AsyncFirehoseStream`.
+        json_data: The body of each request, as a JSON value; None for no body.
+        response_model: The type of the records (see `decoder_for`); None for JSON values.
+
+    Raises:
+        ValueError: The URL is not absolute, or a header is not for the caller to set.
     """
     source = make_source(method, url, params, headers, json_data)
     return _Driver(make_feed(source.url, config or StreamConfig(), response_model), source, client).records()

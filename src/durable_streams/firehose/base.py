@@ -16,15 +16,14 @@ from durable_streams.firehose.errors import StreamError, StreamErrorType
 from durable_streams.firehose.machine import Feed
 from durable_streams.firehose.models import decoder_for
 from durable_streams.protocol.request import Request, check_callers_headers, check_url, with_caller
-from durable_streams.protocol.retry import LONG_WAIT
 
 __all__ = [
     "AsyncValues",
-    "HandleBase",
+    "FeedHandle",
     "Source",
     "Values",
     "callable_failed",
-    "log_wait",
+    "log_long_wait",
     "logger",
     "make_feed",
     "make_source",
@@ -42,7 +41,7 @@ AsyncValues = Mapping[str, Any] | Callable[[Attempt], Mapping[str, Any] | Awaita
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a feed comes from: what of its request is the same in every attempt, and what is not."""
+    """The parts of a feed's request: those of every attempt, and those that are resolved for each one."""
 
     method: str
     url: str
@@ -95,18 +94,15 @@ def _pairs(params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield name, str(one).lower() if isinstance(one, bool) else str(one)
 
 
-def log_wait(feed: Feed, seconds: float) -> None:
+def log_long_wait(error: StreamError, seconds: float) -> None:
     """Log a pause before the next attempt that is long because the server asks for it."""
-    error = feed.state.last_error
-    asked = error.retry_after if error is not None else None
-    if error is not None and asked is not None and min(asked, seconds) > LONG_WAIT:
-        logger.warning("%s The next attempt is in %.0f seconds, as the server asks.", error.message, seconds)
+    logger.warning("%s The next attempt is in %.0f seconds, as the server asks.", error.message, seconds)
 
 
 def callable_failed(error: Exception) -> StreamError:
-    """Return what it means that the caller's callable for headers or parameters raised: a failed attempt.
+    """Return the error of an attempt whose callable for headers or parameters raised.
 
-    It may have asked the network for a token, which may work the next time.
+    It may have asked the network for a token, which may succeed the next time.
     """
     logger.warning("A callable for the headers or parameters of a feed raised.", exc_info=error)
     return StreamError(
@@ -119,11 +115,11 @@ def callable_failed(error: Exception) -> StreamError:
     )
 
 
-class HandleBase:
-    """What a handle knows of its feed."""
+class FeedHandle:
+    """The properties of a handle of a feed."""
 
     default_config: ClassVar[type[StreamConfig]] = StreamConfig
-    """Whose defaults hold where no ``config`` is given."""
+    """The settings where no ``config`` is given."""
 
     _feed: Feed
 
@@ -134,7 +130,7 @@ class HandleBase:
 
     @property
     def state(self) -> StreamState:
-        """What is known of the feed right now."""
+        """The present state of the feed."""
         return self._feed.state
 
     def __repr__(self) -> str:

@@ -1,24 +1,19 @@
-"""Following a feed for ever: attempts, connections, records, waits, with every input and output left to a driver.
+"""A feed followed forever, as a machine: attempts, connections, records, pauses.
 
-The driver performs each effect and sends back what it gave, or throws the DurableStreamError that it met:
+`Feed.run` is the machine (see `protocol.effects`). It gives lists of records, which the driver hands over one by one
+and counts. It calls ``request(attempt)`` for the request of an attempt, where a StreamError may be thrown;
+``on_long_wait(error, seconds)`` before a pause that is long because the server asks for it; and the callbacks of the
+settings by their names.
 
-    Pause      sleep; nothing is sent back
-    Attempt    send the request; give the answer's head (``status`` and ``headers``)
-    READ       give the next bytes of the answer's body, b"" at its end
-    RELEASE    close the answer; closing one that is closed already does nothing
-    Tell       call a callback of the settings, if it is set
-    Records    hand these over, one by one, and count them
-
-Invariants: an attempt follows a pause, but for the first; a connect is told before anything of it and its disconnect
-after everything; the series of waits starts over with data and never with a connect; the loop ends only by raising
-the StreamError that no attempt mends.
+Invariants: an attempt follows a pause, but for the first; ``on_connect`` is called before anything else of a connection
+and ``on_disconnect`` after everything else; the series of waits starts over with data and never with a connect; the
+machine ends only by raising the StreamError that no attempt can fix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Hashable
+from typing import Any
 
 from durable_streams.errors import DurableStreamError
 from durable_streams.firehose.config import Attempt, Schedule, Series, StreamConfig, StreamState
@@ -39,40 +34,14 @@ from durable_streams.firehose.records import (
     key_at,
 )
 from durable_streams.protocol import headers as h
-from durable_streams.protocol.effects import READ, RELEASE, Head, Move
-from durable_streams.protocol.request import ERROR_BODY_LIMIT, TRICKLE_TIMEOUT, Response
-from durable_streams.protocol.retry import ENDLESS
+from durable_streams.protocol.effects import READ, RELEASE, Call, Give, Head, Machine, Pause, Send
+from durable_streams.protocol.exchange import read_short_body
+from durable_streams.protocol.request import TRICKLE_TIMEOUT, Request, Response
+from durable_streams.protocol.retry import ENDLESS, LONG_WAIT
 
-__all__ = ["READ", "RELEASE", "Clock", "Effect", "Feed", "Flow", "Pause", "Records", "Tell"]
+__all__ = ["Clock", "Feed"]
 
 Clock = Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Sleep for so many seconds."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """Call the callback of this name."""
-
-    callback: Literal["on_connect", "on_disconnect", "on_reconnect", "on_error", "on_gap", "on_invalid"]
-    arguments: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Records:
-    """What to hand over."""
-
-    values: list[Any]
-
-
-Effect = Pause | Attempt | Tell | Records | Move
-Flow = Generator[Effect, Any, StreamError | None]
-"""Yields effects, is sent what they gave; a part of it returns what ended it, None for a clean end."""
 
 
 class Feed:
@@ -105,32 +74,38 @@ class Feed:
         self._last_record: Any = None
         self._may_refresh = False
 
-    def run(self) -> Flow:
-        """Return the loop."""
+    def run(self) -> Machine[StreamError | None]:
+        """Return the machine, which never ends well; see the module's docstring."""
         while True:
             failure = yield from self._attempt()
             yield from self._ended(failure)
-            yield Pause((yield from self._wait(failure)))
+            seconds = yield from self._wait(failure)
+            asked = failure.retry_after if failure is not None else None
+            if asked is not None and min(asked, seconds) > LONG_WAIT:
+                yield Call("on_long_wait", (failure, seconds))
+            yield Pause(seconds)
 
-    def disconnected(self, error: Exception | None) -> Tell | None:
-        """Note that the connection is gone; return what to tell of it, None if there was none."""
+    def disconnected(self, error: Exception | None) -> Call | None:
+        """Note that the connection is gone; return the call that reports it, None if there was none."""
         if not self.state.is_connected:
             return None
         self.state.is_connected = False
-        return Tell("on_disconnect", (error,))
+        return Call("on_disconnect", (error,))
 
     # -- an attempt
 
-    def _attempt(self) -> Flow:
+    def _attempt(self) -> Machine[StreamError | None]:
         self._attempts += 1
         try:
-            head: Head = yield Attempt(self._attempts, self._down_for(), self._last_record)
+            attempt = Attempt(self._attempts, self._down_for(), self._last_record)
+            request: Request = yield Call("request", (attempt,))
+            head: Head = yield Send(request)
         except StreamError as error:
             return error
         except DurableStreamError as error:
             return from_failure(error, connected=False)
         if not 200 <= head.status < 300:
-            body = yield from self._refusal()
+            body = yield from read_short_body(self._clock, TRICKLE_TIMEOUT)
             yield RELEASE
             return from_refusal(Response(head.status, head.headers, body), self.url, self._now())
         yield from self._connected()
@@ -151,33 +126,21 @@ class Feed:
             )
         return RecordSplitter(form, self.config.max_record_bytes)
 
-    def _refusal(self) -> Generator[Effect, Any, bytes]:
-        body, began = bytearray(), self._clock()
-        while len(body) < ERROR_BODY_LIMIT and self._clock() - began <= TRICKLE_TIMEOUT:
-            try:
-                chunk: bytes = yield READ
-            except DurableStreamError:
-                break  # the status has decided already
-            if not chunk:
-                break
-            body += chunk
-        return bytes(body)
-
-    def _connected(self) -> Generator[Effect, Any, None]:
+    def _connected(self) -> Machine[None]:
         state, down_for = self.state, self._down_for()
         state.is_connected = True
         state.connects += 1
         self._may_refresh = True
         self._connected_at = self._clock()
         first = self._heard is None
-        yield Tell("on_connect")
+        yield Call("on_connect")
         if not first:
-            yield Tell("on_gap", (self._last_record, down_for))
+            yield Call("on_gap", (self._last_record, down_for))
         self._heard = self._clock()
 
     # -- its body
 
-    def _body(self, splitter: RecordSplitter) -> Flow:
+    def _body(self, splitter: RecordSplitter) -> Machine[StreamError | None]:
         state, failure = self.state, None
         while failure is None:
             try:
@@ -198,7 +161,7 @@ class Feed:
         state.partial += splitter.pending
         return failure
 
-    def _take(self, records: list[bytes]) -> Flow:
+    def _take(self, records: list[bytes]) -> Machine[StreamError | None]:
         for item in self._decoder.items(records):
             failure = yield from self._hand_over(item)
             if failure is not None:
@@ -208,7 +171,7 @@ class Feed:
             self._progress()
         return None
 
-    def _hand_over(self, item: Item) -> Flow:
+    def _hand_over(self, item: Item) -> Machine[StreamError | None]:
         if isinstance(item, Invalid):
             return (yield from self._invalid(item))
         if isinstance(item, Problem):
@@ -218,7 +181,7 @@ class Feed:
         if values:
             self._progress()
             self._last_record = values[-1]
-            yield Records(values)
+            yield Give(values)
         return None
 
     def _progress(self) -> None:
@@ -226,7 +189,7 @@ class Feed:
         self.state.current_backoff = self.config.initial_backoff
         self._waits.start_over()
 
-    def _invalid(self, item: Invalid) -> Flow:
+    def _invalid(self, item: Invalid) -> Machine[StreamError | None]:
         self.state.invalid += 1
         error = StreamError(
             f"A record is not what was asked for: {_one_line(item.cause)}.",
@@ -238,21 +201,21 @@ class Feed:
         if self.config.on_invalid == "raise":
             return error
         if callable(self.config.on_invalid):
-            yield Tell("on_invalid", (item.raw, error))
+            yield Call("on_invalid", (item.raw, error))
         return None
 
     # -- its end
 
-    def _ended(self, failure: StreamError | None) -> Generator[Effect, Any, None]:
+    def _ended(self, failure: StreamError | None) -> Machine[None]:
         goodbye = self.disconnected(failure)
         if goodbye is not None:
             yield goodbye
         if failure is not None:
             self.state.last_error = failure
-            yield Tell("on_error", (failure,))
+            yield Call("on_error", (failure,))
 
-    def _wait(self, failure: StreamError | None) -> Generator[Effect, Any, float]:
-        """Announce the next attempt and return the seconds until it; raises what no attempt mends."""
+    def _wait(self, failure: StreamError | None) -> Machine[float]:
+        """Announce the next attempt and return the seconds until it; raises the error that no attempt can fix."""
         state, config = self.state, self.config
         delay = 0.0
         if failure is not None and not failure.is_retryable:
@@ -265,7 +228,7 @@ class Feed:
             delay = self._waits.after(failure)
         state.retry_count += 1
         state.current_backoff = delay
-        yield Tell("on_reconnect", (state.retry_count, delay))
+        yield Call("on_reconnect", (state.retry_count, delay))
         return delay
 
     def _exhausted(self, failure: StreamError | None) -> StreamError:

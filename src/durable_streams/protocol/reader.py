@@ -1,25 +1,22 @@
-"""The reader: one stream followed over as many requests as it takes, as a state machine (protocol section 5).
+"""The reader: one stream followed over as many requests as it takes, as a machine (protocol section 5).
 
-The driver's loop:
-
-    while (request := reader.next_request()) is not None:
-        sleep(request.delay), send; then response_started(...), receive(chunk) for each chunk,
-        response_ended(error); hand over each batch these return, calling commit(batch) together with its last
-        piece.
+`Reader.run` is the machine (see `effects`). It gives a `Segment` at a time: the driver hands its data over and calls
+``commit(segment)`` together with the last piece of it. It calls ``on_error(error)`` for an error that no retry can
+fix and ``on_long_wait(error, seconds)`` for a refusal that asks for a long pause; either returns whether the caller
+has removed the cause.
 
 Invariants:
 * `offset`, `cursor`, `up_to_date` and `stream_closed` move in `commit` only: a checkpoint never skips data;
-* data becomes a batch only when it is certain: a body when it is complete, an event with its control event.
-  What a failure cut off is dropped and asked for again from the last certain position, so nothing is
+* data becomes a segment only when it is certain: a body when it is complete, an event with its control event.
+  The rest of a body that is cut is dropped and asked for again from the last certain position, so nothing is
   delivered twice;
 * a body too large to be held is given out in pieces. All but the last leave the position where the body began, for no
-  offset inside it is known; if it is cut, what was given out is skipped in the next answer;
-* under ``live=True`` SSE is used only where it is lossless; text and types that are not known follow by
-  long-polling;
+  offset inside it is known; if the body is cut, the pieces that were given out are skipped in the next answer;
+* under ``live=True`` SSE is used only where it is lossless; text and unknown types follow by long-polling;
 * once the stream is closed there is no further request;
 * positions never go back, and are never empty;
 * the back-off grows with every failure and every empty round, and only progress (or a long, healthy life)
-  resets it. Progress is data: a position that moves without any is none.
+  resets it. Progress is data: a position that moves without data is no progress.
 """
 
 from __future__ import annotations
@@ -39,10 +36,11 @@ from durable_streams.errors import (
 )
 from durable_streams.protocol import headers as h
 from durable_streams.protocol.bodies import Body
+from durable_streams.protocol.effects import READ, RELEASE, Call, Give, Head, Machine, Pause, Send
 from durable_streams.protocol.eventstream import Control, EventStream
-from durable_streams.protocol.lines import DEFAULT_LIMIT, Pieces
+from durable_streams.protocol.exchange import read_short_body
+from durable_streams.protocol.lines import DEFAULT_LIMIT
 from durable_streams.protocol.request import (
-    ERROR_BODY_LIMIT,
     SLOWEST,
     TRICKLE_TIMEOUT,
     Request,
@@ -62,7 +60,7 @@ from durable_streams.protocol.retry import (
 )
 from durable_streams.types import LiveMode
 
-__all__ = ["Batch", "Mode", "Reader"]
+__all__ = ["Mode", "Reader", "Segment"]
 
 Mode = Literal["catch-up", "long-poll", "sse"]
 
@@ -78,8 +76,8 @@ _EMPTY_ARRAY = re.compile(rb"[ \t\r\n]*\[[ \t\r\n]*\][ \t\r\n]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Data that is certain, and the position right after it."""
+class Segment:
+    """A piece of the stream that is certain, and the position right after it."""
 
     data: bytes
     next_offset: str
@@ -89,12 +87,24 @@ class Batch:
 
 
 class Reader:
-    """Follows one stream. See the module's docstring for the loop that a driver runs.
+    """Follows one stream: `run` is its machine, the attributes say where the read is.
 
-    ``random`` gives numbers in [0, 1) for jitter; ``limit`` is the most bytes one event or message may have;
-    ``policy`` None means the default policy, and trying for ever once a live read has begun. ``etag``: of an
-    earlier read from the same offset, whose first answer is not transferred again if it would be the same.
-    ``trickle``: seconds that an answer which is no event stream may take beyond its size at the slowest pace.
+    Args:
+        url: The stream's URL.
+        random: Gives numbers in [0, 1) for jitter.
+        clock: Gives seconds of any steady clock.
+        offset: Where the read begins: an offset of the stream, ``"-1"`` for its start, ``"now"`` for its tail.
+        live: Whether, and how, the read goes on at the tail.
+        cursor: The cursor of an earlier live read.
+        etag: The tag of an earlier read from the same offset, whose first answer is not transferred again if it
+            would be the same.
+        policy: How failures are retried; None for the default, and forever once a live read has begun.
+        limit: The most bytes that one event or message may have.
+        trickle: Seconds that an answer other than an event stream may take beyond its size at the slowest pace.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
     """
 
     def __init__(
@@ -102,6 +112,7 @@ class Reader:
         url: str,
         *,
         random: Callable[[], float],
+        clock: Callable[[], float],
         offset: str = h.OFFSET_START,
         live: LiveMode = True,
         cursor: str | None = None,
@@ -130,7 +141,7 @@ class Reader:
         self._whole = limit + _BODY_SLACK
         self._known_etag = None if etag is None else check_header("if-none-match", etag)
         self.trickle = trickle
-        self._random = random
+        self._random, self._clock = random, clock
         self._policy = policy
         self._limit = limit
         self._position, self._position_cursor = offset, cursor
@@ -146,17 +157,46 @@ class Reader:
         self._sent_at = math.inf  # about when the request went out: when the one before it ended
         self._begin()
 
-    # -- what the driver calls
+    # -- the machine
 
     @property
     def finished(self) -> bool:
         """Whether no further request is needed: the stream is closed, a catch-up reached the tail, or it failed."""
         return self._failed or self._ended or (self.live is False and self._at_tail)
 
-    def next_request(self) -> Request | None:
-        """Return the next request, to be sent after its ``delay`` in seconds; None when there is none to send."""
-        if self.finished:
-            return None
+    def run(self) -> Machine[None]:
+        """Return the machine that reads until the reader is `finished`; it raises the error that no retry can fix."""
+        while not self.finished:
+            try:
+                yield from self._round()
+            except DurableStreamError as error:
+                yield RELEASE
+                if not (yield Call("on_error", (error,))):
+                    raise
+                self.resume()
+            if self.long_wait is not None and (yield Call("on_long_wait", (self.long_wait, self.delay))):
+                self._hurry()
+
+    def _round(self) -> Machine[None]:
+        """Make one request and take its answer, or note the failure: ``delay`` is the pause before the next one."""
+        if self.delay:
+            yield Pause(self.delay)
+        request = self._next_request()
+        try:
+            head: Head = yield Send(request)
+        except FetchError as error:
+            yield from self._attempt_ended(error)
+            return
+        self._answer_begins(head)
+        failure: FetchError | None = None
+        if self.accepted:
+            failure = yield from self._read_body()
+        elif head.status >= 300:  # of data in a form that is not taken there may be no end
+            self._refusal = yield from read_short_body(self._clock, self.trickle)
+        yield RELEASE
+        yield from self._attempt_ended(failure)
+
+    def _next_request(self) -> Request:
         params = {h.QUERY_OFFSET: self._position}
         headers = {}
         if self.mode == "catch-up":
@@ -173,22 +213,17 @@ class Reader:
             "GET",
             with_query(self.url, params),
             headers,
-            delay=self.delay,
             streaming=self.mode != "catch-up",
             trickle=self.trickle,
         )
         self._begin()
         return self._request
 
-    def response_started(self, status: int, headers: Mapping[str, str], now: float) -> None:
-        """Take the answer's head; ``now`` in seconds of any steady clock.
-
-        Then ``accepted`` tells whether the body is stream data. Either way feed the body to `receive` (an
-        error's body as far as ERROR_BODY_LIMIT), then call `response_ended`.
-        """
-        self._started_at = now
+    def _answer_begins(self, head: Head) -> None:
+        """Take the answer's head; then ``accepted`` says whether its body is data of the stream."""
+        self._started_at = self._clock()
         self.delay = 0.0
-        self.status, self.headers = status, headers
+        status, headers = self.status, self.headers = head.status, head.headers
         unchanged = status == 304 and "if-none-match" in self._request.headers
         if status not in {200, 204} and not unchanged:
             return
@@ -208,41 +243,40 @@ class Reader:
             skip=self._skip,
         )
 
-    def receive(self, chunk: bytes) -> list[Batch]:
-        """Take a piece of the body; return the batches that are certain now. Raises what no retry would mend.
+    def _read_body(self) -> Machine[FetchError | None]:
+        """Give the segments of the open answer; return its failure, None where it ended well."""
+        waited = 0.0
+        while not self.finished:
+            asked = self._clock()  # the time that the consumer takes for the data is not the server's
+            try:
+                chunk: bytes = yield READ
+            except FetchError as error:
+                return error
+            if not chunk:
+                return None
+            waited += self._clock() - asked
+            self._received += len(chunk)
+            if self._event_stream is not None:
+                yield from self._events(self._event_stream, chunk)
+            elif self._body is not None:
+                yield from self._pieces(self._body, chunk)
+                if waited > self.trickle + self._received / SLOWEST:
+                    return self._too_slow(waited)
+        return None
 
-        Once the reader is `finished` there is nothing more to read, and `response_ended` is next.
-        """
-        self._received += len(chunk)
-        if self._event_stream is not None:
-            return self._events(self._event_stream, chunk)
-        if self._body is not None:
-            return self._pieces(self._body, chunk)
-        if self._received <= ERROR_BODY_LIMIT:
-            self._refusal.add(chunk)
-        return []
-
-    def too_slow(self, seconds: float) -> FetchError | None:
-        """Note the seconds that a piece of the body was waited for; return what to end it with if it trickles."""
-        self._waited += seconds
-        if self._event_stream is not None or self._waited <= self.trickle + self._received / SLOWEST:
-            return None
+    def _too_slow(self, waited: float) -> FetchError:
         return FetchError(
-            f"The answer from {self.url} trickles: {self._received} bytes in {self._waited:.0f} seconds.",
+            f"The answer from {self.url} trickles: {self._received} bytes in {waited:.0f} seconds.",
             code="TOO_SLOW",
             url=self.url,
             status=self.status,
         )
 
-    def response_ended(self, error: FetchError | None, now: float) -> list[Batch]:
-        """Take the end of the answer, or of the attempt to get one; return the batches that are certain now.
-
-        Raises the error that no retry mends. Otherwise `next_request` says how to go on.
-        """
-        if self._broken is not None:
-            raise self._broken
+    def _attempt_ended(self, error: FetchError | None) -> Machine[None]:
+        """Take the end of the answer, or of the attempt to get one; raises the error that no retry can fix."""
         if self.finished:
-            return []
+            return
+        now = self._clock()
         began = self._started_at if self._started_at is not None else self._sent_at
         lived, self._sent_at = max(0.0, now - began), now
         if error is None and self._body is not None and self._body.is_short:
@@ -250,17 +284,17 @@ class Reader:
         if error is not None and self._body is not None:
             self._skip = max(self._skip, self._body.units)
         if self.mode == "sse" and self.accepted:
-            return self._events_ended(error, lived)
-        if error is not None and self.mode == "long-poll" and self._live_began and _is_silence(error):
+            self._events_ended(error, lived)
+        elif error is not None and self.mode == "long-poll" and self._live_began and _is_silence(error):
             self._empty(lived)  # nothing came within the caller's own time limit: no failure
-            return []
-        if error is not None:
+        elif error is not None:
             self._retry(error)
-            return []
-        if not self.accepted:
+        elif not self.accepted:
             self._refused()
-            return []
-        return self._body_ended(self._body, lived) if self._body is not None else []
+        elif self._body is not None:
+            yield from self._body_ended(self._body, lived)
+
+    # -- what the driver calls
 
     def give_early(self, size: int) -> None:
         """Give out bodies of more than ``size`` bytes in pieces: a view moves its place with the last item anyway."""
@@ -269,25 +303,25 @@ class Reader:
             self._body.whole = self._whole
 
     @property
-    def place(self) -> Batch:
+    def place(self) -> Segment:
         """The public position, as what to `commit` in order to come back to it."""
-        return Batch(b"", self.offset, self.cursor, self.up_to_date, self.stream_closed)
+        return Segment(b"", self.offset, self.cursor, self.up_to_date, self.stream_closed)
 
-    def commit(self, batch: Batch) -> None:
+    def commit(self, batch: Segment) -> None:
         """Move the public position past a batch, together with handing over its last piece."""
         self.offset, self.cursor = batch.next_offset, batch.cursor
         self.up_to_date, self.stream_closed = batch.up_to_date, batch.closed
 
-    def hurry(self) -> None:
-        """Do without a long wait: the caller has removed its cause (``on_error``)."""
-        self.long_wait = None
-        self.delay = self._active_policy().delay(max(0, self._failures - 1), self._random)
-
     def resume(self) -> None:
-        """Go on after a fatal error, after a pause: the caller has mended its cause (``on_error``)."""
+        """Go on after a fatal error, with a pause: the caller has removed its cause (``on_error``)."""
         self._failed = False
         self.delay = self._active_policy().delay(self._failures, self._random)
         self._failures += 1
+
+    def _hurry(self) -> None:
+        """Shorten a long pause: the caller has removed its cause (``on_error``)."""
+        self.long_wait = None
+        self.delay = self._active_policy().delay(max(0, self._failures - 1), self._random)
 
     # -- bodies
 
@@ -296,14 +330,12 @@ class Reader:
         self._started_at = None
         self.accepted = False
         self._body = None
-        self._refusal = Pieces()
+        self._refusal = b""
         self._received = 0
-        self._waited = 0.0
         self._event_stream: EventStream | None = None
-        self._broken: DurableStreamError | None = None
         self._progress = self._moved = self._heard = False
 
-    def _pieces(self, body: Body, chunk: bytes) -> list[Batch]:
+    def _pieces(self, body: Body, chunk: bytes) -> Machine[None]:
         try:
             pieces = body.receive(chunk)
         except StreamParseError as error:
@@ -312,9 +344,10 @@ class Reader:
             self._progress = True
             self._failures = 0
         # No offset inside the body is known: until it is complete the position stays where it begins.
-        return [Batch(piece, self._position, self._position_cursor, False, False) for piece in pieces]
+        for piece in pieces:
+            yield Give(Segment(piece, self._position, self._position_cursor, False, False))
 
-    def _body_ended(self, body: Body, lived: float) -> list[Batch]:
+    def _body_ended(self, body: Body, lived: float) -> Machine[None]:
         headers = self.headers
         up_to_date = self.status == 204 or h.is_true(headers.get(h.STREAM_UP_TO_DATE))
         closed = h.is_true(headers.get(h.STREAM_CLOSED))
@@ -325,10 +358,10 @@ class Reader:
         if data is None:
             self._skip = max(self._skip, body.units)
             self._retry(self._cut("before the end of its array"))
-            return []
+            return
         if self._skip and self._next != self._position:
             self._skipped(body.units, at_tail=up_to_date or closed)
-        batch = self._advance(data, self._next, headers.get(h.STREAM_CURSOR), up_to_date, closed)
+        segment = self._advance(data, self._next, headers.get(h.STREAM_CURSOR), up_to_date, closed)
         self._heard = True
         if not self._progress and (up_to_date or closed):
             self._empty(lived)
@@ -341,16 +374,16 @@ class Reader:
                 "sse" if self._fruitless < _FRUITLESS_LIMIT and self._sse_is_lossless() else "long-poll"
             )
             self.delay = 0.0  # the first live request is no repetition
-        return [batch]
+        yield Give(segment)
 
     def _skipped(self, units: int, *, at_tail: bool) -> None:
-        """Note how much of what was given out before lies in the body that has ended."""
+        """Note how many of the units given out before are in the body that has ended."""
         self._progress = True
         self._skip = max(0, self._skip - units)
         if self._skip and at_tail:
             raise self._fatal(
                 StreamParseError,
-                "The stream ends before what was read of it already: it is another one now; start over.",
+                "The stream ends before data that was read already: another stream has replaced it; start over.",
             )
 
     def _broken_body(self, error: StreamParseError) -> DurableStreamError:
@@ -373,7 +406,7 @@ class Reader:
     def _checked(self, position: str) -> str:
         """Return an offset that the server gave; raises StreamParseError where reading from it would repeat or skip."""
         if not h.is_position(position):
-            flaw = f"gave {position!r}, which is no position"
+            flaw = f"gave {position!r}, which is not an offset"
         elif self._position not in _RESERVED and position < self._position:
             flaw = f"went back to {position}"
         else:
@@ -390,7 +423,7 @@ class Reader:
 
     def _no_progress(self) -> DurableStreamError:
         return DurableStreamError(
-            f"The server at {self.url} gave no data after offset {self._position}, nor said that this is the tail.",
+            f"The server at {self.url} gave no data after offset {self._position}, but it is not the tail either.",
             code="NO_PROGRESS",
             status=self.status,
             url=self.url,
@@ -398,10 +431,10 @@ class Reader:
 
     def _advance(
         self, data: bytes, position: str, cursor: str | None, up_to_date: bool, closed: bool
-    ) -> Batch:
+    ) -> Segment:
         self._moved = self._moved or position != self._position
         holds_data = bool(data) and not (self._is_json() and _EMPTY_ARRAY.fullmatch(data))
-        # To learn what -1 or now stands for happens once, and is no round without a result.
+        # The first answer to -1 or now gives a real offset: a result, once.
         learned = self._position in _RESERVED and position not in _RESERVED
         self._progress = self._progress or (position != self._position and (holds_data or learned))
         self._began, self._live_began = True, self.live is not False
@@ -410,14 +443,14 @@ class Reader:
         self._at_tail, self._ended = up_to_date or closed, closed
         if self._progress:
             self._failures = self._empty_rounds = self._fruitless = 0
-        return Batch(data, position, self._position_cursor, self._at_tail, closed)
+        return Segment(data, position, self._position_cursor, self._at_tail, closed)
 
     # -- event streams
 
     def _start_events(self, headers: Mapping[str, str]) -> None:
         media = h.media_type(headers.get("content-type", ""))
         if self.status != 200 or media != h.SSE_CONTENT_TYPE or self._would_alter(headers):
-            self.accepted = False  # response_ended turns to long-polling, or says that SSE is not supported
+            self.accepted = False  # `_refused` turns to long-polling, or says that SSE is not supported
             return
         try:
             self._event_stream = EventStream(headers, self._limit + _BODY_SLACK)
@@ -425,36 +458,32 @@ class Reader:
             raise self._fatal(SSEEncodingError, error.message) from None
 
     def _would_alter(self, headers: Mapping[str, str]) -> bool:
-        """Whether bytes come as text, although ``live=True`` promises them unchanged."""
+        """Whether bytes arrive as text, although ``live=True`` promises them unchanged."""
         return self.live is True and not self._is_json() and not headers.get(h.SSE_DATA_ENCODING, "").strip()
 
-    def _events(self, event_stream: EventStream, chunk: bytes) -> list[Batch]:
-        batches: list[Batch] = []
+    def _events(self, event_stream: EventStream, chunk: bytes) -> Machine[None]:
         try:
             for control in event_stream.feed(chunk):
                 if self._ended:
                     break
-                batches += self._control(control)
+                for segment in self._control(control):
+                    yield Give(segment)
         except (StreamParseError, SSEEncodingError) as error:
-            broken = self._fatal(type(error), error.message, code=error.code)
-            if not batches:
-                raise broken from None
-            self._broken = broken  # what came before it is handed over first
-        return batches
+            raise self._fatal(type(error), error.message, code=error.code) from None
 
-    def _control(self, control: Control) -> list[Batch]:
+    def _control(self, control: Control) -> list[Segment]:
         self._heard = True
         position = self._checked(control.next_offset)
         *first, last = control.payloads or [b""]
         # Only the last of several payloads moves the position: the ones before it are not certain by
         # themselves.
-        batches = [Batch(data, self._position, self._position_cursor, False, False) for data in first]
-        batches.append(self._advance(last, position, control.cursor, control.up_to_date, control.closed))
-        return batches
+        segments = [Segment(data, self._position, self._position_cursor, False, False) for data in first]
+        segments.append(self._advance(last, position, control.cursor, control.up_to_date, control.closed))
+        return segments
 
-    def _events_ended(self, error: FetchError | None, lived: float) -> list[Batch]:
+    def _events_ended(self, error: FetchError | None, lived: float) -> None:
         if not self._progress and (not self._heard or lived < _SHORT_LIFE):
-            # Silence from the first byte on means that something on the way buffers: trying again is no use.
+            # Silence from the first byte on: something on the way buffers, and a retry cannot succeed.
             silent = error is not None and _is_silence(error) and not self._received
             self._fruitless += _FRUITLESS_LIMIT if silent else 1
         if self.live is True and self._fruitless >= _FRUITLESS_LIMIT:
@@ -465,13 +494,12 @@ class Reader:
             self._retry(error, lived)
         elif not self._progress:
             self._empty(lived)
-        return []
 
     # -- failures and pauses
 
     def _refused(self) -> None:
-        """Decide about an answer that is no stream data."""
-        response = Response(self.status or 0, self.headers, self._refusal.take())
+        """Decide what an answer without data of the stream means."""
+        response = Response(self.status or 0, self.headers, self._refusal)
         if self.mode == "sse" and (response.status in _SSE_REFUSALS or response.status in {200, 204}):
             if self.live is True:
                 self.mode = "long-poll"
@@ -492,7 +520,7 @@ class Reader:
     ) -> None:
         policy = self._active_policy()
         if self._heard and lived > policy.max_delay:
-            self._failures = 0  # it worked for longer than any pause: this is a new trouble, not the old one
+            self._failures = 0  # it worked for longer than any pause: this is a new failure
         if not policy.allows(self._failures):
             self._failed = True
             raise error
@@ -502,7 +530,7 @@ class Reader:
             self.long_wait = error
 
     def _empty(self, lived: float) -> None:
-        """Keep a distance after a round that ended well and brought nothing; its own length counts towards it."""
+        """Set the pause after a round that ended well and brought nothing; the round's own length counts towards it."""
         policy = self._active_policy()
         if lived > policy.max_delay:
             self._failures = self._empty_rounds = 0

@@ -83,13 +83,12 @@ _SERVER_CODE = re.compile(r"[A-Z][A-Z0-9_]{1,63}")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. ``delay``: seconds to wait first; ``idempotent``: sending it twice does no harm."""
+    """One request. ``idempotent``: sending it twice does no harm."""
 
     method: str
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
-    delay: float = 0.0
     idempotent: bool = True
     streaming: bool = False
     """The answer may be silent for long (a live read), so that the longer read timeout applies."""
@@ -111,7 +110,10 @@ class Response:
 
 
 Op = Generator[Request, Response, T]
-"""A one-shot operation: yields requests, is sent responses (or thrown a FetchError), returns its result."""
+"""A one-shot operation: yields requests, is sent whole answers (or thrown a FetchError), returns its result.
+
+`with_retry` makes a machine of it.
+"""
 
 
 def check_url(url: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Protocol
 
 from durable_streams.client.forks import Origin
@@ -78,9 +79,10 @@ class AsyncTransport(Protocol):
 
 
 class Interrupt:
-    """Wakes whatever a thread of the driver is blocked in: a connect, a read or a pause. Cannot be taken back.
+    """Ends whatever a thread of the driver is blocked in: a connect, a read or a pause. Cannot be taken back.
 
-    In a child after a fork it knows no exchange: to break one there would end the parent's connection.
+    ``with interrupt:`` is around everything that may block, so that `busy` says whether a thread is in it. In a child
+    after a fork an interrupt knows no exchange: to break one there would end the parent's connection.
     """
 
     def __init__(self) -> None:
@@ -88,12 +90,28 @@ class Interrupt:
         self._event = threading.Event()
         self._lock = threading.RLock()
         self._break: Callable[[], None] | None = None
+        self._busy = False
 
     def _renew(self) -> None:
         was_set, self._event = self._event.is_set(), threading.Event()
         if was_set:
             self._event.set()
-        self._lock, self._break = threading.RLock(), None
+        self._lock, self._break, self._busy = threading.RLock(), None, False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is in the block."""
+        self._origin.notice(self._renew)
+        return self._busy
+
+    def __enter__(self) -> None:
+        self._origin.notice(self._renew)
+        self._busy = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._busy = False
 
     def set(self) -> None:
         """Break the exchange in progress, if any, and every later one at once."""
