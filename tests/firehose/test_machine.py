@@ -155,7 +155,6 @@ def test_two_hours_of_outage() -> None:
             player.attempts.clear()
             yield FetchError("refused", code="CONNECT", may_have_been_sent=False)
 
-    gc.collect()
     gc.freeze()  # a collection looks only at what the machine makes, not at everything that the test run holds
     tracemalloc.start()
     try:
