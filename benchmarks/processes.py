@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
-import selectors
 import shutil
 import subprocess
 import sys
@@ -16,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+
+from durable_streams.testing.program import Program, ProgramError, clean_environment
 
 HERE = Path(__file__).resolve().parent
 READY = re.compile(rb"serving http://127\.0\.0\.1:(\d+)")
@@ -109,21 +108,18 @@ def scratch(parent: Path | None) -> Iterator[Path]:
 def serving(name: str, data: Path | None = None, **headers: str) -> Iterator[Server]:
     """Start a server on a free port and end it afterwards; ``data`` is its folder, kept as it is."""
     command = _command(name, data, headers)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("DURABLE_STREAMS_")}
+    program = Program(name, command, environment=clean_environment(), folder=HERE, listen=True)
     before = time.perf_counter()
-    with (
-        tempfile.TemporaryFile() as log,  # the peer reports requests that were cut off when wrk ended
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=HERE, env=environment) as process,
-    ):
-        try:
-            port = _wait(process, name, log)
-            yield Server(name, port, process.pid, time.perf_counter() - before)
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    program.start()
+    try:
+        found = READY.search(program.first_line(READY_WITHIN))
+        if found is None:
+            raise BenchmarkError(f"{name} does not say where it serves: {program.last_words}")
+        yield Server(name, int(found[1]), program.pid, time.perf_counter() - before)
+    except ProgramError as error:
+        raise BenchmarkError(f"{error}.") from error
+    finally:
+        program.stop(within=20)
 
 
 def _command(name: str, data: Path | None, headers: dict[str, str]) -> list[str]:
@@ -136,25 +132,6 @@ def _command(name: str, data: Path | None, headers: dict[str, str]) -> list[str]
     if name == BARE:
         return [sys.executable, "bare_granian.py", json.dumps(list(headers.items()))]
     return ["node", "peer/start.mjs", *([str(data)] if name == PEER_FILES else [])]
-
-
-def _wait(process: subprocess.Popen[bytes], name: str, log: IO[bytes]) -> int:
-    assert process.stdout is not None
-    seen = b""
-    deadline = time.monotonic() + READY_WITHIN
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while time.monotonic() < deadline:
-            if not selector.select(1):
-                continue
-            chunk = os.read(process.stdout.fileno(), 65536)
-            if not chunk:
-                break
-            seen += chunk
-            if (match := READY.search(seen)) and b"\n" in seen[match.end() :]:
-                return int(match[1])
-    log.seek(0)
-    raise BenchmarkError(f"{name} did not start: {(seen + log.read()).decode(errors='replace')}")
 
 
 def install_peer() -> None:

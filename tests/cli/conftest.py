@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from durable_streams.testing.program import Program, clean_environment
+
 COMMAND = [sys.executable, "-m", "durable_streams.cli"]
 PATIENCE = 100.0  # seconds until a test gives up; nothing is asserted about how long things take
 
@@ -27,9 +28,10 @@ class CLI:
         self.folder = folder
         self.root = root
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.programs: list[Program] = []
 
     def environment(self, extra: dict[str, str] | None = None) -> dict[str, str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("DURABLE_STREAMS_")}
+        environment = clean_environment()
         if self.root is not None:
             environment["DURABLE_STREAMS_URL"] = self.root
         return environment | (extra or {})
@@ -77,6 +79,8 @@ class CLI:
         return process
 
     def end(self) -> None:
+        for program in self.programs:
+            program.kill()
         for process in self.processes:
             process.kill()
             process.wait()
@@ -90,27 +94,35 @@ class ServerProcess:
     """``serve`` on a free port; killed and started again it keeps its port and its folder."""
 
     def __init__(self, cli: CLI, *options: str) -> None:
-        self._cli = cli
-        self._options = options
         self.port = 0
+        self._program = Program(
+            "server",
+            lambda: [*COMMAND, "serve", "--port", str(self.port), *options],
+            environment=cli.environment(),
+            folder=cli.folder,
+            listen=True,
+        )
+        cli.programs.append(self._program)
         self.start()
 
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        return self._program.process
+
     def start(self) -> None:
-        self.process = self._cli.spawn("serve", "--port", str(self.port), *self._options)
-        assert self.process.stdout is not None
-        self.ready = self.process.stdout.readline().decode()
-        assert self.ready.startswith("durable-streams: serving http://"), self.process.communicate()
+        self._program.start()
+        self.ready = self._program.first_line(PATIENCE).decode()
+        assert self.ready.startswith("durable-streams: serving http://"), self.ready
         self.root = self.ready.split()[2]
         self.port = int(self.root.split("/")[2].rpartition(":")[2])
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        self._program.kill()
 
-    def stop(self, number: int = signal.SIGTERM) -> tuple[int, bytes]:
-        self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, errors
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int | None, bytes]:
+        """Ask it to end; return its exit code and its standard error."""
+        code = self._program.stop(number, PATIENCE)
+        return code, self._program.output
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from proof_load import Listener, Worker, subscriptions
 from durable_streams.testing import NatsCluster
 from durable_streams.testing.nats import NatsServer
 from durable_streams.testing.ports import free_ports
-from durable_streams.testing.processes import wait_until
+from durable_streams.testing.program import wait_until
 
 TEXT = "text/plain"
 ANSWERS_WITHIN = 5.0  # seconds

@@ -12,7 +12,7 @@ from local_cluster import gateway_command
 
 from durable_streams.testing.nats import NatsServer, Ports
 from durable_streams.testing.ports import free_ports
-from durable_streams.testing.processes import wait_until
+from durable_streams.testing.program import wait_until
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAMES = ("n0", "n1", "n2")

@@ -10,7 +10,7 @@ import nats
 import pytest
 
 from durable_streams.testing import NatsCluster
-from durable_streams.testing.processes import wait_until
+from durable_streams.testing.program import wait_until
 
 WITHIN = 60.0  # seconds
 BYTES = "application/octet-stream"

@@ -30,7 +30,7 @@ from durable_streams.stores.transfer.jetstream import JetStreamPlace
 from durable_streams.stores.transfer.sqlite import SqlitePlace
 from durable_streams.testing import NatsCluster
 from durable_streams.testing.ports import free_ports
-from durable_streams.testing.processes import wait_until
+from durable_streams.testing.program import wait_until
 
 BYTES = "application/octet-stream"
 COMMAND = [sys.executable, "-m", "durable_streams.cli", "migrate"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from durable_streams import stream
 from durable_streams.testing import NatsCluster
-from durable_streams.testing.processes import wait_until
+from durable_streams.testing.program import wait_until
 
 WITHIN = 60.0  # seconds
 PROMISED = 5.0  # seconds: until a 503, says the documentation

@@ -11,7 +11,7 @@ import pytest
 from proof_load import ENDS_WITHIN, Load, Place
 
 from durable_streams.testing import NatsCluster
-from durable_streams.testing.processes import wait_until
+from durable_streams.testing.program import wait_until
 
 PACE = 500.0  # records a second
 SOME = 200  # records

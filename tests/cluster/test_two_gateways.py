@@ -25,7 +25,7 @@ from durable_streams.protocol.commands import Create
 from durable_streams.stores.jetstream import JetStreamConfig, JetStreamStore
 from durable_streams.stores.jetstream.slots import JetSlot
 from durable_streams.testing import NatsCluster
-from durable_streams.testing.processes import wait_until
+from durable_streams.testing.program import wait_until
 
 WITHIN = 60.0  # seconds
 TEXT = "text/plain"

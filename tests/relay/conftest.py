@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import select
 import signal
 import subprocess
 import sys
@@ -17,6 +14,7 @@ from typing import Any
 import pytest
 
 from durable_streams import DurableStream, DurableStreamError, RetryPolicy, stream
+from durable_streams.testing.program import Program, clean_environment
 
 COMMAND = [sys.executable, "-m", "durable_streams.cli"]
 PATIENCE = 60.0  # seconds until a test gives up; nothing is asserted about how long things take
@@ -37,37 +35,35 @@ def wait_until(condition: Callable[[], bool], what: str = "it") -> None:
         time.sleep(0.005)
 
 
-class Program:
-    """One command of the command line, in a session of its own."""
+class Command:
+    """One command of the command line, with a folder of its own for its state."""
 
     def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
         self.errors = folder / f"{arguments[0]}.log"
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("DURABLE_STREAMS_")}
-        with self.errors.open("ab") as errors:
-            self.process = subprocess.Popen(
-                [*COMMAND, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                cwd=folder,
-                env={**clean, "XDG_STATE_HOME": str(folder / "state"), **environment},
-            )
+        self._program = Program(
+            arguments[0],
+            [*COMMAND, *arguments],
+            self.errors,
+            environment={**clean_environment(), "XDG_STATE_HOME": str(folder / "state"), **environment},
+            folder=folder,
+            feed=True,
+            listen=True,
+        )
+        self._program.start()
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        return self._program.process
 
     def line(self) -> bytes:
-        assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
-        assert ready, "it says nothing"
-        line = self.process.stdout.readline()
-        assert line, self.errors.read_text()
-        return line
+        return self._program.first_line(PATIENCE)
 
     def kill(self) -> None:
-        self.process.kill()
-        self._end()
+        self._program.kill()
 
     def stop(self, number: int = signal.SIGTERM) -> dict[str, Any]:
         """Ask it to end; return the JSON of its last line."""
-        self.process.send_signal(number)
+        self._program.send(number)
         return self.finish()
 
     def finish(self) -> dict[str, Any]:
@@ -76,13 +72,6 @@ class Program:
         assert self.process.returncode == 0, self.errors.read_text()
         last: dict[str, Any] = json.loads(output.splitlines()[-1]) if output.strip() else {}
         return last
-
-    def _end(self) -> None:
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
 
 
 class Server:
@@ -95,7 +84,7 @@ class Server:
 
     def start(self) -> None:
         data = str(self.folder / "data")
-        self.program = Program(self.folder, "serve", "--json", "--port", str(self.port), "--data-dir", data)
+        self.program = Command(self.folder, "serve", "--json", "--port", str(self.port), "--data-dir", data)
         self.root = json.loads(self.program.line())["url"]
         self.port = int(self.root.split("/")[2].rpartition(":")[2])
 
@@ -109,14 +98,14 @@ class Home:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.server = Server(folder)
-        self.programs: list[Program] = []
+        self.programs: list[Command] = []
 
     def url(self, path: str) -> str:
         return f"{self.server.root}/{path}"
 
-    def relay(self, source: str, target: str, *options: str, **environment: str) -> Program:
+    def relay(self, source: str, target: str, *options: str, **environment: str) -> Command:
         """Start a relay and wait until it has said what it guarantees."""
-        program = Program(self.folder, "relay", source, target, "--json", *options, **environment)
+        program = Command(self.folder, "relay", source, target, "--json", *options, **environment)
         self.programs.append(program)
         assert json.loads(program.line())["event"] == "started"
         return program
@@ -156,7 +145,7 @@ def watch() -> Any:
         until = staticmethod(wait_until)
         tail = staticmethod(tail_of)
         messages = staticmethod(messages)
-        program = Program
+        program = Command
 
     return Helpers
 

@@ -23,7 +23,7 @@ import click
 from durable_streams.file_lock import try_lock
 from durable_streams.testing.nats import NatsCluster, NatsError
 from durable_streams.testing.ports import free_ports
-from durable_streams.testing.processes import ServerProcess, wait_until
+from durable_streams.testing.program import Program, wait_until
 
 __all__ = ["ClusterError", "Gateway", "gateway_command", "local_cluster", "main"]
 
@@ -45,11 +45,11 @@ def gateway_command(store: str, port: int, options: Sequence[str] = ()) -> list[
     return [sys.executable, "-m", "durable_streams.cli", *serve, *options]
 
 
-class Gateway(ServerProcess):
+class Gateway(Program):
     """One ``durable-streams serve`` on a port that it keeps; ``root`` is the URL below which its streams are."""
 
     def __init__(self, name: str, folder: Path, store: str, options: Sequence[str] = ()) -> None:
-        super().__init__(name, folder, lambda: gateway_command(store, self.port, options))
+        super().__init__(name, lambda: gateway_command(store, self.port, options), folder / "log")
         self.port = free_ports(1)[0]
 
     @property
@@ -161,9 +161,9 @@ def _announce(nats: NatsCluster, serving: list[Gateway], home: Path, restart_aft
     click.echo("Ctrl-C stops everything")
 
 
-def _watch(parts: list[ServerProcess], stopping: threading.Event, restart_after: float) -> None:
+def _watch(parts: list[Program], stopping: threading.Event, restart_after: float) -> None:
     """Report each part that ends, and start it again after a while, until ``stopping`` is set."""
-    ended: dict[ServerProcess, float] = {}
+    ended: dict[Program, float] = {}
     while not stopping.wait(_LOOKS_EVERY):
         for part in parts:
             if part.alive:
@@ -179,7 +179,7 @@ def _watch(parts: list[ServerProcess], stopping: threading.Event, restart_after:
                 click.echo(f"{part.name} is started again (process {part.pid})")
 
 
-def _how_it_ended(part: ServerProcess) -> str:
+def _how_it_ended(part: Program) -> str:
     code = part.exit_code or 0
     if code < 0:
         return f"was ended by {signal.Signals(-code).name}"

@@ -28,7 +28,18 @@ ALLOWED = {
     "firehose": {"client", "protocol", "errors", "types", "lazy"},
     "relay": {"file_lock", "firehose", "client", "protocol", "errors", "types"},
     "testing": {"server", "stores", "protocol", "client", "errors", "types", "lazy"},
-    "cli": {"file_lock", "relay", "client", "server", "stores", "protocol", "errors", "types", "__init__"},
+    "cli": {
+        "file_lock",
+        "testing",
+        "relay",
+        "client",
+        "server",
+        "stores",
+        "protocol",
+        "errors",
+        "types",
+        "__init__",
+    },
 }
 
 

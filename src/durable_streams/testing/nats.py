@@ -11,13 +11,14 @@ import http.client
 import json
 import shutil
 import sysconfig
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from durable_streams.testing.ports import free_ports
-from durable_streams.testing.processes import ServerProcess, wait_until
+from durable_streams.testing.program import Program, wait_until
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,7 +43,7 @@ class Ports(NamedTuple):
     route: int
 
 
-class NatsServer(ServerProcess):
+class NatsServer(Program):
     """One NATS server of a cluster: a process that can be killed, suspended and started again on the same data.
 
     ``name`` is what NATS calls it, ``url`` is where clients connect, ``folder`` holds its configuration, its data and
@@ -50,7 +51,8 @@ class NatsServer(ServerProcess):
     """
 
     def __init__(self, name: str, folder: Path) -> None:
-        super().__init__(name, folder, lambda: [_binary(), "-c", str(folder / "nats.conf")])
+        super().__init__(name, lambda: [_binary(), "-c", str(folder / "nats.conf")], folder / "log")
+        self.folder = folder
         self._ports = Ports(0, 0, 0)
 
     @property
@@ -125,7 +127,7 @@ class NatsCluster:
             try:
                 for server in self.servers:
                     server.start()
-                self.wait_ready()
+                self._wait_for(self.servers, _READY_WITHIN)
             except BaseException as error:
                 taken = any(_PORT_TAKEN in server.log for server in self.servers)
                 self.stop()
@@ -146,8 +148,9 @@ class NatsCluster:
         Servers that were killed or suspended are not waited for. Raises NatsError if one ends meanwhile, and after
         ``within`` seconds.
         """
-        started = [server for server in self.servers if server.running]
+        self._wait_for([server for server in self.servers if server.running], within)
 
+    def _wait_for(self, started: Sequence[NatsServer], within: float) -> None:
         def ready() -> bool:
             for server in started:
                 if not server.alive:
@@ -212,8 +215,8 @@ class NatsCluster:
             )
         return "\n".join(lines) + "\n"
 
-    def _has_leader(self, started: list[NatsServer]) -> bool:
-        """Return whether all agree on who leads the cluster, and he hears from all of them."""
+    def _has_leader(self, started: Sequence[NatsServer]) -> bool:
+        """Return whether all servers name the same leader of the cluster, and it is in contact with all of them."""
         if not self._jetstream or len(self.servers) == 1:
             return True
         if not started:

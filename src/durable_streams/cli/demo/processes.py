@@ -1,90 +1,75 @@
 """The processes of the demo: the real command line, started, fed, killed, and never left behind.
 
-Invariants: every process is a session of its own, so that Ctrl-C reaches the demo alone, which then ends
-them all; each keeps its last words in a file, to be quoted when something goes wrong.
+Invariants: every process has a session of its own, so that Ctrl-C reaches the demo alone, which then ends
+them all; the standard error of each goes to a file, whose last line is quoted when something goes wrong.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import signal
-import subprocess
 import sys
-import time
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 import msgspec
 
 from durable_streams.cli.demo.feed import FlakyFeed
+from durable_streams.testing.program import Program, ProgramError, clean_environment
 
 __all__ = ["Process", "Reader", "RelayWriter", "Server", "Signals", "Writer"]
 
-_READY_WITHIN = 30.0  # seconds
-_END_WITHIN = 10.0
+_END_WITHIN = 10.0  # seconds
 
 
-class Process:
-    """One ``durable-streams`` command; its standard error goes to ``<name>.log`` in the demo's folder."""
+class Process(Program):
+    """One ``durable-streams`` command, started at once; its standard error goes to ``<name>.log``.
+
+    Args:
+        name: What it is called in messages.
+        folder: The demo's folder.
+        *arguments: The command and its options.
+        feed: Whether it is given its input by this process.
+        listen: Whether this process reads its output.
+    """
 
     def __init__(
         self, name: str, folder: Path, *arguments: str, feed: bool = False, listen: bool = False
     ) -> None:
-        self.name = name
-        self._log = folder / f"{name}.log"
-        with self._log.open("ab") as log:
-            self.popen = subprocess.Popen(  # noqa: S603 - this very program
-                [sys.executable, "-m", "durable_streams.cli", *arguments],
-                stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
-                stdout=subprocess.PIPE if listen else subprocess.DEVNULL,
-                stderr=log,
-                env=_environment(),
-                start_new_session=True,
-            )
+        super().__init__(
+            name,
+            [sys.executable, "-m", "durable_streams.cli", *arguments],
+            folder / f"{name}.log",
+            environment=clean_environment(),
+            feed=feed,
+            listen=listen,
+            own_session=True,
+        )
+        self.start()
 
     def failure(self) -> str | None:
         """Return how the process failed, None while it runs or when it ended well."""
-        code = self.popen.poll()
-        return f"the {self.name} ended with exit code {code}: {self.last_words()}" if code else None
+        code = self.exit_code
+        return f"the {self.name} ended with exit code {code}: {self.last_words}" if code else None
 
-    def last_words(self) -> str:
-        """Return the last line of the process's standard error."""
-        lines = self._log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "(it said nothing)"
-
-    def kill(self) -> None:
-        """End the process with SIGKILL: no handler runs, nothing is flushed."""
-        self.popen.kill()
-        self.popen.wait()
-        self._close_pipes()
+    def ready(self) -> bytes:
+        """Return its first line; raises ClickException if there is none."""
+        try:
+            return self.first_line()
+        except ProgramError as error:
+            raise click.ClickException(f"{error}.") from None
 
     def end(self) -> int:
-        """End the process with SIGTERM, and return its exit code."""
-        self.popen.terminate()
-        try:
-            code = self.popen.wait(_END_WITHIN)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        """End the process with SIGTERM; return its exit code. Raises ClickException if it does not end."""
+        code = self.stop(within=_END_WITHIN)
+        if code == -signal.SIGKILL:
             raise click.ClickException(
                 f"the {self.name} did not end within {_END_WITHIN:g} seconds of SIGTERM."
-            ) from None
-        self._close_pipes()
-        return code
-
-    def _close_pipes(self) -> None:
-        for pipe in (self.popen.stdin, self.popen.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-
-
-def _environment() -> Mapping[str, str]:
-    # The user's own settings are for the user's own server.
-    return {name: value for name, value in os.environ.items() if not name.startswith("DURABLE_STREAMS_")}
+            )
+        return code or 0
 
 
 class Server:
@@ -97,7 +82,7 @@ class Server:
         self.root = ""
 
     def start(self) -> None:
-        """Start it and wait until it is ready; raises ClickException where it does not become so."""
+        """Start it and wait until it is ready; raises ClickException if it does not become ready."""
         process = self._process = Process(
             "server",
             self._folder,
@@ -109,11 +94,11 @@ class Server:
             str(self._folder / "data"),
             listen=True,
         )
-        self.root = msgspec.json.decode(_first_line(process))["url"]
+        self.root = msgspec.json.decode(process.ready())["url"]
         self._port = int(self.root.split("/")[2].rpartition(":")[2])
 
     def failure(self) -> str | None:
-        """Return how the server failed, None while it is well."""
+        """Return how the server failed, None if it did not."""
         return self._process.failure() if self._process is not None else None
 
     def kill(self) -> None:
@@ -126,26 +111,8 @@ class Server:
         return self._process.end() if self._process is not None else 0
 
 
-def _first_line(process: Process) -> bytes:
-    pipe = process.popen.stdout
-    assert pipe is not None  # noqa: S101 - for the type checker: it was opened with listen=True
-    received = b""
-    deadline = time.monotonic() + _READY_WITHIN
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
-        while not received.endswith(b"\n"):
-            if not selector.select(max(0.0, deadline - time.monotonic())):
-                raise click.ClickException(f"the {process.name} was not ready in {_READY_WITHIN:g} seconds.")
-            chunk = os.read(pipe.fileno(), 65536)
-            if not chunk:
-                process.popen.wait()
-                raise click.ClickException(f"the {process.name} did not start: {process.last_words()}")
-            received += chunk
-    return received
-
-
 class Reader:
-    """``tail`` into a file, with a checkpoint: what is killed here goes on where it was."""
+    """``tail`` into a file, with a checkpoint: killed and started again, it continues where it was."""
 
     def __init__(self, name: str, live: str, url: str, folder: Path) -> None:
         self.name = name
@@ -157,7 +124,7 @@ class Reader:
         self.checkpoint = folder / f"{live}.checkpoint"
 
     def start(self) -> None:
-        """Start reading, or go on."""
+        """Start reading, or continue."""
         self._process = Process(
             self.name,
             self._folder,
@@ -178,9 +145,9 @@ class Reader:
             self._process.kill()
 
     def failure(self) -> str | None:
-        """Return how the reader failed, None while it is well."""
-        if self._process is None or self._process.popen.returncode == -signal.SIGKILL:
-            return None  # that was us
+        """Return how the reader failed, None if it did not."""
+        if self._process is None or self._process.exit_code == -signal.SIGKILL:
+            return None  # the demo killed it
         return self._process.failure()
 
     @property
@@ -194,11 +161,11 @@ class Reader:
     @property
     def finished(self) -> bool:
         """Whether it read the stream to its closure."""
-        return self._process is not None and self._process.popen.poll() == 0
+        return self._process is not None and self._process.exit_code == 0
 
 
 class Writer:
-    """``append --ndjson``: the exactly-once path. Fed through its standard input, as far as it may go."""
+    """``append --ndjson``: the exactly-once path, fed through its standard input up to a limit."""
 
     def __init__(self, url: str, folder: Path, lines: bytes, batch_bytes: int) -> None:
         self._lines = memoryview(lines)
@@ -216,7 +183,7 @@ class Writer:
             feed=True,
             listen=True,
         )
-        self._pipe = self._process.popen.stdin
+        self._pipe = self._process.process.stdin
         assert self._pipe is not None  # noqa: S101 - for the type checker: it was opened with feed=True
         os.set_blocking(self._pipe.fileno(), False)
 
@@ -235,23 +202,23 @@ class Writer:
         self._process.kill()
 
     def failure(self) -> str | None:
-        """Return how the writer failed, None while it is well."""
+        """Return how the writer failed, None if it did not."""
         return self._process.failure()
 
     @property
     def finished(self) -> bool:
         """Whether everything was acknowledged and the stream closed."""
-        return self._process.popen.poll() == 0
+        return self._process.exit_code == 0
 
     def report(self) -> dict[str, float]:
-        """Return what it says it did, once it is finished."""
-        assert self._process.popen.stdout is not None  # noqa: S101 - as above
-        result: dict[str, float] = msgspec.json.decode(self._process.popen.stdout.read())
+        """Return its own summary, once it is finished."""
+        assert self._process.process.stdout is not None  # noqa: S101 - as above
+        result: dict[str, float] = msgspec.json.decode(self._process.process.stdout.read())
         return result
 
 
 class RelayWriter:
-    """``relay`` from a feed that can be held back: what is killed here goes on where the stream ends.
+    """``relay`` from a feed that can be held back: killed and started again, it continues where the stream ends.
 
     ``ends``: where each record ends, in bytes of the input; the writer's progress is measured in them.
     """
@@ -261,13 +228,13 @@ class RelayWriter:
         self._process: Process | None = None
 
     def start(self) -> None:
-        """Start relaying, or go on; raises ClickException where it does not start."""
+        """Start relaying, or continue; raises ClickException if it does not start."""
         state = str(self._folder / "relay.json")
         options = ("--id-field", "id", "--backoff", "0.1", "--state", state, "--json")
         self._process = Process(
             "relay", self._folder, "relay", self._feed.url, self._url, *options, listen=True
         )
-        _first_line(self._process)  # from here on it can be told to stop
+        self._process.ready()  # from here on a signal ends it in order
 
     @property
     def fed(self) -> int:
@@ -275,7 +242,7 @@ class RelayWriter:
         return self._ends[self._feed.furthest]
 
     def feed(self, limit: int) -> None:
-        """Let the feed go on, up to ``limit`` bytes from the start."""
+        """Let the feed send more, up to ``limit`` bytes from the start."""
         self._feed.allow(bisect_right(self._ends, limit) - 1)
 
     def kill(self) -> None:
@@ -288,14 +255,14 @@ class RelayWriter:
         return self._process.end() if self._process is not None else 0
 
     def failure(self) -> str | None:
-        """Return how the relay failed, None while it is well."""
-        if self._process is None or self._process.popen.returncode == -signal.SIGKILL:
-            return None  # that was us
+        """Return how the relay failed, None if it did not."""
+        if self._process is None or self._process.exit_code == -signal.SIGKILL:
+            return None  # the demo killed it
         return self._process.failure()
 
 
 class Signals:
-    """Ctrl-C, SIGTERM and a lost terminal as exceptions in the main thread, but at no bad moment."""
+    """Ctrl-C, SIGTERM and a lost terminal as exceptions in the main thread, put off while a process is started."""
 
     def __init__(self) -> None:
         names = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -315,7 +282,7 @@ class Signals:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Put off a signal that arrives now: between a process's start and its entry in the books."""
+        """Put off a signal that arrives between a process's start and its registration."""
         self._held = True
         yield
         self._held = False
@@ -323,7 +290,7 @@ class Signals:
             self._take(self._waiting)
 
     def ignore(self) -> None:
-        """Let nothing disturb what comes now: cleaning up."""
+        """Ignore further signals, for the time of cleaning up."""
         for number in self._numbers:
             signal.signal(number, signal.SIG_IGN)
 

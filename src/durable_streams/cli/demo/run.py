@@ -141,7 +141,7 @@ class Demo:
         url = f"{self._server.root}/demo"
         with self._signals.held():
             process = Process("final read", self._folder, "read", url, "--ndjson", "--output", str(stored))
-        if process.popen.wait():
+        if process.process.wait():
             raise click.ClickException(process.failure() or "reading the stream back failed.")
         code = self._server.end()
         if code:
