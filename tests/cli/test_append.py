@@ -180,10 +180,11 @@ def test_a5_an_input_that_fails_loses_nothing_of_what_was_read(bare, serving, ev
     bare.ok("create", "s", "-t", "json")
     ours, theirs = pty.openpty()  # reading from it fails once nobody has the other side
     tty.setraw(theirs)
-    process = bare.spawn("append", "s", "--ndjson", "--linger", "60", stdin=theirs)
     os.write(ours, b"1\n2\n3\n")
+    eventually(lambda: _unread(theirs) == 6)
+    process = bare.spawn("append", "s", "--ndjson", "--linger", "60", stdin=theirs)
     eventually(lambda: _unread(theirs) == 0)
-    time.sleep(0.3)  # what it has read, it takes
+    time.sleep(1.0)  # until the lines that it has read are with its producer
     os.close(theirs)
     os.close(ours)
     assert process.wait() in {0, 1}
