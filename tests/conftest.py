@@ -113,6 +113,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     crash.addoption(
         "--crash-seed", type=int, default=None, help="the seed of a run to repeat (default: a new one)"
     )
+    drivers = parser.getgroup("drivers", "tests of the client")
+    drivers.addoption(
+        "--every-httpx2",
+        action="store_true",
+        help="run over httpx2 too what one adapter does for it and httpx",
+    )
     chaos = parser.getgroup("chaos", "tests through a network that fails at random")
     chaos.addoption("--chaos-seeds", type=int, default=40, help="how many seeds to run (default 40)")
     chaos.addoption("--chaos-seed", type=int, default=None, help="the one seed to run")

@@ -10,6 +10,7 @@ import gc
 import re
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,38 @@ from facade import (
 from scripted import ScriptedServer
 
 _numbers = count()
+FOLDER = Path(__file__).parent
+
+# httpx2 is httpx under another name, and one adapter serves both: these are run over it in any case, all others with
+# --every-httpx2.
+OVER_HTTPX2 = {
+    "test_a_client_of_the_other_kind_is_refused",
+    "test_a_connection_reset_in_the_body",
+    "test_a_little_that_decodes_to_much_comes_in_pieces",
+    "test_a_streams_life",
+    "test_an_answer_is_what_the_server_sent",
+    "test_an_interrupt_wakes_a_wait_for_the_head",
+    "test_bytes_are_handed_over_as_they_come",
+    "test_close_from_another_thread_wakes_a_blocked_read",
+    "test_close_wakes_a_read_that_waits_for_the_answers_head",
+    "test_nobody_listens",
+    "test_records_are_batched_and_come_back_in_order",
+    "test_redirects_are_handed_over",
+    "test_the_callers_client_stays_open_and_keeps_its_timeout",
+    "test_tls_to_a_server_that_speaks_none",
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what httpx has shown for httpx2."""
+    if config.getoption("--every-httpx2"):
+        return
+    over = [item for item in items if "httpx2" in item.name and item.path.parent == FOLDER]
+    left_out = [item for item in over if getattr(item, "originalname", item.name) not in OVER_HTTPX2]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
