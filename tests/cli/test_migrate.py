@@ -282,7 +282,7 @@ class TestRefusals:
             other = "UPDATE record SET data = CAST('S' || substr(data, 2) AS BLOB)"
             db.execute(f"{other} WHERE stream = (SELECT id FROM stream WHERE path = 'b')")
         message = bare.error("migrate", "--from", folders[0], "--to", folders[1])
-        assert "other bytes than the source of the stream b" in message
+        assert "other bytes of the stream b than the source" in message
         assert bare.ok("migrate", "--from", folders[0], "--to", folders[1], "--no-verify")
 
     def test_other_producers_in_the_target(self, bare: Any, folders: tuple[str, str]) -> None:

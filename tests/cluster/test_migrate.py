@@ -221,7 +221,7 @@ def test_two_at_once_do_each_other_no_harm(
     both = [migration.spawn(tmp_path / name, migration.store) for name in ("one", "two")]
     for process in both:
         _, errors = process.communicate(timeout=WITHIN)
-        assert process.returncode == 0 or b"something else writes to the bucket" in errors
+        assert process.returncode == 0 or b"another program writes to the bucket" in errors
     migration.ok(tmp_path / "one", migration.store)
     server = gateway(migration.cluster)
     world.matches(server)
@@ -406,7 +406,7 @@ def test_a_server_that_writes_meanwhile_is_noticed(config: JetStreamConfig, tmp_
         one, two = SqlitePlace(tmp_path / "one", source=True), JetStreamPlace(config, source=False)
         async with opened(one, two, bus):
             await bus.publish([Message(bus.layout.probe)])
-            with pytest.raises(StoreError, match="something else writes to the bucket"):
+            with pytest.raises(StoreError, match="another program writes to the bucket"):
                 await Transfer(one, two).run()
         one, two = SqlitePlace(tmp_path / "one", source=True), JetStreamPlace(config, source=False)
         async with opened(one, two):
@@ -414,7 +414,7 @@ def test_a_server_that_writes_meanwhile_is_noticed(config: JetStreamConfig, tmp_
         back, three = JetStreamPlace(config, source=True), SqlitePlace(tmp_path / "three", source=False)
         async with opened(back, three, bus):
             await bus.publish([Message(bus.layout.probe)])
-            with pytest.raises(StoreError, match="something else writes to the bucket"):
+            with pytest.raises(StoreError, match="another program writes to the bucket"):
                 await Transfer(back, three).run()
 
     asyncio.run(check())

@@ -1,4 +1,4 @@
-"""How much may wait to be stored, over all streams and clients."""
+"""The bound on commands that wait to be stored, over all streams and clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ MAX_COMMANDS = 16_384
 
 
 class Backlog:
-    """Counts commands, and the bytes in them, from when they are accepted until they are answered."""
+    """Counts commands and their bytes, from acceptance to answer.
+
+    Args:
+        max_bytes: The most bytes that may wait.
+        max_commands: The most commands that may wait.
+    """
 
     __slots__ = ("_commands", "_max_bytes", "_max_commands", "_size")
 
@@ -22,16 +27,22 @@ class Backlog:
         self._commands = 0
 
     def add(self, size: int) -> None:
-        """Count a command in; raises StoreUnavailableError if that would be too much. One alone is never too large."""
+        """Count a command that was accepted. A command that waits alone is never too large.
+
+        Args:
+            size: The command's bytes.
+
+        Raises:
+            StoreUnavailableError: Too much is waiting.
+        """
         if self._commands >= self._max_commands or (self._size and self._size + size > self._max_bytes):
             raise StoreUnavailableError(
-                "the server has as much waiting to be stored as it takes; nothing of this request was stored, "
-                "repeat it"
+                "too much is waiting to be stored on this server; none of this request was stored, retry"
             )
         self._size += size
         self._commands += 1
 
     def remove(self, size: int, commands: int = 1) -> None:
-        """Count commands out."""
+        """Count commands that were answered, and their bytes."""
         self._size -= size
         self._commands -= commands

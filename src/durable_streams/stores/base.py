@@ -1,11 +1,13 @@
-"""The Store contract: what the server asks of whatever keeps its streams.
+"""The Store contract: what the server needs of the part that keeps its streams.
 
-Invariants every store upholds, and ``durable_streams.testing.contract`` checks:
+Invariants that every store upholds and ``durable_streams.testing.contract`` checks:
 
 * a command is decided by ``protocol.rules`` and committed in one serialised, atomic step;
-* what ``append`` or ``create`` returned is durable, as far as the store promises durability at all;
+* a result of ``append`` or ``create`` is durable, as far as the store promises durability at all;
 * readers see committed data only, and whole appends only;
 * bytes at (stream id, position) never change.
+
+Sections are those of the Durable Streams protocol. Times are in seconds, sizes and positions in bytes.
 """
 
 from __future__ import annotations
@@ -32,39 +34,56 @@ __all__ = [
 
 
 class StoreError(Exception):
-    """The store could not do what the protocol allows; nothing of the command was kept, StoreUncertainError apart."""
+    """The store failed at something that the protocol allows. None of the command was stored.
+
+    The one exception is StoreUncertainError, whose command may have been stored.
+    """
 
 
 class StoreFullError(StoreError):
-    """There is no room to commit (HTTP 507)."""
+    """There is no room to commit. The server answers 507."""
 
 
 class StoreUnavailableError(StoreError):
-    """The store cannot commit or read now; nothing of the command was kept (HTTP 503, to be repeated)."""
+    """The store cannot commit or read now, and none of the command was stored. The server answers 503."""
 
 
 class StoreLostError(StoreUnavailableError):
-    """What the store keeps is no longer where it was opened: it neither stores nor reads until a restart (HTTP 503).
+    """The data are no longer where they were opened. The store serves nothing until a restart; the server answers 503.
 
-    ``written``: the command was stored before that was seen, where it may be lost.
+    Attributes:
+        written: Whether the command was stored before the loss was noticed; it may be lost with the data.
     """
 
     written = False
 
 
 class StoreUncertainError(StoreUnavailableError):
-    """The outcome was not heard: the command may have been stored, or may not (HTTP 503 without a Retry-After)."""
+    """The outcome is unknown: the command may have been stored. The server answers 503 without Retry-After."""
 
 
 def as_store_error(error: Exception) -> StoreError:
-    """Return what a store raises for trouble that it did not foresee."""
+    """Return the error that a store raises for an unexpected failure.
+
+    Args:
+        error: The failure.
+
+    Returns:
+        ``error`` itself if it is a StoreError, else a StoreUnavailableError with its text.
+    """
     if isinstance(error, StoreError):
         return error
-    return StoreUnavailableError(f"the store failed: {error}; nothing of this request was stored")
+    return StoreUnavailableError(f"the store failed: {error}; none of this request was stored")
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):
-    """Stored bytes from ``start`` up to ``end``, positions in bytes; whole appends."""
+    """Stored bytes.
+
+    Attributes:
+        start: The position of the first byte.
+        end: The position after the last byte.
+        payload: The bytes, in stored form.
+    """
 
     start: int
     end: int
@@ -72,20 +91,38 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
 
 
 class Watch(Protocol):
-    """A live reader's view of one stream. A context manager: leaving it lets go of the stream."""
+    """A live reader's view of one stream (section 5). A context manager: leaving it ends the view."""
 
     @property
     def state(self) -> StreamState | None:
-        """The committed state, None once the stream is gone."""
+        """The committed state, None once the stream is gone.
+
+        Raises:
+            StoreLostError: The data are no longer where they were opened.
+        """
 
     def recent(self, position: int) -> Chunk | None:
-        """Return what was committed from ``position`` to the tail while somebody watched, if still in memory."""
+        """Return the bytes that were committed from ``position`` to the tail during the watch.
+
+        Args:
+            position: Where the reader is.
+
+        Returns:
+            The bytes, or None if they are not in memory any more: `Store.read` has them.
+        """
 
     async def changed(self, timeout: float) -> bool:
-        """Wait for a commit since the last call, or for ``wake``; False after ``timeout`` seconds."""
+        """Wait for a commit since the last call, or for ``wake``.
+
+        Args:
+            timeout: Seconds to wait.
+
+        Returns:
+            False after ``timeout`` seconds without either.
+        """
 
     def wake(self) -> None:
-        """End the present wait (a reader that went away, a server that stops)."""
+        """End the present wait: the reader left, or the server stops."""
 
     def __enter__(self) -> Watch: ...
 
@@ -95,70 +132,180 @@ class Watch(Protocol):
 
 
 class Store(Protocol):
-    """Keeps streams. Used from one event loop; ``open`` and ``close`` frame its life.
+    """The part of a server that keeps streams. Used from one event loop, between ``open`` and ``close``.
 
-    Methods raise ``protocol.commands.Rejection`` for what the rules refuse, and StoreError for its own trouble.
+    Every method raises ``protocol.commands.Rejection`` for a request that the rules refuse, and StoreError for a
+    failure of the store itself.
     """
 
     @property
     def largest_append(self) -> int:
-        """How many bytes an open store takes as one append, in stored form."""
+        """The largest append that an open store takes, in bytes of stored form."""
 
     @property
     def identity(self) -> str:
-        """Which history an open store holds: letters and digits that a copy or a restored backup does not share.
+        """The name of the history that an open store holds, in letters and digits; part of every ETag (section 5).
 
-        Two stores of one identity hold the same bytes at the same (stream id, position).
+        Two stores of one identity hold the same bytes at the same (stream id, position). A copy and a restored backup
+        have another identity than their origin.
         """
 
     async def open(self) -> None:
-        """Get ready to serve; raises StoreError with one sentence if that is not possible."""
+        """Prepare to serve.
+
+        Raises:
+            StoreError: The store cannot be opened; one sentence says why.
+        """
 
     async def close(self) -> None:
-        """Finish what was accepted and let go of everything."""
+        """Finish the accepted commands, then release all resources.
+
+        Raises:
+            StoreError: Accepted commands could not be finished, or the data are lost.
+        """
 
     async def get(self, path: str) -> StreamState | None:
-        """Return the committed state at a path; None if there is none or it expired. Soft-deleted ones are given.
+        """Return the committed state at a path, current at the time of the call.
 
-        It is current: nothing that any server acknowledged before the call is missing.
+        Nothing that any server acknowledged before the call is missing.
+
+        Args:
+            path: The path of the stream.
+
+        Returns:
+            The state, a soft-deleted one too; None if there is no stream, or it expired.
+
+        Raises:
+            StoreUnavailableError: The current state cannot be read.
         """
 
     async def glance(self, path: str) -> StreamState | None:
-        """Return what ``get`` does, cheaply: it may lag behind what other servers did, and works when ``get`` cannot.
+        """Return a state like ``get``, cheaply; it may lag behind other servers, and works when ``get`` cannot.
 
-        A refusal that was derived from it must be checked against ``get`` before it is answered.
+        A refusal that is derived from it must be checked against ``get`` before it is answered.
+
+        Args:
+            path: The path of the stream.
+
+        Returns:
+            The state as far as it is known; None if there is no stream, or it expired.
+
+        Raises:
+            StoreUnavailableError: Nothing is known of the path, and nothing can be read.
         """
 
     async def create(self, command: Create) -> Created:
-        """Create a stream, or find the equal one."""
+        """Create a stream, or find the equal one (sections 3 and 6).
+
+        Args:
+            command: The path, the configuration and the first data.
+
+        Returns:
+            The state, and whether the stream is new.
+
+        Raises:
+            Rejection: Another stream is at the path, or the fork point is not possible.
+            StoreError: The stream was not created.
+        """
 
     async def append(self, path: str, command: Append) -> Appended:
-        """Append to a stream, close it, or both."""
+        """Append to a stream, close it, or both (section 4).
+
+        Args:
+            path: The path of the stream.
+            command: The payload in stored form, and what the request says of it.
+
+        Returns:
+            The state after the append, and whether the append had been stored before.
+
+        Raises:
+            Rejection: The rules refuse the append.
+            StoreError: The append was not stored, or, for StoreUncertainError, may have been stored.
+        """
 
     async def delete(self, path: str) -> None:
-        """Delete a stream; one with forks becomes soft-deleted."""
+        """Delete a stream; one with forks becomes soft-deleted (section 6).
+
+        Args:
+            path: The path of the stream.
+
+        Raises:
+            Rejection: There is no stream at the path.
+            StoreError: The stream was not deleted.
+        """
 
     def touch(self, path: str) -> None:
-        """Restart a stream's sliding window for a read that was received."""
+        """Restart the sliding window of a stream's time to live, for a read.
+
+        Args:
+            path: The path of the stream.
+        """
 
     async def read(self, state: StreamState, start: int, limit: int) -> Chunk:
-        """Return whole appends from the one that holds ``start``, at least one and about ``limit`` bytes.
+        """Return whole appends from the one that holds ``start`` (section 5).
 
-        Where ``start`` is inside an append, the chunk begins before it; at the tail it is empty.
+        Args:
+            state: The stream, as ``get`` or ``glance`` returned it.
+            start: The position to read from.
+            limit: About how many bytes to return; at least one append is returned.
+
+        Returns:
+            The bytes. The chunk begins before ``start`` where that is inside an append; at the tail it is empty.
+
+        Raises:
+            Rejection: The bytes are gone (404).
+            StoreUnavailableError: The bytes cannot be read now.
         """
 
     async def read_piece(self, state: StreamState, start: int, limit: int, *, aligned: bool = False) -> Chunk:
-        """Return at least one byte from ``start`` and at most ``limit``, wherever appends end; empty at the tail.
+        """Return some bytes, wherever appends end (section 5).
 
-        ``aligned``: from the start of the append that holds ``start``, and at most ``limit`` bytes from there. A
-        piece of a large append may cost as much as the whole of it, but never takes more memory to keep.
+        A piece of a large append may cost as much time as all of it, but never takes more memory to keep.
+
+        Args:
+            state: The stream, as ``get`` or ``glance`` returned it.
+            start: The position to read from.
+            limit: The most bytes to return; at least one byte is returned.
+            aligned: Whether to begin at the start of the append that holds ``start``.
+
+        Returns:
+            The bytes; at the tail the chunk is empty.
+
+        Raises:
+            Rejection: The bytes are gone (404).
+            StoreUnavailableError: The bytes cannot be read now.
         """
 
     async def boundary(self, state: StreamState, position: int) -> int:
-        """Return where the first append at or after ``position`` begins, or the tail: a place where a read may end."""
+        """Return where the first append at or after ``position`` begins, or the tail: a place where a read may end.
+
+        Args:
+            state: The stream, as ``get`` or ``glance`` returned it.
+            position: The position to search from.
+
+        Returns:
+            The position.
+
+        Raises:
+            StoreUnavailableError: The position cannot be read now.
+        """
 
     async def watch(self, path: str) -> Watch:
-        """Return a live view of the stream at a path."""
+        """Return a live view of the stream at a path (section 5).
+
+        Args:
+            path: The path of the stream; there may be no stream yet.
+
+        Returns:
+            The view, to be entered as a context manager.
+
+        Raises:
+            StoreUnavailableError: The stream cannot be watched now.
+        """
 
     async def check(self) -> None:
-        """Commit something; raises StoreError if the store cannot."""
+        """Commit a probe, for a health check.
+
+        Raises:
+            StoreError: The store cannot commit.
+        """

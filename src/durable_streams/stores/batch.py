@@ -1,7 +1,7 @@
-"""A group commit in the making: the decisions of many commands over one consistent view.
+"""A group commit under construction: the decisions of many commands on one consistent view.
 
-Invariants: a decision sees all decisions before it in the batch; nothing outside the batch changes until it is
-committed; dropping the batch undoes all of it.
+Invariants: a decision sees all earlier decisions of the batch; nothing outside the batch changes before the commit;
+dropping the batch undoes all of it.
 """
 
 from __future__ import annotations
@@ -20,18 +20,32 @@ __all__ = ["CommitBatch", "LoadedProducer", "NotLoadedError"]
 
 
 class NotLoadedError(Exception):
-    """A decision needs something that left memory since it was asked for: load it and ask again."""
+    """A decision needs something that is not in memory any more: load it and decide again."""
 
 
 class LoadedProducer(NamedTuple):
-    """What a store holds of a producer, None if nothing; true as long as the slot has not forgotten producers since."""
+    """The stored state of a producer, or None; valid while the slot's ``forgets`` is unchanged."""
 
     state: ProducerState | None
     forgets: int
 
 
 class CommitBatch:
-    """Decides commands; what must be written afterwards is in ``records``, ``states``, ``producers``, ``removed``."""
+    """Decides commands, and collects what the commit writes.
+
+    Attributes:
+        now: The time of the decisions, in seconds since 1970.
+        changed: Each slot that changes, with its new state; None where the stream is removed.
+        dirty: The slots whose state must be written, not only their tail; an ordered set.
+        records: Stream id, position, payload and slot of each append, in order.
+        producers: The new state and the slot of each producer, by stream id and producer id.
+        removed: Ids of streams whose bytes and producers can be deleted.
+        probe: Whether a health check waits for the commit.
+
+    Args:
+        now: The time of the decisions, in seconds since 1970.
+        new_id: Returns an id for a new stream.
+    """
 
     __slots__ = ("_new_id", "changed", "dirty", "now", "probe", "producers", "records", "removed")
 
@@ -39,7 +53,7 @@ class CommitBatch:
         self.now = now
         self._new_id = new_id
         self.changed: dict[Slot, StreamState | None] = {}
-        self.dirty: dict[Slot, None] = {}  # an ordered set: whose state must be written, not only its tail
+        self.dirty: dict[Slot, None] = {}
         self.records: list[tuple[int, int, bytes, Slot]] = []
         self.producers: dict[tuple[int, str], tuple[ProducerState, Slot]] = {}
         self.removed: list[int] = []
@@ -52,7 +66,7 @@ class CommitBatch:
         """Decide a creation; ``source`` is the slot of the stream to fork from."""
         existing = self._live(slot)
         if existing is None and self._state(slot) is not None:
-            raise NotLoadedError  # it expired: its chain of forks has to be released first
+            raise NotLoadedError  # it expired: its chain of forks must be released first
         origin = None if source is None else self._live(source)
         created = rules.decide_create(existing, origin, command, self._new_id(), self.now)
         if not created.new:
@@ -99,7 +113,7 @@ class CommitBatch:
             self._release(slot, state, ancestors)
 
     def touch(self, slot: Slot) -> None:
-        """Persist a restarted sliding window if what is stored lags too far behind."""
+        """Store the restarted sliding window if the stored one lags too far behind."""
         state = self._live(slot)
         if state is not None:
             self._touch(slot, state)
@@ -131,7 +145,7 @@ class CommitBatch:
         if decided is not None:
             return decided[0]
         if slot.state is None or slot.state.id != state.id:
-            return None  # the stream was created in this very batch
+            return None  # the stream was created in this batch
         known = slot.producers.get(producer_id)
         if known is not None:
             return known
@@ -146,7 +160,7 @@ class CommitBatch:
             ancestor = next(above, None)
             held = None if ancestor is None else self._state(ancestor)
             if ancestor is None or held is None or ancestor.path != below.forked_from:
-                raise NotLoadedError  # the stream was made anew since its ancestors were loaded
+                raise NotLoadedError  # the stream was created again since its ancestors were loaded
             chain.append((ancestor, held))
             if held.forks > 1 or not held.deleted:
                 break

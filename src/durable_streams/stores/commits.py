@@ -1,7 +1,7 @@
 """Group commit: commands wait, are decided together, and are answered once they are stored.
 
-Invariants: one batch is being committed at a time; a batch is published only after its commit succeeded, however long
-that took; a command is answered once, within about twice the time that a commit may take; what waits is bounded.
+Invariants: one batch is committed at a time; a batch is published only after its commit succeeded, however long that
+took; a command is answered once, within about twice the time that a commit may take; waiting commands are bounded.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ Committed = Callable[["StoreError | None"], None]
 
 _BATCH_COMMANDS = 1024
 _BATCH_BYTES = 16 << 20
-_LOOKS = 10  # at a commit while it may last
+_LOOKS = 10  # checks of a commit within its time limit
 
 LOST = "the server's data folder was moved, removed or replaced"
 _LATE = "the disk does not answer"
-_NOTHING = "nothing of this request was stored"
+_NOTHING = "none of this request was stored"
 
 _log = logging.getLogger("durable_streams.stores")
 
 
 class _QueuedCommand(NamedTuple):
-    """Something to decide, and who waits for it; ``repeatable``: its sender may repeat it though it was stored."""
+    """A command that waits; ``repeatable``: a retry is harmless even if the command was stored."""
 
     decide: Callable[[CommitBatch], Any]
     future: asyncio.Future[Any]
@@ -53,9 +53,13 @@ _Outcome = tuple[_QueuedCommand, Any, "BaseException | None"]
 class GroupCommits:
     """The queue of commands, and the batch that is being committed.
 
-    ``commit`` writes a batch, all or nothing, and calls back on the event loop, now or later; ``publish`` is called
-    with what was committed, ``on_lost`` when what was committed is not where it should be. ``timeout``: seconds that
-    a commit may take.
+    Args:
+        new_batch: Returns an empty batch.
+        commit: Writes a batch, all or nothing, and calls back on the event loop, now or later.
+        publish: Called with every batch that was committed.
+        on_lost: Called when a commit finds that the data are no longer where they were opened.
+        timeout: Seconds that a commit may take.
+        backlog: The bound on waiting commands.
     """
 
     def __init__(
@@ -87,7 +91,19 @@ class GroupCommits:
     def submit(
         self, decide: Callable[[CommitBatch], T], size: int = 0, *, repeatable: bool = False
     ) -> asyncio.Future[T]:
-        """Let a command wait for its decision; raises StoreUnavailableError if it cannot be stored now."""
+        """Queue a command.
+
+        Args:
+            decide: Decides the command on a batch; its result or exception is the command's.
+            size: The command's bytes.
+            repeatable: Whether a retry is harmless even if the command was stored.
+
+        Returns:
+            The future of the result, which is set when the batch is stored.
+
+        Raises:
+            StoreUnavailableError: The command cannot be stored now.
+        """
         if self._refusal is not None:
             raise copied(self._refusal)
         self._backlog.add(size)
@@ -97,19 +113,19 @@ class GroupCommits:
         if not self._committing:
             self._committing = True
             self._idle.clear()
-            # Whatever else arrives in this turn of the loop shares the commit.
+            # Commands that arrive in the same iteration of the event loop share the commit.
             loop.call_soon(self._next)
         return future
 
     def stop(self, reason: StoreError) -> None:
-        """Accept nothing more. What was accepted before goes on, unless the store is lost."""
+        """Accept no more commands. Accepted ones continue, unless the store is lost."""
         if not isinstance(self._stopped, StoreLostError):
             self._stopped = self._refusal = reason
         if isinstance(reason, StoreLostError):
             self._refuse_queue(reason)
 
     async def drained(self, timeout: float) -> bool:
-        """Wait until all is answered, but not longer than ``timeout`` seconds; then fail what is not, return False."""
+        """Wait until all commands are answered; after ``timeout`` seconds fail the rest and return False."""
         try:
             await asyncio.wait_for(self._idle.wait(), timeout)
         except asyncio.TimeoutError:
@@ -117,7 +133,7 @@ class GroupCommits:
             return False
         return True
 
-    # -- from what waits to a batch, and back
+    # -- from waiting commands to a batch, and back
 
     def _next(self) -> None:
         batch = self._new_batch()
@@ -132,7 +148,7 @@ class GroupCommits:
             try:
                 outcomes.append((command, command.decide(batch), None))
                 size += command.size
-            except Exception as refusal:  # noqa: BLE001 - whatever it is, it is this command's, not the batch's
+            except Exception as refusal:  # noqa: BLE001 - any failure is this command's, not the batch's
                 outcomes.append((command, None, refusal))
         if not batch:
             self._ended(batch, outcomes, None)
@@ -140,7 +156,7 @@ class GroupCommits:
         self._watch()
         try:
             self._commit(batch, lambda error: self._ended(batch, outcomes, error))
-        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait need an answer, and the next batch goes on
+        except Exception as error:  # noqa: BLE001 - any failure must reach the waiters, and the next batch must run
             self._ended(batch, outcomes, as_store_error(error))
 
     def _ended(self, batch: CommitBatch, outcomes: list[_Outcome], error: StoreError | None) -> None:
@@ -154,7 +170,7 @@ class GroupCommits:
         elif isinstance(error, StoreLostError):
             self._on_lost(error)
         if self._queue:
-            # The next commit is on its way before anybody is answered: disk and answers overlap.
+            # The next commit starts before any command is answered, so that disk and answers overlap.
             self._next()
         else:
             self._committing = False
@@ -176,7 +192,7 @@ class GroupCommits:
         loop = asyncio.get_running_loop()
         self._began = loop.time()
         if not self._watching:
-            # One timer looks at many commits: setting one for each would cost each of them.
+            # One timer serves many commits: a timer for each would cost each of them.
             self._watching = True
             loop.call_later(self._timeout / _LOOKS, self._look)
 
@@ -197,7 +213,7 @@ class GroupCommits:
         self._give_up()
 
     def _give_up(self) -> None:
-        """Answer everybody who waits. What is being committed may be stored all the same, and is published then."""
+        """Answer all waiting commands. The batch that is being committed may still be stored, and is published then."""
         for command, _, refusal in self._outcomes:
             if not command.future.done():
                 command.future.set_exception(_in_doubt(command, refusal, _LATE))
@@ -212,23 +228,21 @@ class GroupCommits:
 
 
 def _failure(command: _QueuedCommand, refusal: BaseException | None, error: StoreError) -> StoreError:
-    """Return what a command gets for the error of its batch."""
+    """Return the error of a command whose batch failed."""
     if not isinstance(error, StoreLostError):
         return copied(error)
     return _in_doubt(command, refusal, LOST) if error.written else StoreLostError(f"{LOST}; {_NOTHING}")
 
 
 def _in_doubt(command: _QueuedCommand, refusal: BaseException | None, reason: str) -> StoreError:
-    """Return what a command gets when nobody can say what became of its batch."""
+    """Return the error of a command whose batch has an unknown outcome."""
     if refusal is not None:  # the command would have changed nothing
         return StoreUnavailableError(f"{reason}; {_NOTHING}")
     if command.repeatable:
-        return StoreUnavailableError(f"{reason}: repeat the request, it is stored once in any case")
-    return StoreUncertainError(
-        f"{reason}: the request may have been stored or not; read the stream to find out"
-    )
+        return StoreUnavailableError(f"{reason}: retry the request, it is stored once in any case")
+    return StoreUncertainError(f"{reason}: the request may have been stored; read the stream to find out")
 
 
 def copied(error: StoreError) -> StoreError:
-    """Return an error to raise for one of several who get the same."""
+    """Return a copy of an error that is raised in several places."""
     return type(error)(*error.args)

@@ -1,7 +1,7 @@
-"""A data folder belongs to one server at a time, and a server writes where the folder's path leads, or not at all.
+"""A data folder belongs to one server at a time, and a server writes only to the folder that the path leads to.
 
-Invariants: the folder itself and its file ``lock`` are locked together, so that a lock file that was replaced lets no
-second server in; ``check`` returns only while every guarded path leads to the very file that was opened.
+Invariants: the folder itself and its file ``lock`` are locked together, so that a replaced lock file admits no second
+server; ``check`` returns only while every guarded path leads to the file that was opened.
 """
 
 from __future__ import annotations
@@ -21,17 +21,25 @@ _LOCK = "lock"
 
 
 class FolderLock:
-    """Holds a folder for the life of a server; the system lets go of it when the process ends."""
+    """Holds a folder while a server runs; the system releases it when the process ends.
+
+    Args:
+        folder: The data folder.
+    """
 
     def __init__(self, folder: Path) -> None:
-        # Absolute, so that it stays the same folder when the process changes its own; links are followed at each use.
+        # Absolute, so that it stays the same folder when the working directory changes; links are followed at each use.
         self.folder = folder.absolute()
         self.identity = FolderIdentity(self.folder / "streams.db", self.folder / "streams.db-wal")
         self._files: list[int] = []
         self._guarded: dict[str, tuple[int, int]] = {}
 
     def acquire(self) -> None:
-        """Create the folder if it is missing, and lock it; raises StoreError with one sentence if that fails."""
+        """Create the folder if it is missing, and lock it.
+
+        Raises:
+            StoreError: The folder cannot be created, or another server has it open.
+        """
         try:
             create_folder(self.folder)
             self._files.append(os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY))
@@ -64,20 +72,31 @@ class FolderLock:
             return False
 
     def guard(self, *names: str) -> None:
-        """Let ``check`` look for these files of the folder too; they have just been opened. Raises as it does."""
+        """Let ``check`` include files of the folder that were just opened.
+
+        Args:
+            names: The names of the files.
+
+        Raises:
+            StoreLostError: One of the files is not there.
+        """
         for name in names:
             path = str(self.folder / name)
             self._guarded[path] = self._identity(path)
         self.check()
 
     def check(self) -> None:
-        """Return while all guarded files are where they were opened; raises StoreLostError for one that is not."""
+        """Return if all guarded files are where they were opened.
+
+        Raises:
+            StoreLostError: A file was moved, removed or replaced.
+        """
         for path, opened in self._guarded.items():
             if self._identity(path) != opened:
-                raise self._lost(path, "it is another file now")
+                raise self._lost(path, "another file is in its place")
 
     def lacks_only(self, name: str) -> bool:
-        """Whether this guarded file is gone, nothing is in its place, and the others are where they were opened."""
+        """Whether the guarded file ``name`` is gone, without a replacement, and no other one."""
         lacking = str(self.folder / name)
         for path, opened in self._guarded.items():
             try:
@@ -97,12 +116,12 @@ class FolderLock:
 
     def _lost(self, path: str, reason: str | None) -> StoreLostError:
         return StoreLostError(
-            f"the folder {self.folder} is no longer the one that was opened ({path}: {reason}), so that nothing more "
-            "is stored or read: put it back if it was moved, and start again"
+            f"the folder {self.folder} is no longer the one that was opened ({path}: {reason}); nothing more is "
+            "stored or read: put the folder back if it was moved, and restart the server"
         )
 
     def release(self) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         for file in self._files:
             os.close(file)
         self._files.clear()

@@ -1,12 +1,12 @@
-"""Which history a data folder is: a name that stands in ETags, and that a copy or a restored backup does not share.
+"""The identity of a data folder: a name in every ETag that a copy or a restored backup does not share.
 
-Two folders that went on from the same state hold different bytes at the same positions of the same stream: a reader
-of one must not get the answer from the other that nothing has changed.
+Two folders that continue from the same state hold different bytes at the same positions of the same stream. A reader
+of one folder must not be answered by the other that nothing has changed.
 
-Invariant: a folder keeps its name only if its files are the very ones that were left: known by device, inode and
-change time, which no copy, and no program that restores one, can bring along. After a crash the database may have
-changed since they were noted; its log is the one that was left, then. The name and the note are in the lock file, which
-nothing else is written to: it was changed when the note was written, and not since.
+Invariant: a folder keeps its name only if its files are the same ones as at the last close, by device, inode and
+change time, which no copy and no restore reproduces. After a crash the database may have changed since the note was
+written; then its log must be the same file. The name and the note are in the lock file, which nothing else writes to:
+its change time is that of the note.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = ["FolderIdentity"]
 _BYTES = 6  # of randomness
 _SIZE = 1024  # bytes of a note: written in one piece, always in the same place, also on a full disk
 _WRITING = (
-    250_000_000  # nanoseconds that writing a note may take; if it took longer, the name changes once more
+    250_000_000  # nanoseconds that writing a note may take; after a slower write the name changes once more
 )
 
 FileStamp = tuple[int, int, int]
-"""Of a file: its device, its inode, and when it was changed last (in nanoseconds); zeros for none."""
+"""A file's device, inode and change time (nanoseconds); zeros for no file."""
 
 
 class _Note(msgspec.Struct, frozen=True):
-    """What the lock file holds; ``closed``: all was in the database, and no server had the folder any more."""
+    """The content of the lock file; ``closed``: the log was empty and no server had the folder open."""
 
     identity: str
     closed: bool
@@ -41,11 +41,13 @@ class _Note(msgspec.Struct, frozen=True):
 
 
 class FolderIdentity:
-    """The name of a data folder. ``look`` before its database is opened, ``take`` after.
+    """The name of a data folder: ``look`` before its database is opened, ``take`` after, ``leave`` before it is closed.
 
-    ``leave`` before it is closed, when all of its log is in the file: a crash between the two changes nothing.
+    At ``leave`` all of the log is in the database; a crash between ``leave`` and the close changes nothing.
 
-    ``file`` and ``log`` are the paths of the database and its log.
+    Args:
+        file: The path of the database.
+        log: The path of its log.
     """
 
     def __init__(self, file: Path, log: Path) -> None:
@@ -56,7 +58,7 @@ class FolderIdentity:
         self._kept: str | None = None
 
     def look(self, lock: int) -> None:
-        """See whether the folder is the one that was left. ``lock``: its lock file, open until the end."""
+        """Check whether the folder is the one that was closed last; ``lock`` is its lock file, open until the end."""
         self._lock, self._kept, self.name = lock, None, ""
         with contextlib.suppress(OSError, msgspec.DecodeError):
             note = msgspec.json.decode(os.pread(lock, _SIZE, 0), type=_Note)
@@ -76,18 +78,18 @@ class FolderIdentity:
         return self.name
 
     def adopt(self, name: str) -> None:
-        """Take over the name of the place that all of this folder's streams come from."""
+        """Take the name of the place that all streams of this folder were copied from."""
         self.name = name
         self._write(closed=False)
 
     def leave(self) -> None:
-        """Note how the folder is left."""
+        """Write the note of a folder that is about to be closed."""
         self._write(closed=True)
 
     def _write(self, *, closed: bool) -> None:
-        # Where it cannot be written, what is there fits no more: the next start takes a new name.
+        # If the write fails, the old note does not match any more: the next start takes a new name.
         with contextlib.suppress(OSError):
-            # Twice, since what is written last says when the file was changed: almost when it is written itself.
+            # Twice: the second note holds a change time that is almost its own.
             for _ in range(2):
                 files = _found(self._lock), _found(self._file), _found(self._log)
                 content = msgspec.json.encode(_Note(self.name, closed, *files))

@@ -1,7 +1,7 @@
-"""Queries to a SQLite file, in threads of their own: dropped when nobody waits for them any more, bounded in time.
+"""Queries to a SQLite file in dedicated threads: dropped when no caller waits for them any more, bounded in time.
 
-Invariants: a connection belongs to one thread, and runs one query at a time; a query is interrupted only while it is
-the one that runs; who waits gets an answer also while the disk gives none.
+Invariants: a connection belongs to one thread and runs one query at a time; only the running query is interrupted;
+every waiter gets an answer, even while the disk does not answer.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["Lane", "Lookup", "Query"]
 T = TypeVar("T")
 Query = Callable[[sqlite3.Connection, "Lookup"], T]
 
-_LOOKS = 4  # at a query while it may last
-_PAUSE = 0.05  # seconds between interruptions of what is to end
+_LOOKS = 4  # checks of a query within its time limit
+_PAUSE = 0.05  # seconds between interruptions of a query that has to end
 
 
 class Lookup:
-    """One run of a query, and who waits for what it finds."""
+    """One run of a query, and the futures that wait for its result."""
 
     __slots__ = ("began", "key", "query", "waiters")
 
@@ -39,11 +39,11 @@ class Lookup:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody waits; a query of several statements asks between them."""
+        """Whether anything waits for the result; a query of several statements asks between them."""
         return bool(self.waiters)
 
     def answer(self, found: Any, error: StoreError | None) -> None:
-        """Give everybody who waits what was found."""
+        """Give all waiters the result, or the error."""
         for waiter in self.waiters:
             if waiter.done():
                 continue
@@ -57,8 +57,14 @@ class Lookup:
 class Lane:
     """Threads that run queries in the order in which they are asked for, each thread on a connection of its own.
 
-    Queries of the same ``key`` that are wanted at the same time are run once. ``explain`` makes a StoreError of what
-    a query raises; ``timeout``: seconds that a query may take. Belongs to the event loop that it is made on.
+    Queries with the same key that are wanted at the same time run once. A lane belongs to the event loop that it is
+    created on.
+
+    Args:
+        name: The name of the threads.
+        connections: One connection for each thread.
+        explain: Turns an exception of a query into a StoreError.
+        timeout: Seconds that a query may take.
     """
 
     def __init__(
@@ -87,7 +93,7 @@ class Lane:
             threading.Thread(target=self._work, args=(number,), name=name, daemon=True).start()
 
     async def run(self, query: Query[T], key: Hashable = None) -> T:
-        """Return what a query finds; when the last one who waits for it is cancelled, it is dropped or interrupted."""
+        """Return the result of a query; when its last waiter is cancelled, the query is dropped or interrupted."""
         if self._refusal is not None:
             raise type(self._refusal)(*self._refusal.args)
         waiter: asyncio.Future[Any] = self._loop.create_future()
@@ -109,9 +115,9 @@ class Lane:
             raise
 
     async def close(self, timeout: float, *, keep: bool = False) -> bool:
-        """End the threads, and what they run, within ``timeout`` seconds; return whether they did.
+        """End the threads and their queries within ``timeout`` seconds; return whether all of them ended.
 
-        Each closes its connection, unless ``keep`` says that nothing may touch the files any more.
+        Each thread closes its connection, unless ``keep`` forbids to touch the files.
         """
         self._closed, self._keep = True, keep
         self._fail_all(StoreUnavailableError("the server is stopping"))
@@ -120,7 +126,7 @@ class Lane:
         until = self._loop.time() + timeout
         while self._alive and self._loop.time() < until:
             for number, lookup in enumerate(self._running):
-                self._interrupt(number, lookup)  # again and again: between two statements it has no effect
+                self._interrupt(number, lookup)  # repeated, since it has no effect between two statements
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), _PAUSE)
         return not self._alive
@@ -131,10 +137,10 @@ class Lane:
         connection = self._connections[number]
         while (lookup := self._queue.get()) is not None:
             self._look_up(number, connection, lookup)
-            del lookup  # what was found may be large, and the next one may be long in coming
+            del lookup  # the result may be large, and the next query may be long in coming
         if not self._keep:
             connection.close()
-        self._tell(self._thread_ended)
+        self._call_soon(self._thread_ended)
 
     def _look_up(self, number: int, connection: sqlite3.Connection, lookup: Lookup) -> None:
         with self._locks[number]:
@@ -146,14 +152,14 @@ class Lane:
         error: StoreError | None = None
         try:
             found = lookup.query(connection, lookup)
-        except Exception as failure:  # noqa: BLE001 - the thread must outlive whatever it is
+        except Exception as failure:  # noqa: BLE001 - the thread must survive any failure
             error = self._explain(failure)
         with self._locks[number]:
             self._running[number] = None
-        self._tell(self._answer, lookup, found, error)
+        self._call_soon(self._answer, lookup, found, error)
 
-    def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the event loop is closed: it was left behind
+    def _call_soon(self, callback: Callable[..., None], *arguments: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the event loop is closed: nothing waits any more
             self._loop.call_soon_threadsafe(callback, *arguments)
 
     # -- on the event loop
@@ -190,7 +196,7 @@ class Lane:
             self._loop.call_later(self._timeout / _LOOKS, self._look)
 
     def _look(self) -> None:
-        """Answer for queries that take too long, and for all if every thread is stuck in one."""
+        """Fail the queries that take too long, and all of them if every thread is stuck."""
         self._watching = False
         if not self._wanted:
             return

@@ -1,4 +1,4 @@
-"""Reading a stream across those it was forked from: inherited bytes come from whoever owns them."""
+"""Reading a stream across those it was forked from: inherited bytes come from the stream that owns them."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ __all__ = [
 ]
 
 OwnRead = Callable[[int, int, int, int], Awaitable["Chunk | None"]]
-"""``(stream id, start, stop, limit)``: the stored bytes of that one stream from the append that holds ``start`` (it may
-begin before), nothing past ``stop``, about ``limit`` of them and at least one append; None if they are gone."""
+"""``(stream id, start, stop, limit)``: whole appends of one stream from the append that holds ``start`` (the chunk may
+begin before), nothing past ``stop``, about ``limit`` bytes and at least one append; None if the bytes are gone."""
 
 
 OwnPiece = Callable[[int, int, int, int, bool], Awaitable["Chunk | None"]]
 """``(stream id, start, stop, limit, aligned)``: a piece, as of ``Store.read_piece``, of one stream up to ``stop``."""
 
 OwnBoundary = Callable[[int, int, int], Awaitable["int | None"]]
-"""``(stream id, position, stop)``: where the first append at or after ``position`` begins; None, or past ``stop``, if
-none before that does."""
+"""``(stream id, position, stop)``: where the first append at or after ``position`` begins; None, or a position past
+``stop``, if no append begins before ``stop``."""
 
 
 async def read_piece_of_lineage(
     read: OwnPiece, state: StreamState, start: int, limit: int, *, aligned: bool
 ) -> Chunk:
-    """Return what ``Store.read_piece`` does; raises the 404 of bytes that are gone."""
+    """Return the chunk of ``Store.read_piece``; raises Rejection (404) if the bytes are gone."""
     if start >= state.tail:
         return Chunk(start, start, b"")
     stream_id, stop = _owner(state, start)
@@ -44,7 +44,7 @@ async def read_piece_of_lineage(
 
 
 async def boundary_in_lineage(own: OwnBoundary, state: StreamState, position: int) -> int:
-    """Return what ``Store.boundary`` does: where a stream was forked off is a boundary, too."""
+    """Return the position of ``Store.boundary``; the point of a fork is a boundary, too."""
     if position >= state.tail:
         return state.tail
     stream_id, stop = _owner(state, position)
@@ -53,9 +53,9 @@ async def boundary_in_lineage(own: OwnBoundary, state: StreamState, position: in
 
 
 async def read_lineage(read: OwnRead, state: StreamState, start: int, limit: int) -> Chunk:
-    """Return what ``Store.read`` does, each part of it by ``read`` from the stream that it belongs to.
+    """Return the chunk of ``Store.read``, each part read from the stream that owns it.
 
-    Raises the 404 of bytes that are gone.
+    Raises Rejection (404) if bytes are gone.
     """
     begin = position = start
     parts: list[bytes] = []
@@ -64,7 +64,7 @@ async def read_lineage(read: OwnRead, state: StreamState, start: int, limit: int
         chunk = await read(stream_id, position, stop, limit - (position - start))
         if chunk is None:
             raise rules.not_found()
-        if not parts:  # what follows begins where the part before it ends: at a boundary
+        if not parts:  # a later part begins where the part before it ends: at a boundary
             begin = chunk.start
         parts.append(chunk.payload)
         if chunk.end < stop:
@@ -75,7 +75,7 @@ async def read_lineage(read: OwnRead, state: StreamState, start: int, limit: int
 
 
 def _owner(state: StreamState, position: int) -> tuple[int, int]:
-    """Return whose record holds a position, and where that one's part of the stream ends."""
+    """Return the id of the stream whose record holds a position, and where its part ends."""
     for segment in state.lineage:
         if position < segment.end:
             return segment.id, segment.end

@@ -1,7 +1,7 @@
-"""The machine that every store in one process shares: lazy states, expiry and wake-ups over a Backend.
+"""What every store in one process shares: lazy states, group commit, expiry and wake-ups over a Backend.
 
-Invariants: states change only when their batch is committed; once the backend has lost what it keeps, nothing is
-answered any more but that; all of it runs on one event loop.
+Invariants: states change only when their batch is committed; once the backend has lost its data, every answer is
+StoreLostError; everything runs on one event loop.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ _log = logging.getLogger("durable_streams.stores")
 
 
 class StoreLimits(NamedTuple):
-    """What a local store takes: seconds that the disk may need, and how much may wait to be stored."""
+    """Bounds of a local store.
+
+    Attributes:
+        disk_timeout: Seconds that a commit or a read may take.
+        max_queued_bytes: The most bytes that may wait to be stored.
+        max_queued_commands: The most commands that may wait to be stored.
+    """
 
     disk_timeout: float = 15.0
     max_queued_bytes: int = MAX_BYTES
@@ -48,54 +54,129 @@ DEFAULT_LIMITS = StoreLimits()
 
 
 class Backend(Protocol):
-    """Where a LocalStore keeps its bytes. Called from the event loop; knows no rule.
+    """The part of a LocalStore that keeps bytes. Called from the event loop; applies no rule.
 
-    ``identity`` and ``largest_append`` are those of the Store.
+    Every method but ``commit`` may raise StoreError; docs/write-a-store.md is the guide.
+
+    Attributes:
+        identity: The identity of the store, known once it is open.
+        largest_append: The largest append, in bytes, known once it is open.
     """
 
     identity: str
     largest_append: int
 
     async def open(self) -> int:
-        """Get ready; return a number that is not less than any stream id ever used."""
+        """Prepare to serve.
+
+        Returns:
+            A number that is not less than any stream id ever used.
+        """
 
     async def close(self, timeout: float) -> None:
-        """Let go of everything, within about ``timeout`` seconds; what is still being committed is left to itself."""
+        """Release everything.
+
+        Args:
+            timeout: About how many seconds to wait for a commit under way; it is abandoned after that.
+        """
 
     async def verify(self) -> None:
-        """Raise StoreLostError if what is kept is not where it was when it was opened."""
+        """Check that the data are where they were opened.
+
+        Raises:
+            StoreLostError: They were moved, removed or replaced.
+        """
 
     async def load(self, paths: list[str]) -> dict[str, StreamState]:
-        """Return the committed states at those paths that have one."""
+        """Load states.
+
+        Args:
+            paths: The paths.
+
+        Returns:
+            The committed states by path, of those paths that have one.
+        """
 
     async def load_producer(self, stream_id: int, producer_id: str) -> ProducerState | None:
-        """Return what was committed of a producer on a stream."""
+        """Load a producer.
+
+        Args:
+            stream_id: The id of the stream.
+            producer_id: The id of the producer.
+
+        Returns:
+            The committed state, None if the producer never wrote to the stream.
+        """
 
     def commit(self, batch: CommitBatch, committed: Committed) -> None:
-        """Write a batch, all or nothing, then call ``committed`` on the event loop, now or later."""
+        """Write a batch, all or nothing, then report on the event loop, now or later. Raises nothing.
+
+        Args:
+            batch: The decisions to store.
+            committed: Called with None, or with the StoreError of a batch that was not stored.
+        """
 
     async def read(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
-        """Return whole appends from the one that holds ``start`` (it may begin before), nothing past ``stop``.
+        """Return whole appends from the one that holds ``start``; the chunk may begin before ``start``.
 
-        None if they are gone.
+        Args:
+            stream_id: The id of the stream that owns the bytes.
+            start: The position to read from.
+            stop: The position to end at; everything before it is committed.
+            limit: About how many bytes to return, at least one append.
+
+        Returns:
+            The bytes, None if they are gone.
         """
 
     async def read_piece(
         self, stream_id: int, start: int, stop: int, limit: int, aligned: bool
     ) -> Chunk | None:
-        """Return at most ``limit`` bytes from ``start``, or from the append that holds it; None if they are gone."""
+        """Return some bytes, wherever appends end.
+
+        Args:
+            stream_id: The id of the stream that owns the bytes.
+            start: The position to read from.
+            stop: The position to end at; everything before it is committed.
+            limit: The most bytes to return, at least one.
+            aligned: Whether to begin at the start of the append that holds ``start``.
+
+        Returns:
+            The bytes, None if they are gone.
+        """
 
     async def boundary(self, stream_id: int, position: int, stop: int) -> int | None:
-        """Return where the first append at or after ``position`` begins; None, or past ``stop``, if none."""
+        """Return where the first append at or after a position begins.
+
+        Args:
+            stream_id: The id of the stream that owns the bytes.
+            position: The position to search from.
+            stop: The position to end at.
+
+        Returns:
+            The position; None, or a position past ``stop``, if no append begins before ``stop``.
+        """
 
     async def expired(self, now: float, limit: int) -> list[str]:
-        """Return paths whose stored deadline has passed."""
+        """Return streams that have expired by their stored deadline.
+
+        Args:
+            now: The time, in seconds since 1970.
+            limit: The most paths to return.
+
+        Returns:
+            The paths.
+        """
 
 
 class LocalStore:
     """The Store contract over a Backend.
 
-    ``max_streams`` bounds how many streams are kept in memory; ``clock`` tells the seconds since 1970.
+    Args:
+        backend: Keeps the bytes.
+        max_streams: The most streams whose state is cached.
+        clock: Returns the seconds since 1970.
+        limits: Bounds on the disk and on waiting commands.
     """
 
     def __init__(
@@ -119,8 +200,8 @@ class LocalStore:
         self._slots.clear()
         self._timers = Timers()
         self._recent = Recent()
-        self._lost: StoreLostError | None = None  # what clients are answered
-        self._loss: StoreLostError | None = None  # what the operator has to know
+        self._lost: StoreLostError | None = None  # for clients
+        self._loss: StoreLostError | None = None  # for the operator, with paths
         self._probe: asyncio.Future[None] | None = None
         self._commits = GroupCommits(
             self._new_batch,
@@ -134,16 +215,14 @@ class LocalStore:
     # -- the contract
 
     async def open(self) -> None:
-        """Open the backend and start to look for expired streams; a closed store may be opened again."""
-        self._begin()  # all of it belongs to one event loop
+        """Open the backend, and start the search for expired streams; a closed store may be opened again."""
+        self._begin()  # everything belongs to one event loop
         self._last_id = await self._backend.open()
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def close(self) -> None:
-        """Commit what was accepted, then close the backend; raises StoreError if the disk kept that from being done."""
-        self._commits.stop(
-            StoreUnavailableError("the server is stopping; nothing of this request was stored")
-        )
+        """Commit the accepted commands, then close the backend; raises StoreError if the disk did not allow it."""
+        self._commits.stop(StoreUnavailableError("the server is stopping; none of this request was stored"))
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
@@ -155,7 +234,7 @@ class LocalStore:
             raise self._loss
         if not drained:
             raise StoreUnavailableError(
-                "the disk did not answer: requests that were not answered may not be stored"
+                "the disk did not answer: requests without an answer may not be stored"
             )
 
     async def get(self, path: str) -> StreamState | None:
@@ -170,15 +249,15 @@ class LocalStore:
 
     @property
     def largest_append(self) -> int:
-        """How many bytes this store takes as one append."""
+        """The largest append that this store takes, in bytes."""
         return self._backend.largest_append
 
     @property
     def identity(self) -> str:
-        """Which history this store holds."""
+        """The name of the history that this store holds."""
         return self._backend.identity
 
-    glance = get  # nobody else writes here: what is in memory is current
+    glance = get  # no other server writes here: memory is current
 
     async def create(self, command: Create) -> Created:
         """Create a stream, or find the equal one."""
@@ -232,12 +311,12 @@ class LocalStore:
             return
         slot.touched = now
         if rules.decide_touch(state, now) is not None:
-            with contextlib.suppress(StoreError):  # what cannot be stored now is stored with a later touch
+            with contextlib.suppress(StoreError):  # a later touch is stored instead
                 future = self._commits.submit(lambda batch: batch.touch(slot), repeatable=True)
                 future.add_done_callback(_ignore)
 
     async def read(self, state: StreamState, start: int, limit: int) -> Chunk:
-        """Return whole appends from ``start``, inherited bytes from whoever owns them."""
+        """Return whole appends from ``start``, inherited bytes from the streams that own them."""
         if self._lost is not None:
             raise copied(self._lost)
         return await read_lineage(self._backend.read, state, start, limit)
@@ -259,7 +338,7 @@ class LocalStore:
         return SlotWatch(await self._slots.get(path), self._touch, self._timers, self._recent)
 
     async def check(self) -> None:
-        """Commit an empty probe; all who ask at a time share one. Raises StoreError after some seconds at most."""
+        """Commit an empty probe, shared by concurrent calls. Raises StoreError after some seconds at most."""
         if self._probe is None or self._probe.done():
             self._probe = self._commits.submit(_mark_probe, repeatable=True)
             self._probe.add_done_callback(_ignore)
@@ -269,12 +348,12 @@ class LocalStore:
             raise StoreUnavailableError(f"the disk has not answered for {_PROBE_SECONDS:g} seconds") from None
 
     def _lose(self, loss: StoreLostError) -> None:
-        """Answer nobody any more but with an error; ``loss`` says what is where."""
+        """Answer every request with an error from now on; ``loss`` names the path."""
         if self._loss is not None:
             return
         _log.error("%s", loss)
         self._loss = loss
-        self._lost = StoreLostError(f"{LOST}; nothing of this request was stored or read")
+        self._lost = StoreLostError(f"{LOST}; none of this request was stored or read")
         self._commits.stop(self._lost)
         for slot in self._slots.watched():
             if slot.audience is not None:
@@ -296,7 +375,7 @@ class LocalStore:
     def _publish(self, batch: CommitBatch) -> None:
         for slot, state in batch.changed.items():
             slot.publish(state)
-        # What went to a stream that was deleted in this very batch is not the present stream's at its path.
+        # Data of a stream that was deleted in this batch do not belong to the present stream at its path.
         for (stream_id, producer_id), (producer, slot) in batch.producers.items():
             if slot.state is not None and slot.state.id == stream_id:
                 slot.learn_producer(producer_id, producer)
@@ -318,7 +397,7 @@ class LocalStore:
         return {path: Slot(path, states.get(path)) for path in paths}
 
     async def _producer(self, slot: Slot, producer_id: str) -> LoadedProducer:
-        # One load for all who wait: they go on in the order in which they came, as pipelined requests need.
+        # One load for all waiters: they continue in order of arrival, as pipelined requests need.
         key = (slot.path, producer_id)
         task = self._loading_producers.get(key)
         if task is None:
@@ -365,7 +444,7 @@ class LocalStore:
                 self._lose(loss)
                 return
             except StoreError:
-                continue  # the store cannot write now; whoever asks for an expired stream gets 404 all the same
+                continue  # the store cannot write now; an expired stream is a 404 all the same
 
 
 def _mark_probe(batch: CommitBatch) -> None:

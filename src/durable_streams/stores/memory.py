@@ -1,4 +1,4 @@
-"""Streams in memory: for tests, for caches, for whoever can lose them. Nothing outlives the process."""
+"""Streams in memory, for tests and caches. Nothing outlives the process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ __all__ = ["MemoryStore"]
 
 
 class MemoryStore(LocalStore):
-    """A Store in memory."""
+    """A Store in memory.
+
+    Args:
+        max_streams: The most streams whose state is cached.
+        clock: Returns the seconds since 1970.
+        limits: Bounds on waiting commands.
+    """
 
     def __init__(
         self,
@@ -30,7 +36,7 @@ class MemoryStore(LocalStore):
 
 
 class _MemoryLog:
-    """The records of one stream: their starts, and their payloads beside."""
+    """The records of one stream: their starts and their payloads."""
 
     __slots__ = ("payloads", "starts")
 
@@ -40,7 +46,7 @@ class _MemoryLog:
 
 
 class _MemoryBackend:
-    identity = ""  # no id of a stream comes again
+    identity = ""  # ids of streams are never used again
     largest_append = sys.maxsize
 
     def __init__(self) -> None:
@@ -50,7 +56,9 @@ class _MemoryBackend:
         self._producers: dict[int, dict[str, ProducerState]] = {}
 
     async def open(self) -> int:
-        return time.time_ns() // 1000  # caches must not take a stream of this process for one of the last
+        return (
+            time.time_ns() // 1000
+        )  # caches must not confuse a stream of this process with one of an earlier process
 
     async def verify(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Files and folders that only their owner may see: what streams hold is nobody else's on the machine."""
+"""Files and folders that only their owner may read: other users of the machine do not see the streams."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ __all__ = ["create_file", "create_folder"]
 _FOLDER = 0o700
 _FILE = 0o600
 _OTHERS = 0o077
-# Of a data folder; one with anything else in it is not ours alone, and stays as open as it is.
+# The files of a data folder. A folder that holds other files too is shared, and keeps its mode.
 _DATABASE = ("streams.db", "streams.db-wal", "streams.db-shm", "streams.db-journal")
-_OURS = frozenset({"lock", *_DATABASE})
-_ANYBODYS = frozenset({"lost+found"})
+_OWN = frozenset({"lock", *_DATABASE})
+_IGNORED = frozenset({"lost+found"})
 _log = logging.getLogger("durable_streams.stores")
 
 
 def create_folder(folder: Path) -> None:
-    """Create a data folder, or close one that is there already (of an older version) to others; raises OSError."""
+    """Create a data folder, or make an existing one (of an older version) private; raises OSError."""
     try:
         folder.mkdir(mode=_FOLDER, parents=True)
     except FileExistsError:
         if not folder.is_dir():
             raise
         names = set(os.listdir(folder))  # noqa: PTH208 - names, not paths
-        if names <= _OURS | _ANYBODYS:
+        if names <= _OWN | _IGNORED:
             _close(folder, _FOLDER)
-        for name in names & _OURS:
+        for name in names & _OWN:
             _close(folder / name, _FILE)
 
 
 def create_file(path: Path) -> None:
     """Create an empty file if there is none; raises OSError."""
-    # One that is there is not opened: to close it would take away the locks that SQLite has on it in this process.
+    # An existing file is not opened: closing it would drop the locks that SQLite holds on it in this process.
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, _FILE))
 
@@ -46,4 +46,4 @@ def _close(path: Path, mode: int) -> None:
         if stat.S_IMODE(path.stat().st_mode) & _OTHERS:
             path.chmod(mode)
     except OSError as error:
-        _log.warning("%s may be seen by others on this machine: %s", path, error.strerror)
+        _log.warning("%s may be readable by other users of this machine: %s", path, error.strerror)

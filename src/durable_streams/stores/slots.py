@@ -29,13 +29,13 @@ _TICK = 0.1  # seconds
 
 
 class Timers:
-    """Calls back at about a time; a callback is its own key to cancel it."""
+    """Calls back at an approximate time; a callback is the key to cancel itself."""
 
     def __init__(self) -> None:
         self._ticks: dict[int, dict[Callable[[], None], None]] = {}
 
     def call_at(self, loop: asyncio.AbstractEventLoop, when: float, callback: Callable[[], None]) -> int:
-        """Call back at ``when`` (the loop's clock) or up to a tick later; return the tick, to cancel it with."""
+        """Call back at ``when`` (the loop's clock) or up to one tick later; return the tick, for ``cancel``."""
         tick = math.ceil(when / _TICK)
         due = self._ticks.get(tick)
         if due is None:
@@ -45,7 +45,7 @@ class Timers:
         return tick
 
     def cancel(self, tick: int, callback: Callable[[], None]) -> None:
-        """Call back no more."""
+        """Withdraw a callback."""
         due = self._ticks.get(tick)
         if due is not None:
             due.pop(callback, None)
@@ -55,14 +55,23 @@ class Timers:
             callback()
 
 
-_RECENT_BYTES = 256 << 10  # of a stream; its last commit may be larger, all readers want it at once
+_RECENT_BYTES = 256 << 10  # of a stream; its last commit may be larger, since all readers want it at once
 _ALL_RECENT_BYTES = 8 << 20  # of all streams
 _MAX_PRODUCERS = 1024
 _NOBODY: Mapping[str, ProducerState] = MappingProxyType({})
 
 
 class Slot:
-    """One path: its committed state, its producers as far as they are known, its audience."""
+    """One path: its committed state, the producers that are loaded, and its audience.
+
+    Attributes:
+        path: The path.
+        state: The committed state, None if there is no stream.
+        touched: When the sliding window was restarted last, in seconds since 1970; None if never.
+        producers: The loaded producers, by id.
+        forgets: How often ``producers`` was cleared: a producer loaded before the last time may be stale.
+        audience: The live readers, None if there are none.
+    """
 
     # Few objects per stream: with a hundred thousand in memory, each one costs every full garbage collection.
     __slots__ = ("__weakref__", "audience", "forgets", "path", "producers", "state", "touched")
@@ -72,17 +81,15 @@ class Slot:
         self.state = state
         self.touched: float | None = None
         self.producers: Mapping[str, ProducerState] = _NOBODY
-        self.forgets = (
-            0  # how often producers were forgotten: what was loaded before the last time may be stale
-        )
+        self.forgets = 0
         self.audience: Audience | None = None
 
     def expired(self, state: StreamState, now: float) -> bool:
-        """Whether a state of this slot is past its end; never while somebody watches."""
+        """Whether a state of this slot has expired; never while it has an audience."""
         return self.audience is None and rules.is_expired(state, self.touched, now)
 
     def publish(self, state: StreamState | None) -> None:
-        """Make a committed state the one that readers see."""
+        """Show a committed state to readers."""
         if self.state is not None and (state is None or state.id != self.state.id):
             self._forget_producers()
             if self.audience is not None:
@@ -90,7 +97,7 @@ class Slot:
         self.state = state
 
     def learn_producer(self, producer_id: str, state: ProducerState) -> None:
-        """Remember a producer, forgetting all others when they are too many: they can be loaded again."""
+        """Keep a producer; drop all others first if there are too many: they can be loaded again."""
         if len(self.producers) >= _MAX_PRODUCERS:
             self._forget_producers()
         producers = self.producers
@@ -104,7 +111,7 @@ class Slot:
 
 
 class Recent:
-    """How much all audiences of a store keep: the ones that were written to longest ago forget theirs first."""
+    """The bound on recent bytes of all audiences: the one written to longest ago drops its bytes first."""
 
     __slots__ = ("_audiences", "_bytes")
 
@@ -113,7 +120,7 @@ class Recent:
         self._bytes = 0
 
     def count(self, audience: Audience, size: int) -> None:
-        """Note that an audience keeps ``size`` bytes now."""
+        """Record that an audience keeps ``size`` bytes now."""
         self._bytes += size - self._audiences.pop(audience, 0)
         if size:
             self._audiences[audience] = size
@@ -122,7 +129,7 @@ class Recent:
 
 
 class Audience:
-    """Who watches a slot, and what was committed lately while they did."""
+    """The live readers of a slot, and the bytes that were committed lately during their watch."""
 
     __slots__ = ("_all", "_recent", "_recent_bytes", "ended", "watches")
 
@@ -134,7 +141,7 @@ class Audience:
         self._recent_bytes = 0
 
     def publish(self, start: int, payload: bytes) -> None:
-        """Keep what was just committed, within a bound, and nothing from before a gap."""
+        """Keep bytes that were just committed, within a bound; drop all bytes before a gap."""
         if self._recent and self._recent[-1].end != start:
             self.forget()
         self._recent.append(Chunk(start, start + len(payload), payload))
@@ -144,24 +151,24 @@ class Audience:
         self._all.count(self, self._recent_bytes)
 
     def forget(self) -> None:
-        """Keep nothing: there is no room, or the stream is gone."""
+        """Drop all bytes: there is no room, or the stream is gone."""
         self._recent.clear()
         self._recent_bytes = 0
         self._all.count(self, 0)
 
     def notify(self) -> None:
-        """Wake everybody."""
+        """Wake all readers."""
         for watch in self.watches:
             watch.wake()
 
     def end(self, reason: StoreError) -> None:
-        """Have every watch raise, from now on, instead of showing a state."""
+        """Make every watch raise ``reason`` from now on."""
         self.ended = reason
         self.forget()
         self.notify()
 
     def since(self, position: int) -> Chunk | None:
-        """Return the recent bytes from ``position`` to the tail, None if they do not reach back so far."""
+        """Return the recent bytes from ``position`` to the tail, None if they do not reach back to it."""
         recent = self._recent
         if not recent or position < recent[0].start or position >= recent[-1].end:
             return None
@@ -169,7 +176,7 @@ class Audience:
             return recent[-1]
         first = bisect_left(recent, position, key=_start)
         if first == len(recent) or recent[first].start != position:
-            return None  # inside an append: the store knows whether that may be
+            return None  # inside an append: only the store knows where it begins
         return Chunk(position, recent[-1].end, b"".join([chunk.payload for chunk in recent[first:]]))
 
 
@@ -206,7 +213,7 @@ class SlotWatch:
 
     @property
     def state(self) -> StreamState | None:
-        """The committed state, None once the stream is gone; raises StoreError once the store has nothing any more."""
+        """The committed state, None once the stream is gone; raises StoreError once the store is lost."""
         audience = self._audience
         if audience is not None and audience.ended is not None:
             raise type(audience.ended)(*audience.ended.args)
@@ -217,7 +224,7 @@ class SlotWatch:
         return None if self._audience is None else self._audience.since(position)
 
     def wake(self) -> None:
-        """End the present wait, or the next one if nobody waits now."""
+        """End the present wait, or the next one if there is none."""
         self._woken = True
         waiter = self._waiter
         if waiter is not None and not waiter.done():
@@ -249,8 +256,8 @@ class SlotWatch:
             self._tick = None
 
     def time_up(self) -> None:
-        """End the present wait if it has lasted long enough; for Timers."""
-        # One timer outlives many waits: setting one for each would cost more than the rest of a wake-up.
+        """End the present wait if its time is up; called by Timers."""
+        # One timer serves many waits: a timer for each would cost more than the rest of a wake-up.
         self._tick = None
         waiter = self._waiter
         if waiter is None or waiter.done():
@@ -277,7 +284,7 @@ class SlotWatch:
         if audience is not None:
             audience.watches.discard(self)
             if not audience.watches:
-                # The window starts anew when the last reader leaves; touched first, or it would be past its end.
+                # The window restarts when the last reader leaves; without the touch the stream could expire at once.
                 self._touch(self._slot)
                 self._slot.audience = None
                 audience.forget()
@@ -289,15 +296,19 @@ _LOAD_STREAMS = 256
 
 
 class SlotCache(Generic[S]):
-    """The slots of a store; at most about ``max_streams`` of those that nothing else refers to."""
+    """The slots of a store.
+
+    Args:
+        max_streams: About how many slots to keep that nothing else refers to.
+    """
 
     def __init__(self, max_streams: int) -> None:
         self._half = max(1, max_streams // 2)
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything; for a store that is opened again, maybe on another event loop."""
-        # Two generations instead of a linked list: a hit costs one dictionary look-up.
+        """Drop everything, for a store that is opened again, maybe on another event loop."""
+        # Two generations instead of a linked list, so that a hit costs one dictionary look-up.
         self.young: dict[str, S] = {}
         self._old: dict[str, S] = {}
         self._all: WeakValueDictionary[str, S] = WeakValueDictionary()
@@ -307,7 +318,7 @@ class SlotCache(Generic[S]):
         return self.young.get(path) or self._all.get(path)
 
     def find(self, path: str) -> S | None:
-        """Return the slot of a path if it is in memory, and keep it there for longer."""
+        """Return the slot of a path if it is in memory, and keep it longer."""
         slot = self.young.get(path)
         if slot is None:
             slot = self._all.get(path)
@@ -316,12 +327,12 @@ class SlotCache(Generic[S]):
         return slot
 
     def hold(self, slot: S) -> None:
-        """Keep the slot of a path that has none."""
+        """Add the slot of a path that has none."""
         self._all[slot.path] = slot
         self._keep(slot)
 
     def watched(self) -> list[S]:
-        """Return the slots that somebody watches."""
+        """Return the slots that have an audience."""
         return [slot for slot in self._all.values() if slot.audience is not None]
 
     def _keep(self, slot: S) -> None:
@@ -332,9 +343,11 @@ class SlotCache(Generic[S]):
 
 
 class LoadingCache(SlotCache[S]):
-    """A cache that loads what it does not have.
+    """A cache that loads missing slots.
 
-    ``load`` makes the slots of some paths, of each of them; what it raises goes to those who wait, as a StoreError.
+    Args:
+        load: Returns a slot for each of some paths; its exceptions reach the waiters as StoreError.
+        max_streams: About how many slots to keep that nothing else refers to.
     """
 
     def __init__(self, load: Callable[[list[str]], Awaitable[Mapping[str, S]]], max_streams: int) -> None:
@@ -342,14 +355,14 @@ class LoadingCache(SlotCache[S]):
         super().__init__(max_streams)
 
     def clear(self) -> None:
-        """Forget everything; for a store that is opened again, maybe on another event loop."""
+        """Drop everything, for a store that is opened again, maybe on another event loop."""
         super().clear()
         self._loading: dict[str, asyncio.Future[S]] = {}
         self._to_load: list[str] = []
         self._loader: asyncio.Task[None] | None = None
 
     async def get(self, path: str) -> S:
-        """Return the slot of a path; hot callers look into ``young`` first, which saves the coroutine."""
+        """Return the slot of a path; hot callers check ``young`` first, which saves the coroutine."""
         slot = self.find(path)
         if slot is not None:
             return slot
@@ -359,7 +372,7 @@ class LoadingCache(SlotCache[S]):
             self._to_load.append(path)
             if self._loader is None:
                 self._loader = asyncio.create_task(self._load())
-        # Shielded: one reader that goes away must not fail the others who wait for the same stream.
+        # Shielded: a reader that leaves must not fail the others that wait for the same stream.
         return await asyncio.shield(loading)
 
     async def _load(self) -> None:
@@ -367,7 +380,7 @@ class LoadingCache(SlotCache[S]):
             paths, self._to_load = self._to_load[:_LOAD_STREAMS], self._to_load[_LOAD_STREAMS:]
             try:
                 self._loaded(paths, await self._load_slots(paths))
-            except Exception:  # noqa: BLE001 - one unreadable stream must not take its neighbours along
+            except Exception:  # noqa: BLE001 - one unreadable stream must not fail its neighbours
                 await self._load_one_by_one(paths)
         self._loader = None
 
@@ -375,10 +388,10 @@ class LoadingCache(SlotCache[S]):
         for path in paths:
             try:
                 self._loaded([path], await self._load_slots([path]))
-            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+            except Exception as error:  # noqa: BLE001 - any failure must reach the waiters
                 loading = self._loading.pop(path)
                 loading.set_exception(as_store_error(error))
-                loading.exception()  # heard, should nobody wait any more
+                loading.exception()  # retrieved, in case nothing waits any more
 
     def _loaded(self, paths: list[str], slots: Mapping[str, S]) -> None:
         for path in paths:

@@ -76,12 +76,12 @@ __all__ = [
 FILE_NAME = "streams.db"
 LOG_NAME = FILE_NAME + "-wal"
 FILE_NAMES = (FILE_NAME, LOG_NAME, FILE_NAME + "-shm")
-"""All that SQLite keeps open while a server runs; none of them is ever replaced meanwhile, except from outside."""
+"""The files that SQLite keeps open while a server runs; only other programs ever replace them."""
 
 _FORMAT = 2
 _APPLICATION_ID = 0x64757261  # "dura"
-# What is large is beside the records: SQLite reads a whole record for each comparison of its key with another one, so
-# that a record of 60 MB would cost everybody whose search comes past it, be it for a record of another stream.
+# Large payloads are kept apart from the records: SQLite reads a whole record for each comparison of its key, so that a
+# record of 60 MB would slow down every search that passes it, even for another stream.
 _LARGE = "CREATE TABLE large (id INTEGER PRIMARY KEY, data BLOB NOT NULL);"
 _SCHEMA = f"""
 CREATE TABLE stream (
@@ -102,15 +102,15 @@ PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_FORMAT};
 """
 
-# Of format 1, which had large records among the others: they stay there.
+# From format 1, which had large payloads among the records: they stay there.
 _UPGRADES = {1: f"BEGIN IMMEDIATE; {_LARGE} PRAGMA user_version = 2; COMMIT;"}
 
 LARGEST_APPEND = 1_000_000_000
-"""Bytes of the largest payload: as much as SQLite takes as one value, which a large one was in format 1."""
+"""The largest payload, in bytes: the largest value that SQLite takes, since format 1 stored a payload as one value."""
 
 LARGE = 256 << 10
-"""Bytes of a payload from which on it is in ``large``, in parts of so many bytes under consecutive ids; its record has
-an integer instead: ``first id << 32 | size``."""
+"""Payloads of this many bytes and more are in ``large``, in parts of this size under consecutive ids; the record then
+holds an integer: ``first id << 32 | size``."""
 INSERT_RECORD = "INSERT INTO record VALUES (?, ?, ?)"
 _INSERT_LARGE = "INSERT INTO large (data) VALUES (?)"
 _INSERT_LARGE_RECORD = "INSERT INTO record VALUES (?, ?, (last_insert_rowid() - ?) << 32 | ?)"
@@ -132,10 +132,10 @@ AND start IN (SELECT start FROM record WHERE stream = ?1 ORDER BY start LIMIT ?2
 _PURGE_PRODUCERS = """
 DELETE FROM producer WHERE stream = ?1 AND id IN (SELECT id FROM producer WHERE stream = ?1 ORDER BY id LIMIT ?2)"""
 SIZE = "CASE typeof(data) WHEN 'integer' THEN data & 4294967295 ELSE length(data) END"
-"""Of a row of ``record``: the bytes of its payload. Reads none of them."""
+"""SQL: the size of the payload of a row of ``record``, in bytes. Reads none of it."""
 STATE = f"""json_array(path, json(state),
 (SELECT start + {SIZE} FROM record WHERE record.stream = stream.id ORDER BY start DESC LIMIT 1))"""  # noqa: S608
-"""Of a row of ``stream``: all that ``decode_states`` needs, which takes an array of them."""
+"""SQL: an element of the JSON array that ``decode_states`` takes, for a row of ``stream``."""
 
 _PARTS = "SELECT data FROM large WHERE id BETWEEN ? AND ? ORDER BY id"
 _PURGE_ROWS = 2000
@@ -148,9 +148,9 @@ _decode_rows = msgspec.json.Decoder(list[tuple[str, StreamState, int | None]]).d
 
 
 def connect(folder: Path, cache_kib: int) -> sqlite3.Connection:
-    """Return a connection to a folder's file, which is made if it is not there; transactions are the caller's."""
+    """Return a connection to the file of a folder, created if missing; the caller begins and ends transactions."""
     path = folder / FILE_NAME
-    create_file(path)  # with its own mode, which SQLite gives to the log, too
+    create_file(path)  # with its own mode, which SQLite copies to the log
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -160,16 +160,16 @@ def connect(folder: Path, cache_kib: int) -> sqlite3.Connection:
 
 
 def keep_open(connection: sqlite3.Connection) -> None:
-    """Keep SQLite from closing a connection until the process ends.
+    """Keep a connection open until the process ends.
 
-    It would remove the log at the path of its own, which may be another server's by now, or wait for a thread that
-    the disk does not let go.
+    Closing it would remove the log at its path, which may belong to another server by now, or wait for a thread that
+    is blocked by the disk.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 def check_whole(folder: Path) -> None:
-    """Raise StoreError for a log without its file: SQLite would take it for rubbish, and remove it."""
+    """Raise StoreError for a log without its file, which SQLite would remove as garbage."""
     try:
         log = (folder / LOG_NAME).stat().st_size
     except OSError:
@@ -183,7 +183,7 @@ def check_whole(folder: Path) -> None:
 
 @contextlib.contextmanager
 def opening(folder: Path) -> Iterator[None]:
-    """Make one sentence of what SQLite says while a folder's file is opened."""
+    """Turn an error of SQLite while a file is opened into a StoreError of one sentence."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
@@ -193,7 +193,7 @@ def opening(folder: Path) -> Iterator[None]:
 
 
 def prepare(connection: sqlite3.Connection, folder: Path) -> int:
-    """Write the schema if the file is new; return the last id that was used. Raises StoreError for another's file."""
+    """Write the schema if the file is new; return the last id used. Raises StoreError for a foreign file."""
     application, version = (
         connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
     )
@@ -210,7 +210,7 @@ def prepare(connection: sqlite3.Connection, folder: Path) -> int:
             "run the version of durable-streams that wrote them"
         )
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'stream'").fetchone()
-    # A new file starts at the clock, so that caches never take a new stream for one of a deleted folder.
+    # Ids of a new file start at the clock, so that caches never confuse its streams with those of a deleted folder.
     return int(time.time()) if row is None else int(row[0])
 
 
@@ -227,13 +227,13 @@ def is_full(error: Exception) -> bool:
 
 
 def settle(connection: sqlite3.Connection) -> None:
-    """Move all of the log into the file, which closing the last connection leaves as it is then."""
+    """Move all of the log into the file, so that closing the last connection changes nothing."""
     with contextlib.suppress(sqlite3.Error):
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def decode_states(rows: str) -> dict[str, StreamState]:
-    """Return states by path, from a JSON array of ``STATE``: their tails are where the last records end."""
+    """Return states by path from a JSON array of ``STATE``; a tail is where the last record ends."""
     return {
         path: state if tail is None else msgspec.structs.replace(state, tail=tail)
         for path, state, tail in _decode_rows(rows)
@@ -241,7 +241,7 @@ def decode_states(rows: str) -> dict[str, StreamState]:
 
 
 def large_statements(stream: int, start: int, payload: bytes) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Yield what stores a payload of at least ``LARGE`` bytes, to be executed in one transaction."""
+    """Yield the statements that store a payload of at least ``LARGE`` bytes, for one transaction."""
     view = memoryview(payload)
     parts = range(0, len(view), LARGE)
     for at in parts:
@@ -250,7 +250,7 @@ def large_statements(stream: int, start: int, payload: bytes) -> Iterator[tuple[
 
 
 def large_parts(data: int, begin: int, end: int) -> tuple[int, int, int]:
-    """Return the ids of the first and the last part that hold ``[begin, end)`` of a payload, and where those begin."""
+    """Return the ids of the first and last part of ``[begin, end)`` of a payload, and where the first one begins."""
     first = begin // LARGE
     return (data >> 32) + first, (data >> 32) + (end - 1) // LARGE, first * LARGE
 
@@ -286,12 +286,12 @@ def insert_records(connection: sqlite3.Connection, records: Sequence[tuple[int, 
 
 
 def stream_row(state: StreamState) -> tuple[int, str, float | None, StreamState]:
-    """Return what ``UPSERT_STREAMS`` takes, in a JSON array, for a stream."""
+    """Return the element of the JSON array of ``UPSERT_STREAMS`` for a stream."""
     return state.id, state.path, None if state.deleted else state.deadline, state
 
 
 def purge(connection: sqlite3.Connection) -> bool:
-    """Delete a part of what deleted streams left behind; true while there is more."""
+    """Delete a part of the rows of deleted streams; return True while there are more."""
     row = connection.execute("SELECT stream FROM garbage LIMIT 1").fetchone()
     if row is None:
         return False
@@ -312,8 +312,8 @@ def purge(connection: sqlite3.Connection) -> bool:
     return True
 
 
-# What is small as one value: a row each would give up the interpreter lock, and win it back, a thousand times. Of what
-# is large there is a number instead, which makes the value too short: nothing has to look at each row for that.
+# Small payloads come as one value: a row each would release and acquire the interpreter lock a thousand times. A large
+# payload adds its number instead, which makes the value too short: that is noticed without a look at each row.
 _RUN = """
 SELECT (SELECT max(start) FROM record WHERE stream = ?1 AND start <= ?2), CAST(group_concat(data, '') AS BLOB),
 (SELECT min(start) FROM record WHERE stream = ?1 AND start >= ?3) FROM (SELECT data FROM record WHERE stream = ?1
@@ -326,7 +326,7 @@ FROM record WHERE stream = ?1 AND start >= ?2 AND start < ?3 ORDER BY start)"""
 _FIRST = "SELECT max(start) FROM record WHERE stream = ? AND start <= ?"
 _ALIVE = "SELECT 1 FROM stream WHERE id = ?"
 
-_RUN_BYTES = 4 << 20  # between two looks whether anybody wants it still
+_RUN_BYTES = 4 << 20  # between two checks whether the result is still wanted
 
 _decode_large = msgspec.json.Decoder(list[tuple[int, int]]).decode
 
@@ -334,7 +334,7 @@ _decode_large = msgspec.json.Decoder(list[tuple[int, int]]).decode
 def read_appends(
     connection: sqlite3.Connection, lookup: Lookup, *, stream: int, start: int, stop: int, limit: int
 ) -> Chunk | None:
-    """Return appends from the one that holds ``start``, nothing past ``stop``; None if they are gone."""
+    """Return whole appends from the one that holds ``start``, nothing past ``stop``; None if they are gone."""
     file = _File(connection, stream, stop)
     parts: list[bytes] = []
     begin = end = start
@@ -367,7 +367,7 @@ def read_piece(
     limit: int,
     aligned: bool,
 ) -> Chunk | None:
-    """Return ``limit`` bytes, but nothing past ``stop``, from ``start`` or its append; None if they are gone."""
+    """Return ``limit`` bytes from ``start`` or its append, nothing past ``stop``; None if they are gone."""
     file = _File(connection, stream, stop)
     begin: int | None = start
     if aligned:
@@ -402,14 +402,14 @@ def _chunk(begin: int, stop: int, parts: list[bytes]) -> Chunk | None:
 
 
 class _Run(NamedTuple):
-    """Appends from ``first`` on: the bytes of small ones in a row, and start and record of each large one."""
+    """Appends from ``first`` on: the joined bytes of small ones, and start and record of each large one."""
 
     first: int
     small: bytes
     large: list[tuple[int, int]]
 
     def in_order(self) -> Iterator[bytes | int]:
-        """Yield what is small, several appends in one, and what the records of large ones hold."""
+        """Yield the bytes of consecutive small appends, and the record of each large one, in order."""
         at, used = self.first, 0
         for start, data in self.large:
             if start > at:
@@ -421,12 +421,12 @@ class _Run(NamedTuple):
             yield self.small[used:]
 
     def end(self) -> int:
-        """Return where it ends, if nothing is missing."""
+        """Return where the run ends, if nothing is missing."""
         return self.first + len(self.small) + sum([size_of(data) for _, data in self.large])
 
 
 class _File:
-    """The records of a stream, all of which up to ``stop`` were committed."""
+    """The records of a stream, committed up to ``stop``."""
 
     def __init__(self, connection: sqlite3.Connection, stream: int, stop: int) -> None:
         self._connection = connection
@@ -460,7 +460,7 @@ class _File:
         return payload
 
     def _explain(self) -> None:
-        """Return for a stream that is being removed; raises the error of a damaged file for one that is not."""
+        """Return if the stream is being removed; raise the error of a damaged file if it is not."""
         if self._connection.execute(_ALIVE, (self._stream,)).fetchone() is not None:
             raise sqlite3.DatabaseError("the file is damaged: bytes of a stream are missing")
 
@@ -476,8 +476,8 @@ _LOAD = f"SELECT json_group_array({STATE}) FROM stream WHERE path IN (SELECT val
 
 _SMALL = 16 << 10  # bytes: larger payloads are not worth a copy into the batch's blob
 _READERS = 2
-_LOOK_AFTER = 0.05  # seconds
-_LAST_WAIT = 0.5  # seconds that the writer's thread gets in any case
+_LOOK_AFTER = 0.05  # seconds after which the files are checked again before a write
+_LAST_WAIT = 0.5  # seconds that the writer's thread always gets
 _CACHE_KIB = 16 << 10
 _READER_CACHE_KIB = 2 << 10
 
@@ -485,7 +485,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 class SqliteStore(LocalStore):
-    """A durable Store in the folder ``data_dir``."""
+    """A durable Store in a folder.
+
+    Args:
+        data_dir: The folder; it is created if it is missing.
+        max_streams: The most streams whose state is cached.
+        clock: Returns the seconds since 1970.
+        limits: Bounds on the disk and on waiting commands.
+    """
 
     def __init__(
         self,
@@ -501,14 +508,14 @@ class SqliteStore(LocalStore):
 
 class _SqliteBackend:
     def __init__(self, data_dir: Path, timeout: float) -> None:
-        self._folder = data_dir.absolute()  # the process may change its own folder
+        self._folder = data_dir.absolute()  # the working directory may change
         self._timeout = timeout
         self.identity = ""
         self.largest_append = LARGEST_APPEND
         self._begin()
 
     def _begin(self) -> None:
-        # New ones each time: what a disk does not let go is left behind with those that it uses.
+        # New objects at each open: a thread that is blocked by the disk keeps the old ones.
         self._lock = FolderLock(self._folder)
         self._work: queue.SimpleQueue[Callable[[sqlite3.Connection], None] | None] = queue.SimpleQueue()
         self._connections: list[sqlite3.Connection] = []  # the writer's, then the readers'
@@ -517,13 +524,13 @@ class _SqliteBackend:
         self._records: Lane | None = None
         self._garbage = False
         self._lost = False
-        self._looked = 0.0  # when the files were last seen where they should be
+        self._looked = 0.0  # when the files were last found in place
 
     async def open(self) -> int:
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[int] = loop.create_future()
         ended = self._ended = loop.create_future()
-        # A daemon, and opened in its thread: a disk that does not answer keeps nobody from ending the process.
+        # A daemon thread opens the files: a disk that does not answer must not keep the process from ending.
         run = partial(self._run, loop, opened, ended)
         threading.Thread(target=run, name="durable-streams-write", daemon=True).start()
         try:
@@ -544,7 +551,7 @@ class _SqliteBackend:
         until = loop.time() + timeout
         lanes = [lane for lane in (self._states, self._records) if lane is not None]
         closed = await asyncio.gather(*(lane.close(timeout, keep=self._lost) for lane in lanes))
-        self._work.put(None)  # closes its own connection last: that moves the log into the file
+        self._work.put(None)  # its connection is closed last: that moves the log into the file
         await asyncio.wait([self._ended], timeout=max(_LAST_WAIT, until - loop.time()))
         if self._lost or not self._ended.done() or not all(closed):
             for connection in self._connections:
@@ -560,20 +567,20 @@ class _SqliteBackend:
         try:
             lock.acquire()
             last_id = self._open(lock, connections)
-        except BaseException as error:  # noqa: BLE001 - it goes to the one who waits for the store to be open
+        except BaseException as error:  # noqa: BLE001 - any failure must reach the caller of `open`
             for connection in connections:
                 connection.close()
             lock.release()
-            _tell(loop, _fail, opened, error)
+            _call_soon(loop, _fail, opened, error)
         else:
-            _tell(loop, _finish, opened, last_id)
+            _call_soon(loop, _finish, opened, last_id)
             self._write(connections[0], work)
             if not self._lost:
                 settle(connections[0])
                 lock.identity.leave()
                 connections[0].close()
             lock.release()
-        _tell(loop, _finish, ended, None)
+        _call_soon(loop, _finish, ended, None)
 
     def _open(self, lock: FolderLock, connections: list[sqlite3.Connection]) -> int:
         folder = lock.folder
@@ -629,7 +636,7 @@ class _SqliteBackend:
 
     async def read(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
         reading = partial(read_appends, stream=stream_id, start=start, stop=stop, limit=limit)
-        # What was stored stays as it is, so that many who read the same at once may share one read.
+        # Stored bytes never change, so that concurrent reads of the same range share one query.
         return await self._lane(self._records).run(reading, (stream_id, start, stop, limit))
 
     async def read_piece(
@@ -666,22 +673,20 @@ class _SqliteBackend:
         loop = asyncio.get_running_loop()
 
         def write(connection: sqlite3.Connection) -> None:
-            # Before, if the last look is not just past, so that nothing is written to where nobody will look for it.
+            # Checked before the write, unless it was checked just now: nothing is written to a folder that is gone.
             error: StoreError | None = None
             if time.monotonic() - self._looked > _LOOK_AFTER:
                 error = self._loss()
             if error is None:
                 error = _execute(connection, statements)
             if batch.removed:
-                self._garbage = (
-                    True  # here, in the writer's thread: set earlier, a purge under way could clear it
-                )
+                self._garbage = True  # set in the writer's thread: a running purge could clear it otherwise
             if error is None:
-                # And after the sync: what was stored in a folder that is gone by now is not acknowledged.
+                # Checked after the sync too: data in a folder that is gone by now are not acknowledged.
                 error = self._loss(written=True)
             if self._lost:
                 self._rescue(connection)
-            _tell(loop, committed, error)
+            _call_soon(loop, committed, error)
 
         self._work.put(write)
 
@@ -692,10 +697,10 @@ class _SqliteBackend:
         def verify(connection: sqlite3.Connection) -> None:
             error = self._loss()
             if error is None:
-                _tell(loop, _finish, verified, None)
+                _call_soon(loop, _finish, verified, None)
             else:
                 self._rescue(connection)
-                _tell(loop, _fail, verified, error)
+                _call_soon(loop, _fail, verified, error)
 
         self._work.put(verify)
         await verified
@@ -711,14 +716,14 @@ class _SqliteBackend:
         return None
 
     def _rescue(self, connection: sqlite3.Connection) -> None:
-        """Save what is in a log that was removed, by moving it into its file, if that is all that is wrong."""
+        """Move the content of a removed log into the file, if nothing else is wrong."""
         if self._lock.lacks_only(LOG_NAME):
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("PRAGMA wal_checkpoint(FULL)").fetchall()
 
 
-def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arguments: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the event loop was closed: nobody waits
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arguments: object) -> None:
+    with contextlib.suppress(RuntimeError):  # the event loop is closed: nothing waits
         loop.call_soon_threadsafe(callback, *arguments)
 
 
@@ -786,7 +791,7 @@ def _execute(connection: sqlite3.Connection, statements: list[tuple[str, Any]]) 
         for statement in statements:
             connection.execute(*statement)
         connection.execute("COMMIT")
-    except Exception as error:  # noqa: BLE001 - the writer must outlive whatever it is
+    except Exception as error:  # noqa: BLE001 - the writer must survive any failure
         with contextlib.suppress(sqlite3.Error):
             if connection.in_transaction:
                 connection.rollback()

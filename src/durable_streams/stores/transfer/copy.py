@@ -1,9 +1,9 @@
-"""Copying all streams from one place to another, as they are: ids, positions, appends, producers, forks, expiry.
+"""Copies all streams from one place to another, unchanged: ids, positions, appends, producers, forks, expiry.
 
-So everything that anybody saved of a stream stays valid: offsets, ETags, a producer's next number. Invariants:
-* a stream's bytes come first, what makes a stream of them last: one that was interrupted is none yet;
-* bytes that the target holds are compared with the source's before more is written behind them;
-* what is complete and equal is left alone, so that the same command goes on with what was interrupted.
+So offsets, ETags and sequence numbers that clients saved stay valid. Invariants:
+* the bytes of a stream are written first, and its state last: an interrupted copy is not a stream yet;
+* bytes that the target holds are compared with those of the source before more are written behind them;
+* complete and equal streams are left alone, so that the same command resumes an interrupted transfer.
 """
 
 from __future__ import annotations
@@ -26,65 +26,77 @@ A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 
-_NAMED = 3  # streams in one message
+_NAMED = 3  # streams that a message names
 _AT_ONCE = 8  # streams; each holds a page or two in memory
 
 
 class Held(msgspec.Struct, frozen=True, gc=False):
-    """What a place holds of a stream: ``state`` if it is complete there, and the position where its bytes end."""
+    """What a place holds of a stream.
+
+    Attributes:
+        state: The state, None if the stream is not complete there.
+        tail: The position where its bytes end.
+    """
 
     state: StreamState | None
     tail: int
 
 
 class TransferSource(Protocol):
-    """Where streams are read. ``open`` and ``close`` frame its use; everything raises StoreError with one sentence."""
+    """Where streams are read, between ``open`` and ``close``. Every method raises StoreError with one sentence."""
 
     async def open(self) -> None:
-        """Get hold of the place; refuses one that others are using, as far as that can be seen."""
+        """Open the place; refuse one that is visibly in use."""
 
     async def close(self) -> None:
-        """Let go of it."""
+        """Release the place."""
 
     async def identity(self) -> str:
-        """Return which history the place holds, as ``Store.identity`` does."""
+        """Return the identity of the place, as ``Store.identity`` does."""
 
     def streams(self) -> AsyncIterator[list[StreamState]]:
-        """Yield all streams, the soft-deleted too, in pages."""
+        """Yield all streams in pages, soft-deleted ones too."""
 
     def appends(self, state: StreamState) -> AsyncIterator[list[bytes]]:
         """Yield the appends of a stream's own bytes, up to its tail, in pages of a few megabytes."""
 
     async def producers(self, state: StreamState) -> Mapping[str, ProducerState]:
-        """Return all producers of a stream that ``streams`` or ``held`` gave last."""
+        """Return all producers of a stream of the last page of ``streams`` or ``held``."""
 
     async def check_alone(self) -> None:
-        """Raise StoreError if anybody else wrote here since ``open``."""
+        """Raise StoreError if another program wrote here since ``open``."""
 
 
 class TransferTarget(TransferSource, Protocol):
-    """Where streams are written. What is written may wait for ``flush``, in its order."""
+    """Where streams are written. Writes may wait for ``flush``, in their order."""
 
     async def adopt(self, identity: str) -> None:
-        """Become the history that the source holds: all of it is here."""
+        """Take the identity of the source: everything was copied."""
 
     async def held(self, states: Sequence[StreamState]) -> list[Held]:
-        """Return what is there of each of these streams; raises StoreError if another one is in its place."""
+        """Return what the target holds of each stream; raise StoreError if another stream is in its place."""
 
     async def write(self, state: StreamState, appends: Sequence[bytes]) -> None:
-        """Write appends of a stream behind what is there of it."""
+        """Write appends of a stream behind its present bytes."""
 
     async def finish(self, state: StreamState, producers: Mapping[str, ProducerState]) -> None:
-        """Make it a stream: all of its bytes were written."""
+        """Complete a stream: write its state and its producers."""
 
     async def flush(self) -> None:
-        """Return when everything is stored."""
+        """Return once everything is stored."""
 
 
 class TransferReport(msgspec.Struct, gc=False):
-    """How far a transfer is. ``streams`` and ``bytes`` are the source's; ``known`` streams were in the target already.
+    """The progress of a transfer.
 
-    ``done`` counts the bytes that were copied or found, ``verified`` those that were read back.
+    Attributes:
+        streams: How many streams the source has.
+        bytes: How many bytes the source has.
+        appends: How many appends were copied or found.
+        copied: How many streams were copied.
+        known: How many streams the target had already.
+        done: How many bytes were copied or found.
+        verified: How many bytes were read back.
     """
 
     streams: int = 0
@@ -97,27 +109,43 @@ class TransferReport(msgspec.Struct, gc=False):
 
 
 def begins_at(state: StreamState) -> int:
-    """Return the position of a stream's own first byte: what is before it belongs to those it was forked from."""
+    """Return the position of a stream's own first byte; earlier bytes belong to the streams it was forked from."""
     return state.fork_position
 
 
 def damaged(state: StreamState, position: int) -> StoreError:
-    """Return the error for bytes that should be there."""
+    """Return the error for missing bytes."""
     return StoreError(f"the stream {state.path} has no whole append at position {position}: it is damaged")
 
 
 class Transfer:
-    """One copy of everything in ``source`` to ``target``; ``report`` may be looked at while it runs."""
+    """One copy of everything in a source to a target.
+
+    Attributes:
+        report: The progress; it may be read while the transfer runs.
+
+    Args:
+        source: Where streams are read.
+        target: Where streams are written.
+        verify: Whether to read back and compare.
+    """
 
     def __init__(self, source: TransferSource, target: TransferTarget, *, verify: bool = True) -> None:
         self.report = TransferReport()
         self._source = source
         self._target = target
         self._verify = verify
-        self._turn = asyncio.Lock()  # the target does one thing at a time
+        self._turn = asyncio.Lock()  # one operation of the target at a time
 
     async def run(self) -> TransferReport:
-        """Copy what is missing and read it back; raises StoreError for the first thing that stands against it."""
+        """Copy missing streams and bytes, and read them back.
+
+        Returns:
+            The progress at the end.
+
+        Raises:
+            StoreError: Something prevents the copy; one sentence says what. Copied data are kept.
+        """
         async for page in self._source.streams():
             self.report.streams += len(page)
             self.report.bytes += sum([state.tail - begins_at(state) for state in page])
@@ -131,12 +159,12 @@ class Transfer:
                 )
         await self._source.check_alone()
         await self._target.check_alone()
-        # At each stream's every position both hold the same bytes now: what was read from one is known of the other.
+        # Both hold the same bytes at every position of every stream now, so that ETags of one are valid for the other.
         await self._target.adopt(await self._source.identity())
         return self.report
 
     async def _copy(self, state: StreamState, held: Held) -> _Digest | None:
-        """Bring one stream over; return the digest of what has to be read back, None for nothing."""
+        """Copy one stream; return the digest to compare with when it is read back, None if nothing was written."""
         size = state.tail - begins_at(state)
         whole = held.state == state
         if whole and not self._verify:
@@ -169,7 +197,7 @@ class Transfer:
     async def _copy_bytes(
         self, state: StreamState, held: Held, producers: Mapping[str, ProducerState]
     ) -> _Digest:
-        """Write the bytes behind those that are there; return the digest of all."""
+        """Write the missing bytes; return the digest of all bytes."""
         digest = _Digest(begins_at(state), producers)
         async for appends in self._source.appends(state):
             known = digest.add_up_to(appends, held.tail)
@@ -190,12 +218,12 @@ class Transfer:
             found.add(appends)
         if found.bytes != expected.bytes:
             raise StoreError(
-                f"the target holds other bytes than the source of the stream {state.path}: "
+                f"the target holds other bytes of the stream {state.path} than the source: "
                 f"{expected} in the source, {found} in the target; delete it there, or choose another target"
             )
 
     async def _check(self, written: Sequence[tuple[StreamState, _Digest]]) -> None:
-        """Read back what was written and compare."""
+        """Read back the written streams and compare."""
         held = await self._target.held([state for state, _ in written])
         found = await _some_at_once(self._differs, written, held)
         different = [one for one in found if one is not None]
@@ -212,14 +240,14 @@ class Transfer:
         if found.bytes != expected.bytes:
             return f"{state.path} ({expected} in the source, {found} in the target)"
         if found.producers != expected.producers or held.state != state:
-            return f"{state.path} (in what is known of it beside its bytes)"
+            return f"{state.path} (in its state or its producers)"
         return None
 
 
 async def _some_at_once(
     do: Callable[[A, B], Coroutine[Any, Any, C]], ones: Sequence[A], others: Sequence[B]
 ) -> list[C]:
-    """Return what ``do`` returns for each pair; the first failure ends those that are under way."""
+    """Return the results of ``do`` for each pair; the first failure cancels the running calls."""
     done: list[C] = []
     for at in range(0, len(ones), _AT_ONCE):
         pairs = zip(ones[at : at + _AT_ONCE], others[at : at + _AT_ONCE], strict=True)
@@ -234,7 +262,7 @@ async def _some_at_once(
 
 
 def _went_on(there: StreamState, here: StreamState) -> bool:
-    """Whether a copied stream was closed, deleted, forked or touched where it was copied to, and not where it was."""
+    """Whether a copied stream was closed, deleted, forked or touched in the target only."""
     return (
         (there.closed and not here.closed)
         or (there.deleted and not here.deleted)
@@ -244,7 +272,7 @@ def _went_on(there: StreamState, here: StreamState) -> bool:
 
 
 class _Digest:
-    """What is compared of a stream: its bytes, where its appends end, and its producers."""
+    """The comparable content of a stream: its bytes, the ends of its appends, and its producers."""
 
     def __init__(self, begin: int, producers: Mapping[str, ProducerState]) -> None:
         self.appends = 0
@@ -254,7 +282,7 @@ class _Digest:
         self._bounds = hashlib.sha256()
 
     def add(self, appends: Sequence[bytes]) -> None:
-        """Take appends in their order."""
+        """Add appends, in order."""
         for append in appends:
             self._bytes.update(append)
         self._bounds.update(array("Q", map(len, appends)))
@@ -262,7 +290,7 @@ class _Digest:
         self.appends += len(appends)
 
     def add_up_to(self, appends: Sequence[bytes], position: int) -> int:
-        """Take those that begin before ``position``; return how many these were."""
+        """Add the appends that begin before ``position``; return how many."""
         count, end = 0, self.position
         while count < len(appends) and end < position:
             end += len(appends[count])
@@ -273,7 +301,7 @@ class _Digest:
 
     @property
     def bytes(self) -> tuple[int, int, str, str]:
-        """What says that two streams hold the same appends."""
+        """A value that is equal for two streams with the same appends."""
         return self.appends, self.position, self._bytes.hexdigest(), self._bounds.hexdigest()
 
     def __str__(self) -> str:

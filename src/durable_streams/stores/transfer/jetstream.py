@@ -1,6 +1,6 @@
 """Streams on NATS JetStream, as the source or the target of a transfer.
 
-Invariant: nobody else writes to the bucket meanwhile, or ``check_alone`` says so at the end.
+Invariant: no other program writes to the bucket during a transfer, or ``check_alone`` raises at the end.
 """
 
 from __future__ import annotations
@@ -27,14 +27,19 @@ __all__ = ["JetStreamPlace"]
 T = TypeVar("T")
 
 _STREAMS = 256  # in a page
-_METAS = 1000  # in a page of nothing else
+_METAS = 1000  # in a page of metas alone
 _PAGE_BYTES = 4 << 20
 _AT_ONCE = 64  # questions
 _MINUTE = 60
 
 
 class JetStreamPlace:
-    """The bucket that ``config`` names; as a source it has to be there already."""
+    """A bucket on NATS.
+
+    Args:
+        config: Names the bucket.
+        source: Whether streams are read from it; it must exist then.
+    """
 
     def __init__(self, config: JetStreamConfig, *, source: bool) -> None:
         self._source = source
@@ -45,27 +50,27 @@ class JetStreamPlace:
         self._was_empty = False
         self._slots: dict[int, JetSlot] = {}  # of the last page
         self._logs: dict[int, TargetLog] = {}
-        self._owners: dict[int, str] | None = None  # of ids; found when it first matters
+        self._owners: dict[int, str] | None = None  # paths by stream id; loaded when first needed
         self._finding = asyncio.Lock()
 
     async def open(self) -> None:
-        """Connect; raises StoreError where NATS cannot be used."""
+        """Connect; raise StoreError if NATS cannot be used."""
         await self._bus.open(make=not self._source)
         info = await self._patiently(self._bus.info)
         self._writer = LogWriter(self._bus, info.last_seq)
         self._was_empty = not info.messages
         if not self._source and self._was_empty:
-            # Servers sweep from here on, so that what expires before the first one starts is found.
+            # Servers sweep from this minute on, so that streams that expire before the first server starts are found.
             mark = str(int(time.time() // _MINUTE) - 1).encode()
             message = Message(self._layout.swept, mark, {EXPECT: "0", ROLLUP: "sub"})
             self._writer.last_seq = await self._bus.publish([message])
 
     async def identity(self) -> str:
-        """Return which history the bucket holds."""
+        """Return the identity of the bucket."""
         return await self._patiently(self._bus.identity)
 
     async def adopt(self, identity: str) -> None:
-        """Take over the identity of the source."""
+        """Take the identity of the source."""
         if await self.identity() != identity:
             noted = await self._patiently(lambda: self._bus.last(self._layout.identity))
             expected = {EXPECT: str(0 if noted is None else noted.seq), ROLLUP: "sub"}
@@ -73,11 +78,11 @@ class JetStreamPlace:
             self._writer.last_seq = await self._bus.publish([message])
 
     async def close(self) -> None:
-        """Disconnect; what was not flushed is dropped."""
+        """Disconnect; messages that were not flushed are dropped."""
         await self._bus.close()
 
     async def check_alone(self) -> None:
-        """Raise StoreError if anything but this wrote to the bucket since it was opened."""
+        """Raise StoreError if another program wrote to the bucket since ``open``."""
         info = await self._patiently(self._bus.info)
         if self._writer.disturbed or info.last_seq != self._writer.last_seq:
             raise self._writer.disturbance
@@ -92,7 +97,7 @@ class JetStreamPlace:
             yield [slot.state for slot in self._slots.values() if slot.state is not None]
 
     async def _metas(self, messages: int) -> AsyncIterator[list[StreamState]]:
-        """Yield what is kept of all streams beside their logs, in pages of so many messages."""
+        """Yield the metas of all streams, in pages of ``messages``."""
         seq = 1
         while found := await self._scan(self._layout.every_meta, seq, messages):
             seq = found[-1].seq + 1
@@ -124,7 +129,7 @@ class JetStreamPlace:
         return slot
 
     async def _scan(self, subject: str, seq: int, messages: int = 1000) -> list[Stored]:
-        """Return messages of a subject from ``seq`` on; none only if there are none."""
+        """Return messages of a subject from ``seq`` on; an empty list means that there are none."""
         found = await self._patiently(lambda: self._bus.scan(subject, seq, _PAGE_BYTES, messages))
         if found:
             return found
@@ -143,8 +148,8 @@ class JetStreamPlace:
     # writing
 
     async def held(self, states: Sequence[StreamState]) -> list[Held]:
-        """Return what is there of each stream."""
-        # Where there was nothing before, there is only what was written: of the page that was asked for last.
+        """Return what the bucket holds of each stream."""
+        # A bucket that was empty holds only what this transfer wrote: streams of the last page.
         before = self._logs
         unwritten = self._was_empty and not any(state.id in before for state in states)
         self._slots, self._logs = {}, {}
@@ -175,14 +180,14 @@ class JetStreamPlace:
         return slot
 
     async def _begun(self, state: StreamState) -> Base:
-        """Return the end of a log that makes no stream yet."""
+        """Return the end of a log without a complete stream."""
         last = await self._patiently(lambda: self._bus.last(self._layout.log(state.id)))
         if last is None:
             return _nothing(state)
         record = decode_record(last.record)
         if record.end:
             if (await self._current(state.path)).state is not None:
-                raise self._writer.disturbance  # it was not there when we asked first
+                raise self._writer.disturbance  # it was not there at the first question
             raise StoreError(
                 f"the stream {state.path} was deleted in the bucket {self._layout.name} since it was copied: "
                 "choose another bucket"
@@ -203,25 +208,25 @@ class JetStreamPlace:
         return {state.id: state.path async for page in self._metas(_METAS) for state in page}
 
     async def write(self, state: StreamState, appends: Sequence[bytes]) -> None:
-        """Write appends behind what is there."""
+        """Write appends behind the present bytes."""
         await self._writer.write(self._logs[state.id], appends)
 
     async def finish(self, state: StreamState, producers: Mapping[str, ProducerState]) -> None:
-        """Write what makes a stream of them."""
+        """Write the state and the producers of a stream."""
         await self._writer.finish(self._logs[state.id], producers, time.time())
 
     async def flush(self) -> None:
-        """Return when everything is stored."""
+        """Return once everything is stored."""
         await self._writer.flush()
 
 
 def _nothing(state: StreamState) -> Base:
-    """Return the end of a log that has no record."""
+    """Return the end of a log without records."""
     return Base(0, 0, begins_at(state))
 
 
 class _Unpacked:
-    """The appends in the records of a log, taken in their order."""
+    """The appends in the records of a log, taken in order."""
 
     def __init__(self, state: StreamState) -> None:
         self.position = begins_at(state)
@@ -230,7 +235,7 @@ class _Unpacked:
         self._pieces: list[bytes] = []
 
     def take(self, stored: Stored) -> list[bytes]:
-        """Return the appends that end in the next record; raises StoreError if it is another one."""
+        """Return the appends that end in the next record; raise StoreError if the record does not follow."""
         record, data = decode_record(stored.record), stored.data
         if record.n != self._records + 1 or record.start != self.position:
             raise damaged(self._state, self.position)
@@ -248,6 +253,6 @@ class _Unpacked:
         return [b"".join(pieces)]
 
     def check_end(self) -> None:
-        """Raise StoreError unless the stream's tail is where an append ends."""
+        """Raise StoreError unless an append ends at the tail of the stream."""
         if self._pieces or self.position != self._state.tail:
             raise damaged(self._state, self._state.tail)

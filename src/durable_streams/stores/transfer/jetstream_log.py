@@ -1,7 +1,7 @@
-"""Writing whole logs at once, as a transfer does: many records in one atomic batch, many appends in one record.
+"""Writes whole logs, for a transfer: many records in one atomic batch, many appends in one record.
 
-Invariants: what makes a stream of a log is in the batch of its last record, which says the stream's state; a log is
-written behind what was known of it, or not at all.
+Invariants: the meta that completes a stream is in the batch of its last record, which holds the state; a log is
+extended from its known end, or not at all.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from durable_streams.stores.jetstream.records import (
 
 __all__ = ["PATIENCE", "PAUSE", "LogWriter", "TargetLog"]
 
-PATIENCE = 30.0  # seconds for which NATS may be away, an election or two
+PATIENCE = 30.0  # seconds that NATS may be away: an election or two
 PAUSE = 0.25
 
 _BATCH_MESSAGES = 1000
@@ -42,9 +42,9 @@ _RECORD_APPENDS = 1000  # their lengths are in the header
 
 
 class TargetLog(msgspec.Struct, gc=False):
-    """A log that is written: what is ``stored`` of it, what waits behind that, and the record that is not full yet.
+    """A log that is being written: its stored part, the waiting records, and the record that is not full yet.
 
-    ``base`` and ``last_seq``: what its stream says of these, if it is one already; it stays so until it is finished.
+    ``base`` and ``last_seq`` are those of a complete stream that is extended; they stay until it is finished.
     """
 
     state: StreamState
@@ -61,7 +61,12 @@ class TargetLog(msgspec.Struct, gc=False):
 
 
 class LogWriter:
-    """Writes to one bucket. ``last_seq`` is that of the bucket, ``disturbed`` whether others wrote to it, too."""
+    """Writes logs to one bucket.
+
+    Attributes:
+        last_seq: The last sequence of the bucket.
+        disturbed: Whether another program wrote to the bucket.
+    """
 
     def __init__(self, bus: Bus, last_seq: int) -> None:
         self.last_seq = last_seq
@@ -71,12 +76,12 @@ class LogWriter:
         self._run = secrets.token_hex(4)
         self._written = 0
         self._messages: list[Message] = []
-        self._logs: list[TargetLog] = []  # that wait
+        self._logs: list[TargetLog] = []  # with waiting records
         self._bytes = 0
-        self._witness = 0  # the last log record that waits
+        self._witness = 0  # index of the last waiting log record
 
     async def write(self, log: TargetLog, appends: Sequence[bytes]) -> None:
-        """Put appends behind what is there of a log."""
+        """Add appends to a log."""
         room = min(_RECORD_BYTES, self._bus.max_message)
         for append in appends:
             size = len(append)
@@ -103,9 +108,9 @@ class LogWriter:
             self._add(log, more=cut + room < len(append))
 
     async def finish(self, log: TargetLog, producers: Mapping[str, ProducerState], now: float) -> None:
-        """Write what is left of a log, and what makes a stream of it."""
+        """Write the rest of a log, and the meta that completes its stream."""
         state, layout = log.state, self._layout
-        # Behind what is stored now no record names a producer: all are in the snapshot.
+        # No later record names a producer: all of them are in the snapshot.
         base = log.stored if producers else None
         snapshot = cut_snapshot(base, producers, self._bus.max_message) if base else []
         await self._room(4 + len(snapshot), log.size + sum(map(len, snapshot)))
@@ -127,7 +132,7 @@ class LogWriter:
         is_last: bool = False,
         end: bool = False,
     ) -> None:
-        """Let a record with the appends of a log wait."""
+        """Queue a record with the waiting appends of a log."""
         state, appends = log.state, log.appends
         data = appends[0] if len(appends) == 1 else b"".join(appends)
         log.n += 1
@@ -159,14 +164,14 @@ class LogWriter:
         self._bytes += len(value)
 
     async def _room(self, messages: int, size: int) -> None:
-        """Make sure that so much more fits the batch."""
+        """Flush first if the batch has no room for ``messages`` more messages of ``size`` bytes."""
         if self._messages and (
             len(self._messages) + messages > _BATCH_MESSAGES or self._bytes + size > _BATCH_BYTES
         ):
             await self.flush()
 
     async def flush(self) -> None:
-        """Return when all records that are full, and all streams that are finished, are stored."""
+        """Store all full records and all finished streams."""
         if not self._messages:
             return
         messages, logs = self._messages, self._logs
@@ -181,7 +186,7 @@ class LogWriter:
         self._written += 1
 
     async def _publish(self, messages: list[Message], witness: int) -> int:
-        """Publish an atomic batch until it is certain that it is stored, once; return the last sequence."""
+        """Publish an atomic batch until it is certainly stored, once; return the last sequence."""
         clock = asyncio.get_running_loop().time
         until, in_doubt = clock() + PATIENCE, False
         while True:
@@ -212,8 +217,8 @@ class LogWriter:
 
     @property
     def disturbance(self) -> StoreError:
-        """The error when somebody else wrote to the bucket."""
+        """The error for a bucket that another program writes to."""
         return StoreError(
-            f"something else writes to the bucket {self._layout.name} in NATS: stop its servers and other transfers, "
+            f"another program writes to the bucket {self._layout.name} in NATS: stop its servers and other transfers, "
             "then run this again"
         )

@@ -1,8 +1,7 @@
 """Streams in a data folder, as the source or the target of a transfer.
 
-Invariants: no server has the folder meanwhile; what waits to be written is one transaction, in the order in which it
-came; a stream that was complete goes on in one transaction, or not at all; an id that was written is never given to
-another stream.
+Invariants: no server has the folder open during a transfer; waiting rows are written in one transaction, in order; a
+complete stream is extended in one transaction, or not at all; a written id is never used for another stream.
 """
 
 from __future__ import annotations
@@ -68,7 +67,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 class SqlitePlace:
-    """The folder ``folder``; as a source it has to hold streams already."""
+    """A data folder.
+
+    Args:
+        folder: The folder.
+        source: Whether streams are read from it; it must hold some then.
+    """
 
     def __init__(self, folder: Path, *, source: bool) -> None:
         self._source = source
@@ -81,11 +85,11 @@ class SqlitePlace:
         self._producers: list[tuple[int, str, int, int]] = []
         self._states: list[StreamState] = []
         self._size = 0
-        self._ends: dict[int, int] = {}  # of streams that are being written
-        self._complete: set[int] = set()  # as asked last; bytes count there once they are committed
+        self._ends: dict[int, int] = {}  # of incomplete streams, by id
+        self._complete: set[int] = set()  # of the last `held`; their bytes count once they are committed
 
     async def open(self) -> None:
-        """Lock the folder and open its file; raises StoreError where that is not possible."""
+        """Lock the folder and open its file; raise StoreError if that is not possible."""
         if self._source and not (self._folder / FILE_NAME).is_file():
             raise StoreError(f"the folder {self._folder} holds no streams: it has no file {FILE_NAME}")
         self._lock.acquire()
@@ -98,11 +102,11 @@ class SqlitePlace:
             prepare(connection, self._folder)
             self._identity.take()
             while not self._source and purge(connection):
-                pass  # an id that was deleted here comes back: its old bytes must not
+                pass  # a deleted id may come back with the copy; its old bytes must not
         self._lock.guard(*FILE_NAMES)
 
     async def close(self) -> None:
-        """Let go of the folder; what was not flushed is dropped."""
+        """Release the folder; rows that were not flushed are dropped."""
         await self._in_thread(self._close)
         self._thread.shutdown()
         self._lock.release()
@@ -122,11 +126,11 @@ class SqlitePlace:
         connection.close()
 
     async def identity(self) -> str:
-        """Return which history the folder holds."""
+        """Return the identity of the folder."""
         return self._identity.name
 
     async def adopt(self, identity: str) -> None:
-        """Take over the identity of the source."""
+        """Take the identity of the source."""
         await self._in_thread(lambda: self._identity.adopt(identity))
 
     # reading
@@ -157,19 +161,19 @@ class SqlitePlace:
         return {name: ProducerState(epoch, seq) for name, epoch, seq in rows}
 
     async def check_alone(self) -> None:
-        """Return while the folder is where it was opened: its lock keeps others out. Raises StoreLostError if not."""
+        """Return if the folder is where it was opened, where its lock excludes others; else raise StoreLostError."""
         self._lock.check()
 
     # writing
 
     async def held(self, states: Sequence[StreamState]) -> list[Held]:
-        """Return what is there of each stream."""
+        """Return what the folder holds of each stream."""
         found = self._query(lambda connection: _held(connection, self._folder, states))
         self._complete = {one.state.id for one in found if one.state is not None}
         return found
 
     async def write(self, state: StreamState, appends: Sequence[bytes]) -> None:
-        """Write appends behind what is there."""
+        """Write appends behind the present bytes."""
         end = self._ends.get(state.id)
         if end is None:
             tail = self._query(lambda connection: connection.execute(_TAIL, (state.id,)).fetchone())
@@ -194,7 +198,7 @@ class SqlitePlace:
             await self.flush()
 
     async def flush(self) -> None:
-        """Write what waits, and commit it unless a complete stream has a part of what it goes on with."""
+        """Write the waiting rows, and commit unless a complete stream has been extended in part."""
         records, producers, states = self._records, self._producers, self._states
         self._records, self._producers, self._states, self._size = [], [], [], 0
         whole = self._complete.isdisjoint(self._ends)
@@ -210,7 +214,7 @@ class SqlitePlace:
             return query(self._connection)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        """Call what waits for the disk; what only reads is short, and a thread would take longer than it."""
+        """Run a call that waits for the disk in the thread; reads are short, and do without."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
