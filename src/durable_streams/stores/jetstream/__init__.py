@@ -1,7 +1,8 @@
 """Streams on a NATS JetStream cluster: any number of servers ("gateways") over the same streams.
 
-``bus`` talks to NATS; ``records`` and ``publish`` say what is written there; ``committer`` decides and publishes,
-``catchup`` and ``feed`` bring in what others wrote, ``reader`` reads it back, ``snapshots`` and ``sweeper`` keep house.
+``nats`` is the wire to NATS; ``layout``, ``records`` and ``publish`` define the stored form; ``committer`` and
+``attempts`` decide and publish; ``catchup`` and ``live`` follow other gateways; ``reader`` reads logs back;
+``snapshots`` and ``sweeper`` do the maintenance.
 """
 
 from durable_streams.stores.jetstream.config import JetStreamConfig

@@ -1,11 +1,11 @@
-"""Attempts: commands that are decided together, their one publish, and what follows from how that ends.
+"""Attempts: commands that are decided together, their one publish, and its outcome.
 
 Invariants:
-* a command is answered after its message was stored, or, where it changes nothing, after its refusal was found true on
-  a state that was read after it came;
-* of an attempt that meets a conflict nothing was stored;
-* one whose outcome was not heard is sent again unchanged until it is known: of equal messages with one expectation at
-  most one is stored.
+* a command is answered after its message was stored, or, if it changes nothing, after the decision was confirmed on a
+  state that was read after the command arrived;
+* an attempt that meets a conflict stored nothing;
+* an attempt with an unknown outcome is sent again unchanged until its outcome is known: of equal messages with one
+  expectation at most one is stored.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _Seen = tuple[tuple[int, int], int]
 
 
 class CommitAttempt:
-    """Commands decided together, and what is published for them."""
+    """Commands that are decided together, and the messages published for them."""
 
     __slots__ = ("commands", "outcomes", "plan", "shared", "slots")
 
@@ -50,7 +50,7 @@ class CommitAttempt:
         outcome: tuple[Any, BaseException | None]
         try:
             outcome = command.decide(batch), None
-        except Exception as refusal:  # noqa: BLE001 - whatever it is, it is this command's, not its neighbours'
+        except Exception as refusal:  # noqa: BLE001 - any failure is this command's, not its neighbours'
             outcome = None, refusal
         self.commands.append(command)
         self.outcomes.append(outcome)
@@ -59,7 +59,7 @@ class CommitAttempt:
             slot.busy = True
 
     def unproven(self) -> list[WaitingCommand]:
-        """Return the commands whose answer may come from a state that is not the present one."""
+        """Return the commands whose answer may stem from an outdated state."""
         proven = {change.slot for change in self.plan.changes if change.log is not None}
         return [
             command
@@ -69,7 +69,7 @@ class CommitAttempt:
         ]
 
     def _was_present(self, slot: JetSlot, since: int) -> bool:
-        """Whether what was decided on had been read since then, or was found unchanged when it was read later."""
+        """Whether the state of the decision was read after ``since``, or found unchanged by a later read."""
         version, checked = self.slots[slot]
         return checked >= since or (slot.checked >= since and slot.version == version)
 
@@ -83,10 +83,17 @@ def _changed_nothing(outcome: Any, refusal: BaseException | None) -> bool:
 
 
 class Attempts:
-    """Publishes attempts and brings each to its end.
+    """Publishes attempts and completes each.
 
-    ``changed`` is called for every slot of which something was stored; ``back`` takes the slots that an attempt is done
-    with, and the commands that have to be decided again; ``ask_turn`` asks the other gateways to leave a slot to us.
+    Attributes:
+        down_since: Since when NATS does not answer, on the loop's clock; None while it does.
+
+    Args:
+        bus: The bucket.
+        catchup: Brings slots up to date.
+        changed: Called for every slot whose stream changed in NATS.
+        back: Takes the commands to decide again, and the slots that an attempt has finished with.
+        ask_turn: Asks the other gateways to pause a stream.
     """
 
     def __init__(
@@ -103,19 +110,18 @@ class Attempts:
         self._back = back
         self._ask_turn = ask_turn
         self.down_since: float | None = None
-        """Since when NATS does not answer, on the loop's clock; None while it does."""
 
     async def publish(self, attempt: CommitAttempt) -> Exception | None:
-        """Publish what was decided; return what went wrong, for `conclude`."""
+        """Publish the messages of an attempt; return the error, if any, for `conclude`."""
         try:
             if attempt.plan.messages:
                 self._stored(attempt.plan, await self._bus.publish(attempt.plan.messages))
-        except Exception as error:  # noqa: BLE001 - `conclude` tells them apart
+        except Exception as error:  # noqa: BLE001 - `conclude` distinguishes them
             return error
         return None
 
     async def conclude(self, attempt: CommitAttempt, error: Exception | None) -> None:
-        """Answer every command of an attempt, or give it back."""
+        """Answer every command of an attempt, or queue it again."""
         try:
             if error is None:
                 await self._answer(attempt)
@@ -129,7 +135,7 @@ class Attempts:
                 await self._again(attempt, error)
             else:
                 self._give_up(attempt, error)
-        except Exception as failure:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+        except Exception as failure:  # noqa: BLE001 - any failure must reach the waiters
             self._give_up(attempt, failure)
 
     def in_trouble(self) -> None:
@@ -138,7 +144,7 @@ class Attempts:
             self.down_since = asyncio.get_running_loop().time()
 
     def _stored(self, planned: PublishPlan, last: int) -> None:
-        """Make what was stored what is known; ``last`` is the sequence of the last message."""
+        """Apply stored messages to their slots; ``last`` is the sequence of the last message."""
         self.down_since = None
         first, now = last - len(planned.messages) + 1, asyncio.get_running_loop().time()
         for change in planned.changes:
@@ -147,7 +153,7 @@ class Attempts:
             self._changed(change.slot)
 
     async def _answer(self, attempt: CommitAttempt) -> None:
-        """Answer those whose answer is certain; the others are decided again on a state that is."""
+        """Answer the commands whose answer is certain; decide the others again on the current state."""
         unproven = attempt.unproven()
         asked = set(map(id, unproven))
         for command, (outcome, refusal) in zip(attempt.commands, attempt.outcomes, strict=True):
@@ -175,37 +181,37 @@ class Attempts:
             self._back(commands, slots)
 
     async def _resolve(self, attempt: CommitAttempt) -> None:
-        """Find out what the others did that was in conflict, then decide again."""
+        """Read the conflicting writes of other gateways, then decide again."""
         loop = asyncio.get_running_loop()
         for slot in attempt.slots:
             slot.alone_until = loop.time() + _ALONE_FOR
-            # What the others wrote is in the log, as a rule: reading all anew would lose the race again.
+            # As a rule the conflicting records are in the log: reading everything again would lose the race again.
             if slot.conflict_at == slot.seq or any(command.single for command in attempt.commands):
                 self._catchup.distrust(slot)
             slot.conflict_at = slot.seq
             slot.conflicts += 1
         if not attempt.shared:
-            await asyncio.sleep(random.random() * 0.001)  # noqa: S311 - so that two gateways do not go on in step
+            await asyncio.sleep(random.random() * 0.001)  # noqa: S311 - so that two gateways do not stay in step
         for slot in attempt.slots:
             if slot.conflicts > 1:
-                self._catchup.distrust(slot)  # to read what they wrote one by one takes longer than they rest
+                self._catchup.distrust(slot)  # reading their records one by one takes longer than their pause
                 self._ask_turn(slot)
         late = StoreUnavailableError(
-            "too many servers write to this stream at once; nothing of this request was stored, repeat it"
+            "too many servers write to this stream at once; none of this request was stored, retry"
         )
         await self._decide_again(_in_time(attempt.commands, late), attempt.slots)
 
     async def _again(self, attempt: CommitAttempt, error: StoreError) -> None:
-        """Nothing was stored: try again while there is time."""
+        """Nothing was stored: retry while there is time."""
         left = _in_time(attempt.commands, error)
         if left:
             await asyncio.sleep(_PAUSE)
         self._back(left, attempt.slots)
 
     async def _settle(self, attempt: CommitAttempt) -> None:
-        """Find out what became of messages of which nothing was heard."""
+        """Find the outcome of messages that were not acknowledged."""
         if not attempt.plan.witnesses:
-            await self._resolve(attempt)  # nothing but keys: deciding again does no harm
+            await self._resolve(attempt)  # keys only: deciding again is harmless
             return
         loop = asyncio.get_running_loop()
         until = max(command.until for command in attempt.commands)
@@ -226,7 +232,7 @@ class Attempts:
                 return
 
     async def _publish_again(self, planned: PublishPlan) -> int:
-        """Return the last sequence of messages that are stored, by now or from before."""
+        """Return the last sequence of the messages, stored by now or before."""
         last = await self._find(planned)
         if last is None:
             try:
@@ -234,19 +240,19 @@ class Attempts:
             except ConflictError:
                 last = await self._find(planned)
         if last is None and await self._is_overtaken(planned):
-            # Whoever that was: had it been our first sending, all of that would be there by now.
+            # If the first sending did that, all of its messages are there by now.
             last = await self._find(planned)
             if last is None:
                 raise ConflictError
         if last is None:
-            # Something is in conflict and nothing is there: our first sending may be on its way still.
-            raise StoreUncertainError("NATS did not say whether it has stored the request")
+            # A conflict, but no message in its place: the first sending may still be under way.
+            raise StoreUncertainError("NATS did not confirm whether it stored the request")
         return last
 
     async def _find(self, planned: PublishPlan) -> int | None:
-        """Return the last sequence of messages that are stored, None if nothing is in their place.
+        """Return the last sequence of the messages if they are stored, None if nothing is in their place.
 
-        Raises ConflictError if others are in it, StoreUncertainError if what was there is gone from every log.
+        Raises ConflictError if other messages are in their place, StoreUncertainError if every log was removed.
         """
         for subject, seq, n, at in planned.witnesses:
             stored = await self._bus.next(subject, seq + 1)
@@ -262,7 +268,7 @@ class Attempts:
         )
 
     async def _is_overtaken(self, planned: PublishPlan) -> bool:
-        """Whether something is stored that keeps these messages from ever being stored, unless it is they."""
+        """Whether a stored message prevents these from being stored later, unless it is one of them."""
         for message in planned.messages:
             expected = (message.headers or {}).get(EXPECT)
             if expected is not None:

@@ -1,7 +1,7 @@
-"""Bringing a slot up to what the stream's leader has.
+"""Brings slots up to date with the leader of the bucket.
 
-Invariants: a question to the leader answers those who came before it was asked, never those who came after; a slot
-that moved while it was read is read again.
+Invariants: the answer of the leader serves callers from before the question, never later ones; a slot that changed
+during a read is read again.
 """
 
 from __future__ import annotations
@@ -27,15 +27,19 @@ from durable_streams.stores.jetstream.slots import JetSlot
 __all__ = ["CatchUp"]
 
 _TRIES = 20
-_STEPS = 16  # records that are read one by one: with more of them to come the last one says all
-_TRUST = (
-    MARKER_SECONDS / 4
-)  # seconds without a full reading: well within those for which a deletion can be seen
+_STEPS = 16  # records that are read one by one; beyond that, reading the last one is cheaper
+# Seconds without a full reading: well within the time that a deletion is visible.
+_TRUST = MARKER_SECONDS / 4
 _SCAN_BYTES = 1 << 20
 
 
 class CatchUp:
-    """Asks the leader; ``clock`` tells the seconds since 1970."""
+    """Asks the leader.
+
+    Args:
+        bus: The bucket.
+        clock: Returns the seconds since 1970.
+    """
 
     def __init__(self, bus: Bus, clock: Callable[[], float]) -> None:
         self._bus = bus
@@ -45,11 +49,11 @@ class CatchUp:
 
     @property
     def now(self) -> int:
-        """The present moment: what is asked or published from here on has this one or a later one."""
+        """The present moment: later questions and publishes have this one or a later one."""
         return self._moment + 1
 
     def tick(self) -> int:
-        """Return the moment of a question, or of a publish: one that is stored says as much as an answer."""
+        """Return the moment of a question, or of a publish, which proves as much once it is stored."""
         self._moment += 1
         return self._moment
 
@@ -57,7 +61,7 @@ class CatchUp:
         """Bring a slot up to everything that was committed before this call; raises StoreUnavailableError."""
         if slot.check is not None:
             since = self.now
-            await asyncio.wait([slot.check])  # it was asked before we came
+            await asyncio.wait([slot.check])  # it was asked before this call
             if slot.checked >= since:
                 return
         if slot.check is None:
@@ -66,7 +70,7 @@ class CatchUp:
         await asyncio.shield(slot.check)
 
     async def glance(self, slot: JetSlot) -> None:
-        """Bring a slot near the present: where the leader does not answer, up to what some replica has."""
+        """Bring a slot up to date, or, if the leader does not answer, to the state of some replica."""
         try:
             await self.current(slot)
         except StoreUnavailableError:
@@ -79,7 +83,7 @@ class CatchUp:
                 raise outcome
 
     def distrust(self, slot: JetSlot) -> None:
-        """Let the next question read everything anew: what we know may be wrong."""
+        """Make the next question read everything again: the slot may be wrong."""
         slot.verified = float("-inf")
 
     async def _check(self, slot: JetSlot, moment: int) -> None:
@@ -97,7 +101,7 @@ class CatchUp:
         slot.checked = max(slot.checked, moment)
 
     async def _follow(self, slot: JetSlot, moment: int) -> bool:
-        """Read on in the log until the present, or until a publish proves it; False if it does not lead there."""
+        """Read the log to its end, or until a publish proves the end; False if the records do not lead there."""
         state = slot.state
         if state is None:
             return False
@@ -116,7 +120,7 @@ class CatchUp:
     async def _load(
         self, slot: JetSlot, last_of: Callable[[str], Awaitable[Stored | None]], *, yields: bool = False
     ) -> None:
-        """Read anew; what ``yields`` is dropped as soon as somebody heard from the leader."""
+        """Read everything; with ``yields`` the result is dropped as soon as the leader answered another question."""
         checked = slot.checked
         for _ in range(_TRIES):
             version = slot.version
@@ -134,12 +138,12 @@ class CatchUp:
             if yields and slot.checked != checked:
                 return
             if last is None:
-                continue  # it was deleted meanwhile
+                continue  # it was deleted during the read
             record = decode_record(last.record)
             if record.end and not state.deleted:
                 continue
             if slot.state is not None and slot.state.id == state.id and slot.seq >= last.seq:
-                slot.learn_meta(state, revision)  # the log is known as far, or further by now
+                slot.learn_meta(state, revision)  # the log is known up to here, or further
             elif version == slot.version:
                 slot.become(
                     with_tail(state, record, len(last.data)), last.seq, record.n, revision, record.base
@@ -148,7 +152,7 @@ class CatchUp:
                 continue
             return
         raise StoreUnavailableError(
-            f"the stream {slot.path} keeps changing while it is read; nothing of this request was stored"
+            f"the stream {slot.path} keeps changing while it is read; none of this request was stored"
         )
 
     async def producers(self, slot: JetSlot) -> None:
@@ -170,21 +174,19 @@ class CatchUp:
                 at = await self._fold(subject, at + 1, table)
 
     async def _fold(self, subject: str, seq: int, table: dict[str, ProducerState]) -> int:
-        """Add what records from ``seq`` on say of producers; return the last one's sequence."""
+        """Add the producers of records from ``seq`` on; return the sequence of the last record read."""
         stored = await self._bus.scan(subject, seq, _SCAN_BYTES)
         if not stored:  # a replica that lags
             one = await self._bus.next(subject, seq)
             if one is None:
-                raise StoreUnavailableError(
-                    "a stream's log was cut short; nothing of this request was stored"
-                )
+                raise StoreUnavailableError("a stream's log was cut short; none of this request was stored")
             stored = [one]
         for one in stored:
             table.update(_states(decode_record(one.record).producers))
         return stored[-1].seq
 
     async def _snapshot(self, stream_id: int, base: Base) -> list[Snapshot]:
-        """Return all parts of the last snapshot of a log's producers; none if none of them wrote before ``base``."""
+        """Return all parts of the last snapshot of producers; none if no producer wrote before ``base``."""
         for _ in range(_TRIES):
             parts: list[Snapshot] = []
             wanted = 1
@@ -209,4 +211,4 @@ def _states(producers: Iterable[tuple[str, int, int]]) -> dict[str, ProducerStat
 def _checked(slot: JetSlot, task: asyncio.Task[None]) -> None:
     slot.check = None
     if not task.cancelled():
-        task.exception()  # those who wait have it
+        task.exception()  # the waiters get it

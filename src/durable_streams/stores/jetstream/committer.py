@@ -1,9 +1,9 @@
-"""Group commit on NATS: what waits is decided together, published together, and answered when it is stored.
+"""Group commit on NATS: commands are decided together, published together, and answered when they are stored.
 
 Invariants:
-* one attempt at a time decides for a slot, and commands of a slot are decided in the order in which they came;
-* what was decided is turned into messages in the same moment, so that these expect what it was decided on;
-* every command is answered within `PATIENCE` seconds, give or take one request; what waits meanwhile is bounded.
+* one attempt at a time decides for a slot, and commands of a slot are decided in order of arrival;
+* decisions become messages before the next await, so that the messages expect the state that was decided on;
+* every command is answered within `PATIENCE` seconds, give or take one request; waiting commands are bounded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from durable_streams.stores.jetstream.slots import JetSlot, WaitingCommand
 __all__ = ["PATIENCE", "Committer"]
 
 PATIENCE = 2.5
-"""Seconds that a command is tried."""
+"""Seconds during which a command is retried."""
 
 T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode
@@ -38,15 +38,23 @@ _decode = msgspec.json.Decoder(tuple[str, str, float]).decode
 _BATCH_SLOTS = 256  # each brings one to three messages; an atomic batch may have 1000
 _BATCH_BYTES = 1 << 20
 _SLOT_COMMANDS = 1024
-_HEADER_BYTES = 12 << 10  # of lengths and producers in one record: the bus leaves 16 KiB for headers
-_BIG = 256 << 10  # bytes: a larger append goes by itself, so that it holds nobody up
-_SOME_SLOTS = 16  # a deletion that takes more of its ancestors along goes by itself, too
+_HEADER_BYTES = 12 << 10  # of lengths and producers in one record; the bus reserves 16 KiB for headers
+_BIG = 256 << 10  # bytes: a larger append is published alone, so that it delays no others
+_SOME_SLOTS = 16  # a deletion that removes more ancestors is published alone, too
 _SHORTEST_REST, _LONGEST_REST = 0.005, 0.25  # seconds
-_ALONE_AT_ONCE = 16  # of NATS's 50 atomic batches for one stream and all gateways
+_ALONE_AT_ONCE = 16  # of the 50 atomic batches that NATS allows on one stream, for all gateways
 
 
 class Committer:
-    """The queue of commands. ``changed`` is called for every slot of which something was stored."""
+    """The queue of commands.
+
+    Args:
+        bus: The bucket.
+        catchup: Brings slots up to date.
+        clock: Returns the seconds since 1970.
+        changed: Called for every slot whose stream changed in NATS.
+        backlog: The bound on waiting commands.
+    """
 
     def __init__(
         self,
@@ -75,17 +83,17 @@ class Committer:
         self._idle.set()
 
     def is_own(self, nonce: str) -> bool:
-        """Whether a record was written here."""
+        """Whether this gateway wrote the record with this nonce."""
         return nonce.startswith(self._gateway)
 
     def _ask_turn(self, slot: JetSlot) -> None:
         self._bus.ask_turn(_encode((self._gateway, slot.path, self._round_trip)))
 
     def take_turn(self, question: bytes, find: Callable[[str], JetSlot | None]) -> None:
-        """Let another gateway write to the stream that it asks for: it may be too far away to be ever first."""
+        """Pause a stream for another gateway that asked for it: from far away, it may lose every race."""
         gateway, path, round_trip = _decode(question)
         slot, loop = find(path), asyncio.get_running_loop()
-        # Who loses himself rests for nobody.
+        # A gateway that keeps losing does not yield to others.
         if gateway == self._gateway or slot is None or slot.conflicts > 1:
             return
         rest = min(_LONGEST_REST, max(_SHORTEST_REST, 4 * round_trip))
@@ -95,14 +103,24 @@ class Committer:
     def submit(
         self, decide: Callable[[CommitBatch], T], slots: tuple[JetSlot, ...], *, size: int = 0, **options: Any
     ) -> asyncio.Future[T]:
-        """Let a command wait for its decision; ``options`` are those of `WaitingCommand`.
+        """Queue a command.
 
-        Raises StoreUnavailableError while too much is waiting.
+        Args:
+            decide: Decides the command on a batch.
+            slots: The slot of the command, then the other slots that it needs.
+            size: The command's bytes.
+            options: See `WaitingCommand`.
+
+        Returns:
+            The future of the result.
+
+        Raises:
+            StoreUnavailableError: Too much is waiting.
         """
         self._backlog.add(size)
         loop = asyncio.get_running_loop()
         now = loop.time()
-        # While NATS is away, one try tells: nobody waits for what all the others waited for in vain.
+        # While NATS is away, one attempt is enough: later commands do not wait as long as the first ones did.
         down = self._attempts.down_since
         patience = PATIENCE if down is None else max(0.0, down + PATIENCE - now)
         future: asyncio.Future[T] = loop.create_future()
@@ -131,7 +149,7 @@ class Committer:
         return future
 
     async def drain(self) -> None:
-        """Wait until everything that was submitted is answered."""
+        """Wait until all commands are answered."""
         await self._idle.wait()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -147,7 +165,7 @@ class Committer:
     def _wake(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            # Whatever else arrives in this turn of the loop shares the attempt.
+            # Commands that arrive in the same iteration of the event loop share the attempt.
             asyncio.get_running_loop().call_soon(self._tick)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -155,7 +173,7 @@ class Committer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # -- from what waits to attempts
+    # -- from waiting commands to attempts
 
     def _tick(self) -> None:
         self._scheduled = False
@@ -181,21 +199,21 @@ class Committer:
             self._begin(shared, batch)
 
     def _first(self, slot: JetSlot, now: float) -> WaitingCommand | None:
-        """Return the first command of a slot that somebody still waits for, and not in vain for too long already."""
+        """Return the first command of a slot that still has a waiter and is not past its deadline."""
         waiting = slot.waiting
         while waiting:
             command = waiting[0]
             if not command.future.done():
                 if now < command.deadline or self._attempts.down_since is None:
                     return command
-                message = "NATS does not answer; nothing of this request was stored, repeat it"
+                message = "NATS does not answer; none of this request was stored, retry"
                 command.fail(StoreUnavailableError(message))
             waiting.popleft()
         slot.waiting = None
         return None
 
     def _prepare(self, slot: JetSlot, command: WaitingCommand) -> bool:
-        """Have what a command needs loaded; False if all of it is there."""
+        """Load the state that a command needs; False if all of it is loaded."""
         if not all(one.checked for one in command.slots):
             if not any(one.busy for one in command.slots):
                 self._load(slot, command.slots, self._catchup.all_current(command.slots))
@@ -209,10 +227,10 @@ class Committer:
         return CommitBatch(self._clock(), partial(new_id, self._clock))
 
     def _take(self, slot: JetSlot, attempt: CommitAttempt, batch: CommitBatch) -> int:
-        """Decide what waits for a slot, as much as one record may carry; return its bytes."""
+        """Decide the waiting commands of a slot, up to the size of one record; return their bytes."""
         waiting, size, header, count = slot.waiting, 0, 0, 0
         del self._ready[slot]
-        self._ready[slot] = None  # behind all others, or who always has more to do would always go first
+        self._ready[slot] = None  # behind all others, or a slot that is always busy would always go first
         while waiting and count < _SLOT_COMMANDS:
             command = waiting[0]
             full = size + command.size > _BIG or header + command.header > _HEADER_BYTES
@@ -238,7 +256,7 @@ class Committer:
                 self._begin(attempt, batch)
 
     def _begin(self, attempt: CommitAttempt, batch: CommitBatch) -> None:
-        """Publish what was decided. The messages are made now: the next await may move the slots they stand on."""
+        """Publish the decisions. The messages are built now: the slots may change at the next await."""
         self._written += 1
         nonce = f"{self._gateway}{self._written:x}"
         attempt.plan = plan(batch, self._bus.layout, nonce, self._catchup.tick(), self._bus.max_message)
@@ -250,7 +268,7 @@ class Committer:
         error = await self._attempts.publish(attempt)
         if attempt.plan.messages and (error is None or isinstance(error, ConflictError)):
             self._round_trip = clock() - began
-        # The next attempt goes on now: what is left to do for this one holds up its own slots only.
+        # The next attempt starts now: the rest of this one blocks its own slots only.
         if attempt.shared:
             self._sharing = False
         else:
@@ -266,10 +284,10 @@ class Committer:
     async def _loaded(
         self, slot: JetSlot, slots: tuple[JetSlot, ...], loading: Coroutine[Any, Any, None]
     ) -> None:
-        """Wait for what the commands of a slot need; if that fails, so do they."""
+        """Wait for a load; if it fails, fail the commands of the slot."""
         try:
             await loading
-        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+        except Exception as error:  # noqa: BLE001 - any failure must reach the waiters
             self._attempts.in_trouble()
             while slot.waiting:
                 slot.waiting.popleft().fail(as_store_error(error))
@@ -278,7 +296,7 @@ class Committer:
     # -- slots
 
     def _back(self, commands: list[WaitingCommand], slots: Iterable[JetSlot]) -> None:
-        """Let slots go on; ``commands`` wait again, before those that came later."""
+        """Release slots; ``commands`` are queued again, before later ones."""
         for command in reversed(commands):
             if not command.slots:
                 self._probes.append(command)
@@ -301,4 +319,4 @@ class Committer:
         try:
             await self._catchup.current(slot)
         except StoreError:
-            slot.behind = True  # whoever frees it next looks again, and so does the feed
+            slot.behind = True  # the next release looks again, and so do live reads

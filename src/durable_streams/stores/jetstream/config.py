@@ -1,4 +1,4 @@
-"""Where the streams are kept on NATS, and how: the settings of ``JetStreamStore``."""
+"""The settings of ``JetStreamStore``: the NATS cluster and the bucket."""
 
 from __future__ import annotations
 
@@ -17,13 +17,19 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 @dataclass(frozen=True)
 class JetStreamConfig:
-    """A NATS cluster, and the bucket on it that holds the streams. Raises ValueError for what cannot be.
+    """A NATS cluster, and the bucket on it that holds the streams.
 
-    ``servers``: URLs as ``parse_servers`` gives them. ``name``: of the bucket; servers with the same one serve the same
-    streams. ``replicas``: on how many NATS servers it is, and ``storage``, where: None takes what it has, and makes it
-    with 3 and in files. ``max_bytes``: how large it may become, None without limit of its own. ``credentials``: a
-    ``.creds`` file. ``tls_ca``: certificates (PEM) of who signed those of the NATS servers, if the system does not know
-    them.
+    Args:
+        servers: URLs, as ``parse_servers`` returns them.
+        name: The name of the bucket; servers with the same bucket serve the same streams.
+        replicas: The number of NATS servers that hold the bucket. None accepts any number, and creates it with 3.
+        storage: Where NATS keeps the bucket. None accepts either, and creates it in files.
+        max_bytes: The largest size of the bucket, in bytes; None for no limit of its own.
+        credentials: A ``.creds`` file.
+        tls_ca: Certificates (PEM) of the authority that signed those of the servers, if the system lacks it.
+
+    Raises:
+        ValueError: A value is impossible; one sentence names it.
     """
 
     servers: tuple[str, ...]
@@ -35,7 +41,7 @@ class JetStreamConfig:
     tls_ca: Path | None = None
 
     def __post_init__(self) -> None:
-        """Check what can be checked without asking NATS."""
+        """Check the values that need no NATS to check."""
         if not self.servers:
             raise ValueError("no NATS server is given: nats://HOST:PORT")
         if not _NAME.fullmatch(self.name):
@@ -54,9 +60,17 @@ class JetStreamConfig:
 
 
 def parse_servers(text: str) -> tuple[str, ...]:
-    """Return the URLs in ``nats://a:4222,b:4222``, each complete; raises ValueError that names what is wrong.
+    """Return the URLs in ``nats://a:4222,b:4222``, each complete.
 
-    The scheme (``nats`` or ``tls``) and ``user:password@`` (or ``token@``) of the first are those of all that say none.
+    Args:
+        text: Servers, separated by commas. The scheme (``nats`` or ``tls``) and the ``user:password@`` (or ``token@``)
+            of the first one apply to the others without their own.
+
+    Returns:
+        One URL for each server.
+
+    Raises:
+        ValueError: A server is not an address of NATS; the message hides passwords.
     """
     servers: list[str] = []
     scheme = user = ""
@@ -78,15 +92,17 @@ def _split(server: str, text: str) -> SplitResult:
         url = urlsplit(server)
         port = url.port
     except ValueError as error:
-        raise ValueError(f"{_hidden(server)} is no address of a NATS server: {error}") from None
+        raise ValueError(f"{_hidden(server)} is not an address of a NATS server: {error}") from None
     if url.scheme not in ("nats", "tls"):
         raise ValueError(
-            f"{_hidden(server)} is no address of a NATS server: it begins with nats:// or tls://"
+            f"{_hidden(server)} is not an address of a NATS server: it begins with nats:// or tls://"
         )
     if not url.hostname:
         raise ValueError(f"{_hidden(text)} names a NATS server without a host: nats://HOST:PORT,HOST:PORT")
     if port == 0 or url.path.strip("/") or url.query or url.fragment:
-        raise ValueError(f"{_hidden(server)} is no address of a NATS server: nats://HOST:PORT is all of it")
+        raise ValueError(
+            f"{_hidden(server)} is not an address of a NATS server: nats://HOST:PORT is all of it"
+        )
     return url
 
 
@@ -95,5 +111,5 @@ def _hidden(text: str) -> str:
 
 
 def without_secrets(servers: tuple[str, ...]) -> str:
-    """Return the servers for a message to people: no user, no password."""
+    """Return the servers for a message, without users and passwords."""
     return ", ".join(_hidden(server) for server in servers)

@@ -1,6 +1,6 @@
-"""How things are called on NATS: one JetStream stream that is a key-value bucket and holds the logs beside it.
+"""Subjects on NATS: one JetStream stream that is a key-value bucket and also holds the logs.
 
-Pure. Invariants: a path becomes a key by its SHA-256 alone; no name of one kind is ever one of another.
+Pure. Invariants: the key of a path is derived from its SHA-256 alone; subjects of different kinds never coincide.
 """
 
 from __future__ import annotations
@@ -15,19 +15,24 @@ __all__ = ["EXPECT", "OPERATION", "RECORD", "ROLLUP", "TTL", "Layout", "new_id"]
 EXPECT = "Nats-Expected-Last-Subject-Sequence"
 """The header that makes a publish conditional: the last sequence of its subject, 0 for none."""
 ROLLUP = "Nats-Rollup"
-"""The header that lets a message replace what was on its subject."""
+"""The header of a message that replaces all messages on its subject."""
 RECORD = "Durable"
-"""The header of a log message that says what it is."""
+"""The header of a log message that holds its LogRecord."""
 OPERATION = "KV-Operation"
-"""The header that makes a message a key-value client's delete marker."""
+"""The header of a delete marker of key-value clients."""
 TTL = "Nats-TTL"
-"""The header that lets a message vanish by itself."""
+"""The header of a message that expires."""
 
 _RANDOM_BITS = 20
 
 
 class Layout:
-    """The subjects of one bucket. ``stream`` is the JetStream stream behind it."""
+    """The subjects of one bucket.
+
+    Attributes:
+        name: The name of the bucket.
+        stream: The name of its JetStream stream.
+    """
 
     __slots__ = ("_key", "name", "stream")
 
@@ -37,65 +42,65 @@ class Layout:
         self._key = f"$KV.{name}"
 
     def meta(self, path: str) -> str:
-        """Return where a path's stream is kept, all but what its log says."""
+        """Return the subject of the meta of a path."""
         return f"{self._key}.meta.{_hash(path)}"
 
     @property
     def every_meta(self) -> str:
-        """What matches what is kept of all streams."""
+        """The pattern of all metas."""
         return f"{self._key}.meta.>"
 
     def due(self, deadline: float, path: str) -> str:
-        """Return where it is noted to look at a path when ``deadline`` (seconds since 1970) is over."""
+        """Return the subject of the note to check a path after ``deadline`` (seconds since 1970)."""
         return f"{self._key}.due.{int(deadline // 60)}.{_hash(path)}"
 
     def due_in(self, minute: int) -> str:
-        """Return what matches all that is noted for a minute (since 1970)."""
+        """Return the pattern of all notes of a minute (since 1970)."""
         return f"{self._key}.due.{minute}.>"
 
     def gone(self, stream_id: int) -> str:
-        """Return where it is noted that a log can be removed."""
+        """Return the subject of the note that a log can be removed."""
         return f"{self._key}.gone.{stream_id:x}"
 
     @property
     def every_gone(self) -> str:
-        """What matches all logs that can be removed."""
+        """The pattern of all notes of logs that can be removed."""
         return f"{self._key}.gone.>"
 
     def snapshot(self, stream_id: int, part: int) -> str:
-        """Return where a part of a log's snapshot is."""
+        """Return the subject of a part of the snapshot of a log."""
         return f"{self._key}.snap.{stream_id:x}.{part}"
 
     def snapshots(self, stream_id: int) -> str:
-        """Return what matches all parts of a log's snapshot."""
+        """Return the pattern of all parts of the snapshot of a log."""
         return f"{self._key}.snap.{stream_id:x}.>"
 
     def log(self, stream_id: int) -> str:
-        """Return where a stream's records are."""
+        """Return the subject of the records of a stream."""
         return f"{self.name}.log.{stream_id:x}"
 
     def live(self, stream_id: int) -> str:
-        """Return where a stream's records are heard when they are stored."""
+        """Return the subject on which stored records are republished."""
         return f"{self.name}.live.{stream_id:x}"
 
     @property
     def turn(self) -> str:
-        """Where a server asks the others to let it write to a stream for once; this is not kept."""
+        """The subject on which a gateway asks the others to pause a stream; not stored."""
         return f"{self.name}.turn"
 
     @property
     def probe(self) -> str:
-        """Where a server writes to see that it can."""
+        """The subject of the probe of health checks."""
         return f"{self._key}.probe"
 
     @property
     def identity(self) -> str:
-        """Where it is kept which history the bucket holds."""
+        """The subject of the identity of the bucket."""
         return f"{self._key}.identity"
 
     @property
     def swept(self) -> str:
-        """Where it is kept up to which minute expired streams were looked for."""
+        """The subject of the last minute that was swept."""
         return f"{self._key}.swept"
 
 

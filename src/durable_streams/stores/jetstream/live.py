@@ -1,8 +1,8 @@
-"""Live records: what is committed to the streams that somebody watches here, wherever it was committed.
+"""Live reads on NATS: records of watched streams, whichever gateway committed them.
 
-Invariants: one subscription for each watched stream, however many watch it, let go of when the last one has left;
-a record counts where it follows on what is known, anything else is asked of the leader; what a subscription may have
-missed (while it spread, over a reconnect or an election) is found by looking again.
+Invariants: one subscription for each watched stream, for any number of readers, cancelled when the last one left; a
+record that follows the known log is applied, anything else is a question to the leader; records that a subscription may
+have missed (while it spread, over a reconnect or an election) are found by checks.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from durable_streams.stores.jetstream.slots import JetSlot
 
 __all__ = ["LiveRecords"]
 
-_LINGER = 2.0  # seconds that an unwatched stream stays subscribed: a long-poll comes back at once
-_AGAIN = 1.0  # seconds until a subscription that failed is tried again
-_TURN = 0.25  # seconds between looks at what is due
-_SOON = (0.1, 1.0)  # seconds after subscribing: interest needs a moment to reach the other servers
+_LINGER = 2.0  # seconds that an unwatched stream stays subscribed: a long-poll returns at once
+_AGAIN = 1.0  # seconds until a failed subscription is retried
+_TURN = 0.25  # seconds between searches for due checks
+_SOON = (0.1, 1.0)  # seconds after subscribing: interest takes a moment to reach the other servers
 _EVERY = 10.0  # seconds between checks of a watched stream
 _CHECKS_AT_ONCE = 32
-_CHECKS_A_SECOND = 400  # of all watched streams: with more than 4,000 of them each waits for its turn
+_CHECKS_A_SECOND = 400  # of all watched streams: with more than 4,000 streams, checks are delayed
 
 
 class _WatchedStream:
@@ -45,13 +45,20 @@ class _WatchedStream:
 
     @property
     def is_renewed(self) -> bool:
-        """Whether the stream expires unless it is touched, and somebody watches it."""
+        """Whether the stream has a time to live and an audience."""
         state = self.slot.state
         return state is not None and state.ttl is not None and self.slot.audience is not None
 
 
 class LiveRecords:
-    """Keeps watched slots up to date. ``is_own`` tells records that were written here, ``touch`` renews a stream."""
+    """Keeps watched slots up to date.
+
+    Args:
+        bus: The bucket.
+        catchup: Brings slots up to date.
+        is_own: Whether this gateway wrote the record with a nonce.
+        touch: Restarts the sliding window of a stream.
+    """
 
     def __init__(
         self, bus: Bus, catchup: CatchUp, is_own: Callable[[str], bool], touch: Callable[[JetSlot], None]
@@ -61,20 +68,20 @@ class LiveRecords:
         self._is_own = is_own
         self._touch = touch
         self._entries: dict[int, _WatchedStream] = {}
-        self._renewed: dict[int, _WatchedStream] = {}  # those that a time to live ends
-        self._count = itertools.count()  # entries themselves do not compare
-        self._due: list[tuple[float, int, _WatchedStream]] = []  # a heap: when to look, and at what
+        self._renewed: dict[int, _WatchedStream] = {}  # streams with a time to live
+        self._count = itertools.count()  # entries do not compare
+        self._due: list[tuple[float, int, _WatchedStream]] = []  # a heap: when to check which stream
         self._looks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(_CHECKS_AT_ONCE)
         self._looking: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to look again from time to time."""
+        """Start the periodic checks."""
         self._bus.on_restored.append(self._restored)
         self._looking = asyncio.create_task(self._look_again())
 
     async def stop(self) -> None:
-        """Let go of every subscription."""
+        """Cancel every subscription."""
         if self._restored in self._bus.on_restored:
             self._bus.on_restored.remove(self._restored)
         tasks: list[asyncio.Task[Any]] = [*self._looks, *([] if self._looking is None else [self._looking])]
@@ -88,11 +95,11 @@ class LiveRecords:
 
     @property
     def streams(self) -> int:
-        """How many streams are subscribed to."""
+        """The number of subscriptions."""
         return len(self._entries)
 
     async def join(self, slot: JetSlot) -> None:
-        """Bring a slot up to date, and keep it so from here on; raises StoreUnavailableError."""
+        """Bring a slot up to date, and keep it so; raises StoreUnavailableError."""
         await self._catchup.current(slot)
         while slot.state is not None and not slot.state.deleted:
             entry = self._entries.get(slot.state.id)
@@ -104,13 +111,13 @@ class LiveRecords:
             await self._catchup.current(slot)  # what was committed before the subscription
 
     def enter(self, slot: JetSlot) -> None:
-        """Hear of somebody who watches a slot from now on; what `join` did may be long ago."""
+        """Subscribe to a slot that has an audience now, if the subscription of `join` has ended."""
         state = slot.state
         if state is not None and not state.deleted and state.id not in self._entries:
             self._subscribe(slot, state.id)
 
     def leave(self, slot: JetSlot) -> None:
-        """Let go of a slot, soon, unless somebody watches it again."""
+        """End the subscription of a slot soon, unless it has an audience again by then."""
         entry = None if slot.state is None else self._entries.get(slot.state.id)
         if entry is not None:
             asyncio.get_running_loop().call_later(_LINGER, self._drop_if_unwatched, entry)
@@ -134,10 +141,10 @@ class LiveRecords:
                 loop.call_later(_AGAIN, self._subscribe_again, entry.slot)
             return
         self._look_at(entry, loop.time() + _SOON[0])
-        loop.call_later(_LINGER, self._drop_if_unwatched, entry)  # whoever asked may be gone already
+        loop.call_later(_LINGER, self._drop_if_unwatched, entry)  # the reader may have left already
 
     def _subscribe_again(self, slot: JetSlot) -> None:
-        """Hear of a slot that could not be subscribed to, if somebody watches it who did not wait for that."""
+        """Retry the subscription of a slot that has an audience without one."""
         if slot.audience is not None and self._looking is not None:
             self.enter(slot)
 
@@ -159,7 +166,7 @@ class LiveRecords:
     def _deliver(self, entry: _WatchedStream, stored: Stored) -> None:
         slot, record = entry.slot, decode_record(stored.record)
         if slot.state is None or slot.state.id != entry.stream_id or self._is_own(record.nonce):
-            return  # what is written here is known by its acknowledgement
+            return  # own records are known by their acknowledgement
         if slot.busy:
             slot.behind = True
         elif not slot.follow(stored.seq, record, stored.data):
@@ -192,7 +199,7 @@ class LiveRecords:
             self._look_at(entry, now)
 
     def renew(self) -> None:
-        """Touch what would expire: others do not know that it is watched here."""
+        """Touch watched streams with a time to live: other gateways do not know of the audience."""
         for entry in self._renewed.values():
             if entry.is_renewed:
                 self._touch(entry.slot)
@@ -206,7 +213,7 @@ class LiveRecords:
             while self._due and self._due[0][0] <= now and checks < _CHECKS_A_SECOND * _TURN:
                 when, _, entry = heapq.heappop(self._due)
                 if when != entry.check_at or self._entries.get(entry.stream_id) is not entry:
-                    continue  # it was put off, or is watched no more
+                    continue  # it was postponed, or is not watched any more
                 checks += 1
                 entry.checks += 1
                 self._look_at(entry, now + (_SOON[1] if entry.checks < len(_SOON) else _EVERY))

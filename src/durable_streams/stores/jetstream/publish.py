@@ -1,7 +1,7 @@
-"""From what a batch decided to the messages that say it, each with the state that it stands on as its expectation.
+"""From the decisions of a batch to messages that expect the state of the decision.
 
-No I/O. Invariants: every slot of a batch that changes has a message with an expectation; the first message of a log or
-a key carries it, the others follow in the same atomic batch.
+No I/O. Invariants: every changed slot of a batch has a message with an expectation; the first message of a log or a key
+carries it, and the others follow in the same atomic batch.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from durable_streams.stores.jetstream.slots import JetSlot
 __all__ = ["MARKER_SECONDS", "Change", "PublishPlan", "Witness", "plan"]
 
 MARKER_SECONDS = 3600
-"""How long a deletion can be seen in the log; whoever was not looking for longer reads everything anew."""
+"""Seconds that a deletion is visible in the log; a gateway that was away longer reads everything again."""
 
 Appends = list[tuple[int, bytes]]
 Producers = list[tuple[str, int, int]]
 
 
 class Change(msgspec.Struct, gc=False):
-    """What becomes of one slot when its messages are stored.
+    """The change of one slot once its messages are stored.
 
-    ``log`` and ``meta``: which message is the last of its log, and which is kept beside it. ``n`` and ``base`` are the
-    log's after it, ``seq`` the slot's before.
+    ``log`` and ``meta`` are the indices of the last log message and of the meta. ``n`` and ``base`` are those of the
+    log after the change, ``seq`` is that of the slot before it.
     """
 
     slot: JetSlot
@@ -46,26 +46,27 @@ class Change(msgspec.Struct, gc=False):
     meta: int | None = None
 
     def apply(self, first: int, moment: int, now: float) -> None:
-        """Make what was stored what is known.
+        """Apply the change to the slot.
 
-        ``first`` is the sequence of the plan's first message, ``moment`` when it was decided, ``now`` the loop's time.
+        ``first`` is the sequence of the first message of the plan, ``moment`` that of the decision, ``now`` the time of
+        the loop.
         """
         slot, state = self.slot, self.state
         revision = slot.revision if self.meta is None else first + self.meta
         if revision < slot.revision:
-            return  # somebody read what others did since
+            return  # a later change was read already
         if self.meta is None and state is not None:
             known = slot.state
             if known is None or known.id != state.id:
-                return  # others have removed the stream since
-            state = _with_meta(state, known)  # our records do not speak of that
+                return  # another gateway removed the stream since
+            state = _with_meta(state, known)  # records do not contain that
         slot.revision = revision
         if self.log is not None:
-            slot.checked = max(slot.checked, moment)  # its expectation held: we knew all that there was
+            slot.checked = max(slot.checked, moment)  # its expectation held: the slot was current
         if state is None:
             slot.become(None, 0, 0, revision, None)
         elif slot.state is not None and slot.state.id == state.id and self._is_known(slot, first):
-            # Whoever read the log meanwhile brought our own records, and perhaps later ones.
+            # A read of the log returned these records already, and perhaps later ones.
             slot.publish(_with_meta(slot.state, state))
         else:
             self._advance(state, first, now)
@@ -73,7 +74,7 @@ class Change(msgspec.Struct, gc=False):
             slot.audience.notify()
 
     def _is_known(self, slot: JetSlot, first: int) -> bool:
-        """Whether the log is known beyond what this stands on, and with all that this adds to it."""
+        """Whether the slot knows the log up to the end of this change already."""
         return slot.seq > self.seq and (self.log is None or slot.seq >= first + self.log)
 
     def _advance(self, state: StreamState, first: int, now: float) -> None:
@@ -98,9 +99,9 @@ def _with_meta(state: StreamState, meta: StreamState) -> StreamState:
 
 
 class Witness(NamedTuple):
-    """The first message of a log in a plan, by which it can be told whether the plan was stored.
+    """The first message of a log in a plan: it shows later whether the plan was stored.
 
-    ``seq``: what it expects, ``n``: its number in the log, ``at``: its own in the plan.
+    ``seq``: the sequence that it expects, ``n``: its number in the log, ``at``: its index in the plan.
     """
 
     subject: str
@@ -110,7 +111,7 @@ class Witness(NamedTuple):
 
 
 class PublishPlan(msgspec.Struct, gc=False):
-    """Messages to publish, all or none, and what they change. ``moment``: see `CatchUp.tick`."""
+    """Messages to publish, all or none, and their changes. ``moment``: see `CatchUp.tick`."""
 
     nonce: str
     moment: int
@@ -120,9 +121,9 @@ class PublishPlan(msgspec.Struct, gc=False):
 
 
 def plan(batch: CommitBatch, layout: Layout, nonce: str, moment: int, room: int) -> PublishPlan:
-    """Return the messages for a batch; ``room`` is how many bytes of payload one of them may carry.
+    """Return the messages for a batch.
 
-    ``nonce`` tells them from all others, ``moment`` is when they were decided.
+    ``nonce`` identifies the messages, ``moment`` is that of the decision, ``room`` the most bytes of one message.
     """
     appends: dict[int, Appends] = {}
     for stream_id, start, payload, _ in batch.records:
@@ -133,7 +134,7 @@ def plan(batch: CommitBatch, layout: Layout, nonce: str, moment: int, room: int)
     planned = PublishPlan(nonce, moment, [], [])
     for slot, state in batch.changed.items():
         if not isinstance(slot, JetSlot):
-            raise TypeError(f"{type(slot)} is no slot of this store")
+            raise TypeError(f"{type(slot)} is not a slot of this store")
         stream_id = 0 if state is None else state.id
         change = Change(
             slot,
@@ -185,7 +186,7 @@ def _plan_meta(
 def _plan_end(
     planned: PublishPlan, change: Change, before: StreamState, layout: Layout, *, goes: bool
 ) -> None:
-    """End the log. That of a stream whose data go ends once more, so that whoever missed its first end sees one."""
+    """End the log. A stream whose data are removed ends once more, for readers that missed the first end."""
     change.n += 1
     record = LogRecord(
         planned.nonce,
@@ -242,7 +243,7 @@ def _add_record(
 
 
 def _pieces(appends: Appends, room: int) -> Iterator[tuple[int, list[bytes], bool]]:
-    """Yield what goes into each record: where it starts, its appends or one piece of one, and whether that goes on."""
+    """Yield each record: its start, its appends or a piece of one, and whether that append continues."""
     start, payloads, size = 0, list[bytes](), 0
     for at, payload in appends:
         if payloads and size + len(payload) > room:

@@ -1,10 +1,10 @@
-"""Reading a log back: from a position in a stream to the records that hold it.
+"""Reads logs back: from a position in a stream to the records that hold it.
 
 Invariants:
-* a chunk begins with an append, or inside one with a record that begins before the position that was asked for;
-* it ends with an append, or at ``stop``: a replica that lags makes it shorter, never other bytes;
-* whether an append begins where a record does, only the record before it says: a search therefore ends before the
-  position it looks for, and a place that is remembered is where an append begins.
+* a chunk begins with an append, or, inside one, with a record that begins before the requested position;
+* a chunk ends with an append, or at ``stop``: a replica that lags makes it shorter, never different;
+* only the record before says whether an append begins with a record: a search therefore ends before its position, and a
+  remembered place is the beginning of an append.
 """
 
 from __future__ import annotations
@@ -22,17 +22,22 @@ __all__ = ["LogReader"]
 
 _SCAN_MESSAGES = 1000
 _SCAN_BYTES = 4 << 20
-_OVERHEAD = 320  # bytes of a message that are not data, about: subject and headers
+_OVERHEAD = 320  # about how many bytes of a message are not data: subject and headers
 _LAG_TRIES = 3
 _LAG_PAUSE = 0.005  # seconds
 _LEADER_RECORDS = 16
-_SOME = 4 << 10  # the size of a record, before one is known
-_NEAR = 8 << 10  # bytes that are cheaper to read and drop than to search on,
-_NEAR_RECORDS = 64  # unless they are more records than these
+_SOME = 4 << 10  # the assumed size of a record, before one is known
+_NEAR = 8 << 10  # bytes that are cheaper to read and drop than to skip by a search,
+_NEAR_RECORDS = 64  # unless there are more records than this
 
 
 class LogReader:
-    """Reads logs in chunks. ``max_places`` bounds how many ends of reads are kept, where the next ones begin."""
+    """Reads logs in chunks.
+
+    Args:
+        bus: The bucket.
+        max_places: The most ends of reads to remember, where later reads begin.
+    """
 
     def __init__(self, bus: Bus, *, max_places: int = 65536) -> None:
         self._bus = bus
@@ -42,9 +47,18 @@ class LogReader:
     async def read(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
         """Return whole appends, from the one that holds ``start`` to the last that begins less than ``limit`` after it.
 
-        Nothing past ``stop``, which is known to be committed. The chunk begins before ``start`` if, and only if, that
-        is inside an append; of a large append only what is near ``start`` is read. It is shorter than ``limit`` where
-        replicas lag, but holds an append. None if the log is gone. Raises StoreUnavailableError.
+        Args:
+            stream_id: The id of the stream that owns the bytes.
+            start: The position to read from.
+            stop: The position to end at; everything before it is committed.
+            limit: About how many bytes to return, at least one append.
+
+        Returns:
+            The bytes, None if the log is gone. The chunk begins before ``start`` if that is inside an append; of a
+            large append only the bytes near ``start`` are read. A chunk is shorter where replicas lag.
+
+        Raises:
+            StoreUnavailableError: NATS does not answer.
         """
         return await self._read(stream_id, start, stop, limit, cut=False)
 
@@ -63,7 +77,7 @@ class LogReader:
         return chunk
 
     async def read_appends(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
-        """Return what `read` does, but from the start of the append that holds ``start``, however large it is."""
+        """Return the chunk of `read`, but from the start of the append that holds ``start``, however large."""
         chunk = await self.read(stream_id, start, stop, limit)
         if chunk is None or chunk.start == start:
             return chunk
@@ -88,7 +102,7 @@ class LogReader:
                     return None
             if search.is_exact:
                 return search.begin
-            position = search.begin  # a piece of the append: what is before it has to be looked at
+            position = search.begin  # a piece of the append: the records before it must be searched
         return position
 
     async def read_piece(
@@ -120,7 +134,7 @@ class LogReader:
         return position if chunk.start == position else chunk.end
 
     def remember(self, stream_id: int, position: int, seq: int) -> None:
-        """Note that the append which begins at ``position`` is in the log's first record at or after ``seq``."""
+        """Remember that the append at ``position`` is in the first record of the log at or after ``seq``."""
         self._places[stream_id, position] = seq
         self._places.move_to_end((stream_id, position))
         if len(self._places) > self._max_places:
@@ -134,7 +148,7 @@ class LogReader:
         return seq, position
 
     async def _fill(self, reading: _Reading, subject: str) -> bool:
-        """Read records until the chunk is complete, from any replica, then from the leader; False if they are gone."""
+        """Read records until the chunk is complete, from replicas, then from the leader; False if they are gone."""
         tries = 0
         while not reading.complete and tries <= _LAG_TRIES:
             if tries:
@@ -155,9 +169,9 @@ class LogReader:
     # -- from a position to a sequence
 
     async def _search(self, stream_id: int, position: int) -> tuple[int, int] | None:
-        """Return a record that begins before a position, and not far: its sequence and where; None if the log is gone.
+        """Return sequence and start of a record that begins shortly before a position; None if the log is gone.
 
-        Interpolation, and bisection wherever that did not halve what is left: streams are written in bursts.
+        By interpolation, and by bisection after each step that did not halve the range: streams are written in bursts.
         """
         subject = self._bus.layout.log(stream_id)
         first, last = await asyncio.gather(self._peek(subject, 1), self._peek_last(subject))
@@ -169,7 +183,7 @@ class LogReader:
         if high_start < position:
             return high, high_start
         near = min(_NEAR, _NEAR_RECORDS * (high_start - low_start) // decode_record(last.record).n)
-        # The record at `low` begins before the position, or is the first; all from `high` on begin at it or later.
+        # The record at `low` begins before the position, or is the first; those from `high` on begin at it or later.
         halved = True
         while high - low > 1 and position - low_end > near:
             width = high - low
@@ -198,9 +212,9 @@ def _extent(stored: Stored) -> tuple[int, int, int]:
 
 
 class _AppendSearch:
-    """Looks at records in their order for the start of the append that holds ``position``; the first begins before it.
+    """Searches records, in order, for the start of the append that holds ``position``; the first begins before it.
 
-    ``begin`` is that start if ``is_exact``, else where the first record begins: a piece of the same append.
+    ``begin`` is that start if ``is_exact``, else the start of the first record, which is a piece of the same append.
     """
 
     def __init__(self, seq: int, position: int) -> None:
@@ -213,7 +227,7 @@ class _AppendSearch:
         self._more = False
 
     def look_at(self, stored: Stored) -> bool:
-        """Take the next record; False if one before it is missing."""
+        """Examine the next record; False if a record before it is missing."""
         if self.found:
             return True
         record = decode_record(stored.record)
@@ -231,10 +245,10 @@ class _AppendSearch:
 
 
 class _Reading:
-    """A chunk that is put together from a log's records, in their order; the first begins near ``origin``.
+    """A chunk that is built from the records of a log, in order; the first begins near ``origin``.
 
-    ``seq``: the next record is there or behind. ``whole``: where the last complete append ends. ``whole_seq``: the
-    record with what follows that is there or behind. ``cut``: it may end inside an append.
+    ``seq``: the next record is at or behind it. ``whole``: the end of the last complete append. ``whole_seq``: the
+    record with the bytes after ``whole`` is at or behind it. ``cut``: the chunk may end inside an append.
     """
 
     def __init__(self, seq: int, origin: int, start: int, stop: int, limit: int, *, cut: bool) -> None:
@@ -245,7 +259,7 @@ class _Reading:
         self._until = min(stop, start + max(1, limit))
         self._parts: list[bytes] = []
         self._origin = origin
-        self._position = -1  # where the next record begins; unknown yet
+        self._position = -1  # where the next record begins, -1 if unknown
         self._seen = self._records = 0
 
     @property
@@ -255,16 +269,16 @@ class _Reading:
         return reached >= self._until or self._position >= self._stop
 
     def wanted(self) -> tuple[int, int]:
-        """Return how many bytes, and how many messages, the next scan should bring."""
+        """Return how many bytes and how many messages the next scan should return."""
         missing = self._until - (self._origin if self._position < 0 else self._position)
-        if missing <= 0:  # in an append that goes on, nobody knows how far
+        if missing <= 0:  # inside an append of unknown length
             missing = self._stop - self._position
         size = self._seen // self._records if self._seen else _SOME
         messages = min(_SCAN_MESSAGES, missing // (size + 1) + 1)
         return min(_SCAN_BYTES, missing + missing // 16 + messages * _OVERHEAD), messages
 
     def add(self, stored: Stored) -> bool:
-        """Take the next record as far as it belongs to the chunk; False if one before it is missing."""
+        """Add the part of the next record that belongs to the chunk; False if a record before it is missing."""
         if self.complete:
             return True
         record, data = decode_record(stored.record), stored.data
@@ -293,7 +307,7 @@ class _Reading:
         return True
 
     def chunk(self) -> Chunk:
-        """Return what was put together: up to the end of the last complete append, or to the stop."""
+        """Return the chunk, up to the end of the last complete append, or to the stop."""
         beyond = self.whole < self._until and self._position >= self._stop
         end = self._stop if beyond else min(self._position if self._cut else self.whole, self._stop)
         parts = self._parts

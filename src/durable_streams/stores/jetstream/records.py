@@ -1,9 +1,9 @@
-"""What is written to NATS: a stream's log records, what is kept of a stream beside its log, and snapshots.
+"""The stored form of a stream on NATS: log records, the meta beside the log, and snapshots of producers.
 
 Pure. Invariants:
-* a record's header says the whole small state of its stream after it, so that the last record is enough to open one;
-* ``n`` counts the records of a log without a gap, ``start`` continues where the record before ended;
-* producers are the only state that is not bounded: the table is a snapshot and a fold over the records behind it.
+* the header of a record holds the small state of its stream after it, so that the last record is enough to open one;
+* ``n`` counts the records of a log without a gap, and ``start`` is where the record before ended;
+* producers are the only unbounded state: their table is a snapshot and a fold over the records behind it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ __all__ = [
     "with_tail",
 ]
 
-_PRODUCER_BYTES = 50  # of an entry of a snapshot, about, beside its id
+_PRODUCER_BYTES = 50  # about how many bytes an entry of a snapshot has beside its id
 _SNAPSHOT_BYTES = 1 << 20
 
 
 class Base(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A record of a log: its sequence, its number, where it ends. The producers up to it are in a snapshot.
+    """A record of a log: its sequence, its number and its end. A snapshot holds the producers up to it.
 
-    Where the log has no snapshot at least as new, no producer had written up to it.
+    If the log has no snapshot of this base or a later one, no producer wrote up to it.
     """
 
     seq: int
@@ -46,12 +46,20 @@ class Base(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class LogRecord(msgspec.Struct, array_like=True, gc=False):
-    """The header of a log message; the message's data are stored bytes from position ``start``.
+    """The header of a log message, whose data are stored bytes from a position on.
 
-    ``nonce``: who wrote it, and which of his writes it is. ``lengths``: of the appends inside, if several. ``more``:
-    the append goes on in the next record. ``end``: nothing follows, the stream was deleted. ``closed``, ``closed_by``
-    and ``last_seq`` are the stream's after it, ``producers`` (id, epoch, seq) those who wrote it. ``base``: where the
-    fold of the producers begins, None while no producer ever wrote.
+    Attributes:
+        nonce: The gateway that wrote the record, and the number of its write.
+        n: The number of the record in the log, from 1.
+        start: The position of the first byte.
+        lengths: The lengths of the appends inside, if there are several.
+        closed: Whether the stream is closed after the record.
+        closed_by: The producer that closed it.
+        last_seq: The last Stream-Seq of the stream after the record.
+        producers: Id, epoch and sequence number of the producers that wrote the record.
+        more: Whether the append continues in the next record.
+        end: Whether the log ends: the stream was deleted.
+        base: Where the fold of producers begins, None while no producer has written.
     """
 
     nonce: str
@@ -68,7 +76,7 @@ class LogRecord(msgspec.Struct, array_like=True, gc=False):
 
 
 class Snapshot(msgspec.Struct, array_like=True, gc=False):
-    """One of the ``parts`` of a log's producers after the record that ``base`` names."""
+    """One of the ``parts`` of the producers of a log after the record of ``base``."""
 
     base: Base
     parts: int
@@ -82,17 +90,17 @@ decode_snapshot = msgspec.json.Decoder(Snapshot).decode
 
 
 def encode_record(record: LogRecord) -> str:
-    """Return the value of a log message's header."""
+    """Return the value of the header of a log message."""
     return _encode(record).decode()
 
 
 def encode_meta(state: StreamState) -> bytes:
-    """Return what is kept of a stream beside its log: all that the last record does not say."""
+    """Return the meta of a stream: all state that the last record does not hold."""
     return _encode(replace(state, tail=0, closed=False, closed_by=None, last_seq=None))
 
 
 def same_meta(one: StreamState, other: StreamState) -> bool:
-    """Whether two states of one stream differ in nothing that is kept beside its log."""
+    """Whether two states of one stream have the same changeable meta."""
     return one.deadline == other.deadline and one.forks == other.forks and one.deleted is other.deleted
 
 
@@ -108,14 +116,14 @@ def with_tail(meta: StreamState, record: LogRecord, size: int) -> StreamState:
 
 
 def after(state: StreamState, n: int, record: LogRecord, size: int) -> StreamState | None:
-    """Return the state after one more record, None if that does not follow on a log of ``n`` records."""
+    """Return the state after one more record, None if the record does not follow a log of ``n`` records."""
     if record.end or record.n != n + 1 or record.start != state.tail:
         return None
     return with_tail(state, record, size)
 
 
 def cut_snapshot(base: Base, producers: Mapping[str, ProducerState], room: int) -> Sequence[bytes]:
-    """Return the producers of a log in parts that fit messages of ``room`` bytes; at least one."""
+    """Return the producers of a log in parts for messages of ``room`` bytes; at least one part."""
     parts: list[list[tuple[str, int, int]]] = [[]]
     left = room = min(room, _SNAPSHOT_BYTES)
     for name, producer in producers.items():

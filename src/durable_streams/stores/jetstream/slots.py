@@ -25,12 +25,20 @@ __all__ = ["JetSlot", "WaitingCommand"]
 
 
 class WaitingCommand:
-    """Something to decide, and who waits for it.
+    """A command that waits for its decision.
 
-    ``slots``: the one that it is about, then those that it also needs. ``since``: what has been asked of the leader
-    after this moment proves a refusal. ``until``: how long it is tried again, ``deadline``: how long it waits for a
-    try while NATS is away, on the loop's clock. ``single``: it is decided without others of its stream, since it makes
-    or ends it. ``repeatable``: its sender may repeat it though it was stored.
+    Attributes:
+        decide: Decides the command on a batch.
+        slots: The slot of the command, then the other slots that it needs.
+        future: The result.
+        since: The moment of arrival: a question to the leader after it proves a refusal.
+        until: How long the command is retried, on the loop's clock.
+        deadline: How long the command waits for an attempt while NATS is away, on the loop's clock.
+        size: The bytes of its payload.
+        header: About how many bytes it adds to the header of a record.
+        stamped: Whether a producer sent it.
+        single: Whether it is decided without other commands of its stream: it creates or ends the stream.
+        repeatable: Whether a retry is harmless even if the command was stored.
     """
 
     __slots__ = (
@@ -75,28 +83,28 @@ class WaitingCommand:
         self.repeatable = repeatable
 
     def fail(self, error: StoreError) -> None:
-        """Tell who waits that the store failed."""
+        """Answer with an error."""
         if not self.future.done():
             self.future.set_exception(type(error)(*error.args))
 
     def fail_in_doubt(self) -> None:
-        """Tell who waits that nobody knows."""
+        """Answer that the outcome is unknown."""
         if self.repeatable:
             self.fail(
                 StoreUnavailableError(
-                    "NATS does not answer; repeat the request, it is stored once in any case"
+                    "NATS does not answer; retry the request, it is stored once in any case"
                 )
             )
         else:
             self.fail(
                 StoreUncertainError(
-                    "NATS did not confirm the request: it may have been stored or not; read the stream to find out"
+                    "NATS did not confirm the request: it may have been stored; read the stream to find out"
                 )
             )
 
 
 class JetSlot(Slot):
-    """One path: its state, where in NATS that stands, and who waits for it."""
+    """One path: its state, its position in NATS, and the commands that wait for it."""
 
     __slots__ = (
         "_partial",
@@ -121,30 +129,30 @@ class JetSlot(Slot):
         super().__init__(path, None)
         self.seq = 0  # of the last record of the log
         self.n = 0  # records that the log holds
-        self.revision = 0  # sequence of what is kept beside the log
+        self.revision = 0  # sequence of the meta
         self.base: Base | None = None
-        self.complete = False  # whether `producers` are all that there are
-        self.check: asyncio.Task[None] | None = None  # a question to the leader that is under way
-        self.checked = 0  # the moment at which the last answered question was asked
-        self.verified = float("-inf")  # when all of it was read, on the loop's clock
+        self.complete = False  # whether `producers` holds all producers
+        self.check: asyncio.Task[None] | None = None  # the running question to the leader
+        self.checked = 0  # the moment of the last answered question
+        self.verified = float("-inf")  # when everything was read last, on the loop's clock
         self.busy = False
-        self.behind = False  # something was committed elsewhere while it was busy
+        self.behind = False  # another gateway committed while it was busy
         self.waiting: deque[WaitingCommand] | None = None
-        self.conflict_at = -1  # the last record that was known when it met its last conflict
-        self.conflicts = 0  # since something was stored
-        self.rests_until = 0.0  # so long it lets another gateway go first
-        self.alone_until = 0.0  # it met a conflict: until then it shares no batch with others
+        self.conflict_at = -1  # its last known record at the last conflict
+        self.conflicts = 0  # since the last stored message
+        self.rests_until = 0.0  # until then another gateway goes first
+        self.alone_until = 0.0  # after a conflict: until then it is published alone
         self._partial: tuple[int, int] | None = None
 
     @property
     def version(self) -> tuple[int, int]:
-        """What changes whenever the slot does."""
+        """A value that changes whenever the slot does."""
         return self.seq, self.revision
 
     def expired(self, state: StreamState, now: float) -> bool:
-        """Whether a state of this slot is past its end; never while somebody watches.
+        """Whether a state of this slot has expired; never while it has an audience.
 
-        Others touch the stream too, so that what is stored decides; our own touch only makes it later.
+        Other gateways touch the stream too, so the stored deadline decides; a touch here can only delay it.
         """
         if self.audience is not None:
             return False
@@ -153,12 +161,12 @@ class JetSlot(Slot):
         return rules.is_expired(state, None, now)
 
     def become(self, state: StreamState | None, seq: int, n: int, revision: int, base: Base | None) -> None:
-        """Take over what is at the path now, whatever was there before."""
+        """Replace everything with the present content of the path."""
         before = self.state
         if before is None or state is None or before.id != state.id:
             self.complete = False
         elif self.seq != seq:
-            self._forget_producers()  # records that brought new ones may have been skipped
+            self._forget_producers()  # records with new producers may have been skipped
             self.complete = False
         self.publish(state)
         self.seq, self.n, self.revision, self.base = seq, n, revision, base
@@ -167,7 +175,7 @@ class JetSlot(Slot):
             self.audience.notify()
 
     def learn_meta(self, meta: StreamState, revision: int) -> None:
-        """Take over what is kept beside the log, if it is not older than what is known."""
+        """Apply a meta, unless a newer one is known."""
         before = self.state
         if before is None or revision < self.revision:
             return
@@ -177,7 +185,7 @@ class JetSlot(Slot):
             self.audience.notify()
 
     def follow(self, seq: int, record: LogRecord, payload: bytes) -> bool:
-        """Take over the next record of the log; False if it is not the next, or the last that there will be."""
+        """Apply the next record of the log; False if the record does not follow, or ends the log."""
         if seq <= self.seq:
             return True
         state = self.state
@@ -201,17 +209,17 @@ class JetSlot(Slot):
         return True
 
     def raise_base(self, base: Base | None) -> None:
-        """Let the fold of producers begin later, if ``base`` is."""
+        """Move the beginning of the fold of producers to ``base``, if that is later."""
         if base is not None and (self.base is None or base.seq > self.base.seq):
             self.base = base
 
     def learn_producer(self, producer_id: str, state: ProducerState) -> None:
-        """Remember a producer. None is forgotten: a decision needs them all, and they are in no table."""
+        """Keep a producer. None is dropped: a decision needs all of them, and no table holds them."""
         if not isinstance(self.producers, dict):
             self.producers = {}
         self.producers[producer_id] = state
 
     def learn_all_producers(self, producers: dict[str, ProducerState]) -> None:
-        """Remember all the producers that there are."""
+        """Keep the complete set of producers."""
         self.producers = producers
         self.complete = True

@@ -1,4 +1,4 @@
-"""Snapshots of producers, so that a cold start folds a bounded tail of a log.
+"""Snapshots of producers, which bound the tail of a log that a cold start folds.
 
 Invariants: a snapshot never replaces a newer one; a record names it as its base only after it was stored.
 """
@@ -15,12 +15,12 @@ from durable_streams.stores.jetstream.slots import JetSlot
 
 __all__ = ["Snapshots"]
 
-_RECORDS = 256  # behind the last snapshot; more where there are more producers: a snapshot writes them all
+_RECORDS = 256  # behind the last snapshot; more for more producers, since a snapshot holds all of them
 _BYTES = 8 << 20
 
 
 class Snapshots:
-    """Writes the snapshots that are due."""
+    """Writes due snapshots."""
 
     def __init__(self, bus: Bus, catchup: CatchUp) -> None:
         self._bus = bus
@@ -28,14 +28,14 @@ class Snapshots:
         self._writing: set[int] = set()
 
     def is_due(self, slot: JetSlot) -> bool:
-        """Whether the tail that a cold start would fold has become long."""
+        """Whether the tail that a cold start folds is too long."""
         state, base = slot.state, slot.base
         if state is None or base is None or state.deleted or state.id in self._writing:
             return False
         return slot.n - base.n >= max(_RECORDS, len(slot.producers)) or state.tail - base.position >= _BYTES
 
     async def write(self, slot: JetSlot) -> None:
-        """Write one; if that fails the next record makes it due again."""
+        """Write a snapshot; if that fails, the next record makes it due again."""
         state = slot.state
         if state is None or state.id in self._writing:
             return
@@ -50,7 +50,7 @@ class Snapshots:
             self._writing.discard(state.id)
 
     async def _put(self, slot: JetSlot, stream_id: int, base: Base) -> None:
-        # Now: what is behind an await may be newer than the base.
+        # Before the next await: after it the producers may be newer than the base.
         parts = cut_snapshot(base, slot.producers, self._bus.max_message)
         layout = self._bus.layout
         subjects = [layout.snapshot(stream_id, number) for number in range(len(parts))]

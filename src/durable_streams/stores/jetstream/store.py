@@ -1,7 +1,7 @@
 """The Store contract on NATS JetStream.
 
-Invariants: nothing that matters is kept here: a gateway that is killed loses nothing but its cache; every decision is
-made by `protocol.rules` and stands on what NATS holds at the moment of its publish.
+Invariants: a gateway keeps only a cache, so that killing it loses no data; every decision is made by `protocol.rules`
+on the state that NATS holds at the moment of the publish.
 """
 
 from __future__ import annotations
@@ -43,8 +43,16 @@ _LARGEST_RECORDS = 980  # of one append; an atomic batch has at most 1000 messag
 class JetStreamStore:
     """Streams in a JetStream cluster, shared with any number of other gateways.
 
-    ``max_streams`` bounds how many streams are kept in memory, ``max_queued_bytes`` and ``max_queued_commands`` what
-    waits to be stored; ``clock`` tells the seconds since 1970.
+    Attributes:
+        bus: The bucket.
+        identity: The name of the history that the bucket holds; known once the store is open.
+
+    Args:
+        config: The cluster and the bucket.
+        max_streams: The most streams whose state is cached.
+        clock: Returns the seconds since 1970.
+        max_queued_bytes: The most bytes that may wait to be stored.
+        max_queued_commands: The most commands that may wait to be stored.
     """
 
     def __init__(
@@ -81,8 +89,12 @@ class JetStreamStore:
     # -- the contract
 
     async def open(self) -> None:
-        """Connect; raises StoreError with one sentence where NATS cannot be used. May follow a `close`."""
-        self._prepare()  # all of it belongs to one event loop
+        """Connect; a closed store may be opened again.
+
+        Raises:
+            StoreError: NATS cannot be used; one sentence says why.
+        """
+        self._prepare()  # everything belongs to one event loop
         await self.bus.open()
         try:
             self.identity = await self.bus.identity()
@@ -96,7 +108,11 @@ class JetStreamStore:
         self._closed = False
 
     async def close(self) -> None:
-        """Finish what was accepted, then disconnect; raises StoreLostError if the bucket is not there any more."""
+        """Finish the accepted commands, then disconnect.
+
+        Raises:
+            StoreLostError: The bucket was deleted.
+        """
         self._closed = True
         await self._sweeper.stop()
         await self._committer.drain()
@@ -113,17 +129,17 @@ class JetStreamStore:
 
     @property
     def largest_append(self) -> int:
-        """How many bytes one append may have: it is one atomic batch, beside what else that may hold."""
+        """The largest append, in bytes: its records fit one atomic batch."""
         return _LARGEST_RECORDS * self.bus.max_message
 
     async def get(self, path: str) -> StreamState | None:
-        """Return the state at a path, with everything that any gateway acknowledged before this call."""
+        """Return the state at a path; nothing that any gateway acknowledged before this call is missing."""
         slot = self._slot(path)
         await self._catchup.current(slot)
         return self._live(slot)
 
     async def glance(self, path: str) -> StreamState | None:
-        """Return the state at a path as far as it is known here; asks no leader where anything is known."""
+        """Return the known state at a path; the leader is asked only if nothing is known."""
         slot = self._slot(path)
         if slot.state is None:
             await self._catchup.glance(slot)
@@ -173,7 +189,7 @@ class JetStreamStore:
             self._touch(slot)
 
     async def read(self, state: StreamState, start: int, limit: int) -> Chunk:
-        """Return whole appends from ``start``, inherited bytes from whoever owns them."""
+        """Return whole appends from ``start``, inherited bytes from the streams that own them."""
         return await read_lineage(self._reader.read_appends, state, start, limit)
 
     async def read_piece(self, state: StreamState, start: int, limit: int, *, aligned: bool = False) -> Chunk:
@@ -204,7 +220,7 @@ class JetStreamStore:
         self, decide: Callable[[CommitBatch], T], slots: tuple[JetSlot, ...], **options: Any
     ) -> asyncio.Future[T]:
         if self._closed:
-            raise StoreUnavailableError("the server is stopping; nothing of this request was stored")
+            raise StoreUnavailableError("the server is stopping; none of this request was stored")
         return self._committer.submit(decide, slots, **options)
 
     async def _decide(
@@ -222,7 +238,7 @@ class JetStreamStore:
             except NotLoadedError as error:
                 if clock() > until:
                     raise StoreUnavailableError(
-                        "the streams that this one was forked from keep changing; nothing of this request was stored"
+                        "the streams that this one was forked from keep changing; none of this request was stored"
                     ) from error
                 for slot in slots():
                     self._catchup.distrust(slot)
@@ -247,7 +263,7 @@ class JetStreamStore:
             return
         slot.touched = now
         if rules.decide_touch(state, now) is not None and not self._closed:
-            with contextlib.suppress(StoreError):  # what cannot be stored now is stored with a later touch
+            with contextlib.suppress(StoreError):  # a later touch is stored instead
                 self._submit(lambda batch: batch.touch(slot), (slot,), repeatable=True)
 
     # -- expiry
@@ -256,7 +272,7 @@ class JetStreamStore:
         chain = [slot]
 
         async def ready() -> Callable[[CommitBatch], None]:
-            await self._catchup.current(slot)  # others may have touched it
+            await self._catchup.current(slot)  # another gateway may have touched it
             chain[1:] = ancestors = await self._ancestors(slot)
             return lambda batch: batch.expire(slot, list[Slot](ancestors))
 
@@ -271,7 +287,7 @@ class JetStreamStore:
         if state is not None and slot.expired(state, now):
             await self._expire(slot)
         elif state is not None and rules.is_expired(state, None, now):
-            await self._sweeper.note(path, now)  # it lives on because of what only we know
+            await self._sweeper.note(path, now)  # it lives on because of a touch that is not stored
 
     # -- what is in memory
 
@@ -297,7 +313,7 @@ class JetStreamStore:
 
 
 class JetWatch(SlotWatch):
-    """A live reader of a stream that others write elsewhere, too."""
+    """A live reader of a stream that other gateways write, too."""
 
     __slots__ = ("_jet_slot", "_live")
 
@@ -322,6 +338,6 @@ class JetWatch(SlotWatch):
 
 
 def _append(batch: CommitBatch, slot: JetSlot, command: Append) -> Appended:
-    # All producers are in memory, or the command would still wait: who is not among them never wrote.
+    # All producers are in memory, or the command would still wait: an unknown one never wrote.
     loaded = None if command.producer is None else LoadedProducer(None, slot.forgets)
     return batch.append(slot, command, loaded)

@@ -1,8 +1,8 @@
-"""What nobody asks for any more: streams past their end, and the bytes of deleted ones.
+"""Removal of expired streams, and of the bytes of deleted ones.
 
-Invariants: every gateway may sweep at any time, each step may be done twice; a minute is passed only when everything
-that was due in it was looked at; the end of a log outlives its bytes, so that whoever knows the stream sees that it
-went.
+Invariants: every gateway may sweep at any time, and every step may run twice; a minute is done only when every path
+that was due in it was checked; the end of a log outlives its bytes, so that a gateway that knows the
+stream sees its end.
 """
 
 from __future__ import annotations
@@ -23,11 +23,17 @@ _PATIENCE = 5.0
 _PAUSE = 0.2
 _AT_ONCE = 64
 _MINUTE = 60
-_CLOCKS_APART = 5  # minutes: a gateway whose clock is behind may still write into a minute that is over
+_CLOCKS_APART = 5  # minutes: a gateway whose clock is late may still write into a past minute
 
 
 class Sweeper:
-    """Looks for work every other second; ``expire`` ends the stream at a path if it is past its end."""
+    """Searches for work every other second.
+
+    Args:
+        bus: The bucket.
+        clock: Returns the seconds since 1970.
+        expire: Deletes the stream at a path if it has expired.
+    """
 
     def __init__(
         self, bus: Bus, clock: Callable[[], float], expire: Callable[[str], Awaitable[None]]
@@ -39,22 +45,22 @@ class Sweeper:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to sweep: from now on, if nobody ever did; raises StoreUnavailableError."""
-        await patiently(self._begin, _PATIENCE, _PAUSE)  # a bucket that was just made may change its leader
+        """Start to sweep; a new bucket is swept from now on. Raises StoreUnavailableError."""
+        await patiently(self._begin, _PATIENCE, _PAUSE)  # a new bucket may change its leader
         self._task = asyncio.create_task(self._run())
 
     async def _begin(self) -> None:
         if await self._bus.last(self._layout.swept) is None:
-            with contextlib.suppress(ConflictError):  # another gateway starts at the same time
+            with contextlib.suppress(ConflictError):  # another gateway started at the same time
                 await self._mark(self._minute() - _CLOCKS_APART, 0)
 
     async def note(self, path: str, now: float) -> None:
-        """Have a path looked at again a minute later."""
+        """Check a path again a minute later."""
         due = self._layout.due(now + _MINUTE, path)
         await self._bus.publish([Message(due, path.encode(), {ROLLUP: "sub"})])
 
     async def stop(self) -> None:
-        """End sweeping."""
+        """Stop sweeping."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -1,1 +1,1 @@
-"""The wire to NATS: the connection, publishes and reads of JetStream, its messages, and the bucket they are in."""
+"""The wire to NATS: the connection, JetStream publishes and reads, their messages, and checks of the bucket."""

@@ -1,10 +1,10 @@
-"""JetStream as the store needs it: publish with expectations, atomically; read; hear what is stored.
+"""JetStream as the store needs it: atomic publishes with expectations, reads, and live messages.
 
 Invariants:
-* what ``publish`` raises says what happened: nothing was stored, or that is not known (StoreUncertainError);
-* ``last`` and ``next`` ask the stream's leader, ``peek``, ``peek_last`` and ``scan`` any server, which may lag behind;
-* a bucket that was deleted is not replaced by another one of its name: everything raises StoreLostError from then on;
-* no call waits for longer than its time, whatever state NATS is in; no exception of another library leaves this module.
+* an exception of ``publish`` says that nothing was stored, or that the outcome is unknown (StoreUncertainError);
+* ``last`` and ``next`` ask the leader of the bucket, ``peek``, ``peek_last`` and ``scan`` any server, which may lag;
+* a deleted bucket is not replaced by a new one of the same name: every call raises StoreLostError from then on;
+* no call exceeds its time, whatever the state of NATS; no exception of another library leaves this module.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ T = TypeVar("T")
 R = TypeVar("R", Got, Info)
 
 _PUBLISH_SECONDS = 1.0
-_BATCH_BYTES_PER_SECOND = 8 << 20  # a large batch gets so much more time
+_BATCH_BYTES_PER_SECOND = 8 << 20  # the extra time of a large batch
 _READ_SECONDS = 1.5
-_PEEK_SECONDS = 0.5  # then it is asked again, perhaps of another server
+_PEEK_SECONDS = 0.5  # then the question is repeated, perhaps to another server
 _PAUSE_SECONDS = 0.05
 _PURGE_SECONDS = 5.0
-_BYTES_AHEAD = 2 << 20  # of a batch, sent without knowing that they were taken
+_BYTES_AHEAD = 2 << 20  # of a batch, sent without waiting for the server
 _HEADER_ROOM = 16 << 10
 _LARGEST_MESSAGE = 4 << 20
 _LONGEST_IDENTITY = 64
@@ -68,14 +68,22 @@ _NOT_FOUND = 10037
 
 
 class ConflictError(Exception):
-    """An expectation does not hold: nothing was stored."""
+    """An expectation did not hold. Nothing was stored."""
 
 
 class Bus:
-    """One server's use of a bucket.
+    """The bucket, for one server.
 
-    ``on_restored`` is called when live messages may have been missed, ``on_turn`` with what `ask_turn` was called with,
-    here or elsewhere.
+    Attributes:
+        config: The cluster and the bucket.
+        layout: The subjects of the bucket.
+        guard: Watches whether the bucket still exists.
+        on_restored: Called when live messages may have been missed.
+        on_turn: Called with the question of every `ask_turn`, from any server.
+        max_message: The most bytes of data in one message; known once the bus is open.
+
+    Args:
+        config: The cluster and the bucket.
     """
 
     def __init__(self, config: JetStreamConfig) -> None:
@@ -84,7 +92,7 @@ class Bus:
         self.on_restored: list[Callable[[], None]] = []
         self.on_turn: Callable[[bytes], None] = lambda _: None
         self.guard = Guard(config.name, self._look)
-        self.max_message = 0  # bytes of data that one message may carry; known when it is open
+        self.max_message = 0
         self._current: NatsConnection | None = None
         stream = self.layout.stream
         self._get = f"$JS.API.STREAM.MSG.GET.{stream}"
@@ -92,13 +100,17 @@ class Bus:
         self._purge = f"$JS.API.STREAM.PURGE.{stream}"
         self._info = f"$JS.API.STREAM.INFO.{stream}"
         self._deleted = f"$JS.EVENT.ADVISORY.STREAM.DELETED.{stream}"
-        self._seen = 0  # the highest sequence that something was stored under
+        self._seen = 0  # the highest sequence of a stored message
         self._elected = f"$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{stream}"
 
     async def open(self, *, make: bool = True) -> None:
-        """Connect and check the bucket, which is made if it is not there; raises StoreError with one sentence.
+        """Connect, and check the bucket.
 
-        With ``make`` False a bucket that is not there is refused.
+        Args:
+            make: Whether to create a missing bucket.
+
+        Raises:
+            StoreError: NATS or the bucket cannot be used; one sentence says why.
         """
         try:
             from durable_streams.stores.jetstream.nats.connection import NatsConnection  # noqa: PLC0415 - an extra
@@ -129,7 +141,7 @@ class Bus:
             raise
 
     async def close(self) -> None:
-        """Let go of the connection, at once also if NATS is down. Calls under way end with their errors."""
+        """Close the connection, at once even if NATS is down. Running calls end with their errors."""
         connection, self._current = self._current, None
         if connection is not None:
             await connection.close()
@@ -142,8 +154,8 @@ class Bus:
 
     def _restored(self) -> None:
         self.guard.look()
-        for told in self.on_restored:
-            told()
+        for callback in self.on_restored:
+            callback()
 
     @property
     def _connection(self) -> NatsConnection:
@@ -156,10 +168,19 @@ class Bus:
     # writing
 
     async def publish(self, messages: Sequence[Message]) -> int:
-        """Store messages, all or none (at most 1000); return the sequence of the last one, they are consecutive.
+        """Store messages, all or none.
 
-        Raises ConflictError, StoreFullError, StoreUnavailableError when nothing was stored, StoreUncertainError when
-        that was not heard.
+        Args:
+            messages: At most 1000 messages.
+
+        Returns:
+            The sequence of the last message; sequences are consecutive.
+
+        Raises:
+            ConflictError: An expectation did not hold; nothing was stored.
+            StoreFullError: The bucket is full; nothing was stored.
+            StoreUncertainError: The outcome is unknown.
+            StoreUnavailableError: Nothing was stored.
         """
         connection = self._connection
         reply = connection.new_reply()
@@ -172,7 +193,7 @@ class Bus:
         try:
             answer = await connection.answer(reply, wire, timeout)
         except (ConnectionError, TimeoutError) as error:
-            raise StoreUncertainError(f"{error}: what was written may be stored or not") from error
+            raise StoreUncertainError(f"{error}: the messages may be stored") from error
         if answer.status:
             raise StoreUnavailableError(f"the bucket {self.config.name} has no leader in NATS now")
         ack = decode_ack(answer.data)
@@ -197,28 +218,28 @@ class Bus:
     # reading
 
     async def last(self, subject: str) -> Stored | None:
-        """Return the last message of a subject as the leader knows it, None if there is none."""
+        """Return the last message of a subject according to the leader, None if there is none."""
         return await self._from_leader({"last_by_subj": subject})
 
     async def identity(self) -> str:
-        """Return which history the bucket holds, as it was noted there: letters and digits."""
+        """Return the identity of the bucket, in letters and digits."""
         stored = await self.last(self.layout.identity)
         noted = "" if stored is None or stored.removed else stored.data.decode("ascii", "ignore")
         return "".join(filter(str.isalnum, noted))[:_LONGEST_IDENTITY]
 
     async def next(self, subject: str, seq: int) -> Stored | None:
-        """Return the first message from ``seq`` on of a subject (wildcards allowed) as the leader knows it."""
+        """Return the first message from ``seq`` on of a subject (wildcards allowed) according to the leader."""
         return await self._from_leader({"seq": seq, "next_by_subj": subject})
 
     async def _from_leader(self, question: dict[str, object]) -> Stored | None:
         return (await self._ask_leader(self._get, encode_json(question), decode_get)).stored
 
     async def peek_last(self, subject: str) -> Stored | None:
-        """Return the last message of a subject as some server knows it; needs no leader."""
+        """Return the last message of a subject according to some server; needs no leader."""
         return await self._from_any({"last_by_subj": subject})
 
     async def peek(self, subject: str, seq: int) -> Stored | None:
-        """Return the first message from ``seq`` on of a subject as some server knows it; needs no leader."""
+        """Return the first message from ``seq`` on of a subject according to some server; needs no leader."""
         return await self._from_any({"seq": seq, "next_by_subj": subject})
 
     async def _from_any(self, question: dict[str, object]) -> Stored | None:
@@ -229,9 +250,16 @@ class Bus:
         return decode_direct(*answer)
 
     async def scan(self, subject: str, seq: int, max_bytes: int, max_messages: int = 1000) -> list[Stored]:
-        """Return messages from ``seq`` on of a subject as some server knows them, in order, at least one if it has any.
+        """Return messages from ``seq`` on of a subject according to some server, in order.
 
-        It ends after ``max_messages``, or with the message that reaches ``max_bytes``.
+        Args:
+            subject: The subject.
+            seq: The first sequence.
+            max_bytes: The scan ends with the message that reaches this many bytes.
+            max_messages: The most messages.
+
+        Returns:
+            At least one message if the server has any.
         """
         question = {"seq": seq, "next_by_subj": subject, "batch": max_messages, "max_bytes": max_bytes}
         parts: list[NatsAnswer] = []
@@ -246,7 +274,7 @@ class Bus:
             raise StoreUnavailableError(f"the bucket {self.config.name} in NATS: {said}")
 
     async def _ask_leader(self, subject: str, question: bytes, decode: Callable[[bytes], R]) -> R:
-        """Return what a leader answers, asked again while the servers elect one of theirs to begin with."""
+        """Return the answer of a leader; the question is repeated while the servers elect one."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + _READ_SECONDS
         while True:
@@ -268,7 +296,7 @@ class Bus:
         *,
         deadline: float | None = None,
     ) -> NatsAnswer:
-        """Return the answer of NATS, asked again where that helps, or raise StoreUnavailableError in time."""
+        """Return the answer of NATS, with retries, or raise StoreUnavailableError in time."""
         connection = self._connection
         clock = asyncio.get_running_loop().time
         deadline = deadline or clock() + _READ_SECONDS
@@ -279,7 +307,7 @@ class Bus:
                 answer = await connection.request(subject, question, min(each, deadline - clock()), parts)
                 if answer.status != 503 or clock() + _PAUSE_SECONDS >= deadline:
                     return answer
-                await asyncio.sleep(_PAUSE_SECONDS)  # who would answer has just gone, or just come
+                await asyncio.sleep(_PAUSE_SECONDS)  # the server that answers has just left or joined
             except ConnectionError:
                 pass
             except TimeoutError as error:
@@ -305,9 +333,9 @@ class Bus:
         return purged.purged
 
     async def subscribe(self, subject: str, deliver: Callable[[Stored], None]) -> Subscription:
-        """Hand over what is stored from when this returns: a live subject of the layout, or a pattern of them.
+        """Deliver messages that are stored after this call returns, on a live subject of the layout or a pattern.
 
-        Other servers of the cluster hear of the interest a moment later.
+        Interest spreads to the other servers of the cluster a moment later.
         """
 
         def take(_: bytes, head: bytes, data: bytes) -> None:
@@ -319,17 +347,17 @@ class Bus:
             raise StoreUnavailableError(str(error)) from error
 
     def ask_turn(self, question: bytes) -> None:
-        """Say something to every server of the bucket, this one too; nobody answers, and it may get lost."""
+        """Send a question to every server of the bucket, including this one; it may be lost, and has no answer."""
         with contextlib.suppress(StoreError):
             self._connection.write(self._connection.encode(self.layout.turn, b"", None, question))
 
     async def info(self) -> StreamInfo:
-        """Return what the bucket holds and how."""
+        """Return the size and the settings of the bucket."""
         return (await self._ask_leader(self._info, b"", decode_info)).summary
 
 
 async def patiently(ask: Callable[[], Awaitable[T]], seconds: float, pause: float) -> T:
-    """Return what a question comes to, asked again while NATS is away, but not for longer than ``seconds``."""
+    """Return the answer to a question; retry every ``pause`` seconds, for ``seconds``, while NATS is away."""
     clock = asyncio.get_running_loop().time
     until = clock() + seconds
     while True:
@@ -342,9 +370,9 @@ async def patiently(ask: Callable[[], Awaitable[T]], seconds: float, pause: floa
 
 
 async def _send_but_end(connection: NatsConnection, messages: Sequence[Message], reply: bytes) -> bytes:
-    """Send an atomic batch but for the message that stores it, which is returned encoded.
+    """Send an atomic batch except its last message, which is returned encoded.
 
-    Raises StoreUnavailableError if the connection is lost meanwhile: without its end nothing of a batch is stored.
+    Raises StoreUnavailableError if the connection is lost: without its last message none of a batch is stored.
     """
     batch, last = reply.decode(), len(messages)
     wire: list[bytes] = []

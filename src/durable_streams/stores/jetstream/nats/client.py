@@ -1,4 +1,4 @@
-"""nats-py's client, as the store needs it. The only place that reaches into it."""
+"""nats-py's client, adapted to the store. The only module that uses its internals."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ _CLOSE_SECONDS = 1.0
 _log = logging.getLogger("durable_streams.stores")
 
 MessageHandler = Callable[[bytes, bytes, bytes], None]
-"""Takes a message: subject, header block as it came (b"" without one), data."""
+"""Takes a message: subject, unparsed header block (b"" without one), data."""
 
 
 class NatsClient(nats.aio.client.Client):
-    """nats-py's client, but for some things that it has no options for. The methods are its own, called by itself.
+    """nats-py's client with changes that it has no options for; it calls the overridden methods itself.
 
-    Messages go to their handler at once. Who loses the connection loses what was not written with it, and is told at
-    once. An error said by the server leads to a reconnect, not to the end. Who asked for TLS gets it or nothing.
+    Messages reach their handler at once. A lost connection is reported at once, and unsent data are dropped. An error
+    from the server leads to a reconnect, not to the end. A connection that must use TLS uses it or fails.
+
+    Args:
+        lost: Called when the connection is lost.
+        secure: Whether TLS is required.
     """
 
     def __init__(self, lost: Callable[[], None], *, secure: bool) -> None:
@@ -33,13 +37,13 @@ class NatsClient(nats.aio.client.Client):
         self._secure = secure
 
     async def listen(self, subject: str, handler: MessageHandler) -> int:
-        """Give what comes on a subject to a handler; return what ``drop`` takes."""
+        """Deliver messages on a subject to a handler; return the id for ``drop``."""
         sid: int = (await self.subscribe(subject))._id  # noqa: SLF001 - the only name by which messages come
         self._handlers[sid] = handler
         return sid
 
     def drop(self, sid: int) -> None:
-        """Hear no more of a subject."""
+        """End a delivery."""
         if self._handlers.pop(sid, None) is not None:
             self._remove_sub(sid)
             if self.ready:
@@ -47,7 +51,7 @@ class NatsClient(nats.aio.client.Client):
 
     @property
     def ready(self) -> bool:
-        """Whether something can be written: it is connected, and nothing that was written has failed."""
+        """Whether data can be written: the client is connected, and no write has failed."""
         return self.is_connected and self._writer is not None and not self._writer.is_closing()
 
     @property
@@ -56,7 +60,7 @@ class NatsClient(nats.aio.client.Client):
         return writer
 
     def write(self, wire: bytes) -> None:
-        """Write to the connection, which is ready, behind what waits to be written."""
+        """Write to the connection, which is ready, after pending data."""
         if self._writer is not None:
             self._writer.write(b"".join([*self._pending, wire]) if self._pending else wire)
             self._forget()
@@ -71,24 +75,26 @@ class NatsClient(nats.aio.client.Client):
             return await super()._process_msg(sid, subject, reply, data, headers)
         try:
             handler(subject, headers or b"", data)
-        except Exception:  # noqa: BLE001 - or the client would read no more
-            _log.exception("a message on %s could not be taken", subject.decode(errors="replace"))
+        except Exception:  # noqa: BLE001 - or the client would stop reading
+            _log.exception("a message on %s could not be handled", subject.decode(errors="replace"))
 
     async def _process_pong(self) -> None:
-        if self._pongs and self._pongs[0].done():  # nobody waits for it any more, which would end the reading
+        if (
+            self._pongs and self._pongs[0].done()
+        ):  # nothing waits for it any more, which would end the reading
             self._pongs.pop(0)
             self._pings_outstanding = 0
         else:
             await super()._process_pong()
 
     async def _connect_to_server(self, s: nats.aio.client.Srv) -> None:
-        self._abort()  # the one before, which was taken and then did not speak: it would stay open
+        self._abort()  # the previous connection, which was accepted and then silent, would stay open
         await super()._connect_to_server(s)
 
     async def _process_op_err(self, e: Exception) -> None:
         if not (self.is_closed or self.is_reconnecting):
             self._forget()
-            self._abort()  # or what NATS does not take any more holds up the reconnect
+            self._abort()  # or data that NATS does not take any more delay the reconnect
             self._lost()
         await super()._process_op_err(e)
 
@@ -108,11 +114,11 @@ class NatsClient(nats.aio.client.Client):
         return super()._connect_command()
 
     async def leave(self) -> None:
-        """Close, and be done with it soon whatever state NATS is in."""
+        """Close soon, whatever the state of NATS."""
         if self._transport is None:
             return
         while self._reconnection_task is not None and not self._reconnection_task.done():
-            self._reconnection_task.cancel()  # may be lost in what it awaits, and then it would connect again
+            self._reconnection_task.cancel()  # a cancellation may be swallowed, and then it would connect again
             await asyncio.wait([self._reconnection_task], timeout=0.05)
         closing = asyncio.ensure_future(self.close())
         await asyncio.wait([closing], timeout=_CLOSE_SECONDS)

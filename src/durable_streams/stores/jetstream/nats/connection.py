@@ -1,9 +1,9 @@
-"""One connection to a NATS cluster that is kept up for ever: requests, answers, subscriptions. All that knows nats-py.
+"""A connection to a NATS cluster that reconnects forever: requests, answers, subscriptions.
 
 Invariants:
-* what cannot be sent now is refused, nothing waits for a reconnect to be sent behind the caller's back;
-* a request ends: with its answer, TimeoutError, or ConnectionError as soon as the connection is lost;
-* messages go to their handler as they come, headers unparsed, without a task or a queue for each subscription.
+* a message that cannot be sent now is refused: none waits for a reconnect;
+* a request ends with its answer, TimeoutError, or ConnectionError as soon as the connection is lost;
+* messages reach their handler at once, headers unparsed, without a task or a queue for each subscription.
 """
 
 from __future__ import annotations
@@ -27,26 +27,31 @@ from durable_streams.stores.jetstream.nats.messages import Subscription
 __all__ = ["NatsAnswer", "NatsConnection"]
 
 _CONNECT_SECONDS = 5.0
-_RECONNECT_SECONDS = 1.5  # to another server it takes some milliseconds
+_RECONNECT_SECONDS = 1.5  # a reconnect to another server takes milliseconds
 _REFUSALS = ("authorization violation", "credentials", "certificate", "secure connection")
 
 _log = logging.getLogger("durable_streams.stores")
 
 
 class NatsAnswer(NamedTuple):
-    """What came to a request: ``head`` is the header block as it came, b"" without one."""
+    """The answer to a request: ``head`` is the unparsed header block, b"" without one."""
 
     head: bytes
     data: bytes
 
     @property
     def status(self) -> int:
-        """The code of a word of NATS itself (404, 503 …), 0 of a message."""
+        """The status of NATS itself (404, 503 …), 0 for a message."""
         return int(self.head[9:12]) if self.head[8:9] == b" " else 0
 
 
 class NatsConnection:
-    """A connection to whichever server of the cluster answers. ``restored`` is called after it was lost and is back."""
+    """A connection to any server of the cluster.
+
+    Args:
+        config: The cluster and the bucket.
+        restored: Called after every reconnect.
+    """
 
     def __init__(self, config: JetStreamConfig, restored: Callable[[], None]) -> None:
         self._config = config
@@ -65,7 +70,7 @@ class NatsConnection:
     # from open to close
 
     async def open(self) -> None:
-        """Connect; raises StoreError with one sentence."""
+        """Connect; raise StoreError with one sentence if that is not possible."""
         try:
             await asyncio.wait_for(self._connect(), _CONNECT_SECONDS)
         except asyncio.TimeoutError:
@@ -110,17 +115,17 @@ class NatsConnection:
         await self.barrier(_CONNECT_SECONDS)
 
     async def close(self) -> None:
-        """Let go of it, at once also if NATS is down; what waits for an answer gets ConnectionError."""
+        """Close the connection, at once even if NATS is down; waiting requests raise ConnectionError."""
         self._up.clear()
         await self._client.leave()
         self._lost()
         self._closed = True
-        self._up.set()  # nobody needs to wait for it
+        self._up.set()  # no wait for a reconnect is needed
 
     async def _on_error(self, error: Exception) -> None:
         self._trouble = error
         if not self._inbox and any(word in str(error).lower() for word in _REFUSALS):
-            raise error  # out of ``connect``, which would try for ever
+            raise error  # out of ``connect``, which would retry forever
         _log.debug("NATS: %s", error)
 
     async def _on_lost(self) -> None:
@@ -138,15 +143,15 @@ class NatsConnection:
     async def _on_restored(self) -> None:
         _log.info("the connection to NATS at %s is back", self._where)
         self._up.set()
-        asyncio.get_running_loop().call_soon(self._restored)  # what it raises must not end the reconnect
+        asyncio.get_running_loop().call_soon(self._restored)  # its exceptions must not end the reconnect
 
     @property
     def connected(self) -> bool:
-        """Whether something can be sent now."""
+        """Whether a message can be sent now."""
         return self._up.is_set() and self._client.ready
 
     async def wait_connected(self, timeout: float) -> bool:
-        """Wait until something can be sent; False after ``timeout`` seconds, if it was lost long ago, or is closed."""
+        """Wait until a message can be sent; False after ``timeout`` seconds, or if the connection is closed."""
         if self.connected or self._closed:
             return not self._closed
         self._lost()
@@ -159,24 +164,24 @@ class NatsConnection:
 
     @property
     def max_payload(self) -> int:
-        """Bytes that the server takes as one message, headers included."""
+        """The largest message that the server takes, in bytes, headers included."""
         return self._client.max_payload
 
     @property
     def version(self) -> tuple[int, int, int]:
-        """The NATS server's."""
+        """The version of the NATS server."""
         version = self._client.connected_server_version
         return version.major, version.minor, version.patch
 
     @property
     def trouble(self) -> str:
-        """The last error that was heard of, "" if there was none."""
+        """The last error, "" if there was none."""
         return "" if self._trouble is None else _said(self._trouble)
 
     # messages
 
     def write(self, wire: bytes) -> None:
-        """Send encoded messages; raises StoreUnavailableError if they cannot be sent now."""
+        """Send encoded messages; raise StoreUnavailableError if they cannot be sent now."""
         self._demand()
         self._client.write(wire)
 
@@ -186,9 +191,9 @@ class NatsConnection:
             raise StoreUnavailableError(f"NATS cannot be reached at {self._where}")
 
     def encode(self, subject: str, reply: bytes, headers: Mapping[str, str] | None, data: bytes) -> bytes:
-        """Return a message as it is sent; neither names nor values of headers may have line breaks in them.
+        """Return the wire form of a message; header names and values must not contain line breaks.
 
-        Raises StoreError for one that NATS would not take: it would end the connection.
+        Raises StoreError for a message that NATS would not take, since it would end the connection.
         """
         if headers is None:
             head, size = b"", len(data)
@@ -212,10 +217,10 @@ class NatsConnection:
     async def answer(
         self, reply: bytes, wire: bytes, timeout: float, parts: list[NatsAnswer] | None = None
     ) -> NatsAnswer:
-        """Send, and return what comes to ``reply``.
+        """Send, and return the message to ``reply``.
 
-        With ``parts`` messages are collected there until NATS says that these are all. Raises StoreUnavailableError if
-        nothing was sent, ConnectionError, and TimeoutError when nothing came for ``timeout`` seconds.
+        With ``parts``, messages are collected there until NATS reports the last one. Raises StoreUnavailableError if
+        nothing was sent, ConnectionError, and TimeoutError after ``timeout`` seconds without a message.
         """
         self._demand()
         waiting = self._waiting[reply] = _Waiting(timeout, parts)
@@ -240,17 +245,17 @@ class NatsConnection:
         *,
         headers: Mapping[str, str] | None = None,
     ) -> NatsAnswer:
-        """Ask, and return the answer; raises as ``answer`` does."""
+        """Send a request, and return the answer; raises as ``answer`` does."""
         reply = self.new_reply()
         return await self.answer(reply, self.encode(subject, reply, headers, data), timeout, parts)
 
     async def barrier(self, timeout: float) -> None:
-        """Wait until the server has taken all that was sent before; raises as ``answer`` does."""
+        """Wait until the server has taken everything that was sent before; raises as ``answer`` does."""
         reply = self.new_reply()
         await self.answer(reply, self.encode(reply.decode(), b"", None, b""), timeout)
 
     async def subscribe(self, subject: str, handler: MessageHandler, timeout: float) -> Subscription:
-        """Hand over what comes on a subject, from when this returns; raises as ``answer`` does."""
+        """Deliver messages on a subject, from the end of this call on; raises as ``answer`` does."""
         self._demand()
         subscription = Subscription(partial(self._client.drop, await self._client.listen(subject, handler)))
         try:
@@ -262,7 +267,7 @@ class NatsConnection:
 
 
 class _Waiting:
-    """Somebody waits for an answer, ``timeout`` seconds after the last sign of it."""
+    """A wait for an answer, of ``timeout`` seconds after its last part."""
 
     __slots__ = ("future", "parts", "seen", "timeout", "timer")
 

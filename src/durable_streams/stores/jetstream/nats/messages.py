@@ -1,4 +1,4 @@
-"""What goes to JetStream and what comes back: messages, stored ones, subscriptions, the answers of its API. Pure."""
+"""Messages to and from JetStream: publishes, stored messages, subscriptions, answers of its API. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
     "encode_json",
 ]
 
-ELECTING = 10008  # what an API error says while the servers have no leader for what they do not store
+ELECTING = 10008  # the API error while the servers have no leader of the cluster
 
 _SEQUENCE = b"\r\nNats-Sequence: "
 _SUBJECT = b"\r\nNats-Subject: "
@@ -38,7 +38,7 @@ _OPERATION = f"\r\n{OPERATION}: ".encode()
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """What is to be published. Header values are without line breaks."""
+    """A message to publish. Header values contain no line breaks."""
 
     subject: str
     data: bytes = b""
@@ -48,8 +48,13 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 class Stored(msgspec.Struct, frozen=True, gc=False):
     """A message of the bucket's stream.
 
-    ``record``: the value of its header ``Durable``, b"" without one. ``removed``: a key-value delete marker.
-    ``previous``, of live ones only: the sequence before it on its subject, 0 for none.
+    Attributes:
+        seq: The sequence.
+        subject: The subject.
+        record: The value of its header ``Durable``, b"" without one.
+        data: The data.
+        removed: Whether it is a delete marker of key-value clients.
+        previous: The sequence before it on its subject, 0 for none; of live messages only.
     """
 
     seq: int
@@ -69,12 +74,12 @@ class Subscription:
         self._end = end
 
     def cancel(self) -> None:
-        """Let go of it. May be called again."""
+        """End the interest. May be called again."""
         self._end()
 
 
 class StreamInfo(msgspec.Struct, frozen=True):
-    """What the bucket's stream holds, and how. ``leader`` is a server's name, "" for none or a single server."""
+    """Size and settings of the bucket. ``leader`` is the name of a server, "" for none or a single server."""
 
     last_seq: int
     messages: int
@@ -85,7 +90,7 @@ class StreamInfo(msgspec.Struct, frozen=True):
 
 
 class ApiError(msgspec.Struct):
-    """Why JetStream did not do what it was asked."""
+    """The reason of a refusal of JetStream."""
 
     code: int = 0
     err_code: int = 0
@@ -114,7 +119,7 @@ class _FoundMessage(msgspec.Struct):
 
 
 class Got(msgspec.Struct):
-    """The answer of a stream's leader to a read."""
+    """The answer of the leader of a stream to a read."""
 
     message: _FoundMessage | None = None
     error: ApiError | None = None
@@ -140,7 +145,7 @@ class _Raft(msgspec.Struct):
 
 
 class Info(msgspec.Struct):
-    """The answer to a question for a stream, or to its creation."""
+    """The answer to a request for the information on a stream, or to its creation."""
 
     config: Config = {}
     created: str = ""
@@ -150,7 +155,7 @@ class Info(msgspec.Struct):
 
     @property
     def summary(self) -> StreamInfo:
-        """What the rest of the store wants of it."""
+        """The part that the store uses."""
         return msgspec.convert(
             {
                 "last_seq": self.state.last_seq,
@@ -172,12 +177,12 @@ decode_info = msgspec.json.Decoder(Info).decode
 
 
 def decode_direct(head: bytes, data: bytes) -> Stored:
-    """Return a message that a server gave directly, from its header block."""
+    """Return a message of a direct read, from its header block."""
     return _stored(head, data, int(_value(head, _SEQUENCE)), _value(head, _SUBJECT).decode())
 
 
 def decode_live(head: bytes, data: bytes) -> Stored:
-    """Return a message that was republished when it was stored, from its header block."""
+    """Return a republished message, from its header block."""
     seq, subject = int(_value(head, _SEQUENCE)), _value(head, _SUBJECT).decode()
     return _stored(head, data, seq, subject, int(_value(head, _PREVIOUS) or b"0"))
 

@@ -1,6 +1,6 @@
-"""What a bucket has to be, and the refusal to use one that is not: one sentence that says what to do.
+"""The requirements on a bucket: a bucket that does not meet them is refused, in one sentence with the remedy.
 
-Invariant: nothing of a stream of that name that is there already is changed.
+Invariant: an existing JetStream stream is never changed.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _OTHER_STREAM = 10060
 _NAME_TAKEN = 10058
 _TOO_FEW = frozenset({10005, 10074})
 _NO_ROOM = frozenset({10002, 10023, 10026, 10027, 10028, 10047})
-_NOBODY = Info(error=ApiError(err_code=ELECTING, description="nobody hears what is written"))
+_NOBODY = Info(error=ApiError(err_code=ELECTING, description="no server takes messages"))
 
 
 async def prepare(connection: NatsConnection, config: JetStreamConfig, layout: Layout, *, make: bool) -> None:
-    """Make sure that the bucket is there, or ``make`` it, and is as it must be; raises StoreError."""
+    """Check that the bucket exists, or ``make`` it, and that it meets the requirements; raises StoreError."""
     where = without_secrets(config.servers)
     if connection.version < _OLDEST:
         version, oldest = (".".join(map(str, numbers)) for numbers in (connection.version, _OLDEST))
@@ -60,7 +60,7 @@ async def prepare(connection: NatsConnection, config: JetStreamConfig, layout: L
         raise StoreError(_why_not(info.error, config, layout))
     _compare(info.config, config, layout)
     if make:
-        await _be_heard(connection, layout, where)
+        await _await_leader(connection, layout, where)
 
 
 async def _look(connection: NatsConnection, layout: Layout, where: str) -> Info:
@@ -71,12 +71,12 @@ async def _make(connection: NatsConnection, config: JetStreamConfig, layout: Lay
     wanted = {"num_replicas": _REPLICAS, "storage": "file"} | _wanted(config, layout)
     info = await _ask(connection, f"$JS.API.STREAM.CREATE.{layout.stream}", where, encode_json(wanted))
     if info.error is not None and info.error.err_code == _NAME_TAKEN:
-        return await _look(connection, layout, where)  # a server that starts at the same time made it
+        return await _look(connection, layout, where)  # a server that started at the same time created it
     return info
 
 
-async def _be_heard(connection: NatsConnection, layout: Layout, where: str) -> None:
-    """Publish what the bucket's leader refuses: who leads a new one, other servers hear a moment after it was made."""
+async def _await_leader(connection: NatsConnection, layout: Layout, where: str) -> None:
+    """Publish a message that the leader refuses: the other servers know the leader of a new bucket a moment later."""
     subject = layout.log(0)
 
     async def publish() -> Info:
@@ -87,7 +87,7 @@ async def _be_heard(connection: NatsConnection, layout: Layout, where: str) -> N
     said = (await _when_ready(connection, subject, where, publish)).error
     if said is None or said.err_code != _OTHER_STREAM:
         reason = "" if said is None else f": {said.description}"
-        raise StoreError(f"NATS at {where} does not take what is written to {layout.stream}{reason}")
+        raise StoreError(f"NATS at {where} does not take messages for {layout.stream}{reason}")
 
 
 async def _ask(connection: NatsConnection, subject: str, where: str, data: bytes = b"") -> Info:
@@ -107,7 +107,7 @@ async def _ask(connection: NatsConnection, subject: str, where: str, data: bytes
 async def _when_ready(
     connection: NatsConnection, subject: str, where: str, ask: Callable[[], Awaitable[Info]]
 ) -> Info:
-    """Return what a question on a subject is answered with, waiting for a cluster that is about to be ready."""
+    """Return the answer to a request, after a wait for a cluster that is about to be ready."""
     clock = asyncio.get_running_loop().time
     deadline = clock() + _PATIENCE_SECONDS
     while True:
@@ -118,7 +118,7 @@ async def _when_ready(
                 return info
             trouble = info.error.description
         except TimeoutError:
-            if connection.trouble != trouble:  # NATS says no to a publish beside it, not as an answer
+            if connection.trouble != trouble:  # NATS refuses a publish on the connection, not in an answer
                 raise StoreError(
                     f"NATS at {where} does not allow what the store needs: {connection.trouble}"
                 ) from None
@@ -129,12 +129,12 @@ async def _when_ready(
 
 
 def _about_to_change(error: ApiError) -> bool:
-    """Whether servers that have just started, and have not all heard of each other, would say this."""
+    """Whether servers that have just started, and do not all know each other yet, return this error."""
     return error.err_code == ELECTING or (error.err_code in _TOO_FEW and "offline" in error.description)
 
 
 def _wanted(config: JetStreamConfig, layout: Layout) -> Config:
-    """Return how the bucket has to be; what is left open is as it is."""
+    """Return the required settings of the bucket; others are accepted as they are."""
     wanted: Config = {
         "name": layout.stream,
         "subjects": [f"$KV.{config.name}.>", f"{config.name}.log.>"],
@@ -176,7 +176,7 @@ def _why_not(error: ApiError, config: JetStreamConfig, layout: Layout) -> str:
         return (
             f"NATS has no room for {layout.stream}: {said}; raise the limits of the account, or ask for less"
         )
-    return f"NATS does not give {layout.stream}: {said}"
+    return f"NATS refuses {layout.stream}: {said}"
 
 
 def _compare(found: Config, config: JetStreamConfig, layout: Layout) -> None:
@@ -185,7 +185,7 @@ def _compare(found: Config, config: JetStreamConfig, layout: Layout) -> None:
     version = metadata.get(_FORMAT) if isinstance(metadata, dict) else None
     if version is None:
         raise StoreError(
-            f"{layout.stream} in NATS is there already and is no store of streams: choose another name"
+            f"{layout.stream} in NATS exists already and is not a store of streams: choose another name"
         )
     if version != _VERSION:
         raise StoreError(
@@ -195,6 +195,6 @@ def _compare(found: Config, config: JetStreamConfig, layout: Layout) -> None:
         if name != "metadata" and (found.get(name) or None) != (value or None):
             is_now = found.get(name, "nothing")
             raise StoreError(
-                f"{layout.stream} in NATS has {name} {is_now}, and {value} is asked for: "
-                f"ask for what it has, or change it with nats stream edit {layout.stream}"
+                f"{layout.stream} in NATS has {name} {is_now}, not {value}: "
+                f"ask for {is_now}, or change it with nats stream edit {layout.stream}"
             )
