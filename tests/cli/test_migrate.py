@@ -125,7 +125,7 @@ def test_no_room(bare: Any, start_server: Callable[..., Any], tmp_path: Path) ->
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
     assert errors.count(b"\n") == 1
-    assert b"the same command goes on with it" in errors
+    assert b"the same command continues" in errors
     bare.ok("migrate", "--from", str(one), "--to", str(two))
     assert start_server(two).read_all("a") == bytes(10 << 20)
 
@@ -151,7 +151,7 @@ def test_a_second_run_that_breaks_off_takes_nothing_away(
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (16 << 20, resource.RLIM_INFINITY))
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert b"the same command goes on with it" in errors
+    assert b"the same command continues" in errors
     server = start_server(two)
     assert server.read_all("a") == b"first"
     server.terminate()

@@ -350,7 +350,7 @@ def test_what_is_stored_is_heard_in_order(config: JetStreamConfig) -> None:
 
 
 async def until_heard(writer: Bus, log: str, heard: list[Stored]) -> None:
-    """Write until other servers have heard of the interest."""
+    """Write until other servers know of the interest."""
     while not heard:
         seq = await writer.publish([record(log, b"?")])
         await asyncio.sleep(0.02)

@@ -149,7 +149,7 @@ def test_an_append_of_which_nothing_was_heard_is_not_called_refused(
 
 
 def heard_through(cluster: NatsCluster, bucket: str) -> list[NatsServer]:
-    """Return the NATS servers through which gateways hear of live streams."""
+    """Return the NATS servers through which gateways receive live records."""
     return [server for server in cluster.servers if subscriptions(server, bucket)]
 
 

@@ -47,15 +47,15 @@ class TestJetStreamThatForgetsEverything(TestJetStream):
 
 
 class TestJetStreamWhoseAnswersGetLost(TestJetStream):
-    """Every third publish is not heard of: half of them were stored, the others never arrived."""
+    """Every third publish has no answer: half of them were stored, the others never arrived."""
 
     def make_store(self, folder: Path, clock: Callable[[], float]) -> JetStreamStore:
         store = JetStreamStore(self.config, clock=clock)
-        store.bus = _HardOfHearing(self.config)
+        store.bus = _LosesAnswers(self.config)
         return store
 
 
-class _HardOfHearing(Bus):
+class _LosesAnswers(Bus):
     _published = 0
 
     async def publish(self, messages: Sequence[Message]) -> int:

@@ -474,4 +474,4 @@ class TestRefusals:
         server.terminate()
         message = migration.error(tmp_path / "one", migration.store, "--nats-max-bytes", str(5 << 20))
         assert "is full" in message
-        assert "the same command goes on with it" in message
+        assert "the same command continues" in message

@@ -16,7 +16,7 @@ from durable_streams.testing.program import wait_until
 PACE = 500.0  # records a second
 SOME = 200  # records
 SUSPENDED = 10.0  # seconds
-# Live reads do not end by themselves, so that one that is not woken is not helped by beginning anew.
+# Live reads do not end by themselves, so that a read that is not woken cannot recover by a restart.
 SETTINGS = ("--sse-max-age", "600", "--long-poll-timeout", "600", "--chunk-size", "200000")
 
 

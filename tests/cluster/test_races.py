@@ -248,7 +248,7 @@ def test_a_gateway_that_never_pauses_lets_others_write(
             async with busy(here, ["s"] * writers):
                 for number in range(1, count + 1):
                     await append(there, "s", b"y")
-                    if number % 20 == 0:  # it has to begin anew
+                    if number % 20 == 0:  # it must start again
                         await asyncio.sleep(0.05)
 
     run(test)
@@ -272,7 +272,7 @@ def test_a_subscription_that_failed_is_made_again(config: JetStreamConfig) -> No
         async with two(config) as (here, there):
             await here.create(Create("s", TEXT))
             watch = await here.watch("s")
-            await until(lambda: not here._live_records.streams)  # whoever asked takes his time to begin
+            await until(lambda: not here._live_records.streams)  # the reader has not begun yet
             subscribe = here.bus.subscribe
 
             async def fail(*_: Any) -> Any:

@@ -174,7 +174,7 @@ async def read(reader: LogReader, stream_id: int, start: int, stop: int, limit: 
 
 
 async def patiently(ask: Callable[[], Awaitable[R]]) -> R:
-    """Ask again, but not for ever, where the machine was too busy to answer in time."""
+    """Retry, within a bound, where the machine was too busy to answer in time."""
     for _ in range(TRIES):
         with suppress(StoreUnavailableError):
             return await ask()
@@ -454,7 +454,7 @@ def test_what_replicas_lack_comes_from_the_leader(nats_server: NatsCluster, buck
 
 
 def test_a_follower_that_comes_back(make_cluster: Callable[..., NatsCluster], bucket: str) -> None:
-    """Read from it while it catches up: everything that is known to be stored is there, whoever has to be asked."""
+    """Read from it while it catches up: everything that is known to be stored is there, from any server."""
     cluster = make_cluster(3)
 
     async def main() -> None:

@@ -169,7 +169,7 @@ def test_credentials_in_the_url(guarded: NatsCluster) -> None:
 
 
 def test_what_is_written_to_a_new_bucket_at_once(nats_cluster: NatsCluster) -> None:
-    """A server that does not lead it may not have heard of it yet."""
+    """A server that does not lead it may not know it yet."""
 
     async def write() -> None:
         for number in range(12):
@@ -293,7 +293,7 @@ def test_another_format(nats_server: NatsCluster, config: JetStreamConfig) -> No
 
 @pytest.mark.parametrize(
     ("change", "values"),
-    [({"storage": "memory"}, "storage file, and memory"), ({"max_bytes": 5000}, "max_bytes -1, and 5000")],
+    [({"storage": "memory"}, "storage file, not memory"), ({"max_bytes": 5000}, "max_bytes -1, not 5000")],
 )
 def test_settings_other_than_asked_for(config: JetStreamConfig, change: dict[str, Any], values: str) -> None:
     asyncio.run(opened(config))

@@ -199,7 +199,7 @@ def test_a_pipeline_over_both_is_stored_once_and_in_order(
 
 
 def counts(cluster: NatsCluster, bucket: str) -> list[int]:
-    """Return how many live streams each connection that hears of some hears of."""
+    """Return the number of live subscriptions of each connection that has some."""
     return sorted(count for server in cluster.servers for count in subscriptions(server, bucket))
 
 

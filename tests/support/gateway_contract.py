@@ -78,7 +78,7 @@ class GatewayContract(StoreFactory):
 
     @on_two
     async def test_a_glance_settles_on_what_is_there(self, a: Harness, b: Harness) -> None:
-        """It may lag, but not for ever behind what this store itself was asked to look at."""
+        """It may lag, but not forever behind a state that this store was asked to read."""
         await a.create("s", payload=b"abc")
         state = await b.state("s")
         assert await b.store.glance("s") == state
@@ -194,7 +194,7 @@ class GatewayContract(StoreFactory):
 
     @on_two
     async def test_two_producers_of_one_name(self, a: Harness, b: Harness) -> None:
-        """The newer one fences the older one, which hears of it; nothing that was acknowledged is lost."""
+        """The newer one fences the older one, which is refused; nothing that was acknowledged is lost."""
         await a.create("s")
         stored: dict[bytes, list[bytes]] = {b"a": [], b"b": []}
 
@@ -267,8 +267,8 @@ class GatewayContract(StoreFactory):
                 assert appended.status == 404
             assert await a.store.get("s") is None
             assert await b.store.get("s") is None
-            anew = await b.create("s")
-            assert anew.new
+            again = await b.create("s")
+            assert again.new
             assert (await a.state("s")).tail == 0
             await a.store.delete("s")
 
@@ -391,7 +391,7 @@ class GatewayContract(StoreFactory):
         assert await asyncio.gather(*readers) == [content] * 4
 
     @on_two
-    async def test_a_watch_of_a_stream_that_is_made_anew(self, a: Harness, b: Harness) -> None:
+    async def test_a_watch_of_a_stream_that_is_made_again(self, a: Harness, b: Harness) -> None:
         old = (await a.create("s", payload=b"old")).state
         with await b.store.watch("s") as watch:
             await a.store.delete("s")

@@ -1,4 +1,4 @@
-"""``migrate``: all streams from one store to another, so that everything that was saved of them stays valid."""
+"""``migrate``: copy all streams from one store to another, unchanged."""
 
 from __future__ import annotations
 
@@ -29,39 +29,40 @@ if TYPE_CHECKING:
 __all__ = ["migrate"]
 
 _PLACE = "DIR|nats://…"
-_TELL_EVERY = 10.0  # seconds, where there is no terminal
+_SHOW_EVERY = 10.0  # seconds, where there is no terminal
 _DRAW_EVERY = 0.2
 
 Show = Callable[[TransferReport], None]
 
 
 def _nats_options(command: click.Command) -> click.Command:
-    """Add the options about NATS that ``serve`` has."""
+    """Add the NATS options of ``serve``."""
     command.params[3:3] = [option for option in serve.params if (option.name or "").startswith("nats_")]
     return command
 
 
 @_nats_options
 @click.command()
-@click.option("--from", "source", metavar=_PLACE, required=True, help="Where the streams are.")
-@click.option("--to", "target", metavar=_PLACE, required=True, help="Where they go.")
-@click.option("--to-nats-name", metavar="NAME", help="Bucket of --to, where --from is on NATS as well.")
-@click.option("--no-verify", is_flag=True, help="Do not read back and compare what was copied.")
+@click.option("--from", "source", metavar=_PLACE, required=True, help="Where to read streams.")
+@click.option("--to", "target", metavar=_PLACE, required=True, help="Where to write streams.")
+@click.option("--to-nats-name", metavar="NAME", help="Bucket of --to, if --from is on NATS as well.")
+@click.option("--no-verify", is_flag=True, help="Do not read back and compare the copy.")
 @json_option
 @click.pass_obj
 def migrate(
     settings: Settings, /, *, source: str, target: str, to_nats_name: str | None, no_verify: bool, **nats: Any
 ) -> None:
-    """Copy all streams from a folder to NATS, or back, as they are.
+    """Copy all streams from a folder to NATS, or back, unchanged.
 
-    Offsets, ETags and producers stay valid; closure, expiry and forks go along. Stop the servers of both before. A run
-    that was interrupted goes on when it is started again: what is there already is compared and left alone.
+    Offsets, ETags and producers stay valid; closure, expiry and forks are copied too. Stop the servers of both places
+    first. An interrupted run continues when it is started again: streams that are there already are compared and left
+    alone.
     """
     target_nats = nats | {"nats_name": to_nats_name or nats["nats_name"]}
     one, other = _where(source, nats), _where(target, target_nats)
     if one == other:
         raise click.UsageError("--from and --to are the same place")
-    # What a new bucket should be like says nothing about the one that streams come from.
+    # Settings of a new bucket do not apply to the source.
     reading = one if isinstance(one, Path) else replace(one, replicas=None, max_bytes=None)
     began = time.monotonic()
     try:
@@ -73,7 +74,7 @@ def migrate(
         stays = isinstance(error, (StoreUnavailableError, StoreFullError)) and not isinstance(
             error, StoreLostError
         )
-        hint = "; what was copied is kept, the same command goes on with it" if stays else ""
+        hint = "; copied streams are kept, the same command continues" if stays else ""
         raise click.ClickException(f"{error}{hint}") from error
     seconds = time.monotonic() - began
     fields = msgspec.structs.asdict(report)
@@ -81,7 +82,7 @@ def migrate(
 
 
 def _where(place: str, nats: dict[str, Any]) -> Path | JetStreamConfig:
-    """Return the folder or the bucket that a place is."""
+    """Return the folder or the bucket of a place."""
     if "://" not in place:
         return Path(place).resolve()
     try:
@@ -109,11 +110,11 @@ async def _transfer(
 ) -> TransferReport:
     async with _opened(source), _opened(target):
         transfer = Transfer(source, target, verify=verify)
-        telling = asyncio.create_task(_tell(transfer.report, show, every))
+        showing = asyncio.create_task(_show(transfer.report, show, every))
         try:
             return await transfer.run()
         finally:
-            telling.cancel()
+            showing.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -125,7 +126,7 @@ async def _opened(place: TransferSource) -> AsyncIterator[None]:
         await place.close()
 
 
-async def _tell(report: TransferReport, show: Show, every: float) -> None:
+async def _show(report: TransferReport, show: Show, every: float) -> None:
     while True:
         await asyncio.sleep(every)
         show(report)
@@ -133,17 +134,17 @@ async def _tell(report: TransferReport, show: Show, every: float) -> None:
 
 @contextlib.contextmanager
 def _progress(*, verify: bool) -> Iterator[tuple[Show, float]]:
-    """Give what shows a report and how often: a bar on a terminal, else a line now and then."""
+    """Yield a function that shows a report, and its interval: a bar on a terminal, else a line now and then."""
     if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda report: click.echo(f"durable-streams: {_line(report)}", err=True), _TELL_EVERY
+        yield lambda report: click.echo(f"durable-streams: {_line(report)}", err=True), _SHOW_EVERY
         return
-    # Not at the top: pipes and scripts should not wait for an import that only draws.
+    # Not at the top: pipes and scripts should not pay for an import that only draws.
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
     columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("looking at the streams", total=None)
+        task = bar.add_task("reading the streams", total=None)
 
         def show(report: TransferReport) -> None:
             whole = report.bytes * (2 if verify else 1)

@@ -1,4 +1,4 @@
-"""What outlives a restart, and what a failed commit leaves behind: nothing."""
+"""Restarts keep everything; a failed commit leaves nothing behind."""
 # ruff: noqa: D102, S101 - a test's name is its documentation; tests assert
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Expiry (protocol section 3): a sliding window or a fixed end, never while somebody reads live.
+"""Expiry (protocol section 3): a sliding window or a fixed end, never during a live read.
 
 A stream never expires early; late by what ``rules.touch_slack`` allows, where a store has forgotten the last touch.
 """
@@ -19,7 +19,7 @@ _PAST = 115  # seconds: a window of 100 and its slack
 
 
 class ExpiryContract(StoreFactory):
-    """Needs a store that takes its time from the given clock."""
+    """Needs a store that takes its time from the clock of ``make_store``."""
 
     def _needs_time(self) -> None:
         if not self.controls_time:
@@ -39,15 +39,15 @@ class ExpiryContract(StoreFactory):
         assert await h.store.get("s") is None
 
     @on_a_loop
-    async def test_an_expired_path_can_be_created_anew(self, h: Harness) -> None:
+    async def test_an_expired_path_can_be_created_again(self, h: Harness) -> None:
         self._needs_time()
         old = (await h.create("s", ttl=100, payload=b"old")).state
         await h.produce("s", b"!", ("p", 5, 0))
         h.clock.advance(_PAST)
-        anew = await h.create("s", "text/plain")
-        assert anew.new
-        assert anew.state.id != old.id
-        assert anew.state.tail == 0
+        again = await h.create("s", "text/plain")
+        assert again.new
+        assert again.state.id != old.id
+        assert again.state.tail == 0
         await refused(409, h.produce("s", b"x", ("p", 5, 1), content_type="text/plain"), "SEQUENCE_GAP")
         h.clock.advance(1000)
         assert await h.store.get("s") is not None
@@ -171,7 +171,7 @@ class ExpiryContract(StoreFactory):
         await h.fork("f", "s", ttl=100)
         await h.store.delete("s")
         h.clock.advance(1000)
-        for _ in range(200):  # at least ten seconds; nobody asks for the fork meanwhile
+        for _ in range(200):  # at least ten seconds; nothing asks for the fork in that time
             if await h.store.get("s") is None:
                 return
             await asyncio.sleep(0.05)

@@ -99,7 +99,7 @@ class ForkContract(StoreFactory):
         await refused(409, h.create("f"), "CONFLICT_EXISTS")
         await h.create("plain")
         await refused(409, h.fork("plain", "s", 2), "CONFLICT_EXISTS")
-        # The one that was not made must not hold the source.
+        # A fork that was refused must not hold the source.
         await h.store.delete("f")
         await h.store.delete("s")
         assert await h.store.get("s") is None
@@ -111,7 +111,7 @@ class ForkContract(StoreFactory):
         await refused(409, h.fork("f", "s", content_type=JSON), "CONFLICT_CONTENT_TYPE")
         await h.store.delete("s")
         await h.create("s", "text/plain")
-        point = ForkPoint("s", state.id, 3)  # of the stream that is no more
+        point = ForkPoint("s", state.id, 3)  # of a stream that was deleted
         await refused(404, h.store.create(Create("f", None, fork=point)))
         assert await h.store.get("f") is None
 
@@ -154,7 +154,7 @@ class ForkContract(StoreFactory):
         assert await h.everything("g") == b"abc"
         await h.store.delete("g")
         assert await h.store.get("s") is None
-        with contextlib.suppress(Rejection):  # the bytes may go a little later; they never change
+        with contextlib.suppress(Rejection):  # the bytes may be removed a little later; they never change
             assert (await h.store.read(source, 0, 100)).payload == b"abc"
         assert (await h.create("s")).new
 

@@ -101,10 +101,10 @@ class ProducerContract(StoreFactory):
     @on_a_loop
     async def test_more_producers_than_anybody_keeps_in_memory(self, h: Harness) -> None:
         await h.create("s")
-        everybody = [f"p{number}" for number in range(1500)]
+        producers = [f"p{number}" for number in range(1500)]
         for seq in range(2):
-            await asyncio.gather(*(h.produce("s", b"x", (one, 0, seq)) for one in everybody))
-        again = await asyncio.gather(*(h.produce("s", b"y", (one, 0, 1)) for one in everybody))
+            await asyncio.gather(*(h.produce("s", b"x", (one, 0, seq)) for one in producers))
+        again = await asyncio.gather(*(h.produce("s", b"y", (one, 0, 1)) for one in producers))
         assert all(one.duplicate for one in again)
         await refused(409, h.produce("s", b"z", ("p0", 0, 3)), "SEQUENCE_GAP")
         assert await h.everything("s") == b"x" * 3000

@@ -15,7 +15,7 @@ __all__ = ["WriteContract"]
 
 
 class WriteContract(StoreFactory):
-    """Streams come into being, grow, close and go."""
+    """Streams are created, grow, close and are deleted."""
 
     @on_a_loop
     async def test_a_path_without_a_stream(self, h: Harness) -> None:
@@ -112,7 +112,7 @@ class WriteContract(StoreFactory):
     @on_a_loop
     async def test_appends_at_once_to_many_streams(self, h: Harness) -> None:
         await asyncio.gather(*(h.create(f"s{number}") for number in range(20)))
-        big = b"b" * 40_000  # beyond what a store may treat as small
+        big = b"b" * 40_000  # larger than a store may treat as small
         await asyncio.gather(
             *(
                 h.append(f"s{number % 20}", big if number % 9 == 0 else b"%03d" % number)
@@ -174,20 +174,20 @@ class WriteContract(StoreFactory):
         await refused(409, h.append("s", b"x", JSON, seq="1"), "CONFLICT_CONTENT_TYPE")
 
     @on_a_loop
-    async def test_delete_and_create_anew(self, h: Harness) -> None:
+    async def test_delete_and_create_again(self, h: Harness) -> None:
         await h.create("s", "text/plain", payload=b"old", closed=True)
         old = await h.state("s")
         await h.store.delete("s")
         assert await h.store.get("s") is None
         await refused(404, h.append("s", b"x"))
         await refused(404, h.store.delete("s"))
-        anew = await h.create("s", JSON)
-        assert anew.new
-        assert anew.state.id != old.id
-        assert (anew.state.tail, anew.state.closed, anew.state.last_seq) == (0, False, None)
+        again = await h.create("s", JSON)
+        assert again.new
+        assert again.state.id != old.id
+        assert (again.state.tail, again.state.closed, again.state.last_seq) == (0, False, None)
         await h.append("s", b"1,", JSON)
         assert await h.everything("s") == b"1,"
-        with contextlib.suppress(Rejection):  # the bytes may go a little later; they never change
+        with contextlib.suppress(Rejection):  # the bytes may be removed a little later; they never change
             assert (await h.store.read(old, 0, 100)).payload == b"old"
 
     @on_a_loop
@@ -201,14 +201,14 @@ class WriteContract(StoreFactory):
             h.append("s", b"new"),
             return_exceptions=True,
         )
-        # In whatever order they were taken: what was accepted last is what is there.
+        # In any order of decisions, the last accepted one determines the state.
         assert not [one for one in outcomes if isinstance(one, Exception) and not hasattr(one, "status")]
         state = await h.store.get("s")
         if state is not None:
             assert (await h.everything("s")) in {b"new", b"", b"oldnew", b"newold", b"oldoldnew"}
 
     @on_a_loop
-    async def test_a_stream_made_anew_in_the_same_moment_knows_no_producer(self, h: Harness) -> None:
+    async def test_a_stream_created_again_in_the_same_moment_knows_no_producer(self, h: Harness) -> None:
         await h.create("s")
         await h.produce("s", b"a", ("p", 0, 0))
         await asyncio.gather(h.produce("s", b"b", ("p", 0, 1)), h.store.delete("s"), h.create("s"))
