@@ -155,7 +155,7 @@ def replaced(source: str, unused: set[str]) -> str:
     """Return the source with names, phrases and keywords of the sync side; take the phrases from ``unused``."""
     for before, after in PHRASES.items():
         pattern = r"\s+".join(map(re.escape, before.split()))
-        source, count = re.subn(pattern, lambda _, after=after: after, source)
+        source, count = re.subn(pattern, after.replace("\\", r"\\"), source)
         if count:
             unused.discard(before)
     for pattern, after in PATTERNS.items():

@@ -25,7 +25,7 @@ from durable_streams.stores.base import StoreError, StoreFullError
 from durable_streams.stores.jetstream import JetStreamConfig, JetStreamStore
 from durable_streams.stores.jetstream.nats.bus import Bus, Message
 from durable_streams.stores.sqlite import SqliteStore
-from durable_streams.stores.transfer.copy import Report, Transfer
+from durable_streams.stores.transfer.copy import Transfer, TransferReport
 from durable_streams.stores.transfer.jetstream import JetStreamPlace
 from durable_streams.stores.transfer.sqlite import SqlitePlace
 from durable_streams.testing import NatsCluster
@@ -301,7 +301,7 @@ def test_what_expires_is_found_by_a_server_that_starts_much_later(
     asyncio.run(check())
 
 
-async def copy(source: Any, target: Any) -> Report:
+async def copy(source: Any, target: Any) -> TransferReport:
     async with opened(source, target):
         return await Transfer(source, target).run()
 

@@ -109,9 +109,8 @@ def test_every_record_comes_exactly_once_async(kind: str) -> None:
     ledger = Ledger(count)
 
     async def read(url: str) -> tuple[AsyncFirehoseStream, StreamError]:
-        client: Any = {"own": lambda: None, "aiohttp": aiohttp.ClientSession, "httpx": httpx.AsyncClient}[
-            kind
-        ]()
+        clients: dict[str, Any] = {"aiohttp": aiohttp.ClientSession, "httpx": httpx.AsyncClient}
+        client = clients[kind]() if kind in clients else None
         feed = AsyncFirehoseStream(url, config=ledger.config(), client=client)
         with pytest.raises(StreamError) as caught:
             await ledger.take_all_async(feed)

@@ -33,8 +33,12 @@ from durable_streams.firehose import (
     stream_with_retry,
 )
 
-SYNC = {"own": lambda: None, "requests": requests.Session, "httpx": httpx.Client}
-ASYNC = {"own-async": lambda: None, "aiohttp": aiohttp.ClientSession, "httpx-async": httpx.AsyncClient}
+SYNC: dict[str, Any] = {"own": lambda: None, "requests": requests.Session, "httpx": httpx.Client}
+ASYNC: dict[str, Any] = {
+    "own-async": lambda: None,
+    "aiohttp": aiohttp.ClientSession,
+    "httpx-async": httpx.AsyncClient,
+}
 EVERY = (*SYNC, *ASYNC)
 LINES = b'{"data":{"id":1}}\r\n\r\n{"data":{"id":2}}\r\n'
 VALUES = [{"data": {"id": 1}}, {"data": {"id": 2}}]

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_a_signal_ends_it_cleanly(start_server, tmp_path: Path, number: signal.S
     half_sent.sendall(
         b"POST /v1/stream/s HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 9\r\n\r\nhal"
     )
-    results: dict[str, object] = {}
+    results: dict[str, Any] = {}
 
     def read(mode: str) -> None:
         results[mode] = server.request("GET", f"s?live={mode}&offset=now")

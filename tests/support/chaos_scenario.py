@@ -89,7 +89,9 @@ class Scenario:
             before = 0  # it is reached without any, so that the first message may have come since
         elif self.kind == "text":
             # The text of a batch that ends inside a character is handed over, its position is not.
-            before = parse_offset(offset)
+            position = parse_offset(offset)
+            assert position is not None
+            before = position
             assert before <= handed, f"{offset} skips what comes after {handed} bytes"
         self._mark(offset, before)
         return before

@@ -171,7 +171,8 @@ def _headers(chance: Random, method: bytes, where: bytes, learned: Learned) -> l
 
 
 def _chunked(chance: Random, content: bytes) -> bytes:
-    parts, at = [], 0
+    parts: list[bytes] = []
+    at = 0
     while at < len(content):
         size = chance.choice((1, 3, 100, 70_000)) if len(parts) < 100 else len(content)
         piece = content[at : at + size]

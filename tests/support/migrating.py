@@ -55,6 +55,7 @@ class World:
     def _behind(self, name: str, offset: str) -> bytes:
         """Return what a reader at an offset has not read yet."""
         whole, position = self._contents[name], parse_offset(offset)
+        assert position is not None
         if self._said[name]["content-type"] != JSON:
             return whole[position:]
         return b"[" + whole[1 + position :] if position < len(whole) - 1 else b"[]"
@@ -77,7 +78,9 @@ class World:
             self._append(server, name, self._chance.randbytes(1000))
         self._append(server, "json", b'[{"more": 1}, 2.50]', JSON)
         begin = self._offsets["json"][1]
-        inside = format_offset(1 + parse_offset(begin))  # stands for the start of the append that holds it
+        position = parse_offset(begin)
+        assert position is not None
+        inside = format_offset(1 + position)  # stands for the start of the append that holds it
         assert (
             server.request("GET", f"json?offset={inside}").body
             == server.request("GET", f"json?offset={begin}").body

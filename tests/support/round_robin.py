@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 
 import aiohttp
@@ -35,7 +35,8 @@ class RoundRobin(Stoppable):
 
     @property
     def url(self) -> str:
-        return self._background.value
+        url: str = self._background.value
+        return url
 
     @property
     def port(self) -> int:
@@ -58,7 +59,7 @@ async def balance(origins: Sequence[str], stop: asyncio.Event, ready: Callable[[
         try:
             site = web.TCPSite(server, "127.0.0.1", 0)
             await site.start()
-            assert site._server is not None
+            assert isinstance(site._server, asyncio.Server)
             port = site._server.sockets[0].getsockname()[1]
             ready(f"http://127.0.0.1:{port}")
             await stop.wait()
@@ -105,7 +106,7 @@ async def pass_back(request: web.BaseRequest, upstream: aiohttp.ClientResponse) 
     return answer
 
 
-def end_to_end(headers: CIMultiDict[str]) -> CIMultiDict[str]:
+def end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in HOP_BY_HOP)
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,13 +167,13 @@ class ServerProcess(Program):
             response.read()
             return [(name.lower(), value) for name, value in response.getheaders()]
 
-    def create(self, stream: str, content_type: str = "application/octet-stream", **headers: str) -> Answer:
+    def create(self, stream: str, content_type: str = "application/octet-stream", **headers: Any) -> Answer:
         created = self.request("PUT", stream, content_type=content_type, **headers)
         assert created.status == 201, created
         return created
 
     def append(
-        self, stream: str, body: bytes, content_type: str = "application/octet-stream", **headers: str
+        self, stream: str, body: bytes, content_type: str = "application/octet-stream", **headers: Any
     ) -> Answer:
         return self.request("POST", stream, body, content_type=content_type, **headers)
 

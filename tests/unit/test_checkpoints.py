@@ -112,7 +112,8 @@ def test_a_save_that_fails_leaves_the_checkpoint_of_before(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(*(("os.fsync",) if step == "fsync" else (Path, "replace")), fail)
+        target, name = (os, "fsync") if step == "fsync" else (Path, "replace")
+        patch.setattr(target, name, fail)
         if isinstance(error, OSError):
             assert "No space left on device" in refused(file.save, "6")
         else:

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 import time
+from typing import Any
 
 from observe import Trace
 from probes import FATAL, probe
@@ -159,10 +160,9 @@ def retry_after_429(t: Trace) -> None:
 
 
 def _until_reset() -> list[Reply]:
-    def reply(connection: object) -> None:
-        answer(429, BUSY, x_rate_limit_reset=str(int(time.time()) + 3), x_rate_limit_remaining="0")(
-            connection
-        )  # type: ignore[arg-type]
+    def reply(connection: Any) -> None:
+        refusal = answer(429, BUSY, x_rate_limit_reset=str(int(time.time()) + 3), x_rate_limit_remaining="0")
+        refusal(connection)
 
     return [reply, feed(record(1)), FATAL]
 
