@@ -1,4 +1,4 @@
-"""``migrate`` from folder to folder: everything goes over, whatever happens on the way; no NATS is needed."""
+"""``migrate`` from folder to folder: everything is copied, through any interruption; no NATS is needed."""
 
 from __future__ import annotations
 

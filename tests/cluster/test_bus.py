@@ -385,7 +385,7 @@ def test_a_listener_that_fails_harms_nobody(play: Play, caplog: pytest.LogCaptur
         await bus.publish([Message(bus.layout.probe)])
 
     play(scenario)
-    assert "could not be taken" in caplog.text
+    assert "could not be handled" in caplog.text
 
 
 # ending

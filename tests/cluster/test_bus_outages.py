@@ -60,7 +60,7 @@ class Play:
         self.restored += 1
 
     async def write(self) -> None:
-        """Publish what follows, once."""
+        """Publish the next message, once."""
         self.seq = await self.bus.publish([Message(self.log, b"x", {EXPECT: str(self.seq)})])
 
     async def ends(self, call: Awaitable[Any]) -> Any:
@@ -74,7 +74,7 @@ class Play:
             assert time.monotonic() - begun < IN_TIME
 
     async def recovers(self) -> None:
-        """Write until it succeeds, resolving what was in doubt; in the end everything answers."""
+        """Write until it succeeds, resolving unknown outcomes; in the end everything answers."""
         deadline = time.monotonic() + BACK_WITHIN
         while (failure := await self.ends(self.write())) is not None:
             assert time.monotonic() < deadline, failure
@@ -83,7 +83,7 @@ class Play:
                 last = await self.ends(self.bus.last(self.log))
                 self.seq = self.seq if isinstance(last, StoreError) else last.seq
         last = await self.ends(self.bus.last(self.log))
-        # A leader that was frozen meanwhile may say for a moment what it knew before.
+        # A leader that was frozen may answer from outdated state for a moment.
         while isinstance(last, StoreUnavailableError) or last.seq < self.seq:
             assert time.monotonic() < deadline, last
             last = await self.ends(self.bus.last(self.log))

@@ -30,7 +30,7 @@ def refused(answer: Any) -> bool:
 
 
 def unknown(answer: Any) -> bool:
-    """Whether an answer says that nobody knows whether it was done; it does not ask for a repetition."""
+    """Whether an answer says that the outcome is unknown; it does not ask for a retry."""
     if answer.status != 503 or "retry-after" in answer.headers:
         return False
     assert json.loads(answer.body)["error"]["code"] == "OUTCOME_UNKNOWN"

@@ -1,4 +1,4 @@
-"""``migrate`` between a folder and NATS: what clients saved stays valid, whatever happens on the way."""
+"""``migrate`` between a folder and NATS: positions that clients saved stay valid, through any interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A gateway whose NATS cluster has lost its majority: what it answers meanwhile, and that it goes on by itself."""
+"""A gateway whose NATS cluster has lost its majority: its answers during the outage, and its recovery."""
 
 from __future__ import annotations
 

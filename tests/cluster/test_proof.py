@@ -37,7 +37,7 @@ def test_exactly_once_whatever_is_killed(
     stream = f"KV_{bucket}"
 
     def goes_on(until: float = 0) -> None:
-        """Wait until some of what is written from now on was acknowledged, or a part of the whole if that is more."""
+        """Wait until enough later writes were acknowledged, or a part of all writes if that is more."""
         enough = max(load.acknowledged + SOME, until * total)
 
         def enough_acknowledged() -> bool:

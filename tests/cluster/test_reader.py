@@ -386,7 +386,7 @@ def test_a_log_that_is_gone(nats_server: NatsCluster, bucket: str) -> None:
 
 
 def test_a_log_that_has_lost_its_beginning(nats_server: NatsCluster, bucket: str) -> None:
-    """As if it were being removed: what is left of it is never taken for something else."""
+    """A log under removal: the rest of it is never taken for other bytes."""
 
     async def main() -> None:
         async with bus_on(nats_server.urls, bucket, Bus) as bus:

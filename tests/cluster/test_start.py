@@ -1,4 +1,4 @@
-"""What a bucket has to be for the store to open, and what is said when it is not."""
+"""The requirements on a bucket, and the refusal of one that does not meet them."""
 
 from __future__ import annotations
 

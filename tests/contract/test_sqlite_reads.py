@@ -1,4 +1,4 @@
-"""Reads of a SQLite store: dropped with those who wait for them, and at the price of what they bring."""
+"""Reads of a SQLite store: dropped without a waiter, and no more expensive than their bytes."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_f3_the_end_of_a_store_interrupts_what_is_read(tmp_path: Path, endless: 
 
 
 def test_f3_the_disk_may_hang_under_reads(tmp_path: Path, gate: Gate) -> None:
-    """Who waits is answered after a while, who comes then at once; and it goes on when the disk does."""
+    """Waiting reads fail after a while, later ones at once; reads continue once the disk answers."""
 
     async def main() -> None:
         async with opened(tmp_path, limits=StoreLimits(disk_timeout=3.0)) as store:

@@ -25,7 +25,7 @@ SAME = ("content-type", "stream-next-offset", "stream-closed", "stream-ttl", "st
 
 
 class World:
-    """What was made, and what is known of it; ``bulk`` streams more have 300 kB each."""
+    """Streams of a store and their known content; ``bulk`` more streams have 300 kB each."""
 
     def __init__(self, server: Any, *, bulk: int = 0) -> None:
         self._chance = random.Random(7)

@@ -22,7 +22,7 @@ from yarl import URL
 from durable_streams.server.run import run_to_end
 from durable_streams.testing.background import Background, Stoppable
 
-# Of one connection, not of the message (RFC 9110, section 7.6.1), or stated anew by who sends it on.
+# Of one connection, not of the message (RFC 9110, section 7.6.1), or set again by the balancer.
 HOP_BY_HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "expect", "host"}
 ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # by the HTTP client, unless told not to
 

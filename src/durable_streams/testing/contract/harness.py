@@ -125,45 +125,169 @@ class Harness:
         self.store = factory.make_store(folder, self.clock)
 
     async def restart(self) -> None:
-        """Close the store and open it again on the same folder."""
+        """Close the store, and open a new one on the same folder."""
         await self.store.close()
         self.store = self.factory.make_store(self.folder, self.clock)
         await self.store.open()
 
-    async def create(self, path: str, content_type: str | None = BYTES, **options: Any) -> Created:
-        """Create a stream."""
-        return await self.store.create(Create(path, content_type, **options))
+    async def create(
+        self,
+        path: str,
+        content_type: str | None = BYTES,
+        *,
+        payload: bytes = b"",
+        closed: bool = False,
+        ttl: int | None = None,
+        expires_at: str | None = None,
+        deadline: float | None = None,
+        fork: ForkPoint | None = None,
+    ) -> Created:
+        """Create a stream (protocol section 3).
 
-    async def fork(self, path: str, source: str, position: int | None = None, **options: Any) -> Created:
-        """Create a fork, by default at the source's tail."""
+        Args:
+            path: The path.
+            content_type: The content type; None for that of a fork's source, or the default.
+            payload: The first data, in stored form.
+            closed: Whether the stream is closed from the start.
+            ttl: The sliding window, in seconds.
+            expires_at: The fixed end, as the request states it.
+            deadline: The fixed end, in seconds since 1970.
+            fork: Where the stream leaves its source.
+
+        Returns:
+            The state, and whether the stream is new.
+        """
+        return await self.store.create(
+            Create(path, content_type, payload, closed, ttl, expires_at, deadline, fork)
+        )
+
+    async def fork(
+        self,
+        path: str,
+        source: str,
+        position: int | None = None,
+        *,
+        content_type: str | None = None,
+        payload: bytes = b"",
+        closed: bool = False,
+        ttl: int | None = None,
+        expires_at: str | None = None,
+        deadline: float | None = None,
+    ) -> Created:
+        """Create a fork (protocol section 6).
+
+        Args:
+            path: The path of the fork.
+            source: The path of the source.
+            position: Where the fork leaves its source, in bytes; None for the tail.
+            content_type: The content type; None for that of the source.
+            payload: The first data of the fork itself, in stored form.
+            closed: Whether the fork is closed from the start.
+            ttl: The sliding window, in seconds.
+            expires_at: The fixed end, as the request states it.
+            deadline: The fixed end, in seconds since 1970.
+
+        Returns:
+            The state, and whether the fork is new.
+        """
         origin = await self.state(source)
         point = ForkPoint(source, origin.id, origin.tail if position is None else position)
-        return await self.create(path, options.pop("content_type", None), fork=point, **options)
+        return await self.create(
+            path,
+            content_type,
+            payload=payload,
+            closed=closed,
+            ttl=ttl,
+            expires_at=expires_at,
+            deadline=deadline,
+            fork=point,
+        )
 
     async def append(
-        self, path: str, payload: bytes, content_type: str | None = BYTES, **options: Any
+        self,
+        path: str,
+        payload: bytes,
+        content_type: str | None = BYTES,
+        *,
+        close: bool = False,
+        seq: str | None = None,
+        producer: ProducerStamp | None = None,
     ) -> Appended:
-        """Append bytes in stored form."""
-        return await self.store.append(path, Append(content_type, payload, **options))
+        """Append to a stream (protocol section 4).
+
+        Args:
+            path: The path.
+            payload: The data, in stored form.
+            content_type: The content type of the request.
+            close: Whether to close the stream after the append.
+            seq: The Stream-Seq of the request.
+            producer: The producer, its epoch and its sequence number.
+
+        Returns:
+            The state after the append, and whether the append had been stored before.
+        """
+        return await self.store.append(path, Append(content_type, payload, close, seq, producer))
 
     async def produce(
-        self, path: str, payload: bytes, producer: tuple[str, int, int], **options: Any
+        self,
+        path: str,
+        payload: bytes,
+        producer: tuple[str, int, int],
+        *,
+        content_type: str | None = BYTES,
+        close: bool = False,
+        seq: str | None = None,
     ) -> Appended:
-        """Append as an idempotent producer, given as id, epoch and sequence number."""
-        return await self.append(path, payload, producer=ProducerStamp(*producer), **options)
+        """Append as an idempotent producer (protocol section 4).
+
+        Args:
+            path: The path.
+            payload: The data, in stored form.
+            producer: The id of the producer, its epoch and its sequence number.
+            content_type: The content type of the request.
+            close: Whether to close the stream after the append.
+            seq: The Stream-Seq of the request.
+
+        Returns:
+            The state after the append, and whether the append had been stored before.
+        """
+        stamp = ProducerStamp(*producer)
+        return await self.append(path, payload, content_type, close=close, seq=seq, producer=stamp)
 
     async def close(self, path: str) -> Appended:
-        """Close a stream without data."""
+        """Close a stream without data.
+
+        Args:
+            path: The path.
+
+        Returns:
+            The state after the close.
+        """
         return await self.append(path, b"", None, close=True)
 
     async def state(self, path: str) -> StreamState:
-        """Return the state of a stream that exists."""
+        """Return the state of a stream that exists.
+
+        Args:
+            path: The path.
+
+        Returns:
+            The state.
+        """
         state = await self.store.get(path)
         assert state is not None, path
         return state
 
     async def everything(self, path: str, limit: int = 1 << 20) -> bytes:
-        """Return all bytes of a stream, read in chunks of about ``limit`` bytes."""
+        """Read a stream from start to tail.
+
+        Args:
+            path: The path.
+            limit: About how many bytes to read at a time.
+
+        Returns:
+            All bytes of the stream.
+        """
         state = await self.state(path)
         parts, position = [], 0
         while position < state.tail:
