@@ -158,10 +158,10 @@ def read_json(plan: Bench, results: Results, read: Read, url: str) -> None:
     results.add(f"{read.name} items/s|{read.who}", got["items"] / got["seconds"])
     results.add(f"{read.name} CPU µs|{read.who}", got["cpu"] / got["items"] * 1e6)
     if got["items"] != plan.records:
-        told = f"{read.who} gives {got['items']:,} of {plan.records:,} items and ends without an error"
+        shortfall = f"{read.who} gives {got['items']:,} of {plan.records:,} items and ends without an error"
         if read.who == OURS:
-            raise BenchmarkError(f"{read.name}: {told}")
-        plan.notes[read.name] = told
+            raise BenchmarkError(f"{read.name}: {shortfall}")
+        plan.notes[read.name] = shortfall
 
 
 def how(who: str, url: str) -> dict[str, Any]:

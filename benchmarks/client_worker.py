@@ -117,7 +117,7 @@ async def aappend(url: str, seconds: float) -> dict[str, Any]:
 
 
 async def concurrent(url: str, seconds: float, streams: int, shared: bool = False) -> dict[str, Any]:
-    """Append to so many streams at once; ``shared``: through one httpx.AsyncClient, as the documents advise."""
+    """Append to this many streams at once; ``shared``: through one httpx.AsyncClient, as the documents advise."""
     data = message()
     client = httpx_client("AsyncClient") if shared else None
     handles = [

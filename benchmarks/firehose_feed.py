@@ -3,7 +3,7 @@
     /fast?records=N&coding=C     records of 400 bytes as fast as they are taken
     /paced?records=N&rate=R      R of them a second, each in a packet of its own
     /slow?coding=C               after 0.2 s one record that tells when it was sent, then silence
-    /huge?size=N                 one line of so many bytes
+    /huge?size=N                 one line of N bytes
 
 ``coding``: chunked, plain (neither chunked nor compressed: the connection ends the body) or gzip.
 """
@@ -76,7 +76,7 @@ class _Feed(socketserver.StreamRequestHandler):
             pass
         arguments = {name: values[0] for name, values in parse_qs(target.query).items()}
         coding = arguments.pop("coding", "chunked")
-        with contextlib.suppress(OSError):  # whoever has enough goes
+        with contextlib.suppress(OSError):  # the reader has enough
             head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n{_HEADS[coding]}\r\n\r\n"
             self.wfile.write(head.encode())
             self._write(_FEEDS[target.path.strip("/")](**arguments), coding)

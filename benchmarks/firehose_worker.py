@@ -57,7 +57,7 @@ def took(begin: float, cpu: float, **figures: Any) -> dict[str, Any]:
 
 
 def rate(url: str, records: int, kind: str) -> dict[str, Any]:
-    """Read so many records; the clocks start with the first."""
+    """Read ``count`` records; the clocks start with the first."""
     with requests.Session() as session:
         stream = xs.stream_with_retry(session, "get", url, response_model=MODELS[kind])
         next(stream)

@@ -101,7 +101,7 @@ class Publisher:
 
 
 async def publish(url: str, streams: int, seconds: float, size: int) -> dict[str, Any]:
-    """Publish to so many subjects at once, to each one message after the other; what warms up is not counted."""
+    """Publish to this many subjects at once, to each one message after the other; what warms up is not counted."""
     run = f"{SUBJECT}.{time.time_ns()}"
     async with connected(url) as client:
         js = client.jetstream()

@@ -117,7 +117,7 @@ class Crowd:
         self.connect(reader, places[-1].decode())
 
     def collect(self) -> int:
-        """Read until told how many messages there are and until they are there; return how many."""
+        """Read until the number of messages is known and reached; return it."""
         self.selector.register(sys.stdin, selectors.EVENT_READ, None)
         os.set_blocking(sys.stdin.fileno(), False)
         while not (line := sys.stdin.readline()):

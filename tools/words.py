@@ -2,22 +2,23 @@
 # ruff: noqa: T201 - it reports on a terminal
 """Find words that the project's English does without, in prose and in source.
 
-The list holds words that are rare or dated in technical English, and gives the usual word for each. In Python files
-everything is searched: comments, docstrings and messages alike; names of variables and functions are not words of the
-list and are left alone by the word boundaries.
+The list holds words that are rare or dated in technical English, and gives the usual word for each. All of a file is
+searched, comments, docstrings and messages alike; of tests only the docstrings, because some of their strings and names
+are data.
 
     tools/words.py [PATH ...]       files or folders; without any, all that the project has
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SEARCHED = ["src", "xdk", "docs", "tests", "tools", "benchmarks", "examples", "deploy", ".ci", "Makefile"]
+SEARCHED = ["src", "xdk", "docs", "tests", "benchmarks", "examples", "deploy", ".ci", "Makefile"]
 SEARCHED += ["README.md", "CONTRIBUTING.md", "SECURITY.md"]
 # What is read of a folder; seed/ holds the words of others, and so does node_modules.
 SUFFIXES = {".py", ".md", ".toml", ".yaml", ".yml", ".mjs", ".ts", ""}
@@ -67,6 +68,8 @@ def occurrences(file: Path) -> Iterator[str]:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return
+    if file.suffix == ".py" and "tests" in file.relative_to(ROOT).parts:
+        text = docstrings(text)
     # A line break, and the sign of a comment after it, count as a space; positions stay as they are.
     joined = re.sub(r"\n[ \t]*#?", lambda found: " " * len(found[0]), text)
     joined = re.sub(r" {2,}", lambda found: " " * len(found[0]), joined)
@@ -75,6 +78,18 @@ def occurrences(file: Path) -> Iterator[str]:
         word = re.sub(r"\s+", " ", match[0])
         instead = next(value for key, value in INSTEAD.items() if re.fullmatch(key, word, re.IGNORECASE))
         yield f"{file.relative_to(ROOT)}:{line}: {word!r} -> {instead}"
+
+
+def docstrings(source: str) -> str:
+    """Return only the docstrings of a module, each on its own lines."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    kept = [""] * (source.count("\n") + 1)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, kinds) and node.body and ast.get_docstring(node) is not None:
+            text = node.body[0]
+            for number in range(text.lineno - 1, text.end_lineno or text.lineno):
+                kept[number] = source.split("\n")[number]
+    return "\n".join(kept)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ for (const liveMode of ["sse", "long-poll"]) {
   })
 }
 
-// By long-polling: where the stream under it breaks, the official Yjs server leaves its own event streams open for ever.
+// By long-polling: where the stream under it breaks, the official Yjs server leaves its own event streams open forever.
 test("two documents converge after the server was killed, and so does one that comes later", async (t) => {
   const [id, options] = [fresh("killed"), { liveMode: "long-poll" }]
   const one = await open(t, id, options)

@@ -1,7 +1,7 @@
 """One rule for what a JSON message is: everything that takes one takes the same texts, and gives the same values.
 
-The oracle is the standard library, told to keep numbers as text and objects as pairs: grammar, depth and digits can
-then be read off what it gives.
+The oracle is the standard library, configured to keep numbers as text and objects as pairs: grammar, depth and
+digits can then be read off its result.
 """
 
 from __future__ import annotations

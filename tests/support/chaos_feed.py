@@ -16,7 +16,7 @@ KINDS = ("429", "503", "end", "cut", "cut", "cut", "stall", "bytes", "reported")
 
 
 def records(count: int) -> Iterator[bytes]:
-    """Yield so many lines of the earthquakes and flights, repeated, with ids that count from 0."""
+    """Yield ``count`` lines of the earthquakes and flights, repeated, with ids that count from 0."""
     lines = [line for name in ("us-flights-2001", "usgs-earthquakes") for line in _lines(name)]
     for number in range(count):
         yield b'{"data":{"id":%d,"record":%b}}\r\n' % (number, lines[number % len(lines)])

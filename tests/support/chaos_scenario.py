@@ -80,9 +80,9 @@ class Scenario:
             return reading.read_json() if self.kind == "json" else bytearray(reading.read_bytes())
 
     def before(self, offset: str, handed: int) -> int:
-        """Return how many messages or bytes come before an offset that a reader reached with so many.
+        """Return how many messages or bytes come before an offset that a reader reached with ``handed`` of them.
 
-        Whoever saw the offset must agree.
+        All readers that saw the offset must agree.
         """
         before = handed
         if offset == self.start:

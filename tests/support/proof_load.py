@@ -1,7 +1,7 @@
 """Writers that never give up and readers that follow, for tests that take the servers away beneath them.
 
-Every record is made from its writer's name and its number alone, so that whoever reads a stream can tell whose it is
-and whether all of it is there. The clients are the real ones with their default settings: nobody helps them through.
+Every record is made from its writer's name and its number alone, so that a reader of a stream can check the writer
+and the completeness of each. The clients are the real ones with their default settings: nobody helps them through.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Listener:
 
 
 def subscriptions(server: NatsServer, bucket: str) -> list[int]:
-    """Return how many live streams of a bucket each connection to a NATS server hears of, where it hears of some."""
+    """Return for each connection to a NATS server how many live streams of a bucket it follows, if any."""
     connections = server.monitor("connz?subs=1").get("connections", ())
     counts = [
         sum(subject.startswith(f"{bucket}.live.") for subject in connection.get("subscriptions_list", ()))
@@ -166,7 +166,7 @@ class Place:
         self.content_type = "application/json" if as_json else "application/octet-stream"
 
     def read(self, root: str, *, keep: bool = False) -> Content:
-        """Read all of it anew."""
+        """Read all of it again."""
         content = Content(as_json=self.as_json, keep=keep)
         for piece in stream(f"{root}/{self.path}", live=False):
             content.take(piece)

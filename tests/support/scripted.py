@@ -180,7 +180,7 @@ def _read_request(connection: socket.socket) -> Received | None:
 
 
 async def arrived(scripted: ScriptedServer, count: int = 1) -> None:
-    """Wait until so many more requests are there, without holding up the event loop."""
+    """Wait until this many more requests are there, without holding up the event loop."""
     for _ in range(count):
         assert await asyncio.to_thread(scripted.arrived.acquire, timeout=30)
 

@@ -240,7 +240,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.shut_down()
 
     def everything_can_be_freed(self) -> None:
-        """Nothing that is left holds anything else for ever."""
+        """Nothing that is left keeps anything else alive."""
         self.model.now += 1000
         while self.watches:
             self.unwatch()

@@ -204,12 +204,12 @@ async def fetched_token() -> str:
 
 
 def on_error(error: DurableStreamError) -> dict[str, Any] | None:
-    """Mend what can be mended."""
+    """Fix what can be fixed."""
     return {"headers": {"authorization": token}} if error.status == 401 else None
 
 
 async def on_error_async(error: DurableStreamError) -> dict[str, Any] | None:
-    """Mend it, with a pause."""
+    """Fix it, with a pause."""
     return on_error(error)
 
 

@@ -182,7 +182,7 @@ def _append_lines(settings: Settings, url: str, source: _Source, options: dict[s
     tally = _Tally()
     began = time.monotonic()
     left_out = LeftOut(options["on_invalid"])
-    with left_out.told(), _Progress.shown(source.size) as tally.progress:
+    with left_out.reported(), _Progress.shown(source.size) as tally.progress:
         try:
             sent = _submit_all(producer, source, tally, left_out)
             requests = producer.next_seq

@@ -41,7 +41,7 @@ class LeftOut:
             click.echo(f"durable-streams: left out: {error}", err=True)
 
     @contextlib.contextmanager
-    def told(self) -> Iterator[None]:
+    def reported(self) -> Iterator[None]:
         """Say at the end of the block how many there were, if there were more than the one that was named."""
         try:
             yield

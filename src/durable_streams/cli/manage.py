@@ -28,7 +28,7 @@ def _expiry(command: F) -> F:
         "--ttl",
         type=click.IntRange(min=0),
         metavar="SECONDS",
-        help="Expire after so many seconds without a read or write.",
+        help="Expire after this many seconds without a read or write.",
     )
     expires_at = click.option(
         "--expires-at", metavar="TIME", help="Expire at a time, such as 2030-01-31T12:00:00Z."
@@ -172,7 +172,7 @@ def delete(settings: Settings, stream: str) -> None:
     "--sub-offset",
     type=click.IntRange(min=0),
     metavar="COUNT",
-    help="Go on for so many messages (JSON) or bytes past the offset.",
+    help="Continue for this many messages (JSON) or bytes past the offset.",
 )
 @_expiry
 @connection_options

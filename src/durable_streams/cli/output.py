@@ -53,7 +53,7 @@ class Output:
 def open_output(path: Path | None, resume_at: int | None = None) -> Iterator[Output]:
     """Open a file for output, or standard output without one.
 
-    ``resume_at`` keeps that many bytes of the file and cuts off the rest; None starts it anew. Raises
+    ``resume_at`` keeps that many bytes of the file and cuts off the rest; None starts it over. Raises
     ClickException where the file is shorter than that, or another process is writing it.
     """
     if path is None:

@@ -72,7 +72,7 @@ def read(
             on_invalid=left_out.on_invalid,
         ) as response,
         open_output(output) as out,
-        left_out.told(),
+        left_out.reported(),
     ):
         if ndjson:
             _copy_lines(response, out, saver=None)
@@ -153,7 +153,7 @@ def tail(
             saver = stack.enter_context(CheckpointSaver(file, out, response.close))
         if output is None:
             when_reader_leaves(response.close)
-        stack.enter_context(left_out.told())
+        stack.enter_context(left_out.reported())
         (_copy_lines if ndjson else _copy)(response, out, saver=saver)
 
 

@@ -1,4 +1,4 @@
-"""``relay``: a feed, a file or standard input into a stream, until it ends or is told to stop."""
+"""``relay``: a feed, a file or standard input into a stream, until it ends or is stopped."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ _REDRAWS = 4  # a second
     type=_SECONDS,
     default=float("inf"),
     metavar="SECONDS",
-    help="How long to try a target that is down or failing. [default: for ever]",
+    help="How long to try a target that is down or failing. [default: forever]",
 )
 @click.option(
     "--grace",
@@ -146,7 +146,7 @@ def relay(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     with _stopped_by_signals(running):
-        _announce(settings, running, source, url)  # from here on it may be told to stop
+        _announce(settings, running, source, url)  # from here on it can be stopped
         with _status(running):
             report = running.run()
     emit(settings, _summary(report), event="ended", url=url, **asdict(report))
@@ -214,7 +214,7 @@ def _summary(report: RelayReport) -> str:
 def _stopped_by_signals(running: Relay) -> Iterator[None]:
     """Let the first signal stop the relay, the second not wait any more, and the third end the process."""
     # A handler runs in the middle of anything, locks included: all it may do is wake a thread.
-    told: SimpleQueue[None] = SimpleQueue()
+    stops: SimpleQueue[None] = SimpleQueue()
     numbers = (signal.SIGINT, signal.SIGTERM)
 
     taken = []
@@ -223,12 +223,12 @@ def _stopped_by_signals(running: Relay) -> Iterator[None]:
         taken.append(number)
         if len(taken) > 2:
             raise KeyboardInterrupt
-        told.put(None)
+        stops.put(None)
 
     def wait() -> None:
-        told.get()
+        stops.get()
         running.stop()
-        told.get()
+        stops.get()
         running.stop(grace=0)
 
     before = {number: signal.signal(number, take) for number in numbers}

@@ -354,5 +354,5 @@ def _place(ctx: click.Context, config: ServerConfig) -> str:
 
 
 def _announce(settings: Settings, root: str, config: ServerConfig, place: str) -> None:
-    told = {"data_dir": place if config.data_dir else None, "store": place if config.store else None}
-    emit(settings, f"durable-streams: serving {root} ({place})", url=root, **told)
+    fields = {"data_dir": place if config.data_dir else None, "store": place if config.store else None}
+    emit(settings, f"durable-streams: serving {root} ({place})", url=root, **fields)

@@ -88,7 +88,7 @@ class ChaosProxy(Stoppable):
         kind, fault = self._chaos.draw(chance)
         self.met[kind] += 1
         if fault.copies > 1 and head.headers.get(h.PRODUCER_SEQ) == "0":
-            # Told that its first data is there already, a producer has to believe that it is another one's.
+            # A producer whose first data is answered "duplicate" must assume that another one wrote it.
             return replace(fault, answered_by=0)
         return fault
 

@@ -110,7 +110,7 @@ class Faults:
         path: str | None = None,
         method: str | None = None,
     ) -> None:
-        """Deliver the request so many seconds late, even if its sender has given up on it by then."""
+        """Deliver the request this many seconds late, even if its sender has given up on it by then."""
         self._arm(Fault(delay=_seconds(seconds)), times, path, method)
 
     def stall(

@@ -1,8 +1,8 @@
 """Ports that stay free for a server to be started, killed and started again on them.
 
 They lie below the range from which the system takes ports for outgoing connections: a port out of that range can be
-taken while its server is down. Another program may still be quicker, so that whoever starts a server must be ready
-to take other ports.
+taken while its server is down. Another program may still take it first, so that the caller must be ready to try
+other ports.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LOWEST_EPHEMERAL = 32_768  # of Linux; other systems begin at 49152
 
 
 def free_ports(count: int) -> list[int]:
-    """Return so many different ports of the loopback interface that nobody listens on."""
+    """Return ``count`` different ports of the loopback interface on which nothing listens."""
     found: list[int] = []
     candidates = random.SystemRandom().sample(range(_LOWEST, _highest()), 1000)
     for port in candidates:

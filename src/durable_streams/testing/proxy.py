@@ -188,7 +188,7 @@ class _Connection:
         try:
             await self._ended()
         except asyncio.CancelledError:
-            self._reset()  # whoever should read what was written does not
+            self._reset()  # the data already written reaches no reader
             await self._ended()
             raise
 
@@ -297,7 +297,7 @@ class _Connection:
             await self._give(upstream, rest or await upstream.reader.read(_READ_SIZE), fault.pieces)
 
     async def _give(self, upstream: _Side, first: bytes, pieces: int, most: float = math.inf) -> bytes:
-        """Send the client at most so many bytes of an answer; return what was read of it beyond that."""
+        """Send the client at most this many bytes of an answer; return what was read beyond them."""
         data = first
         while data and most > 0:
             now, data = (data, b"") if len(data) <= most else (data[: int(most)], data[int(most) :])

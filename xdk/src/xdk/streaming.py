@@ -101,7 +101,8 @@ def stream_with_retry(  # noqa: PLR0917 - the signature that users know
     ``session``: a ``requests.Session`` (an ``httpx.Client`` and None, for a client of ours, work too). ``params`` and
     ``headers``: mappings, in which values may be callables that give one for each attempt; or a callable that is
     given the `Attempt` and returns all of them (see `backfill`). ``response_model``: a Pydantic model, None for
-    dictionaries. Closing the generator releases the connection at once. Raises StreamError for what no attempt mends.
+    dictionaries. Closing the generator releases the connection at once. Raises StreamError for a failure that no
+    retry can fix.
     """
     return firehose.stream_with_retry(
         session, method, url, config or StreamConfig(), params, headers, json_data, response_model

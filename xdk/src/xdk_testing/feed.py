@@ -45,7 +45,7 @@ class _Reader:
     flowing: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def next(self, within: float) -> bytes | _End:
-        """Return what is to be sent next: a heartbeat after so many seconds of nothing else."""
+        """Return what is to be sent next: a heartbeat after this many seconds without a record."""
         try:
             return await asyncio.wait_for(self.queue.get(), within)
         except asyncio.TimeoutError:
@@ -116,7 +116,7 @@ class Feed:
     async def serve(
         self, request: web.Request, minutes: int, headers: Mapping[str, str]
     ) -> web.StreamResponse:
-        """Answer with the stream, beginning with so many minutes of backfill, until it ends or is abandoned."""
+        """Answer with the stream, beginning with this many minutes of backfill, until it ends or is abandoned."""
         reader = _Reader()
         reader.flowing.set()
         for line in self._missed(minutes):
@@ -162,7 +162,7 @@ class Feed:
 
 
 class RateLimit:
-    """So many requests in a window of so many seconds, which begins with the first of them."""
+    """A number of requests in a window of some seconds, which begins with the first of them."""
 
     def __init__(self, most: int, window: float) -> None:
         self._most = most

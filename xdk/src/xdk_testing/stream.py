@@ -1,8 +1,8 @@
 """A local imitation of X API v2's filtered stream, for tests, and for readers without an account.
 
 Invariants: all state belongs to the server's event loop, and public methods return once they took effect there; a
-record goes out whole, ended by CR LF, in the order of publishing; what is published while nobody is connected goes
-to nobody, unless the next connection asks for backfill in time.
+record goes out whole, ended by CR LF, in the order of publishing; a record that is published while no
+connection is open is lost, unless the next connection asks for backfill in time.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Attempt:
 class XFilteredStream(Stoppable):
     """The filtered stream of X API v2, running when the constructor returns; ``stream_url``, ``rules_url``.
 
-    ``publish(record)`` sends a record to whoever is connected, with the ``matching_rules`` that match it.
-    ``disconnect()``, ``drop()`` and ``stall()`` are what befalls the connections of now, ``faults`` and ``refuse()``
-    what befalls the next requests. Use it as a context manager, or call ``stop()``.
+    ``publish(record)`` sends a record to every open connection, with the ``matching_rules`` that match it.
+    ``disconnect()``, ``drop()`` and ``stall()`` act on the open connections, ``faults`` and ``refuse()``
+    on the next requests. Use it as a context manager, or call ``stop()``.
 
     ``bearer_token``: what requests must show; it may be set later. ``heartbeat``: seconds of silence before a CR LF.
     ``connections``: how many may be open at once. ``rate_limit``: requests for the stream in fifteen minutes.
@@ -117,7 +117,7 @@ class XFilteredStream(Stoppable):
         return len(self._feed.readers)
 
     def publish(self, *records: Mapping[str, Any] | bytes) -> int:
-        """Send records to whoever is connected; return how many of them matched a rule, or needed to match none.
+        """Send records to every open connection; return how many of them matched a rule, or needed to match none.
 
         A record without ``matching_rules`` gets those that match its text, and goes out only if there are any. Bytes
         go out as they are, as one line.
@@ -127,11 +127,11 @@ class XFilteredStream(Stoppable):
         return len(lines)
 
     def wait_for_connections(self, count: int = 1, timeout: float = 10.0) -> None:
-        """Wait until at least so many connections are open; raises TimeoutError after so many seconds."""
+        """Wait until at least this many connections are open; raises TimeoutError after ``within`` seconds."""
         self._run(self._feed.wait(lambda open_now: open_now >= count, timeout))
 
     def wait_for_no_connection(self, timeout: float = 10.0) -> None:
-        """Wait until no connection is open; raises TimeoutError after so many seconds."""
+        """Wait until no connection is open; raises TimeoutError after ``within`` seconds."""
         self._run(self._feed.wait(lambda open_now: open_now == 0, timeout))
 
     def disconnect(self, error: Mapping[str, Any] | None = None) -> None:

@@ -1,7 +1,7 @@
-"""A feed that fails: lines of JSON over HTTP, cut in the middle of a record, refused, and begun again with a backfill.
+"""A feed that fails: lines of JSON over HTTP, cut in the middle of a record, refused, and resumed with a backfill.
 
-Invariants: a connection begins at most ``replay`` records before the furthest one that was ever sent, and goes on from
-there in order; nothing beyond what is allowed is sent.
+Invariants: a connection begins at most ``replay`` records before the furthest one ever sent, and continues from
+there in order; no record beyond the allowed ones is sent.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["FlakyFeed"]
 
 _AT_ONCE = 50  # records in one piece
 _HEARTBEAT = 0.5  # seconds of silence before an empty line
-_PATIENCE = 5.0  # seconds that a reader may take to take something
+_PATIENCE = 5.0  # seconds that a write may wait for a reader
 
 
 class FlakyFeed:
@@ -44,11 +44,11 @@ class FlakyFeed:
 
     @property
     def furthest(self) -> int:
-        """How many records were sent, repetitions left out."""
+        """How many records were sent, without repetitions."""
         return self._furthest
 
     def allow(self, count: int) -> None:
-        """Let the feed go on up to so many records."""
+        """Let the feed send records up to this number."""
         with self._changed:
             self._allowed = max(self._allowed, min(count, len(self._records)))
             self._changed.notify_all()
@@ -90,7 +90,7 @@ class FlakyFeed:
             _send(answer, torn[: self._random.randrange(len(torn))] or b"\n")
 
     def _more_than(self, place: int) -> bool:
-        """Wait until there is more, or a heartbeat is due; return whether to go on."""
+        """Wait until there is more, or a heartbeat is due; return whether to continue."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._allowed > place, _HEARTBEAT)
             return not self._stopped

@@ -1,7 +1,7 @@
 """The demo's second act: a feed that fails, a relay that is killed, a server that is killed, and two readers.
 
-Invariants: the feed repeats enough of its past at each connection for a relay that was away, and far too much for one
-that was not; that none of it is stored twice is the relay's doing.
+Invariants: at each connection the feed repeats enough of its past for a relay that was away, and far too much for one
+that was not; only the relay keeps repetitions out of the stream.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from durable_streams.cli.demo.run import Demo
 
 __all__ = ["FirehoseDemo"]
 
-_CUTS = 12  # about so many in the whole run
+_CUTS = 12  # in the whole run, about
 _BACKFILL = 0.4  # of the records: more than can be under way at any moment
 _AFTER = 0.15  # of the way to the next crash of the server the relay is killed
 
 
 @dataclass
 class FirehoseReport(Report):
-    """What the second act went through besides; ``replayed`` counts what the feed sent again."""
+    """The additional events of the second act; ``replayed`` counts the records that the feed sent again."""
 
     relay_kills: int = 0
     cuts: int = 0
@@ -58,7 +58,7 @@ class FirehoseDemo(Demo):
     """As the first act, with a feed and a relay in place of the writer."""
 
     def __init__(self, messages: Sequence[bytes], folder: Path, console: Console, signals: Signals) -> None:
-        # A feed can be told from its repetitions by ids only: each record gets one.
+        # Only ids distinguish a record from its repetitions: each record gets one.
         numbered = [b'{"id":%d,"data":%s}' % (number, message) for number, message in enumerate(messages)]
         super().__init__(numbered, folder, console, signals)
         count = len(numbered)
