@@ -173,7 +173,7 @@ def test_a_store_can_be_anything_that_loads_and_saves(path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["", "/", "."])
 def test_a_path_without_a_name_is_refused(path: str) -> None:
-    with pytest.raises(ValueError, match="names none"):
+    with pytest.raises(ValueError, match="does not name one"):
         FileCheckpoint(path)
 
 

@@ -22,6 +22,12 @@ from durable_streams import (
     astream,
     stream,
 )
+from durable_streams.firehose import (
+    AsyncFirehoseStream,
+    FirehoseStream,
+    astream_with_retry,
+    stream_with_retry,
+)
 
 PAIRS = [
     (DurableStream, AsyncDurableStream),
@@ -171,6 +177,33 @@ def test_every_public_member_is_documented(kind: type) -> None:
 def test_every_public_function_is_documented() -> None:
     for function in (stream, astream):
         assert inspect.getdoc(function)
+
+
+def documented(function: Callable[..., Any], text: str | None) -> Iterator[tuple[str, bool]]:
+    """Yield each parameter of a function, and whether the text has an entry for it under ``Args:``."""
+    entries = re.findall(r"(?m)^    (\w+): ", (inspect.cleandoc(text or "") + "\n").partition("Args:\n")[2])
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name not in {"self", "cls"}:
+            yield parameter.name, parameter.name in entries
+            assert parameter.kind is not parameter.VAR_KEYWORD, "options are named"
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for pair in PAIRS for kind in pair] + [FirehoseStream, AsyncFirehoseStream]
+)
+def test_every_parameter_is_documented(kind: type) -> None:
+    if not issubclass(kind, (StreamResponse, AsyncStreamResponse)):  # made by stream and astream only
+        assert {name for name, found in documented(kind, kind.__doc__) if not found} == set()
+    for name in sorted(public_members(kind)):
+        member = getattr(kind, name)
+        if callable(member) and not inspect.isclass(member) and not name.startswith("__"):
+            missing = {parameter for parameter, found in documented(member, member.__doc__) if not found}
+            assert (name, missing) == (name, set())
+
+
+@pytest.mark.parametrize("function", [stream, astream, stream_with_retry, astream_with_retry])
+def test_every_parameter_of_a_function_is_documented(function: Callable[..., Any]) -> None:
+    assert {name for name, found in documented(function, function.__doc__) if not found} == set()
 
 
 def annotations_of(value: Any) -> Iterator[str]:

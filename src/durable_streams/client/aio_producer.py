@@ -1,9 +1,9 @@
 """The async idempotent producer: tasks around the producer machine.
 
-Invariants: the machine is asked for work after everything that may give it some (`_turn`), so that no task waits
-in the background; whatever goes wrong in a request ends in the machine's sticky error, so that `flush` and
-`close` never return normally after a loss; a producer that nobody closed is flushed when its event loop shuts down, and
-what is lost is told at the latest when the process ends (`unclosed.py`).
+Invariants: the machine is asked for work after every event that may give it some (`_turn`), so that no task waits in
+the background; any failure of a request ends in the machine's sticky error, so that `flush` and `close` never return
+normally after a loss; a producer that was not closed is flushed when its event loop shuts down, and a loss is reported
+at the latest when the process ends (`unclosed.py`).
 """
 
 from __future__ import annotations
@@ -38,25 +38,40 @@ __all__ = ["IdempotentProducer"]
 
 _Ticket = asyncio.Future[IdempotentAppendResult]
 _LONGEST = 1e6  # seconds: event loops overflow at infinity
-_MARGIN = 1.0  # seconds that a loop in another thread has to tell what was lost
-_UNKNOWN_SIZE = 256  # what a value that is not encoded yet counts for, in bytes
+_MARGIN = 1.0  # seconds that a loop in another thread has to report a loss
+_UNKNOWN_SIZE = 256  # bytes that a value counts for until it is encoded
 
 
 class IdempotentProducer(ProducerBase):
     """Appends that are written exactly once and in order, in batches, several in flight (protocol section 4).
 
-    Used within one event loop. `append` returns at once, and raises once ``max_pending_bytes`` are queued; `put`
-    waits for room; `submit` gives a future; `flush` and `close` wait for everything and raise what was lost.
-    ``epoch`` must grow with every start under the same ``producer_id``; with ``auto_claim`` the producer takes the
-    next free one by itself.
+    Used within one event loop. `append` returns at once, and raises once ``max_pending_bytes`` are queued; `put` waits
+    for room; `submit` gives a future; `flush` and `close` wait for everything and raise the error that lost any of it.
 
-    ``linger_ms``: milliseconds that a batch waits for more; ``max_batch_bytes``: its size, unless one record
-    is larger; ``retry_timeout``: seconds that a failing server is tried again; ``timeout``: seconds of
-    silence before a request counts as failed (default 30); ``trickle_timeout``: seconds that an answer may trickle
-    beyond that (default 30); ``content_type``: the stream's, asked for at the
-    first append where not given; ``on_error``: called once with the error that ends the producer;
-    ``exit_timeout``: seconds that the end of the event loop waits for what is queued, where nobody closed the
-    producer; what was queued then is counted on standard error.
+    Args:
+        url: The stream's absolute URL.
+        producer_id: The producer's stable identifier, the same in every start.
+        client: An ``httpx.AsyncClient`` or an ``aiohttp.ClientSession``; None for one that all calls of an event loop
+            share.
+        epoch: The number of this start. It must grow with every start under the same ``producer_id``.
+        auto_claim: Whether the producer takes the next free epoch by itself when another one has the present one.
+        max_batch_bytes: The size of a request in bytes, unless one record is larger.
+        linger_ms: Milliseconds that a batch waits for more records.
+        max_in_flight: How many requests may be in flight at once.
+        content_type: The stream's content type; None asks for it at the first append.
+        headers: Headers of each request; values may be callables, async ones too, called for every attempt.
+        params: Query parameters of each request, in the same form.
+        on_error: A callable that is given the error that ends the producer, once.
+        timeout: Seconds of silence before a request counts as failed; None for 30.
+        trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
+        retry: The pauses between retries; None for pauses from 0.05 to 2 seconds, without an end of their own.
+        retry_timeout: Seconds that a failing server is retried.
+        max_pending_bytes: The most bytes of records that are not acknowledged.
+        exit_timeout: Seconds that the end of the event loop waits for queued records, if the producer was not closed.
+            The records that are lost then are counted on standard error.
+
+    Raises:
+        ValueError: An argument is out of its range, or a header is not for the caller to set.
     """
 
     def __init__(
@@ -104,7 +119,7 @@ class IdempotentProducer(ProducerBase):
             exit_timeout=exit_timeout,
         )
         self._max_early_bytes = max_pending_bytes
-        # What was appended before the stream's content type is known, which says how to encode it.
+        # The data appended before the stream's content type is known, which decides how it is encoded.
         self._early: deque[tuple[Any, _Ticket | None]] = deque()
         self._remains.early = self._early
         self._early_bytes = 0
@@ -125,10 +140,17 @@ class IdempotentProducer(ProducerBase):
     # -- appending
 
     def append(self, data: Any) -> None:
-        """Queue data: bytes and text as they are, for a JSON stream any value as one message.
+        """Queue data, without waiting.
 
-        Raises ValueError or TypeError for data that the stream cannot take, DurableStreamError with code
-        QUEUE_FULL when ``max_pending_bytes`` are queued, and the error that ended the producer.
+        Args:
+            data: Bytes or text; for a JSON stream any JSON value as one message, where text and bytes are JSON
+                already.
+
+        Raises:
+            ValueError: The data is empty, or is not valid JSON.
+            TypeError: The stream cannot hold this type of data.
+            DurableStreamError: With code ``QUEUE_FULL`` where ``max_pending_bytes`` are queued; the producer is
+                closed; or the error that ended it.
         """
         if self._machine.content_type is None:
             self._add_early(data, None)
@@ -138,10 +160,19 @@ class IdempotentProducer(ProducerBase):
             self._add(record, None)
 
     append_nowait = append
-    """The same."""
+    """`append`, by the name of the method that does not wait in the sync producer."""
 
     async def put(self, data: Any) -> None:
-        """Queue data as `append` does, but wait while ``max_pending_bytes`` are queued."""
+        """Queue data as `append` does, but wait while ``max_pending_bytes`` are queued.
+
+        Args:
+            data: As for `append`.
+
+        Raises:
+            ValueError: The data is empty, or is not valid JSON.
+            TypeError: The stream cannot hold this type of data.
+            DurableStreamError: The producer is closed, or the error that ended it.
+        """
         machine = self._machine
         if machine.content_type is None:
             await self._learned()
@@ -151,14 +182,17 @@ class IdempotentProducer(ProducerBase):
         while machine.error is None and not machine.has_room(len(record)):
             await self._change()
         self._add(record, None)
-        await asyncio.sleep(
-            0
-        )  # a batch has begun: whoever puts in a tight loop lets the one before it go out
+        # A batch has begun: a tight loop of `put` lets the one before it go out.
+        await asyncio.sleep(0)
 
     def submit(self, data: Any) -> asyncio.Future[IdempotentAppendResult]:
-        """Queue data as `append` does; return a future that is done when the data is durable.
+        """Queue data as `append` does.
 
-        Its result's ``offset`` is the position after the batch that carried the data.
+        Args:
+            data: As for `append`.
+
+        Returns:
+            A future that is done when the data is durable; its result's ``offset`` is the position after the batch.
         """
         ticket: _Ticket = asyncio.get_running_loop().create_future()
         if self._machine.content_type is None:
@@ -199,7 +233,7 @@ class IdempotentProducer(ProducerBase):
         self._learn()
 
     async def _learned(self) -> None:
-        """Wait until the content type is known and what came before it is queued; raises where it cannot be had."""
+        """Wait until the content type is known and the early data is queued; raises where it cannot be found out."""
         self._check_usable()
         self._learn()
         while self._machine.content_type is None:
@@ -216,7 +250,7 @@ class IdempotentProducer(ProducerBase):
             known = await run(operations.content_type_of(self.url), self._options)
         except DurableStreamError as error:
             self._settle(self._fail(error))
-        except Exception as error:  # noqa: BLE001 - a header callable, say; nobody else would see it
+        except Exception as error:  # noqa: BLE001 - a header callable, say; it is seen nowhere else
             self._settle(self._fail(self._failed_request(error)))
         else:
             self._machine.content_type = known
@@ -238,7 +272,7 @@ class IdempotentProducer(ProducerBase):
             return error
         return DurableStreamError(
             f"A record cannot be appended to {self.url}: {error} "
-            "With content_type= given, append itself tells of such records.",
+            "With content_type= given, append itself raises for such records.",
             code="BAD_RECORD",
             url=self.url,
         )
@@ -261,9 +295,13 @@ class IdempotentProducer(ProducerBase):
         await self._changed.wait()
 
     async def flush(self) -> None:
-        """Send what is queued and wait until all of it is durable; raises the error that lost any of it."""
+        """Send everything that is queued, and wait until it is durable.
+
+        Raises:
+            DurableStreamError: Some of it was lost; it is the error that ended the producer.
+        """
         while self._early:
-            self._learn()  # again, where who asked was cancelled
+            self._learn()  # again, where the call that asked was cancelled
             await self._change()
         barrier = self._machine.flush()
         self._turn()
@@ -273,9 +311,16 @@ class IdempotentProducer(ProducerBase):
             raise self._machine.error
 
     async def close_stream(self, final: Any = None) -> IdempotentAppendResult:
-        """Close the stream for good behind everything queued, optionally with its last data; idempotent.
+        """Close the stream for good behind everything queued; safe to repeat. The producer takes nothing more.
 
-        Returns where the stream ends. The producer takes nothing more afterwards.
+        Args:
+            final: The last data, as for `append`; None for none.
+
+        Returns:
+            Where the stream ends.
+
+        Raises:
+            DurableStreamError: The error that ended the producer.
         """
         self._check_usable()
         if self._early or (final is not None and self._machine.content_type is None):
@@ -288,7 +333,7 @@ class IdempotentProducer(ProducerBase):
         return await ticket
 
     async def restart(self) -> None:
-        """Wait for what is under way, then begin the next epoch and forget the error that ended the producer."""
+        """Wait for the requests in flight, then begin the next epoch and forget the error that ended the producer."""
         self._check_usable()
         while self._machine.in_flight_count or not self._settled:
             self._machine.flush()
@@ -298,7 +343,11 @@ class IdempotentProducer(ProducerBase):
         self._turn()
 
     async def close(self) -> None:
-        """Flush, and release everything. The stream stays open. Raises the error that lost any data."""
+        """Flush, and release everything. The stream stays open.
+
+        Raises:
+            DurableStreamError: Some data was lost; it is the error that ended the producer.
+        """
         self._closing = True
         try:
             await self.flush()
@@ -309,7 +358,7 @@ class IdempotentProducer(ProducerBase):
             await self.abandon()
 
     async def abandon(self) -> None:
-        """Give up what is not acknowledged and release everything, at once; whoever waits is told what was lost."""
+        """Give up all records that are not acknowledged, and release everything at once; waiting calls raise."""
         self._closing = self._remains.settled = True
         if not self._settled:
             self._settle(self._fail(self._abandoned()))
@@ -330,22 +379,22 @@ class IdempotentProducer(ProducerBase):
     ) -> None:
         if isinstance(error, asyncio.CancelledError):
             self._remains.settle("its block was cancelled", "was not flushed")
-            await self.abandon()  # who is told to stop must not wait for a server
+            await self.abandon()  # a cancelled task must not wait for a server
             return
         try:
             await self.close()
         except DurableStreamError:
             if error is None:
                 raise
-            # The block's own error matters more; what was lost is not kept silent either.
-            self._remains.tell("", "could not be flushed")
+            # The block's own error is raised; the loss is still reported.
+            self._remains.report("", "could not be flushed")
 
     # -- the end of the loop, of the process, and a child
 
     def _begin(self) -> None:
         """Note that there is something to send, and tie the producer to the running loop.
 
-        On its way down a loop closes every generator that has begun.
+        A loop that shuts down closes every generator that has begun.
         """
         busy(self)
         if self._keeper is None and not self._closing:
@@ -356,7 +405,7 @@ class IdempotentProducer(ProducerBase):
                 self._keeper.__anext__().send(None)  # it begins, and waits for nothing
 
     async def _finish(self) -> None:
-        """Give what is queued its last chance; everything that is sent for it is cancelled already."""
+        """Flush once more, within the time limit; the requests in flight are cancelled already."""
         if self._remains.settled:
             return
         self._finishing = self._closing = True
@@ -377,14 +426,13 @@ class IdempotentProducer(ProducerBase):
         return found
 
     def _begin_end(self) -> None:
-        if (
-            self._loop is not None and self._loop.is_running()
-        ):  # in another thread, which ends with the process
+        # A loop that runs in another thread ends with the process.
+        if self._loop is not None and self._loop.is_running():
             self._last = asyncio.run_coroutine_threadsafe(self._finish(), self._loop)
 
     def _end(self, deadline: float) -> None:
         if self._last is not None:
-            with contextlib.suppress(Exception):  # it tells of itself
+            with contextlib.suppress(Exception):  # it reports its own loss
                 self._last.result(min(max(0.0, deadline + _MARGIN - time.monotonic()), _LONGEST))
         self._remains.settle("its event loop ended before they were acknowledged")
 
@@ -392,7 +440,7 @@ class IdempotentProducer(ProducerBase):
         return self._loop is not None and self._loop.is_closed()
 
     def _disown(self) -> None:
-        # All of it belongs to the parent's event loop, which would be told of what is collected.
+        # All of it belongs to the parent's event loop, which would be called when it is collected.
         leave_alone(self._tasks, self._timer, self._keeper, self._loop, [*self._early])
         self._early.clear()
         self._early_bytes = 0
@@ -402,7 +450,7 @@ class IdempotentProducer(ProducerBase):
     # -- sending
 
     def _turn(self) -> None:
-        """Start every request that the machine has, and come back when the next one is due."""
+        """Start every request that the machine has, and set the timer for the next one."""
         now = time.monotonic()
         while (job := self._machine.next_request(now)) is not None:
             # Not in the task itself: one that is cancelled before it runs does nothing.
@@ -433,20 +481,20 @@ class IdempotentProducer(ProducerBase):
             response = await send(job.request, self._options)
         except FetchError as error:
             self._settle(machine.failed(job.token, error, time.monotonic()))
-        except Exception as error:  # noqa: BLE001 - a header callable, say; nobody else would see it
+        except Exception as error:  # noqa: BLE001 - a header callable, say; it is seen nowhere else
             wrapped = self._failed_request(error)
             self._settle(machine.failed(job.token, wrapped, time.monotonic()) + self._fail(wrapped))
         else:
             self._settle(machine.answered(job.token, response, time.monotonic()))
 
     def _settle(self, outcomes: list[Outcome]) -> None:
-        """Tell everybody who waits what has been decided, and go on."""
+        """Resolve the tickets, wake the waiting calls, and go on."""
         for outcome in outcomes:
             _resolve(outcome.ticket, outcome)
         self._report()
         if self._settled:
             idle(self)
-        # Wakes those who wait now; those who wait later wait for the next change.
+        # Wakes the calls that wait now; later ones wait for the next change.
         self._changed.set()
         self._changed.clear()
         self._turn()
@@ -462,9 +510,9 @@ async def _until_the_end(producer: weakref.ref[IdempotentProducer]) -> AsyncGene
 
 def _resolve(ticket: _Ticket, outcome: Outcome) -> None:
     if ticket.done():
-        return  # its owner has cancelled it
+        return  # cancelled
     if outcome.result is not None:
         ticket.set_result(outcome.result)
     elif outcome.error is not None:
         ticket.set_exception(outcome.error)
-        ticket.exception()  # `flush` and `close` raise it too: no complaint of the loop's if nobody looks here
+        ticket.exception()  # `flush` and `close` raise it too: no warning of the loop if the future is dropped

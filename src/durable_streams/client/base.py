@@ -1,7 +1,7 @@
 """What the sync and the async facades share: how calls are made, and the state of handles and responses. No I/O here.
 
 Invariants: everything public about a position comes from the reader's committed state; a position is saved to a
-checkpoint store only after the consumer has come back for what follows it.
+checkpoint store only after the consumer has come back for the data behind it.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ CheckpointLike = CheckpointStore | str | PathLike[str]
 """Where a read's position is kept: a store, or the path of a file (see `FileCheckpoint`)."""
 
 OnError = Callable[[DurableStreamError], Mapping[str, Any] | None]
-"""Called with an error that would end a read. None lets it; a mapping, perhaps with fresh ``headers`` or ``params``,
-goes on reading from where it was. Also called with a refusal whose ``retry_after`` asks for more than a minute: None
-waits as asked, a mapping goes on now, and to raise ends the read."""
+"""Called with an error that would end a read. None lets it end; a mapping, perhaps with fresh ``headers`` or
+``params``, goes on from the same position. Also called with a refusal whose ``retry_after`` asks for more than a
+minute: None waits as asked, a mapping goes on now, and an exception ends the read."""
 
 AsyncOnError = Callable[[DurableStreamError], Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None]
 """As OnError, for async calls: it may be async."""
@@ -160,7 +160,7 @@ def log_long_wait(error: DurableStreamError, seconds: float) -> None:
 
 
 def log_refusal(request: Request, response: Response) -> None:
-    """Log an answer that asks for a long pause, whatever is made of it."""
+    """Log an answer that asks for a long pause."""
     seconds = parse_retry_after(response.headers) if response.status >= 400 else None
     if seconds is not None and seconds > LONG_WAIT:
         _log.warning(
@@ -173,7 +173,7 @@ def log_refusal(request: Request, response: Response) -> None:
 
 
 class Saver:
-    """Keeps the position that the consumer has left behind in a store, if there is one: at least once, not often."""
+    """Saves the position that the consumer has passed to a store, if any: at least once, at most every second."""
 
     def __init__(self, checkpoint: CheckpointLike | None) -> None:
         self._store = None if checkpoint is None else as_store(checkpoint)
@@ -197,7 +197,7 @@ class Saver:
         return self._passed is not None
 
     def save(self) -> None:
-        """Save what was noted last."""
+        """Save the position that was noted last."""
         offset, self._passed = self._passed, None
         if offset is not None and self._store is not None:
             self._store.save(offset)
@@ -205,7 +205,7 @@ class Saver:
 
 
 class HandleBase:
-    """What a handle knows of its stream."""
+    """The state of a handle of one stream."""
 
     def __init__(self, url: str, content_type: str | None, options: CallOptions, batching: bool) -> None:
         self._url = check_url(url)
@@ -251,7 +251,7 @@ class HandleBase:
 
 
 class ResponseBase:
-    """What is known of a read: where it is, and how the last answer went."""
+    """The state of a read: its position, and its last answer."""
 
     def __init__(
         self,
@@ -280,7 +280,7 @@ class ResponseBase:
 
     @property
     def content_type(self) -> str | None:
-        """The stream's content type, None while only event streams were read (they do not tell)."""
+        """The stream's content type, None while only event streams were read (they do not name it)."""
         return self._reader.content_type
 
     @property
@@ -290,7 +290,7 @@ class ResponseBase:
 
     @property
     def offset(self) -> Offset:
-        """The position right after what was handed over: safe to store, and to start from again."""
+        """The position right after the data that was handed over: safe to store, and to start from again."""
         return self._reader.offset
 
     @property
@@ -310,7 +310,7 @@ class ResponseBase:
 
     @property
     def up_to_date(self) -> bool:
-        """Whether what was handed over reaches the stream's tail as the server saw it."""
+        """Whether the data that was handed over reaches the tail, as the server saw it."""
         return self._reader.up_to_date
 
     @property
@@ -347,7 +347,7 @@ class ResponseBase:
 
     @property
     def _refused(self) -> Refused | None:
-        """What takes the messages that are left out; None where the first one ends the read."""
+        """The function for messages that are left out; None where the first one ends the read."""
         return None if self._on_invalid == "raise" else self._refuse
 
     def _refuse(self, raw: bytes, error: StreamParseError) -> object:
@@ -356,7 +356,7 @@ class ResponseBase:
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
-        """Around collecting a whole result: where that fails, nothing was handed over, and the position stays."""
+        """Collect a whole result inside: if that fails, nothing was handed over, and the position stays."""
         place = self._reader.place
         try:
             yield
@@ -365,10 +365,10 @@ class ResponseBase:
             raise
         self._collected = True
         if not self._entered:
-            self._leave(None)  # there is no end of a block to wait for
+            self._leave(None)  # no block was entered whose end would count
 
     def _leave(self, error: BaseException | None) -> None:
-        """Note that the caller's block ended well: then it is done with what was collected for it, too."""
+        """Note the end of the caller's block: if it ended well, the collected data was used, too."""
         if error is None and self._collected:
             self._saver.passed(self.offset)
 

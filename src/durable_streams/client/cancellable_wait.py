@@ -81,5 +81,5 @@ class AsyncInterrupt:
         if self._task is None:
             return False
         self._woken = False
-        # Python 3.10 cannot tell one cancellation from two.
+        # Python 3.10 does not count cancellations.
         return sys.version_info < (3, 11) or self._task.uncancel() == 0

@@ -1,4 +1,4 @@
-"""Where a reader keeps its place between runs: anything that loads and saves an offset, or one small file.
+"""Stores for a reader's position between runs: any object that loads and saves an offset, or one small file.
 
 Invariants: the file always holds one complete checkpoint, replaced in one step and on disk when `save` returns;
 a checkpoint of one stream is never taken for another's.
@@ -23,14 +23,18 @@ class CheckpointStore(Protocol):
     """Keeps one offset for one reader; `FileCheckpoint` is one, a row in a database can be another."""
 
     def load(self) -> str | None:
-        """Return the offset that was saved last, None if nothing was saved yet."""
+        """Return the offset that was saved last, None if none was saved yet."""
 
     def save(self, offset: str) -> None:
-        """Keep this offset: when this returns it is what `load` gives, also after a crash."""
+        """Keep an offset: `load` returns it from then on, also after a crash.
+
+        Args:
+            offset: The offset.
+        """
 
 
 def is_at(path: str | os.PathLike[str], descriptor: int) -> bool:
-    """Whether a path leads to the very file that is open: it may have been moved, removed or replaced since."""
+    """Whether a path leads to the open file: it may have been moved, removed or replaced since."""
     opened = os.fstat(descriptor)
     try:
         there = Path(path).stat()
@@ -40,9 +44,12 @@ def is_at(path: str | os.PathLike[str], descriptor: int) -> bool:
 
 
 class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a checkpoint's file holds: ``offset`` is where to go on in ``stream`` (a URL, None for any stream).
+    """The content of a checkpoint's file.
 
-    ``bytes`` is the length that the reader's output had there, where it keeps one.
+    Args:
+        offset: Where the read goes on.
+        stream: The stream's URL; None for any stream.
+        bytes: The length of the reader's output there, where it has one.
     """
 
     offset: Annotated[str, msgspec.Meta(min_length=1)]
@@ -52,19 +59,24 @@ class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @final
 class FileCheckpoint:
-    """A CheckpointStore that is one small JSON file.
+    """A CheckpointStore that is one small JSON file. One reader at a time may save to it.
 
-    ``stream`` is the URL of the stream it belongs to: it is kept in the file, and another stream's file is refused.
-    Without it, whatever the file holds is taken. One reader at a time may save to a file.
-
-    Its methods raise DurableStreamError (code ``CHECKPOINT``) for a file that is no checkpoint, and where the file
+    Its methods raise DurableStreamError (code ``CHECKPOINT``) for a file that is not a checkpoint, and where the file
     system refuses.
+
+    Args:
+        path: The file's path.
+        stream: The URL of the stream it belongs to, which is kept in the file: the file of another stream is refused.
+            None takes any file.
+
+    Raises:
+        ValueError: The path does not name a file.
     """
 
     def __init__(self, path: str | os.PathLike[str], stream: str | None = None) -> None:
         self.path = Path(path)
         if not self.path.name:
-            raise ValueError(f"A checkpoint is a file, and {str(path)!r} names none.")
+            raise ValueError(f"A checkpoint is a file, and {str(path)!r} does not name one.")
         self.stream = stream
 
     def __repr__(self) -> str:
@@ -76,7 +88,11 @@ class FileCheckpoint:
         return checkpoint.offset if checkpoint is not None else None
 
     def save(self, offset: str) -> None:
-        """Replace the file in one step; it is on disk when this returns."""
+        """Replace the file in one step; it is on disk when this returns.
+
+        Args:
+            offset: The offset.
+        """
         self.write(Checkpoint(offset, self.stream))
 
     def read(self) -> Checkpoint | None:
@@ -101,8 +117,12 @@ class FileCheckpoint:
         return checkpoint
 
     def write(self, checkpoint: Checkpoint) -> None:
-        """Replace the file in one step with this content; it is on disk when this returns."""
-        # Always the same name: what a killed process left behind is used up by the next one.
+        """Replace the file in one step; it is on disk when this returns.
+
+        Args:
+            checkpoint: The new content.
+        """
+        # Always the same name: the next save replaces the file that a killed process left.
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         try:
             with open(temporary, "wb", opener=open_private) as file:
@@ -133,7 +153,7 @@ class FileCheckpoint:
 def as_store(
     checkpoint: CheckpointStore | str | os.PathLike[str], stream: str | None = None
 ) -> CheckpointStore:
-    """Return the store itself, or for a path its FileCheckpoint for ``stream`` (a URL); raises TypeError for else."""
+    """Return the store itself, or for a path its FileCheckpoint for ``stream`` (a URL); else raises TypeError."""
     if isinstance(checkpoint, (str, os.PathLike)):
         return FileCheckpoint(checkpoint, stream)
     if isinstance(checkpoint, CheckpointStore):
@@ -146,7 +166,7 @@ def open_private(path: str, flags: int) -> int:
     descriptor = os.open(path, flags, 0o600)
     if hasattr(os, "fchmod"):
         with contextlib.suppress(OSError):
-            os.fchmod(descriptor, 0o600)  # what an older version left behind
+            os.fchmod(descriptor, 0o600)  # a file of an older version may be readable by all
     return descriptor
 
 

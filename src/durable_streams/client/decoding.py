@@ -1,9 +1,9 @@
 """Items out of JSON batches: as they are, through a callable, or as a type.
 
 Invariants: the messages before an invalid one are given out, then StreamParseError is raised, or the message is left
-out where that is asked for; a message that is JSON by the rule is never refused for what the model does not look at;
-the errors of msgspec and Pydantic never get out as they are. Where nothing is wrong, a batch costs a few calls into
-C, however many messages it has.
+out where that is asked for; a message that is JSON by the rule is never refused for a part that the model does not use;
+the errors of msgspec and Pydantic never get out as they are. Where all messages are valid, a batch costs a few
+calls into C, for any number of messages.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class JSONValidator(Protocol[T_co]):
-    """What a ``pydantic.TypeAdapter`` is: something that makes a value of one JSON text, or raises ValueError."""
+    """The method of ``pydantic.TypeAdapter`` that is used: it makes a value of one JSON text, or raises ValueError."""
 
     def validate_json(self, data: bytes, /) -> T_co:
         """Return the value of one JSON text."""
@@ -71,12 +71,12 @@ class LazyItems(Generic[T]):
         return self._items
 
     def of(self, items: Iterator[T]) -> LazyItems[T]:
-        """Take what makes the items, which sets ``done`` itself; return self."""
+        """Take an iterator of the items, which sets ``done`` itself; return self."""
         self._items = items
         return self
 
     def ahead(self, items: Iterator[T]) -> LazyItems[T]:
-        """Take what makes the items and does not know its last one: each is made before the one before is given."""
+        """Take an iterator that does not know its last item: each is made before the one before is given."""
         self._items = self._ahead(items)
         return self
 
@@ -89,7 +89,7 @@ class LazyItems(Generic[T]):
             except StopIteration:
                 self.done = True
                 break
-            except Exception as error:  # noqa: BLE001 - whatever it is, it comes after the items before it
+            except Exception as error:  # noqa: BLE001 - it is raised after the items before it
                 failure = error
                 break
             yield from held
@@ -104,10 +104,10 @@ Decode: TypeAlias = type[T] | Callable[[Any], T] | JSONValidator[T]
 callable from a JSON value to an item (a builtin or other plain class is one), or a ``pydantic.TypeAdapter``."""
 
 Items: TypeAlias = list[T] | LazyItems[T]
-"""A batch's items: a list where all of them are there already."""
+"""A batch's items: a list where all of them exist already."""
 
 Refused: TypeAlias = Callable[[bytes, StreamParseError], object]
-"""Called with a message that is left out, and why."""
+"""Called with a message that is left out, and its error."""
 
 
 class ItemDecoder(Protocol[T]):
@@ -116,13 +116,13 @@ class ItemDecoder(Protocol[T]):
     def __call__(self, body: bytes, offset: str | None, url: str, refused: Refused | None = None) -> Items[T]:
         """Return the items.
 
-        What is not JSON by the rule, or not what was asked for, raises StreamParseError when its item is asked for; or,
-        with ``refused``, is given to that and left out.
+        A message that is not JSON by the rule, or not of the wanted form, raises StreamParseError when its item is
+        asked for; with ``refused`` it is given to that function and left out.
         """
 
 
 def deliver(items: Items[T], commit: Callable[[], object]) -> Iterator[T]:
-    """Yield the items, and call ``commit`` when the last one is there, just before it is handed over."""
+    """Yield the items, and call ``commit`` just before the last one."""
     if isinstance(items, list):
         last = items[-1:]
         del items[-1:]
@@ -146,7 +146,7 @@ def gathered(items: Items[T]) -> tuple[list[T], Exception | None]:
         return items, None
     good: list[T] = []
     try:
-        good.extend(items)  # what came before an error stays in the list
+        good.extend(items)  # the items before an error stay in the list
     except Exception as error:  # noqa: BLE001 - it is raised when they were handed over
         return good, error
     return good, None
@@ -159,9 +159,9 @@ def item_decoder(decode: Decode[T]) -> ItemDecoder[T]: ...
 @overload
 def item_decoder(decode: Any) -> ItemDecoder[Any]: ...
 def item_decoder(decode: Any = None) -> ItemDecoder[Any]:
-    """Return what makes the items that ``decode`` asks for; None leaves JSON values as they are.
+    """Return the decoder for ``decode``; None leaves JSON values as they are.
 
-    Raises TypeError for what is neither a type that JSON can be read into nor callable.
+    Raises TypeError for an argument that is neither a type that JSON can be read into nor callable.
     """
     if decode is None:
         return _VALUES
@@ -202,7 +202,7 @@ def is_pydantic(kind: Any) -> bool:
 
 
 class Model(NamedTuple):
-    """How one kind of item is made. ``refusal``: what its own errors are, ``name``: what it is called in messages.
+    """How one kind of item is made. ``refusal``: the type of its errors, ``name``: its name in messages.
 
     ``whole`` makes all items of an array, and may refuse what the rule allows; ``lenient`` whether it may also take
     what the rule refuses. ``one`` makes the item of one message that is JSON by the rule.
@@ -366,7 +366,7 @@ class _Reader:
         model = self._model
         try:
             messages = messages_of(pieces, piece)
-            # What is no array, a part of one say, is not read up to where that shows, unless that was asked for.
+            # A text that is not an array, a part of one say, is not read up to the error, unless that was asked for.
             for message in messages if place.refused is not None else list(messages):
                 place.number += 1
                 try:
@@ -418,14 +418,14 @@ class _Applied:
                 place.number += 1
                 try:
                     made = self._function(item)
-                except Exception as error:  # noqa: BLE001 - the caller's own, who has said what becomes of it
+                except Exception as error:  # noqa: BLE001 - of the caller's function: handled as on_invalid says
                     place.refuse(part.message(number), error, "what decode takes")
                 else:
                     yield made
 
 
 class _Place:
-    """Where in the stream a batch is, how many of its messages were looked at, and what becomes of invalid ones."""
+    """A batch's position in the stream, how many of its messages were read, and the handler of invalid ones."""
 
     def __init__(self, offset: str | None, url: str, refused: Refused | None) -> None:
         self.offset = offset
@@ -434,7 +434,7 @@ class _Place:
         self.number = 0
 
     def refuse(self, message: bytes, cause: Exception, wanted: str) -> None:
-        """Leave a message out, or raise the error that it is not what was wanted."""
+        """Leave a message out, or raise its error."""
         listed = getattr(cause, "errors", None)  # Pydantic's
         errors = listed(include_url=False) if callable(listed) else [{"msg": str(cause)}]
         reason = _reason(errors, str(cause))
@@ -448,7 +448,7 @@ class _Place:
         self._refused(message, error)
 
     def refuse_rest(self, cause: InvalidJSONError) -> None:
-        """Leave out what follows, which is no part of an array."""
+        """Leave out the rest, which is not a part of an array."""
         error = StreamParseError(
             f"The data after offset {self.offset} is not valid JSON: {cause}.",
             offset=self.offset,
@@ -475,5 +475,5 @@ def _reason(errors: list[dict[str, Any]], text: str) -> str:
     return (f"{place}: " if place else "") + reason + (f" (and {len(errors) - 1} more)" if errors[1:] else "")
 
 
-_AT_ONCE = 1 << 15  # bytes: what is not cut into pieces
+_AT_ONCE = 1 << 15  # bytes: a batch of this size is not cut into pieces
 _VALUES = _Reader(Model(msgspec.json.Decoder(list[Any]).decode, decode_value, InvalidJSONError, "JSON"))

@@ -1,11 +1,11 @@
 """Noticing, at the first use of an object, that the process was forked after the object was made.
 
-What has locks, queues or connections keeps an `Origin` and asks it before it touches them. In a child, locks may be
-held by threads that are not there, and connections are the parent's.
+An object with locks, queues or connections keeps an `Origin`, and asks it before it uses them. In a child, locks may be
+held by threads that do not exist there, and connections are the parent's.
 
-Invariants: asking costs one comparison; a renewal runs once for each object and process, whatever threads ask; what
-belongs to the parent is neither written to nor shut down, and an event loop of the parent's is told of nothing (its
-selector is shared).
+Invariants: asking costs one comparison; a renewal runs once for each object and process, in whichever thread; the
+parent's objects are neither written to nor shut down, and the parent's event loop gets no calls (its selector is
+shared).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def origin_of(client: Any) -> Origin:
 
 
 def leave_alone(*objects: object) -> None:
-    """Keep what is the parent's for as long as this process lives: collecting it might close it for both."""
+    """Keep objects of the parent for as long as this process lives: collecting one might close it for both."""
     _kept.append(objects)
 
 

@@ -1,4 +1,4 @@
-"""What the sync and the async producer share: the machine, its settings, and what is known of it. No I/O here.
+"""The parts that the sync and the async producer share: the machine, its settings and its state. No I/O here.
 
 Invariant: a producer belongs to the process that made it; in a child every use of it is an error.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from durable_streams.client.base import CallOptions, random
-from durable_streams.client.unclosed import Remains, keep_in_mind
+from durable_streams.client.unclosed import Remains, register
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol.producer import PRODUCER_POLICY, Producer, Settings
 from durable_streams.protocol.request import check_url
@@ -27,7 +27,7 @@ def forked(url: str) -> DurableStreamError:
 
 
 class ProducerBase:
-    """A producer's state, as its owner sees it."""
+    """The public state of a producer."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class ProducerBase:
         self._exit_timeout = exit_timeout
         self._remains = Remains(type(self).__name__, self._machine)
         self._forked = False
-        keep_in_mind(self)
+        register(self)
 
     @property
     def url(self) -> str:
@@ -73,7 +73,7 @@ class ProducerBase:
 
     @property
     def epoch(self) -> int:
-        """The present epoch; it grows with `restart` and, under ``auto_claim``, when another producer claimed it."""
+        """The present epoch; it grows with `restart` and, with ``auto_claim``, when another producer claims it."""
         return self._machine.epoch
 
     @property
@@ -88,14 +88,14 @@ class ProducerBase:
 
     @property
     def in_flight_count(self) -> int:
-        """How many requests are under way."""
+        """How many requests are in flight."""
         return self._machine.in_flight_count
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r}, {self.producer_id!r}, epoch={self.epoch})"
 
     def _report(self) -> None:
-        """Tell ``on_error`` of the error that ended the producer, once."""
+        """Call ``on_error`` with the error that ended the producer, once."""
         error, report = self._machine.error, self._on_error
         if error is None or report is None:
             return
@@ -117,7 +117,7 @@ class ProducerBase:
         return False
 
     def _disown(self) -> None:
-        """Refuse everything from now on: this is a child, whose parent goes on with the same numbers."""
+        """Refuse everything from now on: this is a child, and its parent goes on with the same numbers."""
         self._forked = True
         self._on_error = None
         self._remains.settled = True

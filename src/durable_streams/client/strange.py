@@ -1,9 +1,9 @@
 """Models out of messages that the rule allows and a library's own JSON parser refuses.
 
-Such are escapes of lone surrogates, more levels than a parser takes, numbers that are too long for it. Mostly they
-stand where the model does not look. So the parser gets the message with something harmless in their place, twice,
-each time something else: what comes out both times the same does not depend on it. Else the model is made of the
-message's value instead of its text.
+Examples are escapes of lone surrogates, more levels than a parser takes, numbers that are too long for it. Mostly they
+are in parts that the model does not use. So the parser gets the message with a harmless digit in their place, twice,
+with a different digit each time: equal results do not depend on it. Otherwise the model is made of the message's value
+instead of its text.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def is_strange(message: bytes) -> bool:
 
 
 def read_strange(message: bytes, parse: Callable[[bytes], T], make: Callable[[object], T]) -> T:
-    """Return what a model makes of a strange message; raises what ``make`` raises where it fits in no way.
+    """Return the model of a strange message; raises the error of ``make`` where the message does not fit.
 
     ``parse`` makes it of a text, ``make`` of a value.
     """
@@ -50,13 +50,13 @@ def read_strange(message: bytes, parse: Callable[[bytes], T], make: Callable[[ob
         made = parse(_harmless(message, b"1"))
         if made == parse(_harmless(message, b"2")):
             return made
-    except Exception:  # noqa: BLE001, S110 - the model needs what is strange, or does not fit: `make` tells
+    except Exception:  # noqa: BLE001, S110 - the model needs the strange part, or does not fit: `make` decides
         pass
     return make(decode(message))
 
 
 def _harmless(message: bytes, digit: bytes) -> bytes:
-    """Return the message with a digit in place of what is strange."""
+    """Return the message with a digit in place of each strange part."""
     # No byte below 32 is in a message, but for white space: it can stand for another.
     text = message.replace(b"\\\\", b"\x00\x00").replace(b'\\"', b"\x01\x01")
     text = _LONE.sub(rb"\\u003" + digit, text)

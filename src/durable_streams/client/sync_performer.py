@@ -29,7 +29,7 @@ T = TypeVar("T")
 class Performer:
     """Performs the effects of one machine.
 
-    The owner of the machine is a subclass, and so no reference leads in a circle: an owner that is dropped is
+    The owner of the machine is a subclass, so that there is no reference cycle: an owner that is dropped is
     collected at once, and its connection with it.
     """
 
@@ -46,7 +46,7 @@ class Performer:
         raise NotImplementedError
 
     def _called(self, call: Call) -> Any:
-        """Call the function that the machine names; return what it gave."""
+        """Call the function that the machine names; return its result."""
         raise NotImplementedError
 
     def _perform(self, machine: Machine[Any], effect: Effect) -> Effect | None:
@@ -91,7 +91,7 @@ class Performer:
 
 
 def next_effect(machine: Machine[Any], answer: Any = None) -> Effect | None:
-    """Return the machine's next effect, after what the last one gave; None at its end."""
+    """Send the last effect's result into the machine; return its next effect, None at its end."""
     try:
         return machine.send(answer)
     except StopIteration:
@@ -137,13 +137,13 @@ class _Exchanges(Performer):
 
 
 def run(op: Op[T], options: CallOptions) -> T:
-    """Run a one-shot operation to its result, with the retries of its ``options``."""
+    """Run a one-shot operation to its result, with retries as its ``options`` say."""
     machine = with_retry(op, options.policy, random, time.monotonic, options.trickle)
     return _Exchanges(options).run(machine)
 
 
 def send(request: Request, options: CallOptions, interrupt: Interrupt | None = None) -> Response:
-    """Send one request and return the whole answer; raises FetchError. `Interrupt.set` breaks it off."""
+    """Send one request and return the whole answer; raises FetchError. Setting the interrupt ends it."""
     machine = fetch(request, time.monotonic, options.trickle)
     return _Exchanges(options, interrupt).run(machine)
 
@@ -159,7 +159,7 @@ def open_exchange(request: Request, options: CallOptions, interrupt: Interrupt) 
 
 
 def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of headers or parameters, of which any may be a function that gives it."""
+    """Return the values of headers or parameters; each may be given by a function."""
     found = {}
     for name, given in values.items():
         value = given() if callable(given) else given

@@ -1,8 +1,8 @@
 """The sync idempotent producer: threads around the producer machine.
 
 Invariants: the machine is touched only under the one lock; requests, futures and callbacks run outside it;
-whatever goes wrong in a sender ends in the machine's sticky error, so that `flush` and `close` never return
-normally after a loss; a producer that nobody closed is flushed at the end of the process (`unclosed.py`).
+any failure of a sender ends in the machine's sticky error, so that `flush` and `close` never return
+normally after a loss; a producer that was not closed is flushed at the end of the process (`unclosed.py`).
 """
 
 from __future__ import annotations
@@ -34,17 +34,33 @@ __all__ = ["SyncIdempotentProducer"]
 class SyncIdempotentProducer(ProducerBase):
     """Appends that are written exactly once and in order, in batches, several in flight (protocol section 4).
 
-    Thread-safe. `append` returns at once and waits only when ``max_pending_bytes`` are queued; `submit` gives
-    a future; `flush` and `close` wait for everything and raise what was lost. ``epoch`` must grow with every
-    start under the same ``producer_id``; with ``auto_claim`` the producer takes the next free one by itself.
+    Thread-safe. `append` returns at once, and waits only while ``max_pending_bytes`` are queued; `submit` gives a
+    future; `flush` and `close` wait for everything and raise the error that lost any of it.
 
-    ``linger_ms``: milliseconds that a batch waits for more; ``max_batch_bytes``: its size, unless one record
-    is larger; ``retry_timeout``: seconds that a failing server is tried again; ``timeout``: seconds of
-    silence before a request counts as failed (default 30); ``trickle_timeout``: seconds that an answer may trickle
-    beyond that (default 30); ``content_type``: the stream's, asked for at the
-    first append where not given; ``on_error``: called once, from another thread, with the error that ends the
-    producer; ``exit_timeout``: seconds that the end of the process waits for what is queued, where nobody closed
-    the producer; what is lost then is counted on standard error.
+    Args:
+        url: The stream's absolute URL.
+        producer_id: The producer's stable identifier, the same in every start.
+        client: An ``httpx.Client``, a ``requests.Session`` or a ``urllib3.PoolManager``; None for one that the process
+            shares.
+        epoch: The number of this start. It must grow with every start under the same ``producer_id``.
+        auto_claim: Whether the producer takes the next free epoch by itself when another one has the present one.
+        max_batch_bytes: The size of a request in bytes, unless one record is larger.
+        linger_ms: Milliseconds that a batch waits for more records.
+        max_in_flight: How many requests may be in flight at once.
+        content_type: The stream's content type; None asks for it at the first append.
+        headers: Headers of each request; values may be callables, called for every attempt.
+        params: Query parameters of each request, in the same form.
+        on_error: A callable that is given the error that ends the producer, once, from another thread.
+        timeout: Seconds of silence before a request counts as failed; None for 30.
+        trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
+        retry: The pauses between retries; None for pauses from 0.05 to 2 seconds, without an end of their own.
+        retry_timeout: Seconds that a failing server is retried.
+        max_pending_bytes: The most bytes of records that are not acknowledged.
+        exit_timeout: Seconds that the end of the process waits for queued records, if the producer was not closed. The
+            records that are lost then are counted on standard error.
+
+    Raises:
+        ValueError: An argument is out of its range, or a header is not for the caller to set.
     """
 
     def __init__(
@@ -97,7 +113,7 @@ class SyncIdempotentProducer(ProducerBase):
         self._make_threads()
 
     def _make_threads(self) -> None:
-        # One lock with two queues: senders wait for work, callers for what becomes of it.
+        # One lock with two queues: senders wait for work, callers for its outcome.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._work = threading.Condition(self._lock)
@@ -109,10 +125,16 @@ class SyncIdempotentProducer(ProducerBase):
     # -- appending
 
     def append(self, data: Any) -> None:
-        """Queue data: bytes and text as they are, for a JSON stream any value as one message.
+        """Queue data; wait while ``max_pending_bytes`` are queued.
 
-        Waits while ``max_pending_bytes`` are queued. Raises ValueError or TypeError for data that the stream
-        cannot take, and the error that ended the producer.
+        Args:
+            data: Bytes or text; for a JSON stream any JSON value as one message, where text and bytes are JSON
+                already.
+
+        Raises:
+            ValueError: The data is empty, or is not valid JSON.
+            TypeError: The stream cannot hold this type of data.
+            DurableStreamError: The producer is closed, or the error that ended it.
         """
         if self._machine.content_type is None:
             self._learn_content_type()
@@ -123,16 +145,27 @@ class SyncIdempotentProducer(ProducerBase):
         self._add(record, None)
 
     put = append
-    """The same, by the name that it has in the async producer."""
+    """`append`, by the name of the method that waits in the async producer."""
 
     def append_nowait(self, data: Any) -> None:
-        """Do as `append` does, but raise DurableStreamError with code QUEUE_FULL instead of waiting for room."""
+        """Queue data as `append` does, but do not wait for room.
+
+        Args:
+            data: As for `append`.
+
+        Raises:
+            DurableStreamError: With code ``QUEUE_FULL`` where ``max_pending_bytes`` are queued; else as for `append`.
+        """
         self._add(self._encoded(data), None, wait=False)
 
     def submit(self, data: Any) -> Future[IdempotentAppendResult]:
-        """Queue data as `append` does; return a future that is done when the data is durable.
+        """Queue data as `append` does.
 
-        Its result's ``offset`` is the position after the batch that carried the data.
+        Args:
+            data: As for `append`.
+
+        Returns:
+            A future that is done when the data is durable; its result's ``offset`` is the position after the batch.
         """
         future: Future[IdempotentAppendResult] = _Receipt(self.url)
         future.set_running_or_notify_cancel()  # from here on it cannot be cancelled: it will be sent
@@ -161,8 +194,8 @@ class SyncIdempotentProducer(ProducerBase):
                 self._wake_sender()
             sending = machine.in_flight_count > 0
         if sending:
-            # Let go of the interpreter: a sender needs it for a moment after each call into the system, and would wait
-            # for the interpreter's own switch, 5 ms, each time.
+            # Release the interpreter's lock: a sender needs it for a moment after each system call, and would otherwise
+            # wait for the interpreter's own switch, 5 ms, each time.
             time.sleep(0)
 
     def _learn_content_type(self) -> None:
@@ -179,7 +212,11 @@ class SyncIdempotentProducer(ProducerBase):
     # -- waiting
 
     def flush(self) -> None:
-        """Send what is queued and wait until all of it is durable; raises the error that lost any of it."""
+        """Send everything that is queued, and wait until it is durable.
+
+        Raises:
+            DurableStreamError: Some of it was lost; it is the error that ended the producer.
+        """
         with self._changed:
             barrier = self._machine.flush()
             if barrier:
@@ -189,9 +226,16 @@ class SyncIdempotentProducer(ProducerBase):
                 raise self._machine.error
 
     def close_stream(self, final: Any = None) -> IdempotentAppendResult:
-        """Close the stream for good behind everything queued, optionally with its last data; idempotent.
+        """Close the stream for good behind everything queued; safe to repeat. The producer takes nothing more.
 
-        Returns where the stream ends. The producer takes nothing more afterwards.
+        Args:
+            final: The last data, as for `append`; None for none.
+
+        Returns:
+            Where the stream ends.
+
+        Raises:
+            DurableStreamError: The error that ended the producer.
         """
         record = None if final is None else self._encoded(final)
         future: Future[IdempotentAppendResult] = Future()
@@ -202,7 +246,7 @@ class SyncIdempotentProducer(ProducerBase):
         return future.result()
 
     def restart(self) -> None:
-        """Wait for what is under way, then begin the next epoch and forget the error that ended the producer."""
+        """Wait for the requests in flight, then begin the next epoch and forget the error that ended the producer."""
         with self._changed:
             self._check_usable()
             if self._machine.error is None:
@@ -216,7 +260,11 @@ class SyncIdempotentProducer(ProducerBase):
         return self._machine.idle or self._machine.error is not None
 
     def close(self) -> None:
-        """Flush, and release the threads. The stream stays open. Raises the error that lost any data."""
+        """Flush, and release the threads. The stream stays open.
+
+        Raises:
+            DurableStreamError: Some data was lost; it is the error that ended the producer.
+        """
         with self._changed:
             self._closing = True
         try:
@@ -224,14 +272,14 @@ class SyncIdempotentProducer(ProducerBase):
         except DurableStreamError:
             self.abandon()
             raise
-        except BaseException:  # Ctrl-C: its cause says nothing of the records
+        except BaseException:  # Ctrl-C: the error does not mention the records
             self._remains.settle("closing it was interrupted", "was not flushed")
             self.abandon()
             raise
         self.abandon()
 
     def abandon(self) -> None:
-        """Give up what is not acknowledged and release the threads, at once; whoever waits is told what was lost."""
+        """Give up all records that are not acknowledged, and release the threads at once; waiting calls raise."""
         outcomes = self._give_up()
         for interrupt in self._interrupts:
             interrupt.set()
@@ -256,20 +304,19 @@ class SyncIdempotentProducer(ProducerBase):
             self._barrier = self._machine.flush()
             if self._barrier:
                 self._wake_sender()
-            self._changed.notify_all()  # who waits for room is told
+            self._changed.notify_all()  # calls that wait for room raise
 
     def _end(self, deadline: float) -> None:
         left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
         with self._changed:
             self._changed.wait_for(lambda: self._machine.passed(self._barrier), left)
             self._remains.settle(f"not acknowledged within {self._exit_timeout:g} s")
-            outcomes = (
-                self._give_up()
-            )  # the threads end with the process: one that is connecting is not waited for
+            # The threads end with the process: one that is connecting is not waited for.
+            outcomes = self._give_up()
         self._resolve(outcomes)
 
     def _disown(self) -> None:
-        # The locks may be held, and the threads are gone: both are of the parent's.
+        # The locks may be held, and the threads do not exist here: both are the parent's.
         self._make_threads()
         super()._disown()
 
@@ -284,8 +331,8 @@ class SyncIdempotentProducer(ProducerBase):
         except DurableStreamError:
             if error is None:
                 raise
-            # The block's own error matters more; what was lost is not kept silent either.
-            self._remains.tell("", "could not be flushed")
+            # The block's own error is raised; the loss is still reported.
+            self._remains.report("", "could not be flushed")
 
     # -- senders
 
@@ -296,7 +343,7 @@ class SyncIdempotentProducer(ProducerBase):
             except RuntimeError:
                 if not self._senders:
                     raise
-                # There are no more threads, of the system's or of an interpreter that ends: those that run do the work.
+                # No more threads can be started, or the interpreter ends: the running ones do the work.
         else:
             self._work.notify()
 
@@ -317,7 +364,7 @@ class SyncIdempotentProducer(ProducerBase):
             except FetchError as error:
                 with self._changed:
                     outcomes = self._machine.failed(job.token, error, time.monotonic())
-            except Exception as error:  # noqa: BLE001 - a header callable, say; nobody else would see it
+            except Exception as error:  # noqa: BLE001 - a header callable, say; it is seen nowhere else
                 wrapped = self._failed_request(error)
                 with self._changed:
                     outcomes = self._machine.failed(job.token, wrapped, time.monotonic())
@@ -338,7 +385,7 @@ class SyncIdempotentProducer(ProducerBase):
                 job = machine.next_request(now)
                 if job is not None:
                     if machine.wake_at(now) is not None:
-                        self._wake_sender()  # another may send, or mind the clock, while this one is busy
+                        self._wake_sender()  # another may send, or watch the clock, while this one is busy
                     return job
                 wake = machine.wake_at(now)
                 self._idle_senders += 1
@@ -356,25 +403,25 @@ class SyncIdempotentProducer(ProducerBase):
 
 
 class _Receipt(Future[IdempotentAppendResult]):
-    """What `submit` gives. In a child nobody would ever set it: there it raises instead of waiting for ever."""
+    """The future of `submit`. In a child after a fork nothing would ever set it: there it raises instead of waiting."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
         self._url, self._origin = url, Origin()
 
     def result(self, timeout: float | None = None) -> IdempotentAppendResult:
-        """Return the result, or raise the error; see Future."""
+        """Return the result, or raise the error, as `Future.result`. ``timeout`` is in seconds."""
         self._check_fork()
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return the error, None where there is none; see Future."""
+        """Return the error, None where there is none, as `Future.exception`. ``timeout`` is in seconds."""
         self._check_fork()
         return super().exception(timeout)
 
     def _check_fork(self) -> None:
         if not self._origin.left:
             return
-        self._condition = threading.Condition()  # a thread of the parent's may hold the one from before
+        self._condition = threading.Condition()  # a thread of the parent may hold the old one
         if not self.done():
             raise forked(self._url)

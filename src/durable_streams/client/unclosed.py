@@ -1,8 +1,8 @@
-"""Producers that nobody closed: what becomes of their records when the process ends, and in a process forked off.
+"""Producers that were not closed: their records at the end of the process, and in a child after a fork.
 
-Invariants: at the end of the process all of them get their last chance at the same time, each for a bounded one; what
-is lost then, or with a producer that is garbage, is counted in one line on standard error; a process forked off sends
-nothing of its parent's and waits for no lock of it.
+Invariants: at the end of the process all of them are flushed at the same time, each within its time limit; records
+that are lost then, or with a producer that is garbage collected, are counted in one line on standard error; a child
+after a fork sends none of its parent's records and waits for none of its locks.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any, Protocol
 from durable_streams.protocol.producer import Producer
 from durable_streams.protocol.request import without_query
 
-__all__ = ["Remains", "Unclosed", "busy", "idle", "keep_in_mind", "settle_stranded"]
+__all__ = ["Remains", "Unclosed", "busy", "idle", "register", "settle_stranded"]
 
 _JOINED_LAST = -50  # after everything of multiprocessing's own that threads may still use
 
 
 class Remains:
-    """What a producer holds that is not acknowledged, and whether that has been settled: closed, or told.
+    """The records of a producer that are not acknowledged, and whether that is settled: closed, or reported.
 
-    It outlives the producer. ``early``: what is queued beside the machine's records.
+    It outlives the producer. ``early``: records that are queued outside the machine.
     """
 
     def __init__(self, kind: str, machine: Producer) -> None:
@@ -39,14 +39,14 @@ class Remains:
 
     @property
     def count(self) -> int:
-        """How many records are lost, or would be if everything ended now."""
+        """How many records are lost, or would be if the process ended now."""
         return self._machine.lost_count + self._machine.pending_count + len(self.early)
 
     def settle(self, why: str, what: str = "was not closed") -> None:
-        """Write one line about the lost records, if there are any and nobody closed the producer; only once."""
+        """Write one line about the lost records, if there are any and the producer was not closed; only once."""
         settled, self.settled = self.settled, True
         if not settled:
-            self.tell(why, what)
+            self.report(why, what)
 
     def settle_late(self, count: int) -> None:
         """Write one line about records that were stored, at the last moment."""
@@ -55,8 +55,8 @@ class Remains:
             f"was not closed: {_records(count)} went out only when its event loop ended, and were stored."
         )
 
-    def tell(self, why: str, what: str) -> None:
-        """Write one line about the lost records, if there are any. ``why``: where the producer had no error."""
+    def report(self, why: str, what: str) -> None:
+        """Write one line about the lost records, if any. ``why``: the reason, if the producer has no error."""
         count, machine = self.count, self._machine
         if not count:
             return
@@ -84,55 +84,55 @@ def _write_line(line: str) -> None:
 
 
 class Unclosed(Protocol):
-    """What the end of a process, and a fork, need of a producer."""
+    """The methods of a producer for the end of the process, and for a fork."""
 
     _remains: Remains
     _exit_timeout: float
 
     def _begin_end(self) -> None:
-        """Take nothing more, and let what is queued go out, without waiting for it."""
+        """Take no more records, and send the queued ones, without waiting for them."""
 
     def _end(self, deadline: float) -> None:
-        """Wait for that until then, at most, and settle what remains."""
+        """Wait for them, at most until ``deadline`` of the monotonic clock, and settle the rest."""
 
     def _is_stranded(self) -> bool:
         """Whether it holds records that nothing will ever send."""
 
     def _disown(self) -> None:
-        """Become unusable: this is a child, and all that is queued is its parent's."""
+        """Become unusable: this is a child, and all queued records are its parent's."""
 
 
 _known: dict[int, weakref.ref[Unclosed]] = {}
 _hooked_in = 0  # the process whose end calls here
 
 
-def keep_in_mind(producer: Unclosed) -> None:
-    """Have a new producer end with the process, be disowned by a fork, and be told of when it is garbage."""
+def register(producer: Unclosed) -> None:
+    """Register a new producer: it ends with the process, is disowned by a fork, and reported when it is garbage."""
     _hook_in()
     key, remains = id(producer), producer._remains  # noqa: SLF001 - this module is a part of producers
 
     def collected(_: object) -> None:
         _known.pop(key, None)
-        remains.settle("it is garbage")
+        remains.settle("it was garbage collected")
 
     _known[key] = weakref.ref(producer, collected)
 
 
 _busy: set[Unclosed] = set()
-"""Producers of event loops that hold records. Kept here, for a loop that ends lets go of them before it shuts down."""
+"""Producers of event loops that hold records. Kept here, because a loop that ends drops them before it shuts down."""
 
 
 busy = _busy.add
 """Keep a producer for as long as it holds records."""
 
 idle = _busy.discard
-"""Let go of a producer that holds none any more."""
+"""Drop a producer that holds no more records."""
 
 _loop = 0
 
 
 def settle_stranded(loop: object) -> None:
-    """Tell of the producers whose loop was closed with records of theirs, once another loop has begun."""
+    """Report the producers whose loop was closed while they held records, once another loop has begun."""
     global _loop  # noqa: PLW0603 - there is one process
     if _loop == id(loop):
         return
@@ -173,7 +173,7 @@ def _end_all() -> None:
         try:
             producer._end(began + producer._exit_timeout)  # noqa: SLF001
         except KeyboardInterrupt:
-            began = float("-inf")  # nobody wants to wait any more
+            began = float("-inf")  # a second Ctrl-C: wait no longer
             producer._end(began)  # noqa: SLF001
 
 

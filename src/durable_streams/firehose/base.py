@@ -1,4 +1,4 @@
-"""What the sync and the async firehose share: the request of each attempt, callbacks, settings. No I/O here."""
+"""The shared parts of the sync and the async firehose: the request of each attempt, and the handle. No I/O here."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Source:
 
 
 def make_source(method: str, url: str, params: Any, headers: Any, json_data: Any) -> Source:
-    """Return the source for these arguments; raises ValueError for a URL that is none, or a header not to be set."""
+    """Return the source for these arguments; raises ValueError for a bad URL or header."""
     if isinstance(headers, Mapping):
         _named(headers)
     body = None if json_data is None else json.dumps(json_data, allow_nan=False).encode()

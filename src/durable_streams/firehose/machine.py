@@ -280,7 +280,7 @@ class _Window:
     def _is_new(self, value: Any) -> bool:
         key = self._key_of(value)
         if key is None:
-            return True  # what has no key cannot be told from another
+            return True  # a record without a key is never a duplicate
         keys = self._keys
         new = key not in keys
         keys.pop(key, None)
@@ -293,7 +293,7 @@ class _Window:
         try:
             key = self._key(value) if self._key is not None else None
             hash(key)
-        except Exception:  # noqa: BLE001 - the caller's function, and a record that it was not made for
+        except Exception:  # noqa: BLE001 - the caller's function, on a record that it does not expect
             return None
         return key
 

@@ -1,11 +1,11 @@
-"""Concurrent appends to one stream, sent together: while one request is under way the next one gathers.
+"""Concurrent appends to one stream, sent together: while one request is in progress the next one gathers.
 
 The driver's part, for each append: where ``add`` says so its caller leads, else it waits until its entry is done
-or told to lead. A leader runs the operation ``send``, then wakes every entry that ``finish`` returns, then the
-next leader, which ``hand_over`` names.
+or its waiter is woken to lead. A leader runs the operation ``send``, then wakes every entry that ``finish`` returns,
+then the next leader, which ``hand_over`` returns.
 
-Invariants: appends go out in the order in which they were added, in one request at a time; whatever becomes of
-one request, the entries behind it get a leader; an entry that was taken back is in no later request.
+Invariants: appends go out in the order in which they were added, in one request at a time; however one request
+ends, the entries behind it get a leader; an entry that was taken back is in no later request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ W = TypeVar("W")
 
 
 class Entry(Generic[W]):
-    """One append: its data, what became of it, and ``waiter``, by which the driver wakes its caller."""
+    """One append: its data, its outcome, and ``waiter``, by which the driver wakes its caller."""
 
     __slots__ = ("data", "error", "result", "waiter")
 
@@ -40,7 +40,7 @@ class Entry(Generic[W]):
 
     @property
     def done(self) -> bool:
-        """Whether it is known what became of it."""
+        """Whether its outcome is known."""
         return self.result is not None or self.error is not None
 
     def outcome(self) -> AppendResult:
@@ -69,7 +69,7 @@ class AppendQueue(Generic[W]):
         return len(self._entries)
 
     def take_back(self, entry: Entry[W]) -> Entry[W] | None:
-        """Forget an append whose caller has gone; return the entry that leads in its place, if it was to lead."""
+        """Drop an append whose caller has gone; return the entry that leads in its place, if it was to lead."""
         with suppress(ValueError):  # it is in a request already
             self._entries.remove(entry)
         return self.hand_over() if entry is self._next_leader else None
@@ -81,7 +81,7 @@ class AppendQueue(Generic[W]):
         return self._next_leader
 
     def send(self, url: str, content_type: str | None) -> Op[str | None]:
-        """Send what is queued, as much as fits into one request; returns the stream's content type if known.
+        """Send the queued appends that fit into one request; returns the stream's content type if known.
 
         Only the leader's own append fails where the content type cannot be had: the next leader asks again.
         """
@@ -96,9 +96,9 @@ class AppendQueue(Generic[W]):
         return known
 
     def finish(self, cause: BaseException | None = None) -> list[Entry[W]]:
-        """Return the entries whose callers to wake: what the last request decided.
+        """Return the entries whose callers to wake: those that the last request decided.
 
-        ``cause``: what ended the leader in the middle, if anything did.
+        ``cause``: the error that ended the leader in the middle, None for none.
         """
         taken, self._taken = self._taken, []
         for entry in taken:
@@ -117,7 +117,7 @@ class AppendQueue(Generic[W]):
         while True:
             try:
                 record = operations.encode_record(entry.data, content_type)
-            except Exception as error:  # noqa: BLE001 - whatever encoding it raises is its caller's to hear
+            except Exception as error:  # noqa: BLE001 - an error of encoding is its caller's
                 entry.error = error
             else:
                 entries.append(entry)
@@ -133,7 +133,7 @@ class AppendQueue(Generic[W]):
 
 
 def _append(url: str, entries: list[Entry[W]], records: list[bytes], content_type: str) -> Op[None]:
-    """Append the records in one request, and note in their entries what became of it.
+    """Append the records in one request, and note the outcome in their entries.
 
     Where the server finds the request too large (413), each record goes on its own.
     """
@@ -147,16 +147,15 @@ def _append(url: str, entries: list[Entry[W]], records: list[bytes], content_typ
                 yield from _append(url, [entry], [record], content_type)
             return
         for entry in entries:
-            entry.error = copy(error)  # each caller's own: it collects the traceback of whoever raises it
+            entry.error = copy(error)  # each caller's own: it collects the traceback of its raise
     else:
         for entry in entries:
             entry.result = result
 
 
 def _broken_off(cause: BaseException | None) -> FetchError:
-    if isinstance(
-        cause, Exception
-    ):  # a header callable, say: whatever fails here fails before anything is sent
+    # A header callable, say: an error here comes before anything is sent.
+    if isinstance(cause, Exception):
         return FetchError(
             f"The request that carries this append could not be made: {cause}.",
             original=cause,

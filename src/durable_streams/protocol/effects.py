@@ -1,13 +1,13 @@
-"""What a machine asks of its driver: the one vocabulary of readers, operations and feeds.
+"""The effects of machines: the one vocabulary of readers, operations and feeds.
 
-A machine is a generator. It yields effects, is sent what they gave, and returns its result; it has no socket, no
+A machine is a generator. It yields effects, is sent their results, and returns its own; it has no socket, no
 clock and no thread of its own, so that a test can play any course of events. The driver performs each effect:
 
     Send       send the request, keep its answer open; give the answer's head (`Head`)
     READ       give the next bytes of the open answer's body as soon as there are some, b"" at its end
     RELEASE    close the open answer; without one, do nothing
     Pause      sleep
-    Call       call the function of this name, if the caller has set it; give what it returned
+    Call       call the function of this name, if the caller has set it; give its result
     Give       hand the value over, then come back for the next effect
 
 Invariants: a machine sends only when no answer is open, so that each `Send` that gave a head is followed by a RELEASE
@@ -48,7 +48,7 @@ class Send:
 
 
 class Move(Enum):
-    """What is done with the open answer."""
+    """An effect on the open answer."""
 
     READ = "read"
     RELEASE = "release"
@@ -70,7 +70,7 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Call the function of this name with these arguments, and give what it returned; None where it is not set."""
+    """Call the function of this name with these arguments, and give its result; None where it is not set."""
 
     name: str
     arguments: tuple[Any, ...] = ()
@@ -88,4 +88,4 @@ class Give:
 Effect = Send | Literal[Move.READ, Move.RELEASE] | Pause | Call | Give
 
 Machine = Generator[Effect, Any, T]
-"""Yields effects, is sent what they gave, returns its result. A part of a machine is one too."""
+"""Yields effects, is sent their results, returns its own. A part of a machine is one too."""

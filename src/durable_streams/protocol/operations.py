@@ -1,6 +1,6 @@
 """The one-shot operations: create, head, append, close, delete, fork (protocol sections 3, 4 and 6).
 
-Invariants: each is a generator whose only effect is a request; it raises what `error_from` says for an answer
+Invariants: each is a generator whose only effect is a request; it raises the error of `error_from` for an answer
 that is not its success; only requests that may be executed twice without harm are marked idempotent.
 """
 
@@ -193,7 +193,7 @@ def _next_offset(response: Response, request: Request) -> str:
 
 
 def position_of(response: Response, request: Request) -> str | None:
-    """Return the offset of an answer, None if it has none; raises StreamParseError for one that is no position."""
+    """Return the offset of an answer, None if it has none; raises StreamParseError for one that is not an offset."""
     offset = response.headers.get(h.STREAM_NEXT_OFFSET)
     if offset is not None and not h.is_position(offset):
         raise _malformed(response, request, f"with the Stream-Next-Offset {offset!r}", code="BAD_OFFSET")
@@ -220,8 +220,8 @@ def encode_payload(data: Any, content_type: str) -> bytes:
 def encode_record(data: Any, content_type: str) -> bytes:
     """Return the bytes of one message of a JSON stream, or of one piece of another.
 
-    Raises ValueError for empty data or text that is not valid JSON, TypeError for what the stream cannot
-    hold.
+    Raises ValueError for empty data or text that is not valid JSON, TypeError for data that the stream
+    cannot hold.
     """
     return encoder_for(content_type)(data)
 
@@ -257,13 +257,13 @@ def _encode_bytes(data: Any, content_type: str) -> bytes:
 def encode_json_message(data: Any, *, beyond_double: bool = False) -> bytes:
     """Return one JSON message: text and bytes are JSON already (and checked to be), other values are serialised.
 
-    ``beyond_double``: an infinity becomes a number that is read as one. Raises InvalidJSONError, a ValueError, for what
-    is not JSON by the rule (`jsonrule`).
+    ``beyond_double``: an infinity becomes a number that is read as infinity. Raises InvalidJSONError, a ValueError, for
+    text that is not JSON by the rule (`jsonrule`).
     """
     kind = type(data)
     if kind is bytes:
         text: bytes = data
-    elif kind is dict:  # told apart first, because what is appended mostly is one of these two
+    elif kind is dict:  # checked first, because most appends are one of these two
         return encode(data, beyond_double=beyond_double)
     elif isinstance(data, str):
         text = _utf8(data)

@@ -12,8 +12,7 @@ Invariants:
 * the first batch of an epoch goes alone: until the server knows the epoch it refuses any other number;
 * after a failure only the oldest batch is tried, until one is acknowledged;
 * a batch that overtook an earlier one (409) is held until all earlier ones are acknowledged: never lost;
-* an error that no retry mends is sticky: every unacknowledged record fails with it, and so does everything
-  later.
+* an error that no retry can fix is sticky: every unacknowledged record fails with it, and every later call.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _STRIDE = 32 * 1024
 _MOST_CLAIMS = 10  # in a row without one acknowledgement: then another producer is alive and claims too
 
 PRODUCER_POLICY = RetryPolicy(max_retries=ENDLESS, initial_delay=0.05, max_delay=2.0)
-"""A producer's default: endless within its ``retry_timeout``, and quick to notice that a server is back."""
+"""The default of a producer: endless within its ``retry_timeout``, with short delays."""
 
 
 class BatchState(Enum):
@@ -102,7 +101,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a ticket's record."""
+    """The outcome of a ticket's record."""
 
     ticket: Any
     result: IdempotentAppendResult | None = None
@@ -165,14 +164,14 @@ class Producer:
         self.next_seq = 0
         self.error: DurableStreamError | None = None
         self.trouble: DurableStreamError | None = None
-        """What the last request failed with, while it is tried again."""
+        """The failure of the last request, while it is retried."""
         self.lost_count = 0
         """How many records failed for good."""
         self.closing = False
         self._sealed_count = self._sealed_bytes = 0
         self._settings = settings or Settings()
         self._random = random
-        # Unacknowledged, by number, oldest first. Ordered, because a dict walks over all it ever lost at its front.
+        # Unacknowledged, by number, oldest first. Ordered, because a dict scans past all removed entries at its front.
         self._batches: OrderedDict[int, Batch] = OrderedDict()
         self._in_flight: dict[int, Batch] = {}  # by token
         self._last_token = 0
@@ -209,7 +208,7 @@ class Producer:
         return self._sealed_bytes + self._size - 1 - len(self._records)
 
     def has_room(self, size: int) -> bool:
-        """Whether a record of so many bytes may be added now; one always may when nothing is pending."""
+        """Whether a record of this many bytes may be added now; one always may when nothing is pending."""
         pending = self.pending_bytes
         return not pending or pending + size <= self._settings.max_pending_bytes
 
@@ -242,7 +241,7 @@ class Producer:
         return woken or self._is_full()
 
     def flush(self) -> Barrier:
-        """Let what is queued go out without lingering; return what `passed` takes."""
+        """Let the queued records go out without lingering; return the barrier for `passed`."""
         self._seal()
         return tuple(self._batches.values())
 
@@ -267,7 +266,7 @@ class Producer:
 
     @property
     def in_flight_count(self) -> int:
-        """How many requests are under way."""
+        """How many requests are in flight."""
         return len(self._in_flight)
 
     @property
@@ -295,7 +294,7 @@ class Producer:
         return Job(self._last_token, self.url, self._headers(batch), batch)
 
     def wake_at(self, now: float) -> float | None:
-        """Return when `next_request` should be asked again without anything else happening; None for never."""
+        """Return when to call `next_request` again if nothing else happens; None for never."""
         if self.error is not None or (self._claim is not None and self.in_flight_count):
             return None
         if self.in_flight_count >= self._most_in_flight():
@@ -319,7 +318,7 @@ class Producer:
     def _may_go(self, batch: Batch) -> bool:
         if batch.state is BatchState.READY and not batch.closing and not self._troubled:
             return True
-        # What was held, what closes the stream, and all in times of trouble: only as the oldest of all.
+        # A held batch, one that closes the stream, and any batch while requests fail: only as the oldest of all.
         return batch.state is not BatchState.IN_FLIGHT and batch.seq == next(iter(self._batches))
 
     def _most_in_flight(self) -> int:
@@ -346,7 +345,7 @@ class Producer:
         self._records: list[bytes] = []
         self._tickets: list[Any] = []
         self._size = 1  # the brackets of a JSON body, less the comma that the last record has not
-        self._fits_to = 0  # the size up to which the open batch takes records without further ado
+        self._fits_to = 0  # the size up to which `fits` takes records for the open batch
         self._due = 0.0
 
     def _seal(self) -> Batch | None:
@@ -369,7 +368,7 @@ class Producer:
         return batch
 
     def _renumber(self) -> bool:
-        """Begin the claimed epoch, unless requests of the old one are still under way; whether it began."""
+        """Begin the claimed epoch, unless requests of the old one are in flight; return whether it began."""
         if self.in_flight_count:
             return False
         waiting = list(self._batches.values())
@@ -383,7 +382,7 @@ class Producer:
         return True
 
     def restart(self) -> None:
-        """Begin the next epoch and forget a sticky error; what is still unacknowledged is sent again under it."""
+        """Begin the next epoch and forget a sticky error; unacknowledged records are sent again under it."""
         if self.in_flight_count:
             raise DurableStreamError(
                 "A producer with requests in flight cannot restart; flush it first.",
@@ -397,10 +396,10 @@ class Producer:
         self._claim = self.epoch + 1
         self._renumber()
 
-    # -- what became of requests
+    # -- outcomes of requests
 
     def answered(self, token: int, response: Response, now: float) -> list[Outcome]:
-        """Take the answer to a request; return what it decides."""
+        """Take the answer to a request; return the outcomes that it decides."""
         batch = self._landed(token)
         if batch is None:
             return []
@@ -415,22 +414,24 @@ class Producer:
             if error.expected_seq is not None and batch.oldest <= error.expected_seq < batch.seq:
                 batch.state = BatchState.HELD
                 return []
-            return self.fail(error)  # the server forgot what it had acknowledged: another stream, perhaps
+            return self.fail(
+                error
+            )  # the server lost records that it had acknowledged: another stream, perhaps
         if is_retryable_status(response.status):
             return self._try_again(error, now, parse_retry_after(response.headers))
         return self.fail(error)
 
     def failed(self, token: int, error: FetchError, now: float) -> list[Outcome]:
-        """Take the failure of a request, which may or may not have been executed; return what it decides."""
+        """Take the failure of a request, which may have been executed or not; return the outcomes that it decides."""
         return [] if self._landed(token) is None else self._try_again(error, now, None)
 
     def broken_off(self, token: int) -> None:
-        """Take note that the driver itself ended a request, which may have been executed: it goes out again."""
+        """Note that the driver itself ended a request, which may have been executed: it goes out again."""
         if token in self._in_flight:
             self._landed(token)
 
     def disown(self, error: DurableStreamError) -> None:
-        """Forget everything, for it is another process's, and refuse everything with this error."""
+        """Drop everything, which belongs to another process, and refuse every call with this error."""
         self.error = error
         self.fail(error)
         self.lost_count = 0
@@ -453,7 +454,7 @@ class Producer:
     def _landed(self, token: int) -> Batch | None:
         batch = self._in_flight.pop(token)
         if self.error is not None:
-            return None  # it failed for good while this request was under way
+            return None  # it failed for good while this request was in flight
         batch.state = BatchState.READY
         return batch
 
@@ -461,7 +462,7 @@ class Producer:
         duplicate = response.status == 204 and batch.count > 0
         highest = response.headers.get(h.PRODUCER_SEQ, "")
         beyond = duplicate and highest.isascii() and highest.isdigit() and int(highest) > self._highest_sent
-        # Data that was never sent before cannot be there already: this epoch is someone else's.
+        # Data that was never sent before cannot be there already: another producer has this epoch.
         if beyond or (duplicate and not self._established and batch.attempts == 1):
             error = StaleEpochError(
                 message=f"Producer {self.producer_id!r} was used before with epoch {self.epoch} at {self.url}; "
@@ -487,7 +488,7 @@ class Producer:
         return [Outcome(ticket, result) for ticket in batch.tickets]
 
     def _overtaken(self, error: StaleEpochError, known: int, now: float | None) -> list[Outcome]:
-        """Take note that another producer has this epoch or a newer one."""
+        """Note that another producer has this epoch or a newer one."""
         if not self.auto_claim or self._claims >= _MOST_CLAIMS or known >= h.MAX_SAFE_INTEGER:
             return self.fail(error)
         if self._claim is None:

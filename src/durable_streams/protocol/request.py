@@ -1,9 +1,9 @@
 """Requests and responses as plain values, and the one place where an answer becomes an error.
 
-Invariants: a Request carries what the protocol needs and nothing of the caller's (credentials join it per
+Invariants: a Request carries the protocol's headers and none of the caller's (credentials join it per
 attempt, in `with_caller`); the URL's own query keys are kept, repeated ones too; query parameters go out in
-alphabetical order (protocol section 5); header names are lower case; every error names what was asked of
-which URL, without its query, where tokens may be.
+alphabetical order (protocol section 5); header names are lower case; every error names the method and the
+URL, without its query, where tokens may be.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ __all__ = [
 T = TypeVar("T")
 
 OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
-"""The code of a 503 whose server does not know itself whether it was done; it comes without a Retry-After."""
+"""The code of a 503 whose server does not know itself whether the request was executed; without a Retry-After."""
 
 ERROR_BODY_LIMIT = 64 * 1024
-"""How many bytes of an error's body are worth reading."""
+"""How many bytes of an error's body are read."""
 
 TRICKLE_TIMEOUT = 30.0
 """Seconds that an answer may trickle: its head beyond the silence that is allowed, its body beyond its slowest pace."""
@@ -70,10 +70,10 @@ _BAD_IN_HEADER = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
 _FRAMING = frozenset(
     {"content-length", "expect", "http2-settings", "te", "trailer", "transfer-encoding", "upgrade"}
 )
-"""Headers that say where a message ends, or that the connection is to become something else."""
+"""Headers that say where a message ends, or that the connection changes its protocol."""
 
 _CONNECTION = frozenset({"connection", "host", "keep-alive", "proxy-connection"})
-"""Headers that say what else the connection is for."""
+"""Headers that control the connection."""
 
 _BAD_IN_URL = re.compile(r"[\x00-\x20\x7f]")
 # HTTP libraries resolve these on their own: another URL than the one that errors and checkpoints name.
@@ -171,7 +171,7 @@ def check_header(name: str, value: str) -> str:
 def check_callers_headers(names: Iterable[str], *, of_client: bool = False) -> None:
     """Raise ValueError for a header that is the transport's to send: it says where a message ends, or whose it is.
 
-    ``of_client``: the names are those of an HTTP client, which may say on its own what its connections are for.
+    ``of_client``: the names are those of an HTTP client, which may set the headers of its connections itself.
     """
     for name in names:
         if _is_transports(name, of_client):
@@ -222,7 +222,7 @@ def parse_retry_after(headers: Mapping[str, str], now: datetime | None = None) -
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
-    # The server's own clock where it tells: the distance between its two dates needs no clock of ours.
+    # Relative to the server's own date, if it sends one: the difference needs no local clock.
     reference = now or _server_date(headers)
     return max(0.0, (moment - reference).total_seconds()) if reference else 1.0
 
@@ -236,7 +236,7 @@ def _server_date(headers: Mapping[str, str]) -> datetime | None:
 
 
 def content_length(headers: Mapping[str, str]) -> int | None:
-    """Return the body's length in bytes where the headers tell; None for a body in any coding."""
+    """Return the body's length in bytes where the headers state it; None for a body in any coding."""
     if "content-encoding" in headers or "transfer-encoding" in headers:
         return None
     return _integer(headers.get("content-length"))
@@ -268,7 +268,7 @@ def not_executed(response: Response) -> bool:
 def error_from(response: Response, request: Request) -> DurableStreamError:
     """Return the error that an unsuccessful answer stands for (protocol section 7).
 
-    The server's own sentence is the message where it sent one, prefixed by what was asked.
+    The server's own sentence is the message where it sent one, prefixed by the request.
     """
     details = _details(response.body)
     server_code, sentence = _server_sentence(details)
@@ -282,9 +282,7 @@ def error_from(response: Response, request: Request) -> DurableStreamError:
     message = f"{request.method} {url} answered {response.status}: {sentence or meaning}"
     in_doubt = response.status >= 500 and not not_executed(response)
     if in_doubt and request.method == "POST" and not request.idempotent:
-        message = (
-            f"{message.rstrip('.')} (the append may have been written; read the stream before repeating it)"
-        )
+        message = f"{message.rstrip('.')} (the append may have been written; read the stream before a retry)"
     context: dict[str, Any] = {
         "status": response.status,
         "code": known_code,
@@ -332,7 +330,7 @@ def _conflict(
             received_seq=_integer(headers.get(h.PRODUCER_RECEIVED_SEQ)),
             **context,
         )
-    # A sequence or a content type can be in conflict: the code tells, else the request's own header.
+    # A sequence or a content type can be in conflict: the code decides, else the request's own header.
     about_type = (server_code is not None and "TYPE" in server_code) or "content type" in message.lower()
     if h.STREAM_SEQ in request.headers and not about_type:
         return SeqConflictError(message, expected=headers.get(h.STREAM_SEQ), **context)

@@ -1,7 +1,7 @@
-"""What a driver needs of an HTTP library, and which library stands behind a ``client=`` argument.
+"""The interface of a performer to an HTTP library, and the choice of the library for a ``client=`` argument.
 
 A transport sends one request and gives back an exchange: the answer's head, then its body piece by piece. It
-follows no redirects, repeats nothing, and raises FetchError for whatever its library raises.
+follows no redirects, repeats nothing, and raises FetchError for each error of its library.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class AsyncTransport(Protocol):
 
 
 class Interrupt:
-    """Ends whatever a thread of the driver is blocked in: a connect, a read or a pause. Cannot be taken back.
+    """Ends the call that a thread of the performer is blocked in: a connect, a read or a pause. Cannot be taken back.
 
     ``with interrupt:`` is around everything that may block, so that `busy` says whether a thread is in it. In a child
     after a fork an interrupt knows no exchange: to break one there would end the parent's connection.
@@ -131,7 +131,7 @@ class Interrupt:
         return self._event.wait(seconds) if seconds > 0 else self._event.is_set()
 
     def attach(self, action: Callable[[], None]) -> None:
-        """Name what breaks the present exchange; done at once if `set` was called already."""
+        """Take the function that breaks the present exchange; it is called at once if `set` was called already."""
         self._origin.notice(self._renew)
         with self._lock:
             self._break = action
@@ -139,7 +139,7 @@ class Interrupt:
                 action()
 
     def detach(self) -> None:
-        """Forget what `attach` named: the exchange is over, its connection may serve others."""
+        """Drop the function of `attach`: the exchange is over, its connection may serve others."""
         self._origin.notice(self._renew)
         with self._lock:
             self._break = None
@@ -148,7 +148,7 @@ class Interrupt:
 def transport_for(client: Any) -> Transport:
     """Return the transport for a ``client=`` argument: None for the one shared by the process.
 
-    Raises TypeError for an object that is no known kind of client.
+    Raises TypeError for an object that is not a known kind of client.
     """
     # Imported late: HTTP libraries are slow to import, and most programs need one of them.
     if client is None or _is_from("urllib3", client):
@@ -177,7 +177,7 @@ def transport_for(client: Any) -> Transport:
 def async_transport_for(client: Any) -> AsyncTransport:
     """Return the async transport for a ``client=`` argument: None for the one shared by the process.
 
-    Raises TypeError for an object that is no known kind of async client.
+    Raises TypeError for an object that is not a known kind of async client.
     """
     if client is None or _is_from("aiohttp", client):
         from durable_streams.client.transports import aiohttp as own  # noqa: PLC0415

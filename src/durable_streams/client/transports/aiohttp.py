@@ -1,7 +1,7 @@
 """The default async transport, over aiohttp.
 
-Invariants: one session for each event loop, closed when its loop shuts down, and never shared with a process
-forked off; no exception of aiohttp or the socket layer leaves this module, all become FetchError in `_mapped`;
+Invariants: one session for each event loop, closed when its loop shuts down, and never shared with a child
+after a fork; no exception of aiohttp or the socket layer leaves this module, all become FetchError in `_mapped`;
 aiohttp follows no redirect; no request has a time limit as a whole, only one on silence.
 """
 
@@ -37,7 +37,7 @@ from durable_streams.protocol.request import Request, check_callers_headers
 
 __all__ = ["AiohttpTransport", "ClientSession", "shared"]
 
-_BUFFER_SIZE = 512 * 1024  # bytes of a body held at most, twice, before the server is told to wait
+_BUFFER_SIZE = 512 * 1024  # bytes of a body held at most, twice, before the server has to wait
 _HEADER_SIZE = 64 * 1024
 
 
@@ -160,14 +160,14 @@ class AiohttpTransport:
 
 
 _holder: ContextVar[list[Any] | None] = ContextVar("_holder", default=None)
-"""Where the request in progress is told which connections it is given."""
+"""The list in which the request in progress notes the connections it is given."""
 
 _watched: weakref.WeakSet[Any] = weakref.WeakSet()
 _used: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def _watch(connector: Any) -> None:
-    """Have a connector give out no connection that has ended, or on which something came that nobody asked for."""
+    """Have a connector give out no connection that has ended, or on which unrequested bytes arrived."""
     if connector is None or connector in _watched:
         return
     _watched.add(connector)
@@ -186,7 +186,7 @@ def _watch(connector: Any) -> None:
 
 
 def _is_over(protocol: Any) -> bool:
-    # While the event loop does not run, it sees neither the end of a connection nor what came on it.
+    # While the event loop does not run, it sees neither the end of a connection nor bytes that arrived on it.
     transport = protocol.transport
     return protocol.should_close or (transport is not None and has_input(transport.get_extra_info("socket")))
 
@@ -195,7 +195,7 @@ def _given_out(connection: Any, protocol: Any) -> Any:
     if protocol is not None:
         if protocol not in _used:
             _used.add(protocol)
-        # What comes while it is idle is kept as it is, where `should_close` sees it, and half an answer too.
+        # Bytes that arrive while it is idle are kept raw, where `should_close` sees them, and half an answer too.
         connection.add_callback(lambda: setattr(protocol, "_parser", None))
     if (holder := _holder.get()) is not None:
         holder.append(protocol)
@@ -225,14 +225,14 @@ class _Session:
             max_line_size=_HEADER_SIZE,
             max_field_size=_HEADER_SIZE,
         )
-        # What may be repeated is ours to say: a DELETE repeated in silence would find nothing to delete.
+        # Retries are decided in `protocol.retry`: a DELETE that is repeated in silence would find nothing to delete.
         self.session._retry_connection = False  # noqa: SLF001
         self._keeper = self._until_the_end()
         self.users = 0
         self._kept = False
 
     async def keep(self) -> None:
-        """Tie the session to the running loop: on its way down a loop closes every generator that has begun."""
+        """Tie the session to the running loop: a loop that shuts down closes every generator that has begun."""
         self._kept = True
         await anext(self._keeper)
 
@@ -254,14 +254,14 @@ class _Session:
             await self.session.close()
 
     def abandon(self) -> None:
-        """Let go of the session of a loop that is closed."""
+        """Drop the session of a loop that is closed."""
         with contextlib.suppress(AttributeError):
-            self._connector._conns.clear()  # noqa: SLF001 - it would complain of what its loop cannot close any more
+            self._connector._conns.clear()  # noqa: SLF001 - it would warn of connections that its loop cannot close any more
         self.session.detach()
 
 
 class _LastRequests(contextlib.AbstractAsyncContextManager[None]):
-    # No generator: a loop that shuts down complains of new ones.
+    # Not a generator: a loop that shuts down warns of new ones.
     def __init__(self, session: _Session) -> None:
         self._session = session
 
@@ -274,22 +274,22 @@ class _LastRequests(contextlib.AbstractAsyncContextManager[None]):
 
 
 class _Body(aiohttp.BytesPayload):
-    """Bytes that the caller has in memory anyway, however many."""
+    """Bytes of any size that the caller has in memory anyway."""
 
     def __init__(self, body: bytes) -> None:
-        # Past the direct base class, which warns of bodies over 1 MiB.
+        # Skips the direct base class, which warns of bodies over 1 MiB.
         super(aiohttp.BytesPayload, self).__init__(body, content_type="application/octet-stream")
         self._size = len(body)
 
 
 @contextlib.contextmanager
 def _mapped(url: str, status: int | None = None, limit: float | None = None) -> Iterator[None]:
-    """Turn whatever the library raises into a FetchError: the one boundary."""
+    """Turn each error of the library into a FetchError: the one boundary."""
     try:
         yield
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
         if isinstance(error, aiohttp.ServerDisconnectedError):
-            # In place of what the library had parsed, as Python writes it.
+            # Instead of the parsed head, in Python's notation, that the library puts there.
             error.args = ("the server closed it without an answer",)
         if isinstance(error, aiohttp.ConnectionTimeoutError):
             limit = CONNECT_TIMEOUT
@@ -327,5 +327,5 @@ def _leave_all() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # At once: what is collected in the child, at its end at the latest, is closed in the parent's selector too.
+    # At once: an object collected in the child, at its end at the latest, is closed in the parent's selector too.
     os.register_at_fork(after_in_child=_leave_all)

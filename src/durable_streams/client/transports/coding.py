@@ -1,7 +1,7 @@
-"""Compressed bodies: whether one came to its coding's own end.
+"""Compressed bodies: whether one reached the end of its coding.
 
-Invariant: decoding itself is the HTTP library's. What libraries let pass is a body that ends, as far as HTTP can
-tell, before its compressed data does (a proxy that gives up): to us that is a failure and no end.
+Invariant: decoding itself is the HTTP library's. Libraries accept a body that ends, as far as HTTP
+can see, before its compressed data does (a proxy that gives up): here that is a failure and not an end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LAYERS = ("_obj", "decompressor", "_decompressor")
 def ended_early(decoder: Any, received: int) -> bool:
     """Whether the decoder of an HTTP library whose body is over was still waiting for data, or left some unread.
 
-    ``received``: the body's bytes as they came; a body of none needs no decoding. False where it cannot be told.
+    ``received``: the body's bytes as they came; a body of none needs no decoding. False where it cannot be known.
     """
     if decoder is None or not received:
         return False

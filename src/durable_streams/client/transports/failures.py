@@ -1,4 +1,4 @@
-"""What a failed exchange is called: one sentence, code and verdict for each kind, whichever library reports it.
+"""The kinds of failed exchanges: one sentence, code and verdict for each, the same for all libraries.
 
 Invariants: nothing here knows an HTTP library; ``may_have_been_sent`` is false only where no byte of the
 request can have reached the server.
@@ -24,7 +24,7 @@ class Failure(Enum):
     POOL_TIMEOUT = (
         "TIMEOUT",
         False,
-        "No connection to {host} was free within {limit}; the client allows too few for what it is asked.",
+        "No connection to {host} was free within {limit}; the client allows too few connections.",
     )
     SILENCE = ("TIMEOUT", True, "{host} was silent for longer than the read timeout.")
     TRICKLE = (
@@ -34,7 +34,7 @@ class Failure(Enum):
     )
     TLS = ("TLS", False, "TLS with {host} failed: {cause}.")
     BROKEN = ("NETWORK", True, "The connection to {host} broke: {cause}.")
-    DECODING = ("NETWORK", True, "The body from {host} is not what its content-encoding says: {cause}.")
+    DECODING = ("NETWORK", True, "The body from {host} does not match its content-encoding: {cause}.")
     NOT_SENT = ("NETWORK", False, "The request to {host} could not be sent: {cause}.")
 
 
@@ -49,7 +49,7 @@ def fetch_error(
     """Return the error for a failure of an exchange with ``url``.
 
     ``status``: of the answer, once there is one; then the request was sent in any case. ``limit``: the seconds
-    that were waited, None where only the caller's client knows.
+    of the wait, None where only the caller's client knows.
     """
     code, sent, sentence = failure.value
     message = sentence.format(
@@ -68,7 +68,7 @@ def fetch_error(
 
 
 def client_closed(url: str) -> DurableStreamError:
-    """Return the error for a client that its owner closed: no FetchError, for no retry mends it."""
+    """Return the error for a client that its owner closed: not a FetchError, for no retry can fix it."""
     return DurableStreamError(
         "The client passed as client= is closed; pass one that is open for as long as it is used.",
         code="CLIENT_CLOSED",
@@ -77,14 +77,14 @@ def client_closed(url: str) -> DurableStreamError:
 
 
 def _cause(failure: Failure, error: BaseException) -> str:
-    """Return what the innermost exception says: the system's own words, without the library's wrapping."""
+    """Return the innermost exception's message: the system's own words, without the library's wrapping."""
     inner = error
     while (below := inner.__cause__ or inner.__context__) is not None:
         inner = below
     if failure is Failure.BROKEN and isinstance(inner, ValueError) and not isinstance(inner, OSError):
         return "the answer is malformed, or was cut"  # a parser's own words say less
     if type(inner).__module__ == "builtins" and isinstance(inner, OSError) and inner.errno:
-        text = os.strerror(inner.errno)  # asyncio puts a text of its own in its place
+        text = os.strerror(inner.errno)  # asyncio replaces it with another text
     else:
         text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
     printable = "".join(character if character.isprintable() else " " for character in text[:500])

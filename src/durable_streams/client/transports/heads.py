@@ -1,4 +1,4 @@
-"""What every transport does alike with the headers of requests, and with answers."""
+"""The headers of requests and the heads of answers, alike for all transports."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ __all__ = ["AnswerBase", "ends_its_connection", "request_headers"]
 def ends_its_connection(status: int, length: str | None, coding: str | None) -> bool:
     """Whether an answer may be the last one of its connection only: its head says two things about where it ends.
 
-    ``length`` and ``coding``: its Content-Length and its Transfer-Encoding. A 204 has no body, and whoever announces
-    one may send it later; of both framings, what stands in between may have taken the other (RFC 9112, section 6.3).
+    ``length`` and ``coding``: its Content-Length and its Transfer-Encoding. A 204 has no body, and a server that
+    announces one may send it later; where both framings are given, a proxy may have used the other one (RFC 9112,
+    section 6.3).
     """
     if status == 204:
         return coding is not None or (length is not None and length.strip() != "0")
@@ -23,13 +24,13 @@ def ends_its_connection(status: int, length: str | None, coding: str | None) -> 
 
 
 class _UnusableError(Exception):
-    """What is wrong with an answer."""
+    """Why an answer cannot be used."""
 
 
 class AnswerBase:
-    """The head of one answer, and whose it is: in a child after a fork its connection is still the parent's.
+    """The head of one answer, and its process: in a child after a fork its connection is still the parent's.
 
-    Raises FetchError for one that is not final (the libraries read past those, but for 101, which nobody asked for),
+    Raises FetchError for one that is not final (the libraries skip those, but for 101, which was not requested),
     and for one whose body is in a coding that the libraries would hand over as it is.
     """
 
@@ -46,7 +47,7 @@ class AnswerBase:
         if 100 <= self.status < 200:
             why = f"the server answered {self.status} and nothing else"
         elif coding not in {"chunked", "identity"} and self.status not in {204, 304}:
-            why = f"the answer has the transfer-encoding {coding!r}, which nobody asked for"
+            why = f"the answer has the transfer-encoding {coding!r}, which was not requested"
         else:
             return
         raise fetch_error(Failure.BROKEN, self._url, _UnusableError(why), status=self.status)
@@ -57,7 +58,7 @@ class AnswerBase:
             raise answer_left_behind(self._url)
 
     def _leave(self) -> bool:
-        """Return whether this is a child after a fork, which must not close what is its parent's."""
+        """Return whether this is a child after a fork, which must not close its parent's connection."""
         if self._origin.left:
             leave_alone(self)
             return True
@@ -68,7 +69,7 @@ def request_headers(request: Request, decodable: str | None = None) -> dict[str,
     """Return the headers to send, with the codings that a read takes: ``decodable``, and none for a live one.
 
     What compresses also buffers, and a live read wants each record at once. The caller's own header is kept;
-    without ``decodable`` the library says on its own what it decodes.
+    without ``decodable`` the library itself names the codings it decodes.
     """
     headers = dict(request.headers)
     accepted = "identity" if request.streaming else decodable
@@ -78,7 +79,7 @@ def request_headers(request: Request, decodable: str | None = None) -> dict[str,
 
 
 def _answer_headers(lines: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return an answer's headers by their names in lower case; what was sent on several lines is joined."""
+    """Return an answer's headers by their names in lower case; values on several lines are joined."""
     headers: dict[str, str] = {}
     for name, value in lines:
         key = name.lower()

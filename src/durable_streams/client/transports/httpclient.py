@@ -34,7 +34,7 @@ _current = threading.local()
 
 
 class _Head:
-    """An answer's lines, of which http.client would take a part for the whole: half an offset, say."""
+    """An answer's lines, complete ones only: http.client would take half a line for the whole, half an offset say."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -76,7 +76,7 @@ class _Head:
 
 
 class WholeAnswer(http.client.HTTPResponse):
-    """An answer with a whole head, behind all interim ones, that knows whether anything came behind it."""
+    """An answer with a whole head, behind all interim ones, that knows whether bytes followed it."""
 
     fp: Any
     _method: str
@@ -107,7 +107,7 @@ class WholeAnswer(http.client.HTTPResponse):
         raise http.client.HTTPException("interim answers without end")
 
     def _check_framing(self) -> None:
-        """Refuse a framing of which http.client would make something; end the connection with a doubtful one."""
+        """Refuse a framing that http.client would misread; end the connection after a doubtful one."""
         if not any(name.lower() in _FRAMING for name in self.headers.keys()):  # noqa: SIM118 - no mapping
             return
         coding, length = _joined(self, "transfer-encoding"), _joined(self, "content-length")
@@ -207,7 +207,7 @@ class Watched:
 
 
 def watching(limit: float | None) -> None:
-    """Begin a request in this thread, in however many attempts. ``limit``: seconds until its answer's head is there."""
+    """Begin a request in this thread, of any number of attempts. ``limit``: seconds until its answer's head comes."""
     _current.unsent = _current.left = _current.trickled = False
     _current.deadline = None if limit is None else time.monotonic() + limit
 
@@ -218,7 +218,7 @@ def trickled() -> bool:
 
 
 def was_sent() -> bool:
-    """Whether any byte of the request that this thread has begun may have left; True where it cannot be told."""
+    """Whether any byte of the request that this thread has begun may have left; True where it cannot be known."""
     return getattr(_current, "left", False) or not getattr(_current, "unsent", False)
 
 

@@ -3,8 +3,8 @@
 Invariants: neither library is imported here, the client brings its own; the client is never closed, and its
 timeouts, proxies, authentication and hooks stay in force; no exception of the library leaves this module.
 
-What Interrupt cannot wake is a sync request that waits for a connection or for a free place in the pool: the
-client's own timeouts bound both. On HTTP/2 it breaks nothing, since other requests share the connection.
+Interrupt cannot end the wait of a sync request for a connection or for a free place in the pool: the client's own
+timeouts bound both. On HTTP/2 it breaks nothing, since other requests share the connection.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class _Timed:
 
 
 class _Watch:
-    """What one request's trace tells of its connection: what has left, and whether it may serve another request."""
+    """The state of one request's connection, from its trace: how much was sent, and whether it may be used again."""
 
     def __init__(self) -> None:
         self.was_sent = True
@@ -103,12 +103,12 @@ class _Watch:
         self._is_last = ends_its_connection(response.status_code, length, coding)
 
     def _has_more(self) -> bool:
-        """Whether something came behind the answer, which would be taken for the next one's beginning."""
+        """Whether bytes followed the answer, which would be taken for the beginning of the next one."""
         return self._connection is not None and bool(self._connection._h11_state.trailing_data[0])  # noqa: SLF001
 
 
 class _Requests:
-    """What both transports share: how a request is put to the library, and what its exceptions mean."""
+    """The shared part of both transports: requests in the library's form, and the meaning of its exceptions."""
 
     def __init__(self, client: Any, library: Any) -> None:
         self._client = client
@@ -180,7 +180,7 @@ class _Requests:
         status: int | None = None,
         watch: _Watch | None = None,
     ) -> Iterator[None]:
-        """Turn whatever the library raises into a FetchError: the one boundary."""
+        """Turn each error of the library into a FetchError: the one boundary."""
         try:
             yield
         except self._foreign as error:
@@ -192,7 +192,7 @@ class _Requests:
                 raise fetch_error(Failure.NOT_SENT, url, error) from None
             raise self._failure(error, url, interrupt, status) from None
         except (RuntimeError, ValueError, AttributeError) as error:
-            # What the library does when its client or its socket goes away under it; else an error of the program.
+            # The library's errors when its client or socket is closed in use; otherwise an error of the program.
             if not (self._client.is_closed or (interrupt is not None and interrupt.is_set())):
                 raise
             raise self._failure(error, url, interrupt, status) from None
@@ -206,7 +206,7 @@ class _Requests:
 
 
 class _Answer(AnswerBase):
-    """The head of an answer, and what its end must be checked for."""
+    """The head of an answer, and the checks at its end."""
 
     def __init__(self, response: Any, requests: _Requests, url: str) -> None:
         lines = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers.raw)
@@ -258,7 +258,7 @@ class HttpxTransport(_Requests):
                 timed = _timed(_connection_of(self._client, outgoing), limit)
             elif timed is not None and event == "http11.receive_response_headers.complete":
                 timed.deadline = None
-            # What was interrupted before there was a connection to break must not begin to wait on one.
+            # A request that was interrupted before it had a connection must not begin to wait on one.
             if interrupt.is_set() and event.endswith(_BEFORE_IT_WAITS):
                 raise _Interrupted
             if (stream := watch.note(event)) is not None:
@@ -330,7 +330,7 @@ class AsyncHttpxTransport(_Requests):
 
 
 def _timed(connection: Any, limit: float) -> _Timed | None:
-    """Have what a connection reads next end at a deadline. Its stream is not public: without it there is none."""
+    """Have the next reads of a connection end at a deadline. Its stream is not public: without it there is none."""
     stream = getattr(connection, "_network_stream", None)
     if stream is None:
         return None
@@ -364,9 +364,9 @@ def _break_answer(response: Any) -> None:
 
 
 def _connection_of(client: Any, outgoing: Any) -> Any:
-    """Return the HTTP/1 connection that a request is under way on, None where that cannot be known.
+    """Return the HTTP/1 connection of a request in progress, None where that cannot be known.
 
-    The library tells it only together with the answer, and not what came behind that; its pool knows, which is not
+    The library gives it only together with the answer, and not the bytes behind that; its pool knows, which is not
     public.
     """
     with contextlib.suppress(Exception):

@@ -34,7 +34,7 @@ def silence_of(request: Request, timeout: float | None) -> float | None:
 def head_limit(request: Request, silence: float | None) -> float | None:
     """Return the seconds within which a request must be sent and its answer's head be complete; None for no limit.
 
-    ``silence``: as many seconds as nothing at all may come. Without a limit on that there is none on the whole.
+    ``silence``: the seconds of silence that are allowed. Without a limit on those there is none on the whole.
     """
     if silence is None:
         return None
@@ -47,7 +47,7 @@ class TrickledError(OSError):
 
 
 class Deadline:
-    """Around what a task waits for: raises TrickledError in its place when the time is up."""
+    """Around an await: raises TrickledError in its place when the time is up."""
 
     __slots__ = ("_limit", "_passed", "_task", "_timer")
 
@@ -74,7 +74,7 @@ class Deadline:
             self._timer.cancel()
         if not self._passed:
             return
-        # Python 3.10 cannot tell one cancellation from two.
+        # Python 3.10 does not count cancellations.
         uncancel = getattr(self._task, "uncancel", None)
         others = uncancel() if uncancel is not None else 0
         if isinstance(error, asyncio.CancelledError) and not others:

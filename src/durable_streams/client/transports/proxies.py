@@ -1,8 +1,8 @@
 """Which proxy leads to a host: the one that the environment, or the system's settings, name for it.
 
 ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` as everywhere in Python (``urllib.request``). They are
-read once per host. This machine itself is never reached through a proxy; whoever wants that passes a client of
-their own.
+read once per host. This machine itself is never reached through a proxy; a caller that wants it passes
+a client.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Invariants: requests is not imported here, the session brings it; the session is
 authentication, cookies, proxies and hooks stay in force; no exception of requests, urllib3 or the socket layer
 leaves this module. Redirects are the session's: a feed that moved is found as its user expects.
 
-Nothing of requests can be woken before an answer's head is there, so that the wait for it takes place in a thread
-of its own, which an Interrupt leaves behind: it closes its answer, should one come.
+Requests cannot be interrupted before an answer's head is there, so the wait for it takes place in a separate thread,
+which an Interrupt leaves behind: that thread closes its answer, should one come.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class _UnsentError(Exception):
 
 
 class _Opening:
-    """A call in a thread of its own, which can be left behind."""
+    """A call in a separate thread, which can be left behind."""
 
     def __init__(self, send: Any) -> None:
         self._send = send
@@ -217,10 +217,10 @@ class _Exchange(AnswerBase):
 
 @contextlib.contextmanager
 def _mapped(url: str, interrupt: Interrupt, status: int | None = None) -> Iterator[None]:
-    """Turn whatever is raised into a FetchError: the one boundary."""
+    """Turn each error into a FetchError: the one boundary."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - adapters and authentication raise what they like
+    except Exception as error:  # noqa: BLE001 - adapters and authentication may raise anything
         failure = Failure.INTERRUPTED if interrupt.is_set() else _failure(error, status)
         limit = None if failure is Failure.TRICKLE else CONNECT_TIMEOUT
         raise fetch_error(failure, url, error, status=status, limit=limit) from None
@@ -254,7 +254,7 @@ def _failure(error: Exception, status: int | None) -> Failure:
     if status is None and (
         isinstance(error, (ValueError, kinds.TooManyRedirects)) or not isinstance(error, _BROKEN)
     ):
-        return Failure.NOT_SENT  # a bad URL or header, or what the session itself does not allow
+        return Failure.NOT_SENT  # a bad URL or header, or a rule of the session itself
     return Failure.BROKEN
 
 
@@ -262,6 +262,6 @@ _SILENT = (urllib3.exceptions.ReadTimeoutError, TimeoutError)
 
 
 def _reason(error: Exception) -> Any:
-    """Return what the library wrapped, once or twice."""
+    """Return the error that the library wrapped, once or twice."""
     inner = error.args[0] if error.args else None
     return getattr(inner, "reason", inner) if isinstance(inner, Exception) else error

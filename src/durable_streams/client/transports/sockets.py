@@ -19,7 +19,7 @@ KEEP_ALIVE = [
         if hasattr(socket, name)  # not every system has all of them
     ),
 ]
-"""Options that end a connection two minutes after its peer has vanished, however quiet it may be otherwise."""
+"""Options that end a connection two minutes after its peer has vanished, on idle connections too."""
 
 
 def keep_alive(sock: Any) -> None:
@@ -30,7 +30,7 @@ def keep_alive(sock: Any) -> None:
 
 
 def has_input(sock: Any) -> bool:
-    """Whether there is something to read from a socket: data, its end, or that it is broken. False if it is none."""
+    """Whether there is something to read from a socket: data, its end, or an error. False if it is not a socket."""
     try:
         number = sock.fileno()
         if number < 0:
@@ -48,7 +48,7 @@ def break_off(sock: Any) -> None:
     """End a socket in both directions: unlike closing it, that wakes a thread that is blocked in it."""
     with contextlib.suppress(Exception):  # it may be over already
         if isinstance(sock, socket.socket):
-            # Not SSLSocket.shutdown, which turns TLS off: the reader would be handed what is left, encrypted.
+            # Not SSLSocket.shutdown, which turns TLS off: the reader would then get the remaining bytes, encrypted.
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
         else:
             sock.shutdown(socket.SHUT_RDWR)

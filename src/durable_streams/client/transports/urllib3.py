@@ -2,7 +2,7 @@
 
 Invariants: one pool for each process and proxy, with one TLS context; no exception of
 urllib3, http.client or the socket layer leaves this module, all become FetchError in `_mapped`; urllib3 follows
-no redirect and repeats nothing; whatever a thread is blocked in here once it is connected, Interrupt wakes it
+no redirect and repeats nothing; Interrupt ends every call that a thread is blocked in here, once it is connected
 (with a PoolManager of the caller's: once the answer's head is there).
 """
 
@@ -52,14 +52,14 @@ _current = threading.local()
 
 
 class _Interruptible(Watched):
-    """A connection that tells the Interrupt of the call in progress how to break it."""
+    """A connection that gives the Interrupt of the call in progress the function that breaks it."""
 
     _holder: Interrupt | None = None
     _body_follows = False
     _head = b""
 
     def request(self, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any) -> None:
-        self._holder = None  # whoever used this connection before can no longer break it
+        self._holder = None  # the call that used this connection before can no longer break it
         self._head = b""
         self._body_follows = isinstance(body, bytes) and 0 < len(body) <= _SMALL_BODY
         super().request(method, url, body, *args, **kwargs)
@@ -275,7 +275,7 @@ _NEVER_SENT = (
 
 _FOREIGN = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 _AFTER_AN_INTERRUPT = (AttributeError, ValueError)
-"""What the library does when its socket goes away under it; at other times it is an error of the program."""
+"""The library's errors when its socket is closed in use; otherwise they are errors of the program."""
 
 _NO_RETRY = urllib3.Retry(False)
 
@@ -304,7 +304,7 @@ def _in_handshake(error: urllib3.exceptions.SSLError) -> bool:
     """Whether TLS failed before the request went out: the library reports a later failure by the same name."""
     inner = error.args[0] if error.args else None
     if not isinstance(inner, ssl.SSLError) or isinstance(inner, ssl.CertificateError):
-        return True  # what the library itself did not like about the certificate
+        return True  # the library itself refused the certificate
     return any(frame.f_code.co_name == "do_handshake" for frame, _ in walk_tb(inner.__traceback__))
 
 
