@@ -6,6 +6,8 @@ cheap.
 
 from __future__ import annotations
 
+import atexit
+import sys
 from typing import TYPE_CHECKING
 
 from durable_streams.lazy import lazy_names
@@ -122,3 +124,14 @@ _HOMES = {
 }
 
 __getattr__, __dir__ = lazy_names(__name__, {**dict.fromkeys(__all__, "errors"), **_HOMES})
+
+
+def _end_producers() -> None:
+    unclosed = sys.modules.get("durable_streams.client.unclosed")
+    if unclosed is not None:
+        unclosed.end_all()
+
+
+# Exit functions run in the reverse order of their registration: those that are registered after this import may still
+# use producers.
+atexit.register(_end_producers)

@@ -67,6 +67,11 @@ p = producer()
 p.append(0); p.flush()
 atexit.register(lambda: [p.append(number) for number in range(1, 100)])
 """,
+    "made at exit": "atexit.register(lambda: fill(producer(linger_ms=60_000)))",
+    "made at exit, after another was closed": """
+atexit.register(lambda: fill(producer(linger_ms=60_000)))
+producer("other").close()
+""",
     "many batches": "p = fill(producer(max_batch_bytes=20, linger_ms=60_000))",
     "several": """
 kept = []
@@ -146,6 +151,13 @@ def test_a5_what_is_queued_at_the_end_is_stored(name: str, url: str) -> None:
     items = read(url)
     assert sorted(items) == list(range(100))
     assert name == "several" or items == list(range(100))
+
+
+def test_a5_an_exit_function_that_runs_after_the_producers_turn_stores_at_once(url: str) -> None:
+    DurableStream.create(url, content_type="application/json")
+    before = "import atexit, threading\natexit.register(lambda: fill(producer(linger_ms=60_000)))\n"
+    assert run("", url, text=before + COMMON) == ""
+    assert read(url) == list(range(100))
 
 
 @pytest.mark.parametrize("end", ENDS)

@@ -19,6 +19,7 @@ from durable_streams.client.forks import Origin
 from durable_streams.client.producer_base import ProducerBase, forked
 from durable_streams.client.sync_performer import run, send
 from durable_streams.client.transports import Interrupt, transport_for
+from durable_streams.client.unclosed import is_over
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol import operations
 from durable_streams.protocol.producer import Barrier, Job, Outcome
@@ -193,7 +194,9 @@ class SyncIdempotentProducer(ProducerBase):
             if machine.add(record, time.monotonic(), ticket):
                 self._wake_sender()
             sending = machine.in_flight_count > 0
-        if sending:
+        if is_over():
+            self.flush()
+        elif sending:
             # Release the interpreter's lock: a sender needs it for a moment after each system call, and would otherwise
             # wait for the interpreter's own switch, 5 ms, each time.
             time.sleep(0)

@@ -7,7 +7,6 @@ after a fork sends none of its parent's records and waits for none of its locks.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import sys
@@ -20,7 +19,7 @@ from typing import Any, Protocol
 from durable_streams.protocol.producer import Producer
 from durable_streams.protocol.request import without_query
 
-__all__ = ["Remains", "Unclosed", "busy", "idle", "register", "settle_stranded"]
+__all__ = ["Remains", "Unclosed", "busy", "end_all", "idle", "is_over", "register", "settle_stranded"]
 
 _JOINED_LAST = -50  # after everything of multiprocessing's own that threads may still use
 
@@ -103,7 +102,8 @@ class Unclosed(Protocol):
 
 
 _known: dict[int, weakref.ref[Unclosed]] = {}
-_hooked_in = 0  # the process whose end calls here
+_hooked_in = 0  # the child of multiprocessing whose end calls here
+_over = False
 
 
 def register(producer: Unclosed) -> None:
@@ -149,22 +149,27 @@ def _living() -> list[Unclosed]:
 # -- the end of a process
 
 
+def is_over() -> bool:
+    """Whether the end of the process is past the producers' turn: what is only queued from now on is lost."""
+    return _over
+
+
 def _hook_in() -> None:
+    """Have the end of a child of multiprocessing, which runs no exit functions, end its producers."""
     global _hooked_in  # noqa: PLW0603 - there is one process
-    if _hooked_in == os.getpid():
+    process = sys.modules.get("multiprocessing.process")
+    if _hooked_in == os.getpid() or process is None or process.parent_process() is None:
         return
     _hooked_in = os.getpid()
-    atexit.unregister(_end_all)
-    atexit.register(_end_all)
-    process = sys.modules.get("multiprocessing.process")
-    if process is not None and process.parent_process() is not None:
-        # A child of multiprocessing ends without Python's own exit functions.
-        from multiprocessing.util import Finalize  # noqa: PLC0415
+    from multiprocessing.util import Finalize  # noqa: PLC0415
 
-        Finalize(None, _end_child, exitpriority=_JOINED_LAST)
+    Finalize(None, _end_child, exitpriority=_JOINED_LAST)
 
 
-def _end_all() -> None:
+def end_all() -> None:
+    """Give all producers that are not closed their last chance."""
+    global _over  # noqa: PLW0603 - there is one process
+    _over = True
     began = time.monotonic()
     producers = [producer for producer in _living() if not producer._remains.settled]  # noqa: SLF001
     for producer in producers:
@@ -182,14 +187,14 @@ def _end_child() -> None:
     if _other_threads():
         threading.Thread(target=_end_after_threads, name="durable-streams-end").start()
     else:
-        _end_all()
+        end_all()
 
 
 def _end_after_threads() -> None:
     while others := _other_threads():
         for thread in others:
             thread.join()
-    _end_all()
+    end_all()
 
 
 def _other_threads() -> list[threading.Thread]:
@@ -201,6 +206,8 @@ def _other_threads() -> list[threading.Thread]:
 
 
 def _disown_all() -> None:
+    global _over  # noqa: PLW0603 - there is one process
+    _over = False
     for producer in _living():
         producer._disown()  # noqa: SLF001
     _known.clear()
@@ -209,3 +216,6 @@ def _disown_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown_all)
+
+if not threading.main_thread().is_alive():
+    _over = True  # imported by an exit function: nothing runs after those
