@@ -125,7 +125,7 @@ PHRASES = {
     ),
     "def astream_with_retry( client:": "def stream_with_retry(\n    session:",
     "client: A client, as for `AsyncFirehoseStream`.": "session: A client, as for `FirehoseStream`.",
-    "source, client).records()": "source, session).records()",
+    "request, client).records()": "request, session).records()",
 }
 
 WIDTH = 112
@@ -134,21 +134,25 @@ SECTIONS = {"Args:", "Returns:", "Raises:"}
 
 def without_async_blocks(source: str) -> str:
     """Return the source with each ``if ASYNC:`` resolved as the sync side needs it."""
-    lines = source.splitlines(keepends=True)
+    while (mark := _last_mark(source)) is not None:
+        lines = source.splitlines(keepends=True)
+        first, end = mark.lineno - 1, mark.body[-1].end_lineno or 0
+        left: list[str] = []
+        if mark.orelse:
+            begin, end = end + 1, mark.orelse[-1].end_lineno or 0  # the line between the two is ``else:``
+            block = textwrap.dedent("".join(lines[begin:end]))
+            left = textwrap.indent(block, " " * mark.col_offset).splitlines(keepends=True)
+        source = "".join([*lines[:first], *left, *lines[end:]])
+    return source
+
+
+def _last_mark(source: str) -> ast.If | None:
     marks = [
         node
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "ASYNC"
     ]
-    for node in sorted(marks, key=lambda node: node.lineno, reverse=True):
-        first, end = node.lineno - 1, node.body[-1].end_lineno or 0
-        left: list[str] = []
-        if node.orelse:
-            begin, end = end + 1, node.orelse[-1].end_lineno or 0  # the line between the two is ``else:``
-            block = textwrap.dedent("".join(lines[begin:end]))
-            left = textwrap.indent(block, " " * node.col_offset).splitlines(keepends=True)
-        lines[first:end] = left
-    return "".join(lines)
+    return max(marks, key=lambda node: node.lineno, default=None)
 
 
 def replaced(source: str, unused: set[str]) -> str:

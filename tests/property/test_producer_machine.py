@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from durable_streams.errors import FetchError
-from durable_streams.protocol.producer import Job, Producer, Settings
+from durable_streams.protocol.producer import Job, Producer, ProducerSettings
 from durable_streams.protocol.request import Request, Response
 
 URL = "http://host/stream"
@@ -119,7 +119,7 @@ class Network:
 
 
 def make_machine(**options: object) -> Producer:
-    settings_ = Settings(max_batch_bytes=12, linger=0.02, max_in_flight=3, retry_timeout=1e9)
+    settings_ = ProducerSettings(max_batch_bytes=12, linger=0.02, max_in_flight=3, retry_timeout=1e9)
     return Producer(URL, "p", random=lambda: 0.5, content_type="text/plain", settings=settings_, **options)  # type: ignore[arg-type]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from durable_streams.errors import FetchError, SSENotSupportedError
 from durable_streams.protocol import bodies
 from durable_streams.protocol.effects import READ, Give, Pause, Send
-from durable_streams.protocol.reader import Reader, Segment
+from durable_streams.protocol.reader import Portion, Reader
 from durable_streams.protocol.request import Request
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.protocol.sse import encode_control, encode_data
@@ -117,8 +117,8 @@ class Clock:
 CLOCK = Clock()
 
 
-def run(reader: Reader, server: ModelServer, draw: Draw) -> Iterator[Segment]:
-    """Drive the machine against the model, with answers cut anywhere; give its segments."""
+def run(reader: Reader, server: ModelServer, draw: Draw) -> Iterator[Portion]:
+    """Drive the machine against the model, with answers cut anywhere; give its portions."""
     machine = reader.run()
     whole, pieces, requests = True, iter([b""]), 0
     given: object = None

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from durable_streams import errors
-from durable_streams.protocol.producer import Job, Outcome, Producer, Settings
+from durable_streams.protocol.producer import Job, Outcome, Producer, ProducerSettings
 from durable_streams.protocol.request import Response
 from durable_streams.protocol.retry import RetryPolicy
 
@@ -12,13 +12,13 @@ POLICY = RetryPolicy(max_retries=-1, initial_delay=1, max_delay=4, multiplier=2,
 
 def make(content_type: str = "text/plain", **options: object) -> Producer:
     limits = {"linger": 0.0, "policy": POLICY, "retry_timeout": 60.0}
-    own = {name: options.pop(name) for name in list(options) if name in Settings.__dataclass_fields__}
+    own = {name: options.pop(name) for name in list(options) if name in ProducerSettings.__dataclass_fields__}
     return Producer(
         "http://host/s",
         "p",
         random=lambda: 0.0,
         content_type=content_type,
-        settings=Settings(**{**limits, **own}),  # type: ignore[arg-type]
+        settings=ProducerSettings(**{**limits, **own}),  # type: ignore[arg-type]
         **options,  # type: ignore[arg-type]
     )
 

@@ -7,7 +7,7 @@ import pytest
 
 from durable_streams import errors
 from durable_streams.protocol.effects import READ, Effect, Give, Pause, Send
-from durable_streams.protocol.reader import Reader, Segment
+from durable_streams.protocol.reader import Portion, Reader
 from durable_streams.protocol.request import Request
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.protocol.sse import encode_control, encode_data
@@ -49,8 +49,8 @@ def play(
     *,
     lasting: float = 0.0,
     error: errors.FetchError | None = None,
-) -> Iterator[Segment]:
-    """Play one request and its answer, which ends with ``error`` after ``lasting`` seconds; give its segments."""
+) -> Iterator[Portion]:
+    """Play one request and its answer, which ends with ``error`` after ``lasting`` seconds; give its portions."""
     pieces, run, given, sent = [body] if body else [], machine.run(), None, False
     effect: Effect | None = next(run)
     while effect is not None:
@@ -82,14 +82,14 @@ def answer(
     lasting: float = 0.0,
     error: errors.FetchError | None = None,
     **headers: str,
-) -> list[Segment]:
+) -> list[Portion]:
     assert not machine.finished
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     head = SimpleNamespace(status=status, headers=named)
     return list(play(machine, head, body, lasting=lasting, error=error))
 
 
-def tail(machine: Reader, offset: str = "5", **headers: str) -> list[Segment]:
+def tail(machine: Reader, offset: str = "5", **headers: str) -> list[Portion]:
     headers.setdefault("content_type", "application/json")  # a type that live=True follows over SSE
     return answer(machine, body=b"x", stream_next_offset=offset, stream_up_to_date="true", **headers)
 
@@ -262,10 +262,10 @@ def test_g8_what_came_before_an_offset_that_goes_back_is_handed_over() -> None:
         + encode_data(b"b", text=True)
         + encode_control("4")
     )
-    segments = play(machine, SimpleNamespace(status=200, headers=SSE), wire)
-    assert next(segments).data == b"a"
+    portions = play(machine, SimpleNamespace(status=200, headers=SSE), wire)
+    assert next(portions).data == b"a"
     with pytest.raises(errors.StreamParseError, match="went back to 4"):
-        next(segments)
+        next(portions)
 
 
 def test_empty_rounds_keep_a_distance_that_counts_their_own_length() -> None:

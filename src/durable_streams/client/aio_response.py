@@ -32,7 +32,7 @@ from durable_streams.errors import StreamParseError
 from durable_streams.protocol import operations
 from durable_streams.protocol.effects import READ, Call, Effect, Give
 from durable_streams.protocol.jsonrule import OnInvalid
-from durable_streams.protocol.reader import Reader, Segment
+from durable_streams.protocol.reader import Portion, Reader
 from durable_streams.protocol.request import Request
 from durable_streams.types import StreamEvent
 
@@ -266,14 +266,14 @@ class AsyncStreamResponse(ResponseBase, AsyncPerformer):
         return self._pieces(form, to_tail, learn)
 
     async def _pieces(self, form: Format[T], to_tail: bool, learn: bool) -> AsyncIterator[T]:
-        """Hand over every segment once; leave no connection behind on any way out."""
+        """Hand over every portion once; leave no connection behind on any way out."""
         saver, reader = self._saver, self._reader
         try:
             if learn:
                 await self._learn_content_type()
-            segment = await self._segment(self._effect)
-            while segment is not None:
-                for piece in form.take(segment):
+            portion = await self._portion(self._effect)
+            while portion is not None:
+                for piece in form.take(portion):
                     if ASYNC:
                         if self._refusals:
                             await self._refusals_taken()
@@ -282,18 +282,18 @@ class AsyncStreamResponse(ResponseBase, AsyncPerformer):
                     await self._refusals_taken()
                 if not to_tail and saver.passed(reader.offset):
                     await asyncio.to_thread(saver.save)
-                if to_tail and segment.up_to_date:
+                if to_tail and portion.up_to_date:
                     break
-                segment = await self._segment(next_effect(self._machine))
+                portion = await self._portion(next_effect(self._machine))
         finally:
             await self.aclose()
 
-    async def _segment(self, effect: Effect | None) -> Segment | None:
-        """Perform effects, from this one on, until there is a segment; None at the end of the read."""
+    async def _portion(self, effect: Effect | None) -> Portion | None:
+        """Perform effects, from this one on, until there is a portion; None at the end of the read."""
         while effect is not None and not isinstance(effect, Give):
             effect = await self._perform(self._machine, effect)
-        segment: Segment | None = None if effect is None else effect.value
-        return segment
+        portion: Portion | None = None if effect is None else effect.value
+        return portion
 
     if ASYNC:
 

@@ -1,7 +1,7 @@
-"""The formats in which a read hands over its segments: bytes, text, JSON items or events.
+"""The formats in which a read hands over its portions: bytes, text, JSON items or events.
 
 Invariants: a format decodes before it commits, so that an error in a decoder never moves the checkpoint past
-data that was not handed over; a segment is committed together with its last piece.
+data that was not handed over; a portion is committed together with its last piece.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from durable_streams.client import decoding
 from durable_streams.errors import StreamParseError
 from durable_streams.protocol import headers as h
-from durable_streams.protocol.reader import Reader, Segment
+from durable_streams.protocol.reader import Portion, Reader
 from durable_streams.types import StreamEvent
 
 _EARLY = 2 << 20  # bytes of a body from which on its messages are given out before it is complete
@@ -38,40 +38,40 @@ EventMode = Literal["auto", "json", "text", "bytes"]
 
 
 class Format(Protocol[T_co]):
-    """A format in which segments are handed over."""
+    """A format in which portions are handed over."""
 
-    def take(self, segment: Segment) -> Iterable[T_co]:
-        """Return the segment's pieces, committing it before the last of them is handed over."""
+    def take(self, portion: Portion) -> Iterable[T_co]:
+        """Return the portion's pieces, committing it before the last of them is handed over."""
 
 
 class Bytes:
-    """Each segment's bytes."""
+    """Each portion's bytes."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
-    def take(self, segment: Segment) -> Iterable[bytes]:
+    def take(self, portion: Portion) -> Iterable[bytes]:
         """See Format."""
-        self._reader.commit(segment)
-        return (segment.data,) if segment.data else ()
+        self._reader.commit(portion)
+        return (portion.data,) if portion.data else ()
 
 
 class Texts:
-    """Text: a character torn between two segments keeps the first one uncommitted. Raises StreamParseError."""
+    """Text: a character torn between two portions keeps the first one uncommitted. Raises StreamParseError."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
-    def take(self, segment: Segment) -> Iterable[str]:
+    def take(self, portion: Portion) -> Iterable[str]:
         """See Format."""
-        text = self.text(segment)
+        text = self.text(portion)
         return (text,) if text else ()
 
-    def text(self, segment: Segment) -> str:
-        """Return the segment's text, committing it unless it ends inside a character."""
+    def text(self, portion: Portion) -> str:
+        """Return the portion's text, committing it unless it ends inside a character."""
         try:
-            text = self._decoder.decode(segment.data, final=segment.closed)
+            text = self._decoder.decode(portion.data, final=portion.closed)
         except UnicodeDecodeError as error:
             raise StreamParseError(
                 f"The data after offset {self._reader.offset} is not UTF-8: {error.reason}.",
@@ -79,7 +79,7 @@ class Texts:
                 url=self._reader.url,
             ) from None
         if not self._decoder.getstate()[0]:
-            self._reader.commit(segment)
+            self._reader.commit(portion)
         return text
 
 
@@ -98,27 +98,27 @@ class Items:
         self._decode = decoding.item_decoder(decode)
         self._refused = refused
 
-    def items(self, segment: Segment) -> decoding.Items[Any]:
-        """Return the segment's messages, uncommitted; iterating over them may raise StreamParseError."""
+    def items(self, portion: Portion) -> decoding.Items[Any]:
+        """Return the portion's messages, uncommitted; iterating over them may raise StreamParseError."""
         reader = self._reader
-        return self._decode(segment.data, reader.offset, reader.url, self._refused) if segment.data else []
+        return self._decode(portion.data, reader.offset, reader.url, self._refused) if portion.data else []
 
-    def take(self, segment: Segment) -> Iterable[Any]:
+    def take(self, portion: Portion) -> Iterable[Any]:
         """See Format."""
-        return decoding.deliver(self.items(segment), partial(self._reader.commit, segment))
+        return decoding.deliver(self.items(portion), partial(self._reader.commit, portion))
 
 
 class ItemLists(Items):
     """The messages of a JSON stream in the batches they came in; none is empty."""
 
-    _early = None  # a segment is handed over as a whole, together with the place behind it
+    _early = None  # a portion is handed over as a whole, together with the place behind it
 
-    def take(self, segment: Segment) -> Iterable[list[Any]]:
+    def take(self, portion: Portion) -> Iterable[list[Any]]:
         """See Format. The messages before an invalid one are a list of their own."""
-        items, failure = decoding.gathered(self.items(segment))
+        items, failure = decoding.gathered(self.items(portion))
         if failure is not None:
             return _then_raise([items] if items else [], failure)
-        self._reader.commit(segment)
+        self._reader.commit(portion)
         return (items,) if items else ()
 
 
@@ -133,26 +133,26 @@ class Events:
         self._texts = Texts(reader)
         self._items = ItemLists(reader, None, refused)
 
-    def take(self, segment: Segment) -> Iterable[StreamEvent]:
+    def take(self, portion: Portion) -> Iterable[StreamEvent]:
         """See Format. The messages before an invalid one are an event of their own, at the offset before."""
         reader = self._reader
-        news = (segment.up_to_date, segment.closed) != (reader.up_to_date, reader.stream_closed)
+        news = (portion.up_to_date, portion.closed) != (reader.up_to_date, reader.stream_closed)
         mode = self._resolved_mode()
         data: Any
         if mode == "text":
-            data = self._texts.text(segment)
+            data = self._texts.text(portion)
         elif mode == "json":
-            data, failure = decoding.gathered(self._items.items(segment))
+            data, failure = decoding.gathered(self._items.items(portion))
             if failure is not None:
                 before = StreamEvent(data, reader.offset, reader.up_to_date, reader.cursor)
                 return _then_raise([before] if data else [], failure)
-            reader.commit(segment)
+            reader.commit(portion)
         else:
-            data = segment.data
-            reader.commit(segment)
+            data = portion.data
+            reader.commit(portion)
         if not (data or news):
             return ()
-        return (StreamEvent(data, reader.offset, segment.up_to_date, segment.cursor),)
+        return (StreamEvent(data, reader.offset, portion.up_to_date, portion.cursor),)
 
     def _resolved_mode(self) -> EventMode:
         if self._mode != "auto":

@@ -12,7 +12,7 @@ from typing import Any
 from durable_streams.client.base import CallOptions, random
 from durable_streams.client.unclosed import Remains, register
 from durable_streams.errors import DurableStreamError, FetchError
-from durable_streams.protocol.producer import PRODUCER_POLICY, Producer, Settings
+from durable_streams.protocol.producer import PRODUCER_POLICY, Producer, ProducerSettings
 from durable_streams.protocol.request import check_url
 
 __all__ = ["ProducerBase", "forked"]
@@ -54,7 +54,9 @@ class ProducerBase:
             content_type=content_type,
             epoch=epoch,
             auto_claim=auto_claim,
-            settings=Settings(linger=linger_ms / 1000, policy=options.retry or PRODUCER_POLICY, **settings),
+            settings=ProducerSettings(
+                linger=linger_ms / 1000, policy=options.retry or PRODUCER_POLICY, **settings
+            ),
         )
         self._exit_timeout = exit_timeout
         self._remains = Remains(type(self).__name__, self._machine)

@@ -30,7 +30,7 @@ from durable_streams.client.transports import Exchange
 from durable_streams.protocol import operations
 from durable_streams.protocol.effects import READ, Call, Effect, Give
 from durable_streams.protocol.jsonrule import OnInvalid
-from durable_streams.protocol.reader import Reader, Segment
+from durable_streams.protocol.reader import Portion, Reader
 from durable_streams.protocol.request import Request
 from durable_streams.types import StreamEvent
 
@@ -254,28 +254,28 @@ class StreamResponse(ResponseBase, Performer):
         return self._pieces(form, to_tail, learn)
 
     def _pieces(self, form: Format[T], to_tail: bool, learn: bool) -> Iterator[T]:
-        """Hand over every segment once; leave no connection behind on any way out."""
+        """Hand over every portion once; leave no connection behind on any way out."""
         saver, reader = self._saver, self._reader
         try:
             if learn:
                 self._learn_content_type()
-            segment = self._segment(self._effect)
-            while segment is not None:
-                yield from form.take(segment)
+            portion = self._portion(self._effect)
+            while portion is not None:
+                yield from form.take(portion)
                 if not to_tail and saver.passed(reader.offset):
                     saver.save()
-                if to_tail and segment.up_to_date:
+                if to_tail and portion.up_to_date:
                     break
-                segment = self._segment(next_effect(self._machine))
+                portion = self._portion(next_effect(self._machine))
         finally:
             self.close()
 
-    def _segment(self, effect: Effect | None) -> Segment | None:
-        """Perform effects, from this one on, until there is a segment; None at the end of the read."""
+    def _portion(self, effect: Effect | None) -> Portion | None:
+        """Perform effects, from this one on, until there is a portion; None at the end of the read."""
         while effect is not None and not isinstance(effect, Give):
             effect = self._perform(self._machine, effect)
-        segment: Segment | None = None if effect is None else effect.value
-        return segment
+        portion: Portion | None = None if effect is None else effect.value
+        return portion
 
     # -- performing
 

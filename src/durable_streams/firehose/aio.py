@@ -20,12 +20,12 @@ from durable_streams.errors import DurableStreamError
 from durable_streams.firehose.base import (
     AsyncValues,
     FeedHandle,
-    Source,
+    FeedRequest,
     callable_failed,
     log_long_wait,
     logger,
     make_feed,
-    make_source,
+    make_request,
 )
 from durable_streams.firehose.config import Attempt, StreamConfig
 from durable_streams.firehose.machine import Feed
@@ -45,11 +45,11 @@ class _Driver(AsyncPerformer):
 
     _thrown = DurableStreamError
 
-    def __init__(self, feed: Feed, source: Source, client: Any) -> None:
+    def __init__(self, feed: Feed, request: FeedRequest, client: Any) -> None:
         super().__init__()
         self.feed = feed
         self.stopped = False
-        self._source = source
+        self._feed_request = request
         self._transport: AsyncTransport = async_transport_for(client)
         if ASYNC:
             self._closing: asyncio.Task[None] | None = None
@@ -126,13 +126,13 @@ class _Driver(AsyncPerformer):
             logger.exception("The callback %s of a feed raised.", call.name)
 
     async def _request(self, attempt: Attempt) -> Request:
-        source = self._source
+        request = self._feed_request
         try:
-            params = await _resolved(source.params, attempt)
-            headers = await _resolved(source.headers, attempt)
+            params = await _resolved(request.params, attempt)
+            headers = await _resolved(request.headers, attempt)
         except Exception as error:
             raise callable_failed(error) from error
-        return source.request(params, headers)
+        return request.with_values(params, headers)
 
 
 async def _resolved(values: AsyncValues | None, attempt: Attempt) -> dict[str, Any]:
@@ -175,9 +175,9 @@ class AsyncFirehoseStream(FeedHandle):
         response_model: Any = None,
         client: Any = None,
     ) -> None:
-        source = make_source(method, url, params, headers, json_data)
-        self._feed = make_feed(source.url, config or self.default_config(), response_model)
-        self._driver = _Driver(self._feed, source, client)
+        request = make_request(method, url, params, headers, json_data)
+        self._feed = make_feed(request.url, config or self.default_config(), response_model)
+        self._driver = _Driver(self._feed, request, client)
         self._records = self._driver.records()
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -264,5 +264,6 @@ def astream_with_retry(  # noqa: PLR0917 - the signature that users know
     Raises:
         ValueError: The URL is not absolute, or a header is not for the caller to set.
     """
-    source = make_source(method, url, params, headers, json_data)
-    return _Driver(make_feed(source.url, config or StreamConfig(), response_model), source, client).records()
+    request = make_request(method, url, params, headers, json_data)
+    feed = make_feed(request.url, config or StreamConfig(), response_model)
+    return _Driver(feed, request, client).records()

@@ -20,13 +20,13 @@ from durable_streams.protocol.request import Request, check_callers_headers, che
 __all__ = [
     "AsyncValues",
     "FeedHandle",
-    "Source",
+    "FeedRequest",
     "Values",
     "callable_failed",
     "log_long_wait",
     "logger",
     "make_feed",
-    "make_source",
+    "make_request",
 ]
 
 logger = logging.getLogger("durable_streams")
@@ -40,7 +40,7 @@ AsyncValues = Mapping[str, Any] | Callable[[Attempt], Mapping[str, Any] | Awaita
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class FeedRequest:
     """The parts of a feed's request: those of every attempt, and those that are resolved for each one."""
 
     method: str
@@ -49,7 +49,7 @@ class Source:
     headers: Any = None
     body: bytes | None = None
 
-    def request(self, params: Mapping[str, Any], headers: Mapping[str, str]) -> Request:
+    def with_values(self, params: Mapping[str, Any], headers: Mapping[str, str]) -> Request:
         """Return the request of an attempt, with these parameters and headers; raises ValueError for a bad header."""
         own = {} if self.body is None else {"content-type": "application/json"}
         query = urlencode(list(_pairs(params)))
@@ -58,12 +58,12 @@ class Source:
         return with_caller(request, {**own, **_named(headers)}, {})
 
 
-def make_source(method: str, url: str, params: Any, headers: Any, json_data: Any) -> Source:
-    """Return the source for these arguments; raises ValueError for a bad URL or header."""
+def make_request(method: str, url: str, params: Any, headers: Any, json_data: Any) -> FeedRequest:
+    """Return the feed's request for these arguments; raises ValueError for a bad URL or header."""
     if isinstance(headers, Mapping):
         _named(headers)
     body = None if json_data is None else json.dumps(json_data, allow_nan=False).encode()
-    return Source(method.upper(), check_url(url), params, headers, body)
+    return FeedRequest(method.upper(), check_url(url), params, headers, body)
 
 
 def make_feed(url: str, config: StreamConfig, response_model: Any) -> Feed:

@@ -18,13 +18,13 @@ from durable_streams.client.transports import Exchange, Transport, transport_for
 from durable_streams.errors import DurableStreamError
 from durable_streams.firehose.base import (
     FeedHandle,
-    Source,
+    FeedRequest,
     Values,
     callable_failed,
     log_long_wait,
     logger,
     make_feed,
-    make_source,
+    make_request,
 )
 from durable_streams.firehose.config import Attempt, StreamConfig
 from durable_streams.firehose.machine import Feed
@@ -44,11 +44,11 @@ class _Driver(Performer):
 
     _thrown = DurableStreamError
 
-    def __init__(self, feed: Feed, source: Source, client: Any) -> None:
+    def __init__(self, feed: Feed, request: FeedRequest, client: Any) -> None:
         super().__init__()
         self.feed = feed
         self.stopped = False
-        self._source = source
+        self._feed_request = request
         self._transport: Transport = transport_for(client)
 
     def stop(self) -> None:
@@ -99,13 +99,13 @@ class _Driver(Performer):
             logger.exception("The callback %s of a feed raised.", call.name)
 
     def _request(self, attempt: Attempt) -> Request:
-        source = self._source
+        request = self._feed_request
         try:
-            params = _resolved(source.params, attempt)
-            headers = _resolved(source.headers, attempt)
+            params = _resolved(request.params, attempt)
+            headers = _resolved(request.headers, attempt)
         except Exception as error:
             raise callable_failed(error) from error
-        return source.request(params, headers)
+        return request.with_values(params, headers)
 
 
 def _resolved(values: Values | None, attempt: Attempt) -> dict[str, Any]:
@@ -146,9 +146,9 @@ class FirehoseStream(FeedHandle):
         response_model: Any = None,
         client: Any = None,
     ) -> None:
-        source = make_source(method, url, params, headers, json_data)
-        self._feed = make_feed(source.url, config or self.default_config(), response_model)
-        self._driver = _Driver(self._feed, source, client)
+        request = make_request(method, url, params, headers, json_data)
+        self._feed = make_feed(request.url, config or self.default_config(), response_model)
+        self._driver = _Driver(self._feed, request, client)
         self._records = self._driver.records()
 
     def __iter__(self) -> Iterator[Any]:
@@ -232,5 +232,6 @@ def stream_with_retry(  # noqa: PLR0917 - the signature that users know
     Raises:
         ValueError: The URL is not absolute, or a header is not for the caller to set.
     """
-    source = make_source(method, url, params, headers, json_data)
-    return _Driver(make_feed(source.url, config or StreamConfig(), response_model), source, session).records()
+    request = make_request(method, url, params, headers, json_data)
+    feed = make_feed(request.url, config or StreamConfig(), response_model)
+    return _Driver(feed, request, session).records()

@@ -36,7 +36,16 @@ from durable_streams.protocol.request import Request, Response, check_header, er
 from durable_streams.protocol.retry import ENDLESS, RetryPolicy, is_retryable_status
 from durable_streams.types import IdempotentAppendResult
 
-__all__ = ["PRODUCER_POLICY", "Barrier", "Batch", "BatchState", "Job", "Outcome", "Producer", "Settings"]
+__all__ = [
+    "PRODUCER_POLICY",
+    "Barrier",
+    "Batch",
+    "BatchState",
+    "Job",
+    "Outcome",
+    "Producer",
+    "ProducerSettings",
+]
 
 # Bytes that `fits` takes before the driver calls `add` again, where it may look after its senders.
 _STRIDE = 32 * 1024
@@ -109,7 +118,7 @@ class Outcome:
 
 
 @dataclass(slots=True)
-class Settings:
+class ProducerSettings:
     """A producer's limits. Times in seconds, sizes in bytes."""
 
     max_batch_bytes: int = 1024 * 1024
@@ -148,7 +157,7 @@ class Producer:
         content_type: str | None = None,
         epoch: int = 0,
         auto_claim: bool = False,
-        settings: Settings | None = None,
+        settings: ProducerSettings | None = None,
     ) -> None:
         if not producer_id:
             raise ValueError("A producer needs an id that is not empty.")
@@ -169,7 +178,7 @@ class Producer:
         """How many records failed for good."""
         self.closing = False
         self._sealed_count = self._sealed_bytes = 0
-        self._settings = settings or Settings()
+        self._settings = settings or ProducerSettings()
         self._random = random
         # Unacknowledged, by number, oldest first. Ordered, because a dict scans past all removed entries at its front.
         self._batches: OrderedDict[int, Batch] = OrderedDict()

@@ -1,13 +1,13 @@
 """The reader: one stream followed over as many requests as it takes, as a machine (protocol section 5).
 
-`Reader.run` is the machine (see `effects`). It gives a `Segment` at a time: the driver hands its data over and calls
-``commit(segment)`` together with the last piece of it. It calls ``on_error(error)`` for an error that no retry can
+`Reader.run` is the machine (see `effects`). It gives a `Portion` at a time: the driver hands its data over and calls
+``commit(portion)`` together with the last piece of it. It calls ``on_error(error)`` for an error that no retry can
 fix and ``on_long_wait(error, seconds)`` for a refusal that asks for a long pause; either returns whether the caller
 has removed the cause.
 
 Invariants:
 * `offset`, `cursor`, `up_to_date` and `stream_closed` move in `commit` only: a checkpoint never skips data;
-* data becomes a segment only when it is certain: a body when it is complete, an event with its control event.
+* data becomes a portion only when it is certain: a body when it is complete, an event with its control event.
   The rest of a body that is cut is dropped and asked for again from the last certain position, so nothing is
   delivered twice;
 * a body too large to be held is given out in pieces. All but the last leave the position where the body began, for no
@@ -60,7 +60,7 @@ from durable_streams.protocol.retry import (
 )
 from durable_streams.types import LiveMode
 
-__all__ = ["Mode", "Reader", "Segment"]
+__all__ = ["Mode", "Portion", "Reader"]
 
 Mode = Literal["catch-up", "long-poll", "sse"]
 
@@ -76,7 +76,7 @@ _EMPTY_ARRAY = re.compile(rb"[ \t\r\n]*\[[ \t\r\n]*\][ \t\r\n]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class Portion:
     """A piece of the stream that is certain, and the position right after it."""
 
     data: bytes
@@ -244,7 +244,7 @@ class Reader:
         )
 
     def _read_body(self) -> Machine[FetchError | None]:
-        """Give the segments of the open answer; return its failure, None where it ended well."""
+        """Give the portions of the open answer; return its failure, None where it ended well."""
         waited = 0.0
         while not self.finished:
             asked = self._clock()  # the time that the consumer takes for the data is not the server's
@@ -303,14 +303,14 @@ class Reader:
             self._body.whole = self._whole
 
     @property
-    def place(self) -> Segment:
+    def place(self) -> Portion:
         """The public position, as what to `commit` in order to come back to it."""
-        return Segment(b"", self.offset, self.cursor, self.up_to_date, self.stream_closed)
+        return Portion(b"", self.offset, self.cursor, self.up_to_date, self.stream_closed)
 
-    def commit(self, batch: Segment) -> None:
-        """Move the public position past a batch, together with handing over its last piece."""
-        self.offset, self.cursor = batch.next_offset, batch.cursor
-        self.up_to_date, self.stream_closed = batch.up_to_date, batch.closed
+    def commit(self, portion: Portion) -> None:
+        """Move the public position past a portion, together with handing over its last piece."""
+        self.offset, self.cursor = portion.next_offset, portion.cursor
+        self.up_to_date, self.stream_closed = portion.up_to_date, portion.closed
 
     def resume(self) -> None:
         """Go on after a fatal error, with a pause: the caller has removed its cause (``on_error``)."""
@@ -345,7 +345,7 @@ class Reader:
             self._failures = 0
         # No offset inside the body is known: until it is complete the position stays where it begins.
         for piece in pieces:
-            yield Give(Segment(piece, self._position, self._position_cursor, False, False))
+            yield Give(Portion(piece, self._position, self._position_cursor, False, False))
 
     def _body_ended(self, body: Body, lived: float) -> Machine[None]:
         headers = self.headers
@@ -361,7 +361,7 @@ class Reader:
             return
         if self._skip and self._next != self._position:
             self._skipped(body.units, at_tail=up_to_date or closed)
-        segment = self._advance(data, self._next, headers.get(h.STREAM_CURSOR), up_to_date, closed)
+        portion = self._advance(data, self._next, headers.get(h.STREAM_CURSOR), up_to_date, closed)
         self._heard = True
         if not self._progress and (up_to_date or closed):
             self._empty(lived)
@@ -374,7 +374,7 @@ class Reader:
                 "sse" if self._fruitless < _FRUITLESS_LIMIT and self._sse_is_lossless() else "long-poll"
             )
             self.delay = 0.0  # the first live request is no repetition
-        yield Give(segment)
+        yield Give(portion)
 
     def _skipped(self, units: int, *, at_tail: bool) -> None:
         """Note how many of the units given out before are in the body that has ended."""
@@ -431,7 +431,7 @@ class Reader:
 
     def _advance(
         self, data: bytes, position: str, cursor: str | None, up_to_date: bool, closed: bool
-    ) -> Segment:
+    ) -> Portion:
         self._moved = self._moved or position != self._position
         holds_data = bool(data) and not (self._is_json() and _EMPTY_ARRAY.fullmatch(data))
         # The first answer to -1 or now gives a real offset: a result, once.
@@ -443,7 +443,7 @@ class Reader:
         self._at_tail, self._ended = up_to_date or closed, closed
         if self._progress:
             self._failures = self._empty_rounds = self._fruitless = 0
-        return Segment(data, position, self._position_cursor, self._at_tail, closed)
+        return Portion(data, position, self._position_cursor, self._at_tail, closed)
 
     # -- event streams
 
@@ -466,20 +466,20 @@ class Reader:
             for control in event_stream.feed(chunk):
                 if self._ended:
                     break
-                for segment in self._control(control):
-                    yield Give(segment)
+                for portion in self._control(control):
+                    yield Give(portion)
         except (StreamParseError, SSEEncodingError) as error:
             raise self._fatal(type(error), error.message, code=error.code) from None
 
-    def _control(self, control: Control) -> list[Segment]:
+    def _control(self, control: Control) -> list[Portion]:
         self._heard = True
         position = self._checked(control.next_offset)
         *first, last = control.payloads or [b""]
         # Only the last of several payloads moves the position: the ones before it are not certain by
         # themselves.
-        segments = [Segment(data, self._position, self._position_cursor, False, False) for data in first]
-        segments.append(self._advance(last, position, control.cursor, control.up_to_date, control.closed))
-        return segments
+        portions = [Portion(data, self._position, self._position_cursor, False, False) for data in first]
+        portions.append(self._advance(last, position, control.cursor, control.up_to_date, control.closed))
+        return portions
 
     def _events_ended(self, error: FetchError | None, lived: float) -> None:
         if not self._progress and (not self._heard or lived < _SHORT_LIFE):
