@@ -104,9 +104,8 @@ PHRASES = {
     "so does a callable (it may be async), which": "so does a callable, which",
     "holds no connection and may be used by many tasks.": "holds no connection and is thread-safe.",
     "appends of several tasks": "appends of several threads",
-    "An ``httpx.AsyncClient`` or an ``aiohttp.ClientSession``; None for one that all calls of an event loop share.": (
-        "An ``httpx.Client``, a ``requests.Session`` or a ``urllib3.PoolManager``; None for one that the process "
-        "shares."
+    "A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.": (
+        "A client of httpx, httpx2, requests or urllib3; None for one that the process shares."
     ),
     # Feeds. The first parameter of `stream_with_retry` has the name that users of the X SDK know.
     "The async firehose:": "The sync firehose:",

@@ -20,7 +20,7 @@ WITHIN = 30.0
 
 
 class SlowFirst:
-    """Answers the first append when told to, the others at once."""
+    """Answers the first append on command, the others at once."""
 
     def __init__(self, scripted: ScriptedServer) -> None:
         self.gate = threading.Event()

@@ -211,7 +211,7 @@ def test_a2_a_connection_ends_with_an_answer_that_says_two_things_about_its_end(
 
 
 def test_a2_a_connection_ends_with_an_answer_of_both_framings(wire: Wire, scripted: ScriptedServer) -> None:
-    """Chunked or of that length: whoever stands in between may have taken the other (RFC 9112, section 6.3)."""
+    """Chunked or of that length: a proxy may have used the other one (RFC 9112, section 6.3)."""
     first_then_echo(
         scripted,
         _headed(b"200 OK", b"transfer-encoding: chunked", b"content-length: 100") + b"3\r\nabc\r\n0\r\n\r\n",

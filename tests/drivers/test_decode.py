@@ -1,4 +1,4 @@
-"""Messages as types, in whole reads: where one is invalid, the ones before it are handed over and the place is told."""
+"""Messages as types, in whole reads: before an invalid one the others are handed over, and the place is stated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong for good, and how it is told: the server's own words, one tree of errors, a way to mend it."""
+"""Permanent failures, and how they are reported: the server's own words, one tree of errors, a remedy."""
 
 from __future__ import annotations
 

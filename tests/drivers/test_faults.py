@@ -1,4 +1,4 @@
-"""Reads from servers and over networks that misbehave: nothing lost, nothing twice, nothing for ever."""
+"""Reads from servers and over networks that misbehave: nothing lost, nothing twice, nothing endless."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_silent_connection_is_given_up_and_read_again(facade: Facade, scripted
 def test_silence_has_a_limit_by_default(
     facade: Facade, scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch, live: Any
 ) -> None:
-    """Pitfall 8: no call waits for ever because nobody named a timeout."""
+    """Pitfall 8: no call waits forever because no timeout was given."""
     assert 0 < limits.READ_TIMEOUT < limits.LIVE_READ_TIMEOUT < float("inf")
     monkeypatch.setattr(limits, "READ_TIMEOUT" if live is False else "LIVE_READ_TIMEOUT", 0.2)
     scripted.replies = [scripted.stall()]
@@ -262,7 +262,7 @@ def test_retry_after_is_waited_for_and_told(facade: Facade, scripted: ScriptedSe
 
 
 def test_retries_end(facade: Facade, scripted: ScriptedServer) -> None:
-    """Pitfall 11: the last error is told, with its cause."""
+    """Pitfall 11: the last error is raised, with its cause."""
     scripted.replies = [scripted.reset]
     with pytest.raises(FetchError) as caught:
         facade.stream(scripted.root + "/s", live=False, retry=QUICK)

@@ -109,7 +109,7 @@ def test_a3_no_transport_is_asked_to_send_one(facade: Facade, server: ScriptedSe
 def test_a3_a_client_that_sends_one_is_refused(
     server: ScriptedServer, loop: Loop, library: str, kind: str, name: str
 ) -> None:
-    """The header would be the same on the wire, whoever adds it."""
+    """The header is the same on the wire, wherever it is added."""
     module = pytest.importorskip(library)
     url, headers = server.root + "/s", {name: FRAMING[name]}
 
@@ -129,7 +129,7 @@ def test_a3_a_client_that_sends_one_is_refused(
 
 @pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding", "Host"])
 def test_a3_a_feed_refuses_them(server: ScriptedServer, loop: Loop, name: str) -> None:
-    """A failed attempt would be tried again for ever."""
+    """A failed attempt would be retried forever."""
     url, headers = server.root + "/s", {name: "5"}
     refused(name, lambda: FirehoseStream(url, headers=headers))
     refused(name, lambda: AsyncFirehoseStream(url, headers=headers))

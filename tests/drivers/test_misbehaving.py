@@ -246,7 +246,7 @@ def test_g8_operations_and_producers_log_a_very_long_retry_after(
 
 
 class Trickle:
-    """Sends a beginning, then one byte after the other for ever: never silent, never done."""
+    """Sends a beginning, then one byte after the other, forever: never silent, never done."""
 
     def __init__(self, start: bytes, byte: bytes = b"x", pause: float = 0.05) -> None:
         self.start, self.byte, self.pause = start, byte, pause

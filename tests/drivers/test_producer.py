@@ -139,7 +139,7 @@ def test_the_stream_is_closed_behind_everything(facade: Facade, url: str, final:
 
 
 def test_what_was_lost_is_raised_by_flush_close_and_futures(facade: Facade, url: str) -> None:
-    """Pitfall 18: no normal return after a loss, and on_error is told once."""
+    """Pitfall 18: no normal return after a loss, and on_error is called once."""
     handle = facade.DurableStream.create(url, content_type="text/plain")
     told: list[Exception] = []
     producer = facade.Producer(url, "p", on_error=told.append, linger_ms=20, content_type="text/plain")

@@ -208,7 +208,7 @@ def test_a_claim_sends_everything_unacknowledged_again_in_order(
 def test_a_gap_that_does_not_close_is_an_error_and_no_recursion(
     facade: Facade, scripted: ScriptedServer, server: ProducerServer
 ) -> None:
-    """Pitfall 18: a server that forgot what it had acknowledged answers 409 for ever."""
+    """Pitfall 18: a server that lost acknowledged records answers 409 forever."""
     producer = producer_of(facade, scripted)
     producer.append(1)
     producer.flush()
@@ -225,7 +225,7 @@ def test_a_gap_that_does_not_close_is_an_error_and_no_recursion(
 def test_a_lost_batch_is_told_by_everything_that_follows(
     facade: Facade, scripted: ScriptedServer, server: ProducerServer
 ) -> None:
-    """Pitfall 18: flush and close do not return normally, and restart begins anew."""
+    """Pitfall 18: flush and close do not return normally, and restart begins again."""
     server.before = lambda request: scripted.response(404) if "2" in request.body else None
     told: list[Exception] = []
     producer = producer_of(facade, scripted, on_error=told.append)

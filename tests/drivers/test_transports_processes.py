@@ -1,7 +1,7 @@
 """What the process shares: after a fork, in several threads and event loops, and what is left of it at the end.
 
 Each program runs with warnings as errors and in development mode: a socket, a session or a loop left open would be
-told on its standard error, which has to stay empty.
+reported on its standard error, which has to stay empty.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ receipt.add_done_callback(lambda done: print(done.exception(), file=sys.stderr))
 
 
 def test_a5_all_that_is_queued_shares_one_wait(scripted: ScriptedServer) -> None:
-    """A server that is silent: five producers wait at the same time, and each is told of."""
+    """A server that is silent: five producers wait at the same time, and each is reported."""
     scripted.replies = [scripted.stall()]
     program = "kept = [fill(producer(str(name), exit_timeout=0.5), 3) for name in range(5)]"
     told = run(program, f"{scripted.root}/s").splitlines()
@@ -259,7 +259,7 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize("early", [False, True], ids=["known type", "unknown type"])
 @pytest.mark.parametrize("moment", ["at once", "in flight", "garbage", "kept", "cancelled"])
 def test_a5_an_async_producer_is_flushed_when_its_loop_shuts_down(moment: str, early: bool, url: str) -> None:
-    """Whatever becomes of its tasks. It is told, since it ought to be closed."""
+    """However its tasks end. It is reported, because it should be closed."""
     DurableStream.create(url, content_type="application/json")
     then = {
         "at once": "",

@@ -1,4 +1,4 @@
-"""Writing through networks that fail: what is repeated, what is not, what is sent together, what the caller is told."""
+"""Writing through networks that fail: requests repeated or not, or sent together, and the errors of callers."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_credentials_are_fresh_for_every_attempt(facade: Facade, scripted: Scrip
 
 
 class Appends:
-    """A server that counts what it is sent, and answers the first append only when told to."""
+    """A server that counts what it is sent, and answers the first append only on command."""
 
     def __init__(self, scripted: ScriptedServer) -> None:
         self.gate = threading.Event()
@@ -152,7 +152,7 @@ def appends(scripted: ScriptedServer) -> Appends:
 
 
 def started(pool: ThreadPoolExecutor, appends: Appends, handle: Any, count: int) -> list[Future[Any]]:
-    """Begin so many appends, of which the first is under way when the others come."""
+    """Begin this many appends, the first of which is in progress when the others come."""
     futures = [pool.submit(handle.append, {"n": 0})]
     assert appends.first.wait(WITHIN)
     futures += [pool.submit(handle.append, {"n": number}) for number in range(1, count)]

@@ -85,8 +85,7 @@ def astream(
             are decoded. "raise" hands over the ones before it, then raises StreamParseError; "skip" leaves it
             out and counts it (`invalid` of the response); so does a callable (it may be async), which is given
             its bytes and the error, and may raise it.
-        client: An ``httpx.AsyncClient`` or an ``aiohttp.ClientSession``; None for one that all calls of an
-            event loop share.
+        client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
         timeout: Seconds of silence before a read counts as stalled; None for 30, for live reads 90.
         trickle_timeout: Seconds that an answer other than an event stream may trickle beyond that; None for 30.
         retry: How failures are retried; None for five retries until the first answer, and forever for a live
@@ -126,8 +125,7 @@ class AsyncDurableStream(HandleBase):
         content_type: The stream's content type; None asks for it at the first append.
         headers: Headers of each request; values may be callables, async ones too, called for every attempt.
         params: Query parameters of each request, in the same form.
-        client: An ``httpx.AsyncClient`` or an ``aiohttp.ClientSession``; None for one that all calls of an
-            event loop share.
+        client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
         timeout: Seconds of silence before a request is given up; None for 30.
         trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
         retry: How requests that may be repeated safely are retried; None for the default, five retries.
@@ -202,8 +200,7 @@ class AsyncDurableStream(HandleBase):
             closed: Whether the stream is closed from the beginning.
             headers: Headers of each request; values may be callables, async ones too, called for every attempt.
             params: Query parameters of each request, in the same form.
-            client: An ``httpx.AsyncClient`` or an ``aiohttp.ClientSession``; None for one that all calls of an
-                event loop share.
+            client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
             timeout: Seconds of silence before a request is given up; None for 30.
             trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
             retry: How requests that may be repeated safely are retried; None for the default, five retries.
@@ -254,8 +251,7 @@ class AsyncDurableStream(HandleBase):
             url: The stream's absolute URL.
             headers: Headers of each request; values may be callables, async ones too, called for every attempt.
             params: Query parameters of each request, in the same form.
-            client: An ``httpx.AsyncClient`` or an ``aiohttp.ClientSession``; None for one that all calls of an
-                event loop share.
+            client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
             timeout: Seconds of silence before a request is given up; None for 30.
             trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
             retry: How requests that may be repeated safely are retried; None for the default, five retries.
@@ -296,8 +292,7 @@ class AsyncDurableStream(HandleBase):
             url: The stream's absolute URL.
             headers: Headers of each request; values may be callables, async ones too, called for every attempt.
             params: Query parameters of each request, in the same form.
-            client: An ``httpx.AsyncClient`` or an ``aiohttp.ClientSession``; None for one that all calls of an
-                event loop share.
+            client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
             timeout: Seconds of silence before a request is given up; None for 30.
             trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
             retry: How requests that may be repeated safely are retried; None for the default, five retries.
@@ -335,8 +330,7 @@ class AsyncDurableStream(HandleBase):
             url: The stream's absolute URL.
             headers: Headers of each request; values may be callables, async ones too, called for every attempt.
             params: Query parameters of each request, in the same form.
-            client: An ``httpx.AsyncClient`` or an ``aiohttp.ClientSession``; None for one that all calls of an
-                event loop share.
+            client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
             timeout: Seconds of silence before a request is given up; None for 30.
             trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
             retry: How requests that may be repeated safely are retried; None for the default, five retries.

@@ -51,8 +51,7 @@ class IdempotentProducer(ProducerBase):
     Args:
         url: The stream's absolute URL.
         producer_id: The producer's stable identifier, the same in every start.
-        client: An ``httpx.AsyncClient`` or an ``aiohttp.ClientSession``; None for one that all calls of an event loop
-            share.
+        client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
         epoch: The number of this start. It must grow with every start under the same ``producer_id``.
         auto_claim: Whether the producer takes the next free epoch by itself when another one has the present one.
         max_batch_bytes: The size of a request in bytes, unless one record is larger.

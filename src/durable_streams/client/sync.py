@@ -85,8 +85,7 @@ def stream(
             are decoded. "raise" hands over the ones before it, then raises StreamParseError; "skip" leaves it
             out and counts it (`invalid` of the response); so does a callable, which is given its bytes and the
             error, and may raise it.
-        client: An ``httpx.Client``, a ``requests.Session`` or a ``urllib3.PoolManager``; None for one that the
-            process shares.
+        client: A client of httpx, httpx2, requests or urllib3; None for one that the process shares.
         timeout: Seconds of silence before a read counts as stalled; None for 30, for live reads 90.
         trickle_timeout: Seconds that an answer other than an event stream may trickle beyond that; None for 30.
         retry: How failures are retried; None for five retries until the first answer, and forever for a live
@@ -123,8 +122,7 @@ class DurableStream(HandleBase):
         content_type: The stream's content type; None asks for it at the first append.
         headers: Headers of each request; values may be callables, called for every attempt.
         params: Query parameters of each request, in the same form.
-        client: An ``httpx.Client``, a ``requests.Session`` or a ``urllib3.PoolManager``; None for one that the
-            process shares.
+        client: A client of httpx, httpx2, requests or urllib3; None for one that the process shares.
         timeout: Seconds of silence before a request is given up; None for 30.
         trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
         retry: How requests that may be repeated safely are retried; None for the default, five retries.
@@ -199,8 +197,7 @@ class DurableStream(HandleBase):
             closed: Whether the stream is closed from the beginning.
             headers: Headers of each request; values may be callables, called for every attempt.
             params: Query parameters of each request, in the same form.
-            client: An ``httpx.Client``, a ``requests.Session`` or a ``urllib3.PoolManager``; None for one that
-                the process shares.
+            client: A client of httpx, httpx2, requests or urllib3; None for one that the process shares.
             timeout: Seconds of silence before a request is given up; None for 30.
             trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
             retry: How requests that may be repeated safely are retried; None for the default, five retries.
@@ -251,8 +248,7 @@ class DurableStream(HandleBase):
             url: The stream's absolute URL.
             headers: Headers of each request; values may be callables, called for every attempt.
             params: Query parameters of each request, in the same form.
-            client: An ``httpx.Client``, a ``requests.Session`` or a ``urllib3.PoolManager``; None for one that
-                the process shares.
+            client: A client of httpx, httpx2, requests or urllib3; None for one that the process shares.
             timeout: Seconds of silence before a request is given up; None for 30.
             trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
             retry: How requests that may be repeated safely are retried; None for the default, five retries.
@@ -293,8 +289,7 @@ class DurableStream(HandleBase):
             url: The stream's absolute URL.
             headers: Headers of each request; values may be callables, called for every attempt.
             params: Query parameters of each request, in the same form.
-            client: An ``httpx.Client``, a ``requests.Session`` or a ``urllib3.PoolManager``; None for one that
-                the process shares.
+            client: A client of httpx, httpx2, requests or urllib3; None for one that the process shares.
             timeout: Seconds of silence before a request is given up; None for 30.
             trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
             retry: How requests that may be repeated safely are retried; None for the default, five retries.
@@ -332,8 +327,7 @@ class DurableStream(HandleBase):
             url: The stream's absolute URL.
             headers: Headers of each request; values may be callables, called for every attempt.
             params: Query parameters of each request, in the same form.
-            client: An ``httpx.Client``, a ``requests.Session`` or a ``urllib3.PoolManager``; None for one that
-                the process shares.
+            client: A client of httpx, httpx2, requests or urllib3; None for one that the process shares.
             timeout: Seconds of silence before a request is given up; None for 30.
             trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
             retry: How requests that may be repeated safely are retried; None for the default, five retries.

@@ -41,8 +41,7 @@ class SyncIdempotentProducer(ProducerBase):
     Args:
         url: The stream's absolute URL.
         producer_id: The producer's stable identifier, the same in every start.
-        client: An ``httpx.Client``, a ``requests.Session`` or a ``urllib3.PoolManager``; None for one that the process
-            shares.
+        client: A client of httpx, httpx2, requests or urllib3; None for one that the process shares.
         epoch: The number of this start. It must grow with every start under the same ``producer_id``.
         auto_claim: Whether the producer takes the next free epoch by itself when another one has the present one.
         max_batch_bytes: The size of a request in bytes, unless one record is larger.

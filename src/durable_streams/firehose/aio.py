@@ -156,8 +156,7 @@ class AsyncFirehoseStream(FeedHandle):
         headers: Headers, in the same forms.
         json_data: The body of each request, as a JSON value; None for no body.
         response_model: The type of the records (see `decoder_for`); None for JSON values.
-        client: An ``httpx.AsyncClient`` or an ``aiohttp.ClientSession``; None for one that all calls of an
-            event loop share.
+        client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
 
     Raises:
         ValueError: The URL is not absolute, or a header is not for the caller to set.

@@ -127,8 +127,7 @@ class FirehoseStream(FeedHandle):
         headers: Headers, in the same forms.
         json_data: The body of each request, as a JSON value; None for no body.
         response_model: The type of the records (see `decoder_for`); None for JSON values.
-        client: An ``httpx.Client``, a ``requests.Session`` or a ``urllib3.PoolManager``; None for one that the
-            process shares.
+        client: A client of httpx, httpx2, requests or urllib3; None for one that the process shares.
 
     Raises:
         ValueError: The URL is not absolute, or a header is not for the caller to set.
