@@ -59,9 +59,7 @@ async def balance(origins: Sequence[str], stop: asyncio.Event, ready: Callable[[
         try:
             site = web.TCPSite(server, "127.0.0.1", 0)
             await site.start()
-            assert isinstance(site._server, asyncio.Server)
-            port = site._server.sockets[0].getsockname()[1]
-            ready(f"http://127.0.0.1:{port}")
+            ready(f"http://127.0.0.1:{server.addresses[0][1]}")
             await stop.wait()
         finally:
             await server.cleanup()
