@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from durable_streams import errors
-from durable_streams.protocol.effects import READ, Effect, Give, Pause, Send
+from durable_streams.protocol.effects import READ, RELEASE, Call, Effect, Give, Pause, Send
 from durable_streams.protocol.reader import Portion, Reader
 from durable_streams.protocol.request import Request
 from durable_streams.protocol.retry import RetryPolicy
@@ -365,3 +365,49 @@ def test_a_message_over_the_limit_is_refused_but_no_body_of_many() -> None:
 def test_arguments_that_make_no_sense(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"live|offset"):
         reader(**options)
+
+
+def head(status: int, **headers: str) -> SimpleNamespace:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return SimpleNamespace(status=status, headers=named)
+
+
+def test_an_error_that_no_retry_fixes_is_shown_first_and_the_read_goes_on_if_its_cause_is_removed() -> None:
+    machine = reader(live=False)
+    run = machine.run()
+    assert isinstance(next(run), Send)
+    assert run.send(head(401)) is READ
+    assert run.send(b"") is RELEASE
+    assert next(run) is RELEASE
+    call = next(run)
+    assert isinstance(call, Call)
+    assert (call.name, call.arguments[0].status) == ("on_error", 401)
+    assert run.send(True) == Pause(machine.delay)
+    assert isinstance(next(run), Send)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_refusal_that_asks_for_a_long_pause_is_shown_and_waited_for_unless_its_cause_is_removed(
+    removed: bool,
+) -> None:
+    machine = reader(live=False, policy=POLICY)
+    run = machine.run()
+    next(run)
+    assert run.send(head(429, retry_after="90")) is READ
+    assert run.send(b"") is RELEASE
+    call = next(run)
+    assert isinstance(call, Call)
+    assert (call.name, call.arguments[0].status, call.arguments[1]) == ("on_long_wait", 429, 90)
+    assert run.send(removed) == Pause(1.0 if removed else 90.0)
+
+
+def test_an_answer_that_trickles_is_given_up() -> None:
+    machine = reader(live=False, policy=POLICY, trickle=10.0)
+    run = machine.run()
+    next(run)
+    assert run.send(head(200, stream_next_offset="9")) is READ
+    CLOCK.now += 9
+    assert run.send(b"a") is READ
+    CLOCK.now += 2
+    assert run.send(b"b") is RELEASE
+    assert next(run) == Pause(1.0)

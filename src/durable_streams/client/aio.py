@@ -81,10 +81,10 @@ def astream(
         on_error: A callable (it may be async) that is given an error that would end the read. None lets it end;
             a mapping, perhaps with fresh ``headers`` or ``params``, goes on from the same position. It is also
             given a refusal that asks for a pause of more than a minute (``retry_after``): then None waits.
-        on_invalid: What becomes of a message that is not JSON, or not what ``decode`` asks for, where messages
-            are decoded. "raise" hands over the ones before it, then raises StreamParseError; "skip" leaves it
-            out and counts it (`invalid` of the response); so does a callable (it may be async), which is given
-            its bytes and the error, and may raise it.
+        on_invalid: How to treat a message that is not JSON, or not of the type that ``decode`` names. "raise"
+            hands over the ones before it, then raises StreamParseError; "skip" leaves it out and counts it
+            (`invalid` of the response); so does a callable (it may be async), which is given its bytes and the
+            error, and may raise it.
         client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
         timeout: Seconds of silence before a read counts as stalled; None for 30, for live reads 90.
         trickle_timeout: Seconds that an answer other than an event stream may trickle beyond that; None for 30.
@@ -550,10 +550,10 @@ class AsyncDurableStream(HandleBase):
                 end; a mapping, perhaps with fresh ``headers`` or ``params``, goes on from the same position. It
                 is also given a refusal that asks for a pause of more than a minute (``retry_after``): then None
                 waits.
-            on_invalid: What becomes of a message that is not JSON, or not what ``decode`` asks for, where
-                messages are decoded. "raise" hands over the ones before it, then raises StreamParseError;
-                "skip" leaves it out and counts it (`invalid` of the response); so does a callable (it may be
-                async), which is given its bytes and the error, and may raise it.
+            on_invalid: How to treat a message that is not JSON, or not of the type that ``decode`` names.
+                "raise" hands over the ones before it, then raises StreamParseError; "skip" leaves it out and
+                counts it (`invalid` of the response); so does a callable (it may be async), which is given its
+                bytes and the error, and may raise it.
 
         Returns:
             What to await, or to enter with ``async with``, for the response to consume.
