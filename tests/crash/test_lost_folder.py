@@ -134,6 +134,20 @@ def expect_refusals(server) -> None:
     assert server.request("GET", "/health/live", absolute=True).status == 200
 
 
+@pytest.mark.parametrize("size", [0, 4096])
+def test_f2_nothing_is_acknowledged_once_the_log_was_shortened(start_server, place: Path, size: int) -> None:
+    """As by ``> streams.db-wal``: the same file, without what was acknowledged."""
+    server = start_server(place)
+    for name in ("s", "t"):
+        server.create(name)
+    assert server.append("s", bytes(100_000)).status == 204
+    with (real(place) / "streams.db-wal").open("r+b") as log:
+        log.truncate(size)
+    assert server.append("s", b"lost").status == 503
+    expect_refusals(server)
+    assert server.terminate() == 1
+
+
 @every_damage
 @pytest.mark.parametrize("interface", ["rsgi", "asgi"])
 def test_f2_nothing_is_acknowledged_once_the_folder_is_gone(

@@ -57,7 +57,14 @@ def test_g12_a_foreign_page_writes_nothing_here(either_server, filled: str, orig
         ("PUT", f"{filled}/new", b""),
         ("DELETE", filled, b""),
     ):
-        for host in (None, "localhost", f"LOCALHOST:{either_server.port}", "[::1]", "0.0.0.0", "a.localhost"):
+        for host in (
+            None,
+            "localhost",
+            f"LOCALHOST:{either_server.port}",
+            "[::1]",
+            "0.0.0.0",
+            "a.localhost",
+        ):
             answer = ask(either_server, method, target, f"Origin: {origin}", host=host, body=body)
             assert answer.status == 403, (method, host)
             assert answer.json["error"]["code"] == "ORIGIN_NOT_ALLOWED"
@@ -69,6 +76,19 @@ def test_g12_a_foreign_page_writes_nothing_here(either_server, filled: str, orig
     assert either_server.request("HEAD", f"{filled}/new").status == 404
     assert either_server.append(filled, b"d").status == 204
     assert either_server.read_all(filled) == b"abcd"
+
+
+def test_g12_other_names_of_this_machine(shared_server, stream: str) -> None:
+    """As of /etc/hosts: what listens on a loopback address is asked under no other names without a dot."""
+    shared_server.create(stream)
+    for host in ("vm", "localhost6", "LOOPBACK."):
+        for method in ("POST", "PUT", "DELETE"):
+            answer = ask(shared_server, method, stream, "Origin: https://evil.example", host=host, body=b"x")
+            assert answer.status == 403, (method, host)
+        read = ask(shared_server, "GET", stream, "Origin: https://evil.example", host=host)
+        assert "access-control-allow-origin" not in read.headers
+        assert ask(shared_server, "POST", stream, host=host, body=b"x").status == 204
+    assert shared_server.read_all(stream) == b"xxx"
 
 
 @pytest.mark.parametrize("origin", FOREIGN)

@@ -9,6 +9,7 @@ __all__ = ["next_cursor"]
 _EPOCH = 1_728_432_000  # 2024-10-09T00:00:00Z, in seconds since 1970
 _INTERVAL = 20  # seconds
 _MAX_JITTER = 3600  # seconds
+_MAX_DIGITS = 1000  # far below what Python converts
 
 
 def next_cursor(now: float, client_cursor: str | None, random: Callable[[], float]) -> str:
@@ -20,7 +21,9 @@ def next_cursor(now: float, client_cursor: str | None, random: Callable[[], floa
     current = max(0, int(now - _EPOCH)) // _INTERVAL
     if client_cursor is None or not (client_cursor.isascii() and client_cursor.isdigit()):
         return str(current)
-    seen = int(client_cursor[:18])
+    if len(client_cursor) > _MAX_DIGITS:
+        return str(current)  # no cursor of any server
+    seen = int(client_cursor)
     if seen < current:
         return str(current)
     return str(seen + 1 + int(random() * _MAX_JITTER) // _INTERVAL)

@@ -51,6 +51,7 @@ class Browsers:
         names = config.allowed_hosts
         self._names = ["*"] if names is None and not local else [one.lower() for one in names or ()]
         self._dotless = names is None
+        self._local = local
         self._own_names = {addresses.public_host, hosts.host_of(config.host)}
         self._known: dict[tuple[str | None, str | None], _Verdict] = {}
 
@@ -107,8 +108,18 @@ class Browsers:
             or hosts.matches(self._names, host)
         )
 
+    def _is_local(self, host: str) -> bool:
+        # What listens on a loopback address has no other names without a dot than this machine's own ones.
+        return hosts.is_local(host) or (
+            self._local
+            and "." not in host
+            and hosts.address_of(host) is None
+            and host not in self._own_names
+            and not hosts.matches(self._names, host)
+        )
+
     def _verdict(self, host: str, origin: str | None) -> _Verdict:
-        if self._origins is None and not hosts.is_local(host):
+        if self._origins is None and not self._is_local(host):
             return _Verdict([_ANYBODY], may_write=True)
         if self._origins is None:
             if origin is None:

@@ -48,7 +48,7 @@ class Handlers:
     async def append(self, request: Request, path: str) -> Response:
         """POST: append, close, or both (section 4)."""
         header = request.header
-        parse.check_not_encoded(request.listed("content-encoding"))
+        parse.check_not_encoded(request.listed("content-encoding"), request.listed("transfer-encoding"))
         close = names.is_true(header(names.STREAM_CLOSED))
         content_type = header("content-type")
         seq = parse.sequence(header(names.STREAM_SEQ))
@@ -83,7 +83,7 @@ class Handlers:
     async def create(self, request: Request, path: str) -> Response:
         """PUT: create a stream or a fork (sections 3 and 6)."""
         header = request.header
-        parse.check_not_encoded(request.listed("content-encoding"))
+        parse.check_not_encoded(request.listed("content-encoding"), request.listed("transfer-encoding"))
         given = header("content-type")
         content_type = parse.content_type(given) if given is not None else None
         ttl, expires = parse.ttl(header(names.STREAM_TTL)), header(names.STREAM_EXPIRES_AT)

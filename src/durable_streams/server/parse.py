@@ -32,6 +32,8 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110's word, not a s
 _QUOTED = r'"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*"'
 # Each blank has one place where it can match: a value made of blanks and semicolons must not cost exponential time.
 _CONTENT_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}[ \t]*(?:;[ \t]*(?:{_TOKEN}=(?:{_TOKEN}|{_QUOTED})[ \t]*)?)*")
+_BELOW_MICROSECONDS = re.compile(r"(\.\d{6})\d+")
+_LEAP_SECOND = re.compile(r"(?<=:\d\d:)60")
 _DECIMAL = re.compile(r"0|[1-9][0-9]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\ufffd]")
 _MAX_PATH = 1024  # characters
@@ -63,15 +65,25 @@ def content_type(value: str) -> str:
     return value.strip()
 
 
-def check_not_encoded(value: str | None) -> None:
-    """Refuse a body that came compressed: it would be stored so, and read without the header that says it."""
-    if value is not None and any(one.strip().lower() not in {"", "identity"} for one in value.split(",")):
-        raise Rejection(
-            415,
-            "UNSUPPORTED_ENCODING",
-            f"Content-Encoding {value[:80]!r} is not taken: send the body as it is",
-            {"accept-encoding": "identity"},
-        )
+def check_not_encoded(content: str | None, transfer: str | None) -> None:
+    """Refuse a body that came compressed: it would be stored so, and read without the header that says it.
+
+    Args:
+        content: Content-Encoding.
+        transfer: Transfer-Encoding; HTTP servers decode its last coding, which frames the body, and no other one.
+    """
+    if content is not None and any(one.strip().lower() not in {"", "identity"} for one in content.split(",")):
+        name, value = "Content-Encoding", content
+    elif transfer is not None and transfer.strip().lower() != "chunked":
+        name, value = "Transfer-Encoding", transfer
+    else:
+        return
+    raise Rejection(
+        415,
+        "UNSUPPORTED_ENCODING",
+        f"{name} {value[:80]!r} is not taken: send the body as it is",
+        {"accept-encoding": "identity"},
+    )
 
 
 def ttl(value: str | None) -> int | None:
@@ -89,8 +101,10 @@ def expires_at(value: str | None) -> float | None:
     """Return Stream-Expires-At in seconds since 1970."""
     if value is None:
         return None
+    # What a datetime has no room for: further digits of a second, and leap seconds.
+    text = _LEAP_SECOND.sub("59", _BELOW_MICROSECONDS.sub(r"\1", value))
     try:
-        moment = msgspec.convert(value, datetime)
+        moment = msgspec.convert(text, datetime)
     except msgspec.ValidationError:
         moment = None
     if moment is None or moment.tzinfo is None:

@@ -33,6 +33,8 @@ class FolderLock:
         self.identity = FolderIdentity(self.folder / "streams.db", self.folder / "streams.db-wal")
         self._files: list[int] = []
         self._guarded: dict[str, tuple[int, int]] = {}
+        self._log_path = str(self.folder / "streams.db-wal")
+        self._log_size = 0
 
     def acquire(self) -> None:
         """Create the folder if it is missing, and lock it.
@@ -89,11 +91,25 @@ class FolderLock:
         """Return if all guarded files are where they were opened.
 
         Raises:
-            StoreLostError: A file was moved, removed or replaced.
+            StoreLostError: A file was moved, removed or replaced, or the log was shortened: SQLite overwrites its log
+                from the start, but shortens it only when the store is closed.
         """
         for path, opened in self._guarded.items():
             if self._identity(path) != opened:
                 raise self._lost(path, "another file is in its place")
+        if self._log_path in self._guarded:
+            self.check_log()
+
+    def check_log(self) -> None:
+        """Return if the log is at least as long as it was. A commit makes it so again, hence the check before each.
+
+        Raises:
+            StoreLostError: The log was removed, or shortened.
+        """
+        size = self._status(self._log_path).st_size
+        if size < self._log_size:
+            raise self._lost(self._log_path, "it was shortened")
+        self._log_size = size
 
     def lacks_only(self, name: str) -> bool:
         """Whether the guarded file ``name`` is gone, without a replacement, and no other one."""
@@ -108,11 +124,14 @@ class FolderLock:
         return True
 
     def _identity(self, path: str) -> tuple[int, int]:
+        status = self._status(path)
+        return status.st_dev, status.st_ino
+
+    def _status(self, path: str) -> os.stat_result:
         try:
-            status = os.stat(path)  # noqa: PTH116 - at every commit, and half the time of Path.stat
+            return os.stat(path)  # noqa: PTH116 - at every commit, and half the time of Path.stat
         except OSError as error:
             raise self._lost(path, error.strerror) from error
-        return status.st_dev, status.st_ino
 
     def _lost(self, path: str, reason: str | None) -> StoreLostError:
         return StoreLostError(

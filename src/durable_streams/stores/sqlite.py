@@ -674,16 +674,15 @@ class _SqliteBackend:
 
         def write(connection: sqlite3.Connection) -> None:
             # Checked before the write, unless it was checked just now: nothing is written to a folder that is gone.
-            error: StoreError | None = None
-            if time.monotonic() - self._looked > _LOOK_AFTER:
-                error = self._loss()
+            is_due = time.monotonic() - self._looked > _LOOK_AFTER
+            error: StoreError | None = self._loss(self._lock.check if is_due else self._lock.check_log)
             if error is None:
                 error = _execute(connection, statements)
             if batch.removed:
                 self._garbage = True  # set in the writer's thread: a running purge could clear it otherwise
             if error is None:
                 # Checked after the sync too: data in a folder that is gone by now are not acknowledged.
-                error = self._loss(written=True)
+                error = self._loss(self._lock.check, written=True)
             if self._lost:
                 self._rescue(connection)
             _call_soon(loop, committed, error)
@@ -695,7 +694,7 @@ class _SqliteBackend:
         verified: asyncio.Future[None] = loop.create_future()
 
         def verify(connection: sqlite3.Connection) -> None:
-            error = self._loss()
+            error = self._loss(self._lock.check)
             if error is None:
                 _call_soon(loop, _finish, verified, None)
             else:
@@ -705,10 +704,10 @@ class _SqliteBackend:
         self._work.put(verify)
         await verified
 
-    def _loss(self, *, written: bool = False) -> StoreLostError | None:
+    def _loss(self, check: Callable[[], None], *, written: bool = False) -> StoreLostError | None:
         self._looked = time.monotonic()
         try:
-            self._lock.check()
+            check()
         except StoreLostError as loss:
             self._lost = True
             loss.written = written
