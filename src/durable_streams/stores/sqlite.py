@@ -45,10 +45,7 @@ from durable_streams.stores.private import create_file
 __all__ = [
     "FILE_NAME",
     "FILE_NAMES",
-    "INSERT_RECORD",
     "LARGE",
-    "LARGEST_APPEND",
-    "LOG_NAME",
     "SIZE",
     "STATE",
     "UPSERT_PRODUCERS",
@@ -60,22 +57,18 @@ __all__ = [
     "insert_records",
     "is_full",
     "keep_open",
-    "large_statements",
     "opening",
     "payload_of",
     "prepare",
     "purge",
     "read_appends",
-    "read_large",
-    "read_piece",
     "settle",
-    "size_of",
     "stream_row",
 ]
 
 FILE_NAME = "streams.db"
-LOG_NAME = FILE_NAME + "-wal"
-FILE_NAMES = (FILE_NAME, LOG_NAME, FILE_NAME + "-shm")
+_LOG_NAME = FILE_NAME + "-wal"
+FILE_NAMES = (FILE_NAME, _LOG_NAME, FILE_NAME + "-shm")
 """The files that SQLite keeps open while a server runs; only other programs ever replace them."""
 
 _FORMAT = 2
@@ -105,13 +98,13 @@ PRAGMA user_version = {_FORMAT};
 # From format 1, which had large payloads among the records: they stay there.
 _UPGRADES = {1: f"BEGIN IMMEDIATE; {_LARGE} PRAGMA user_version = 2; COMMIT;"}
 
-LARGEST_APPEND = 1_000_000_000
+_LARGEST_APPEND = 1_000_000_000
 """The largest payload, in bytes: the largest value that SQLite takes, since format 1 stored a payload as one value."""
 
 LARGE = 256 << 10
 """Payloads of this many bytes and more are in ``large``, in parts of this size under consecutive ids; the record then
 holds an integer: ``first id << 32 | size``."""
-INSERT_RECORD = "INSERT INTO record VALUES (?, ?, ?)"
+_INSERT_RECORD = "INSERT INTO record VALUES (?, ?, ?)"
 _INSERT_LARGE = "INSERT INTO large (data) VALUES (?)"
 _INSERT_LARGE_RECORD = "INSERT INTO record VALUES (?, ?, (last_insert_rowid() - ?) << 32 | ?)"
 UPSERT_PRODUCERS = """
@@ -171,13 +164,13 @@ def keep_open(connection: sqlite3.Connection) -> None:
 def check_whole(folder: Path) -> None:
     """Raise StoreError for a log without its file, which SQLite would remove as garbage."""
     try:
-        log = (folder / LOG_NAME).stat().st_size
+        log = (folder / _LOG_NAME).stat().st_size
     except OSError:
         return
     file = folder / FILE_NAME
     if log and not (file.exists() and file.stat().st_size):
         raise StoreError(
-            f"{file} is missing, and its log {LOG_NAME} is there: restore both, or remove the log to begin again"
+            f"{file} is missing, and its log {_LOG_NAME} is there: restore both, or remove the log to begin again"
         )
 
 
@@ -240,7 +233,7 @@ def decode_states(rows: str) -> dict[str, StreamState]:
     }
 
 
-def large_statements(stream: int, start: int, payload: bytes) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def _large_statements(stream: int, start: int, payload: bytes) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Yield the statements that store a payload of at least ``LARGE`` bytes, for one transaction."""
     view = memoryview(payload)
     parts = range(0, len(view), LARGE)
@@ -249,15 +242,15 @@ def large_statements(stream: int, start: int, payload: bytes) -> Iterator[tuple[
     yield _INSERT_LARGE_RECORD, (stream, start, len(parts) - 1, len(view))
 
 
-def large_parts(data: int, begin: int, end: int) -> tuple[int, int, int]:
+def _large_parts(data: int, begin: int, end: int) -> tuple[int, int, int]:
     """Return the ids of the first and last part of ``[begin, end)`` of a payload, and where the first one begins."""
     first = begin // LARGE
     return (data >> 32) + first, (data >> 32) + (end - 1) // LARGE, first * LARGE
 
 
-def read_large(connection: sqlite3.Connection, data: int, begin: int, end: int) -> bytes | None:
+def _read_large(connection: sqlite3.Connection, data: int, begin: int, end: int) -> bytes | None:
     """Return ``[begin, end)`` of a payload whose record holds ``data``; None if a part of it is missing."""
-    first, last, at = large_parts(data, begin, end)
+    first, last, at = _large_parts(data, begin, end)
     parts = [memoryview(row[0]) for row in connection.execute(_PARTS, (first, last))]
     if at + sum(map(len, parts)) < end:
         return None
@@ -266,22 +259,22 @@ def read_large(connection: sqlite3.Connection, data: int, begin: int, end: int) 
     return b"".join(parts)
 
 
-def size_of(data: int) -> int:
+def _size_of(data: int) -> int:
     """Return the size of a payload in ``large`` whose record holds ``data``."""
     return data & _SIZE_BITS
 
 
 def payload_of(connection: sqlite3.Connection, data: bytes | int) -> bytes | None:
     """Return the payload of a record that holds ``data``; None if a part of it is missing."""
-    return data if isinstance(data, bytes) else read_large(connection, data, 0, size_of(data))
+    return data if isinstance(data, bytes) else _read_large(connection, data, 0, _size_of(data))
 
 
 def insert_records(connection: sqlite3.Connection, records: Sequence[tuple[int, int, bytes]]) -> None:
     """Insert records, given as stream, start and payload."""
-    connection.executemany(INSERT_RECORD, [record for record in records if len(record[2]) < LARGE])
+    connection.executemany(_INSERT_RECORD, [record for record in records if len(record[2]) < LARGE])
     for record in records:
         if len(record[2]) >= LARGE:
-            for statement in large_statements(*record):
+            for statement in _large_statements(*record):
                 connection.execute(*statement)
 
 
@@ -299,7 +292,7 @@ def purge(connection: sqlite3.Connection) -> bool:
     connection.execute("BEGIN IMMEDIATE")
     try:
         for (data,) in connection.execute(_PURGED_LARGE, (stream, _PURGE_ROWS)).fetchall():
-            connection.execute(_PURGE_LARGE, large_parts(data, 0, size_of(data))[:2])
+            connection.execute(_PURGE_LARGE, _large_parts(data, 0, _size_of(data))[:2])
         purged = connection.execute(_PURGE_RECORDS, (stream, _PURGE_ROWS)).rowcount
         connection.execute("COMMIT")
     except BaseException:
@@ -348,8 +341,8 @@ def read_appends(
             part: bytes | None = None
             if isinstance(append, bytes):
                 part = append
-            elif lookup.wanted and (not parts or end + size_of(append) <= begin + limit):
-                part = file.large(append, 0, size_of(append))
+            elif lookup.wanted and (not parts or end + _size_of(append) <= begin + limit):
+                part = file.large(append, 0, _size_of(append))
             if part is None:
                 return _chunk(begin, stop, parts)
             parts.append(part)
@@ -382,7 +375,7 @@ def read_piece(
             break
         at = run.first
         for append in run.in_order():
-            size = size_of(append) if isinstance(append, int) else len(append)
+            size = _size_of(append) if isinstance(append, int) else len(append)
             low, high = max(0, position - at), min(size, end - at)
             part = append[low:high] if isinstance(append, bytes) else file.large(append, low, high)
             if part is None or not lookup.wanted:
@@ -416,13 +409,13 @@ class _Run(NamedTuple):
                 yield self.small[used : used + start - at]
                 used += start - at
             yield data
-            at = start + size_of(data)
+            at = start + _size_of(data)
         if used < len(self.small):
             yield self.small[used:]
 
     def end(self) -> int:
         """Return where the run ends, if nothing is missing."""
-        return self.first + len(self.small) + sum([size_of(data) for _, data in self.large])
+        return self.first + len(self.small) + sum([_size_of(data) for _, data in self.large])
 
 
 class _File:
@@ -454,7 +447,7 @@ class _File:
 
     def large(self, data: int, begin: int, end: int) -> bytes | None:
         """Return ``[begin, end)`` of a large append whose record holds ``data``; None, or raises, as ``find`` does."""
-        payload = read_large(self._connection, data, begin, end)
+        payload = _read_large(self._connection, data, begin, end)
         if payload is None:
             self._explain()
         return payload
@@ -511,7 +504,7 @@ class _SqliteBackend:
         self._folder = data_dir.absolute()  # the working directory may change
         self._timeout = timeout
         self.identity = ""
-        self.largest_append = LARGEST_APPEND
+        self.largest_append = _LARGEST_APPEND
         self._begin()
 
     def _begin(self) -> None:
@@ -716,7 +709,7 @@ class _SqliteBackend:
 
     def _rescue(self, connection: sqlite3.Connection) -> None:
         """Move the content of a removed log into the file, if nothing else is wrong."""
-        if self._lock.lacks_only(LOG_NAME):
+        if self._lock.lacks_only(_LOG_NAME):
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("PRAGMA wal_checkpoint(FULL)").fetchall()
 
@@ -758,7 +751,7 @@ def _statements(batch: CommitBatch) -> list[tuple[str, Any]]:
 
 def _record_statements(records: list[tuple[int, int, bytes, Any]]) -> list[tuple[str, Any]]:
     if len(records) == 1 and len(records[0][2]) < LARGE:
-        return [(INSERT_RECORD, records[0][:3])]
+        return [(_INSERT_RECORD, records[0][:3])]
     statements: list[tuple[str, Any]] = []
     index: list[tuple[int, int, int, int]] = []
     payloads: list[bytes] = []
@@ -766,9 +759,9 @@ def _record_statements(records: list[tuple[int, int, bytes, Any]]) -> list[tuple
     for stream_id, start, payload, _ in records:
         size = len(payload)
         if size >= LARGE:
-            statements.extend(large_statements(stream_id, start, payload))
+            statements.extend(_large_statements(stream_id, start, payload))
         elif size > _SMALL:
-            statements.append((INSERT_RECORD, (stream_id, start, payload)))
+            statements.append((_INSERT_RECORD, (stream_id, start, payload)))
         else:
             index.append((stream_id, start, position, size))
             payloads.append(payload)
