@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 PYTHONS ?= 3.10 3.13
 # Most tests wait for servers, so that more of them run at a time than there are cores.
 WORKERS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN) + 1)))
-DOCS := *.md docs/*.md benchmarks/README.md deploy/README.md xdk/README.md
+DOCS := $(filter-out docs/xdk-behaviour.md,$(wildcard *.md docs/*.md)) benchmarks/README.md deploy/README.md xdk/README.md
 # What needs no server, or one that starts in the process of the test.
 FAST := tests/unit tests/property
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal

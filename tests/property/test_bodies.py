@@ -53,7 +53,7 @@ def messages_of(body: bytes) -> list[bytes]:
     return [bytes(message) for message in msgspec.json.decode(body, type=list[msgspec.Raw])]
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(VALUES, max_size=30), STYLES, SPACE, CUTS, st.integers(1, 60))
 def test_e9_messages_do_not_depend_on_cuts(
     values: list[Any], style: tuple[str, str, str], space: str, cuts: list[int], size: int
@@ -118,7 +118,7 @@ def test_e9_what_has_no_end_is_bounded(body: bytes) -> None:
     assert caught.value.code == "TOO_LARGE"
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     st.binary(max_size=80) | st.lists(VALUES, max_size=12),
     st.lists(st.integers(0, 1000), max_size=60),

@@ -269,7 +269,7 @@ def _values(decoder: RecordDecoder, text: bytes) -> list[Any]:
 @example(b"\x0b")
 @example(b'"\\ud800')
 @example(b'"\xed\xa0\x80"')
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_a7_everything_takes_the_same_texts(name: str, text: bytes) -> None:
     if not text.strip(b" \t\r\n") or is_several(text):
         return  # inside of an array it would be none, or several
@@ -297,7 +297,7 @@ MESSAGES = TEXTS.map(lambda text: text.strip(b" \t\r\n")).filter(is_message)
 
 
 @given(MESSAGES)
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_a7_every_decoder_gives_the_value_in_full(text: bytes) -> None:
     expected = value_of(text)
     assert decode(text) == expected
@@ -307,7 +307,7 @@ def test_a7_every_decoder_gives_the_value_in_full(text: bytes) -> None:
 
 
 @given(MESSAGES)
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_a7_what_a_reader_gives_can_be_appended(text: bytes) -> None:
     value = value_of(text)
     again = encode(value, beyond_double=True)
@@ -368,7 +368,7 @@ def test_a7_models_take_nothing_that_the_rule_refuses(kind: Any, text: bytes) ->
 
 
 @given(st.lists(st.tuples(BLANKS, st.one_of(MESSAGES, TEXTS), BLANKS), max_size=8))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_a8_messages_are_told_apart_whether_the_rule_takes_them_or_not(
     parts: list[tuple[str, bytes, str]],
 ) -> None:
@@ -389,7 +389,7 @@ def test_a8_messages_are_told_apart_whether_the_rule_takes_them_or_not(
 
 
 @given(damaged().map(lambda text: b"[" + text + b"]"))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_a8_a_damaged_array_costs_what_is_damaged(array: bytes) -> None:
     if takes(check_array, array):
         assert split(array) == list(messages(array))

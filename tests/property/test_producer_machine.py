@@ -123,7 +123,7 @@ def make_machine(**options: object) -> Producer:
     return Producer(URL, "p", random=lambda: 0.5, content_type="text/plain", settings=settings_, **options)  # type: ignore[arg-type]
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(st.lists(st.integers(0, 79), max_size=150), st.integers(0, 40), st.booleans())
 def test_exactly_once_and_in_order(actions: list[int], count: int, closing: bool) -> None:
     server, machine = ModelServer(), make_machine()

@@ -147,7 +147,7 @@ def run(reader: Reader, server: ModelServer, draw: Draw) -> Iterator[Portion]:
             yield effect.value
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(
     st.binary(max_size=120) | st.text(alphabet="ab\n :é😀\u2028", max_size=80),
     st.lists(st.integers(0, 1000), max_size=200),
@@ -225,7 +225,7 @@ CONTENT = st.binary(max_size=120) | st.lists(
 
 
 @pytest.mark.usefixtures("tiny_pieces")
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     CONTENT,
     st.lists(st.integers(0, 1000), max_size=300),
