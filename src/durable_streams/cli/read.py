@@ -34,7 +34,9 @@ def _reading(command: F) -> F:
         help="Where to begin: -1 is the start, now the present tail, or any offset that the server gave.",
     )
     ndjson = click.option(
-        "--ndjson", is_flag=True, help="JSON streams: one message per line, as stored but for its line breaks."
+        "--ndjson",
+        is_flag=True,
+        help="JSON streams: one message per line, as stored but for its line breaks.",
     )
     output = click.option(
         "--output",
