@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for what has to run beside a test."""
+"""An event loop in a thread of its own, for servers that run beside a test."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ Main = Callable[[asyncio.Event, Callable[[T], None]], Coroutine[Any, Any, None]]
 
 
 class Background(Generic[T]):
-    """Runs ``main(stop, ready)`` in a daemon thread; the constructor returns once ``ready(value)`` was called.
+    """Runs a coroutine function in a daemon thread; ``value`` is the argument of its call of ``ready``.
 
-    ``value`` is what ``ready`` was given. Raises what ``main`` raises before that.
+    The constructor returns once ``ready`` was called, and raises any exception that ends ``main`` before that.
+
+    Args:
+        name: The thread's name.
+        main: Called as ``main(stop, ready)``: it calls ``ready(value)`` once, and ends when the event ``stop`` is set.
     """
 
     def __init__(self, name: str, main: Main[T]) -> None:
@@ -57,7 +61,7 @@ class Background(Generic[T]):
 
 
 class Stoppable:
-    """What runs in the background until it is stopped: by `stop`, or at the end of a ``with`` block."""
+    """A server in the background that runs until `stop`, or until the end of a ``with`` block."""
 
     _background: Background[Any]
 

@@ -27,14 +27,23 @@ _BREAKS: tuple[Literal["close", "reset"], ...] = ("close", "reset")
 
 
 class ChaosProxy(Stoppable):
-    """Stands between clients and the server at ``target`` (an http URL) and fails at random.
+    """A proxy between clients and a server that fails at random; ``met`` counts its faults by kind.
 
     It cuts connections, with a reset or a plain end, before, while or after a request is delivered; delays and
-    stalls for up to ``longest`` seconds; truncates requests and answers; splits them into single bytes; answers
-    503 and the like in the server's place; and, with ``duplicates``, delivers requests twice. ``rate`` is the
-    fraction of requests that meet a fault, ``met`` counts them by kind. All chance comes from ``seed``.
+    stalls; truncates requests and answers; splits them into single bytes; answers 503 and the like in the
+    server's place; and delivers requests twice.
 
-    Running when the constructor returns, on a free port; use it as a context manager, or call ``stop()``.
+    It runs when the constructor returns, on a free port; use it as a context manager, or call ``stop()``.
+
+    Args:
+        target: The server, an ``http`` URL.
+        seed: All chance comes from it: the same seed gives the same faults.
+        rate: The fraction of requests that meet a fault, from 0 to 1.
+        longest: How long a delay or a stall lasts at most, in seconds.
+        duplicates: Whether requests may be delivered twice.
+
+    Raises:
+        ValueError: An argument is out of its range.
     """
 
     def __init__(
@@ -72,11 +81,11 @@ class ChaosProxy(Stoppable):
         self._background = Background("durable-streams-chaos", main)
 
     def url(self, url: str) -> str:
-        """Return a URL of the target as it is through the proxy."""
+        """Return the URL that leads through the proxy to ``url`` of the target."""
         return urlunsplit(urlsplit(url)._replace(netloc=self._netloc))
 
     def calm(self) -> None:
-        """Let everything through untouched from now on."""
+        """Pass on everything unchanged from now on."""
         self._calm.set()
 
     def _plan(self, head: Head) -> Fault | None:
@@ -94,7 +103,7 @@ class ChaosProxy(Stoppable):
 
 
 def _identity(head: Head) -> str:
-    """Name what is asked, without the cursor, which tells the time."""
+    """Name what is requested, without the cursor, which depends on the time."""
     path, _, query = head.target.partition("?")
     kept = [pair for pair in query.split("&") if not pair.startswith(f"{h.QUERY_CURSOR}=")]
     producer = [head.headers.get(name, "") for name in (h.PRODUCER_ID, h.PRODUCER_EPOCH, h.PRODUCER_SEQ)]
@@ -103,7 +112,7 @@ def _identity(head: Head) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Chaos:
-    """The things that happen to requests."""
+    """The faults to draw from."""
 
     longest: float
     duplicates: bool

@@ -36,12 +36,7 @@ class _Armed:
 
 
 class Faults:
-    """Faults that wait for the requests to a server, the ones armed first first.
-
-    Each is for the next ``times`` requests (None: all, until `clear`) to the stream at ``path``, which is what
-    ``server.url`` takes (None: any), with ``method`` such as ``"POST"`` (None: any). Thread-safe. Arguments that
-    make no sense raise ValueError.
-    """
+    """The faults that the next requests to a server meet, in the order in which they were armed. Thread-safe."""
 
     def __init__(self) -> None:
         self._armed: list[_Armed] = []
@@ -49,12 +44,12 @@ class Faults:
 
     @property
     def pending(self) -> int:
-        """How many requests are still to meet a fault; one that is for all requests counts once."""
+        """The number of requests that are still to meet a fault; a fault for all requests counts once."""
         with self._lock:
             return sum(1 if armed.left is None else armed.left for armed in self._armed)
 
     def clear(self) -> None:
-        """Forget what is armed. What a request has met already goes on."""
+        """Remove all armed faults; a fault that a request has already met continues."""
         with self._lock:
             self._armed.clear()
 
@@ -71,8 +66,17 @@ class Faults:
     ) -> None:
         """Answer with a status in the server's place: the request is not executed.
 
-        ``retry_after``: seconds, or the text of the header. ``headers`` are added to those of the server's own
-        answers; ``body`` is by default the server's JSON for an error.
+        Args:
+            status: The HTTP status, from 200 to 599.
+            retry_after: The ``Retry-After`` header: seconds, or its text; None for no such header.
+            headers: Added to those of the server's own answers.
+            body: The answer's body; None for the server's JSON for an error.
+            times: How many requests meet the fault; None for all of them, until `clear`.
+            path: Only requests for the stream at this path, as ``server.url`` takes it; None for any.
+            method: Only requests with this method, such as ``"POST"``; None for any.
+
+        Raises:
+            ValueError: An argument is out of its range.
         """
         if not isinstance(status, int) or not 200 <= status <= 599:
             raise ValueError(f"status must be an HTTP status from 200 to 599, not {status!r}.")
@@ -90,10 +94,17 @@ class Faults:
         path: str | None = None,
         method: str | None = None,
     ) -> None:
-        """Let the request be executed and cut its answer off.
+        """Let the request be executed, and cut off its answer.
 
-        ``after``: bytes of the answer's body, as it travels, that get through; None: not even its head does.
-        ``reset``: with a reset of the connection, not a normal end.
+        Args:
+            after: How many bytes of the answer's body, as sent on the wire, get through; None: not even its head.
+            reset: Whether the connection is reset instead of closed.
+            times: How many requests meet the fault; None for all of them, until `clear`.
+            path: Only requests for the stream at this path, as ``server.url`` takes it; None for any.
+            method: Only requests with this method, such as ``"POST"``; None for any.
+
+        Raises:
+            ValueError: An argument is out of its range.
         """
         self._arm(
             Fault(after=_after(after), ending="reset" if reset else "close"),
@@ -110,7 +121,17 @@ class Faults:
         path: str | None = None,
         method: str | None = None,
     ) -> None:
-        """Deliver the request this many seconds late, even if its sender has given up on it by then."""
+        """Deliver the request late, even if its sender has given up on it by then.
+
+        Args:
+            seconds: How late.
+            times: How many requests meet the fault; None for all of them, until `clear`.
+            path: Only requests for the stream at this path, as ``server.url`` takes it; None for any.
+            method: Only requests with this method, such as ``"POST"``; None for any.
+
+        Raises:
+            ValueError: An argument is out of its range.
+        """
         self._arm(Fault(delay=_seconds(seconds)), times, path, method)
 
     def stall(
@@ -122,16 +143,32 @@ class Faults:
         path: str | None = None,
         method: str | None = None,
     ) -> None:
-        """Let the request be executed and its answer fall silent, on a connection that stays open.
+        """Let the request be executed, and its answer fall silent on a connection that stays open.
 
-        ``after``: bytes of the answer's body, as it travels, that come before; None: not even its head does.
-        ``seconds``: then it goes on; None: it never does.
+        Args:
+            after: How many bytes of the answer's body, as sent on the wire, come before; None: not even its head.
+            seconds: After how long the answer continues; None for never.
+            times: How many requests meet the fault; None for all of them, until `clear`.
+            path: Only requests for the stream at this path, as ``server.url`` takes it; None for any.
+            method: Only requests with this method, such as ``"POST"``; None for any.
+
+        Raises:
+            ValueError: An argument is out of its range.
         """
         silence = math.inf if seconds is None else _seconds(seconds)
         self._arm(Fault(after=_after(after), ending="stall", seconds=silence), times, path, method)
 
     def reset(self, *, times: int | None = 1, path: str | None = None, method: str | None = None) -> None:
-        """Reset the connection: the request is not executed, which its sender cannot know."""
+        """Reset the connection: the request is not executed, which its sender cannot know.
+
+        Args:
+            times: How many requests meet the fault; None for all of them, until `clear`.
+            path: Only requests for the stream at this path, as ``server.url`` takes it; None for any.
+            method: Only requests with this method, such as ``"POST"``; None for any.
+
+        Raises:
+            ValueError: An argument is out of its range.
+        """
         self._arm(Fault(upload=0, ending="reset"), times, path, method)
 
     def duplicate(
@@ -144,8 +181,15 @@ class Faults:
     ) -> None:
         """Deliver the request twice, the second time after the first was answered.
 
-        ``answer``: which of the two answers its sender gets. A network that repeats what it holds for lost
-        gives the second.
+        Args:
+            answer: Which of the two answers the sender gets. A network that repeats a request after the loss of
+                its answer gives the second.
+            times: How many requests meet the fault; None for all of them, until `clear`.
+            path: Only requests for the stream at this path, as ``server.url`` takes it; None for any.
+            method: Only requests with this method, such as ``"POST"``; None for any.
+
+        Raises:
+            ValueError: An argument is out of its range.
         """
         if answer not in ("first", "second"):
             raise ValueError(f"answer must be 'first' or 'second', not {answer!r}.")

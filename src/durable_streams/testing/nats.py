@@ -46,8 +46,11 @@ class Ports(NamedTuple):
 class NatsServer(Program):
     """One NATS server of a cluster: a process that can be killed, suspended and started again on the same data.
 
-    ``name`` is what NATS calls it, ``url`` is where clients connect, ``folder`` holds its configuration, its data and
-    its log. The cluster's ``wait_ready`` waits for what it needs after a start.
+    After a start, the cluster's ``wait_ready`` waits until it can be used.
+
+    Args:
+        name: Its name within NATS.
+        folder: Holds its configuration, its data and its log.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -62,13 +65,13 @@ class NatsServer(Program):
 
     @property
     def healthy(self) -> bool:
-        """Whether it runs and says that it is well: all that it replicates has caught up."""
-        # Another server may have taken the port before it: what answers there must serve where this one does.
+        """Whether it runs and reports itself healthy: all that it replicates has caught up."""
+        # Another server may have taken the monitoring port first; the answer names the client port of its sender.
         its_own = self.running and self.monitor("varz").get("port") == self._ports.client
         return its_own and self.monitor("healthz").get("status") == "ok"
 
     def monitor(self, path: str) -> dict[str, Any]:
-        """Return what its monitoring port answers to ``path``, such as ``"jsz"``; nothing if it does not answer."""
+        """Return the answer of its monitoring port to ``path``, such as ``"jsz"``; empty if there is none."""
         connection = http.client.HTTPConnection("127.0.0.1", self._ports.monitor, timeout=_ANSWERS_WITHIN)
         with closing(connection):
             try:
@@ -79,19 +82,24 @@ class NatsServer(Program):
         return answer
 
     def configure(self, ports: Ports, text: str) -> None:
-        """Set what it starts with from now on."""
+        """Set the ports and the configuration file of its next starts."""
         self._ports = ports
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.folder / "nats.conf").write_text(text)
 
 
 class NatsCluster:
-    """``size`` NATS servers that replicate for each other, each in a folder of its own below ``folder``.
+    """NATS servers that replicate for each other; ``servers[i]`` is one of them.
 
-    Use it as a context manager, or call ``start()`` and ``stop()``. ``servers[i]`` is one server; ``store`` is what
-    ``durable-streams serve --store`` takes. ``sync_interval`` is how often JetStream syncs files to the disk, such as
-    ``"2m"``, ``"1s"`` or ``"always"``; ``max_payload`` is the largest message, such as ``"8MB"``. ``jetstream`` False
-    starts servers without it. ``config`` is added to each server's configuration file as it is.
+    Use it as a context manager, or call ``start()`` and ``stop()``.
+
+    Args:
+        folder: Each server has a folder of its own below it.
+        size: The number of servers.
+        max_payload: The largest message, such as ``"8MB"``.
+        sync_interval: How often JetStream syncs files to the disk, such as ``"2m"``, ``"1s"`` or ``"always"``.
+        jetstream: Whether the servers have JetStream.
+        config: Added to each server's configuration file as it is.
     """
 
     def __init__(
@@ -143,10 +151,15 @@ class NatsCluster:
             server.stop()
 
     def wait_ready(self, within: float = _READY_WITHIN) -> None:
-        """Wait until every server that runs is well and the running ones can store as a cluster.
+        """Wait until every server that runs is healthy and the running ones can store as a cluster.
 
-        Servers that were killed or suspended are not waited for. Raises NatsError if one ends meanwhile, and after
-        ``within`` seconds.
+        Servers that were killed or suspended are not waited for.
+
+        Args:
+            within: How long to wait, in seconds.
+
+        Raises:
+            NatsError: A server ended, or the time is over.
         """
         self._wait_for([server for server in self.servers if server.running], within)
 
@@ -161,10 +174,16 @@ class NatsCluster:
             raise NatsError(f"the NATS servers are not ready after {within:g} seconds")
 
     def leader_of(self, stream: str, within: float = _READY_WITHIN) -> int:
-        """Return the index of the server that leads the JetStream stream ``stream``, once one does.
+        """Return the index of the server that leads a JetStream stream and takes its writes.
 
-        It is the one that takes its writes; another server may lead the cluster. Raises NatsError if there is none
-        after ``within`` seconds.
+        Another server may lead the cluster.
+
+        Args:
+            stream: The stream's name.
+            within: How long to wait for a leader, in seconds.
+
+        Raises:
+            NatsError: The stream has no leader after that time.
         """
         leaders: list[int] = []
 

@@ -51,7 +51,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens to one request and its answer, in this order; by default nothing does.
+    """The treatment of one request and its answer, in this order; by default both pass unchanged.
 
     ``delay``: seconds before the request is delivered. ``upload``: bytes of it that are delivered before both
     connections break. ``copies``: how often it is delivered, one after the other, and ``answered_by``: the
@@ -127,13 +127,13 @@ class _Side:
                 await asyncio.sleep(0)  # else the event loop would join what is written in one turn
 
     def finish(self) -> None:
-        """Say that nothing more comes; what comes from the other end is still read."""
+        """Announce the end of the output; input from the other end is still read."""
         if not self._writer.is_closing():
             with contextlib.suppress(OSError, RuntimeError):  # it went away meanwhile
                 self._writer.write_eof()
 
     def close(self) -> None:
-        """End it, once what was written is sent."""
+        """Close the connection, once all that was written is sent."""
         self._writer.close()
 
     async def ended(self) -> None:
@@ -143,7 +143,7 @@ class _Side:
             await asyncio.shield(asyncio.ensure_future(self._writer.wait_closed()))
 
     def reset(self) -> None:
-        """Break it."""
+        """Reset the connection."""
         if not self._writer.is_closing():
             with contextlib.suppress(OSError):
                 opened = self._writer.get_extra_info("socket")
@@ -229,7 +229,7 @@ class _Connection:
         await self._no_more_requests(b"")
 
     async def _no_more_requests(self, rest: bytes) -> None:
-        """Pass on that the client has said all it wants to say; the answer may still be on its way."""
+        """Pass on the end of the client's output; the answer may still be on its way."""
         with contextlib.suppress(OSError):
             if rest:
                 await self._pass_on(rest)
@@ -323,7 +323,7 @@ class _Connection:
 
 
 def _parse(raw: bytes) -> Head | None:
-    """Return a request's head, None for what is none."""
+    """Return a request's head, None for bytes that are no head."""
     first, *lines = raw.removesuffix(_HEAD_END).decode("latin-1").split("\r\n")
     words = first.split(" ")
     if len(words) != 3 or not words[2].startswith("HTTP/1."):
@@ -336,7 +336,7 @@ def _parse(raw: bytes) -> Head | None:
 
 
 async def _body(reader: asyncio.StreamReader, head: Head) -> AsyncIterator[bytes]:
-    """Yield a request's body as it travels."""
+    """Yield a request's body in the form in which it is sent on the wire."""
     if not head.chunked:
         async for part in _exactly(reader, int(head.headers.get("content-length", "0"))):
             yield part

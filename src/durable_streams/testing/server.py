@@ -21,9 +21,16 @@ __all__ = ["InMemoryStreamServer"]
 class InMemoryStreamServer(Stoppable):
     """The durable-streams server with a store in memory, running when the constructor returns.
 
-    ``port`` 0 picks a free one; ``config`` sets everything else. ``base_url`` is the server's origin,
-    ``url("/test")`` a stream's URL, ``faults`` arms what its next requests meet. Use it as a context manager, or
-    call ``stop()``. Raises ServerStartError if the port is taken.
+    ``base_url`` is the server's origin, ``url("/test")`` a stream's URL, ``faults`` are the faults that its next
+    requests meet. Use it as a context manager, or call ``stop()``.
+
+    Args:
+        host: The address to listen on.
+        port: The port to listen on; 0 for a free one.
+        config: All other settings, such as ``data_dir`` for SQLite; its ``host`` and ``port`` are not used.
+
+    Raises:
+        ServerStartError: The port is taken, or the store cannot be opened.
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0, *, config: ServerConfig | None = None) -> None:
@@ -56,7 +63,7 @@ class InMemoryStreamServer(Stoppable):
 
     @property
     def faults(self) -> Faults:
-        """What the next requests meet, such as ``server.faults.respond(503, retry_after=1)``."""
+        """The faults of the next requests, such as ``server.faults.respond(503, retry_after=1)``."""
         return self._faults
 
     def url(self, path: str) -> str:

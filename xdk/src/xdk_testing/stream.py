@@ -54,18 +54,25 @@ class Attempt:
 
 
 class XFilteredStream(Stoppable):
-    """The filtered stream of X API v2, running when the constructor returns; ``stream_url``, ``rules_url``.
+    """The filtered stream of X API v2 at ``stream_url``, with its rules at ``rules_url``.
+
+    It runs when the constructor returns.
 
     ``publish(record)`` sends a record to every open connection, with the ``matching_rules`` that match it.
     ``disconnect()``, ``drop()`` and ``stall()`` act on the open connections, ``faults`` and ``refuse()``
     on the next requests. Use it as a context manager, or call ``stop()``.
 
-    ``bearer_token``: what requests must show; it may be set later. ``heartbeat``: seconds of silence before a CR LF.
-    ``connections``: how many may be open at once. ``rate_limit``: requests for the stream in fifteen minutes.
-    ``minute``: how many seconds a minute lasts, for backfill and for the rate limit. ``overlap``: seconds before a
-    disconnection from which backfill starts, hence duplicates. ``compress``: gzip for clients that accept it, as X
-    does. ``rules``: those that exist at the start, of X's query language only words have an effect; by default one that
-    matches everything.
+    Args:
+        host: The address to listen on.
+        port: The port to listen on; 0 for a free one.
+        bearer_token: The token that requests must have; the attribute may be changed later.
+        heartbeat: After how many seconds of silence a CR LF is sent.
+        connections: How many connections may be open at once.
+        rate_limit: How many requests for the stream are allowed in fifteen minutes.
+        minute: How many seconds a minute lasts, for backfill and for the rate limit.
+        overlap: How many seconds before a disconnection backfill starts, which makes duplicates.
+        compress: Whether clients that accept gzip get it, as from X.
+        rules: The rules at the start; of X's query language only words have an effect. The default matches everything.
     """
 
     def __init__(
@@ -108,7 +115,7 @@ class XFilteredStream(Stoppable):
 
     @property
     def attempts(self) -> list[Attempt]:
-        """The requests for the stream until now, without those that a fault answered."""
+        """The requests for the stream so far, without those that a fault answered."""
         return list(self._attempts)
 
     @property
@@ -127,11 +134,11 @@ class XFilteredStream(Stoppable):
         return len(lines)
 
     def wait_for_connections(self, count: int = 1, timeout: float = 10.0) -> None:
-        """Wait until at least this many connections are open; raises TimeoutError after ``within`` seconds."""
+        """Wait until at least this many connections are open; raises TimeoutError after ``timeout`` seconds."""
         self._run(self._feed.wait(lambda open_now: open_now >= count, timeout))
 
     def wait_for_no_connection(self, timeout: float = 10.0) -> None:
-        """Wait until no connection is open; raises TimeoutError after ``within`` seconds."""
+        """Wait until no connection is open; raises TimeoutError after ``timeout`` seconds."""
         self._run(self._feed.wait(lambda open_now: open_now == 0, timeout))
 
     def disconnect(self, error: Mapping[str, Any] | None = None) -> None:
@@ -151,7 +158,7 @@ class XFilteredStream(Stoppable):
         self._do(lambda: self._feed.end(partial, "reset" if reset else "cut"))
 
     def stall(self) -> None:
-        """Fall silent on the connections of now, heartbeats included, without ending them."""
+        """Fall silent on the open connections, heartbeats included, without ending them."""
         self._do(self._feed.stall)
 
     def refuse(
