@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from random import random
 from typing import Any
 
@@ -74,24 +74,27 @@ class _Reader:
 class _Latest:
     """The event that was encoded last, and for what."""
 
-    __slots__ = ("_cursor", "_position", "_text", "_until", "event", "state")
+    __slots__ = ("_cursor", "_event", "_position", "_state", "_text", "_until")
 
     def __init__(self, event: Event, state: StreamState | None, reader: _Reader | None) -> None:
-        self.event = event
-        self.state = state
+        self._event = event
+        self._state = state
         self._position = -1 if reader is None else reader.position
         self._cursor = None if reader is None else reader.cursor
         self._text = reader is not None and reader.text
         self._until = time.monotonic() + _CURSOR_AGE
 
-    def serves(self, reader: _Reader, now: float) -> bool:
-        """Whether a reader of the same state gets the same event."""
-        return (
-            self._position == reader.position
+    def event_for(self, reader: _Reader, state: StreamState) -> Event | None:
+        """Return the event if it is what a reader of this state gets: it is for most, for they keep up."""
+        if (
+            self._state is state
+            and self._position == reader.position
             and self._cursor == reader.cursor
             and self._text == reader.text
-            and now < self._until
-        )
+            and time.monotonic() < self._until
+        ):
+            return self._event
+        return None
 
 
 class EventStreams:
@@ -144,57 +147,66 @@ class EventStreams:
         return _incomplete(chunk.payload) > 0
 
     async def _events(self, reader: _Reader) -> AsyncGenerator[bytes, None]:
-        watch, gone = reader.watch, reader.gone
-        gone.add_done_callback(reader.leave)
+        # A delivery is one turn of this loop. Each coroutine around the wait would be resumed for each reader and
+        # commit, so that the wait is here, and an event that is ready needs no coroutine at all.
         deadline, left = time.monotonic() + self._config.sse_max_age, self._config.sse_max_bytes
-        with watch:
-            self._watches.add(watch)
-            try:
-                while left > 0 and (event := await self._due(reader, deadline)) is not None:
-                    if isinstance(event, _LongEvent):
-                        async with aclosing(event.parts()) as parts:
-                            async for part in parts:
-                                yield part
-                                del part
-                    elif event.is_small:
-                        yield event.data
+        with self._watched(reader):
+            while left > 0 and (state := reader.state()) is not None:
+                pause = self._config.sse_heartbeat
+                if reader.reached < state.tail or state.closed:
+                    event = self._latest.event_for(reader, state) or await self._next(reader, state)
+                    if event is None:
+                        pause = min(pause, _OUTAGE_PAUSE)
                     else:
-                        self._encoded.take(event)
-                        try:
+                        if event.is_small:
                             yield event.data
-                        finally:
-                            self._encoded.drop(event)
-                    left -= event.size
-                    reader.position, reader.reached = event.end, event.reached
-                    if event.done:
-                        return
-                    del event  # a reader that waits for the next one holds no last one
+                        else:
+                            async with aclosing(self._large(event)) as parts:
+                                async for part in parts:
+                                    yield part
+                                    del part
+                        left -= event.size
+                        reader.position, reader.reached = event.end, event.reached
+                        if event.done:
+                            return
+                        del event  # a reader that waits for the next one holds no last one
+                        if reader.reached < state.tail:
+                            continue
+                pause = min(pause, deadline - time.monotonic())
+                if self._stopping or pause <= 0 or left <= 0:
+                    return
+                if not await reader.watch.changed(pause):
+                    left -= len(_HEARTBEAT)
+                    yield _HEARTBEAT
+
+    @contextmanager
+    def _watched(self, reader: _Reader) -> Iterator[None]:
+        """Watch a reader's stream, and let `stop` and the end of its connection wake it."""
+        reader.gone.add_done_callback(reader.leave)
+        with reader.watch:
+            self._watches.add(reader.watch)
+            try:
+                yield
             except (Rejection, StoreError) as error:
                 # The stream went while it was read, or the disk failed: the client reconnects and gets the reason.
                 _log.info("an event stream ended early: %s", error)
             finally:
-                self._watches.discard(watch)
-                gone.cancel()
+                self._watches.discard(reader.watch)
+                reader.gone.cancel()
 
-    async def _due(self, reader: _Reader, deadline: float) -> Event | _LongEvent | None:
-        """Wait for what is to be sent next, a heartbeat perhaps; None where the reader has to reconnect."""
-        while (state := reader.state()) is not None:
-            pause, now = self._config.sse_heartbeat, time.monotonic()
-            if reader.reached < state.tail or state.closed:
-                # Most readers keep up, and want what was encoded for the first one of them a moment ago.
-                latest = self._latest
-                if latest.state is state and latest.serves(reader, now):
-                    return latest.event
-                event = await self._next(reader, state)
-                if event is not None:
-                    return event
-                pause = min(pause, _OUTAGE_PAUSE)
-            left = deadline - now
-            if self._stopping or left <= 0:
-                return None
-            if not await reader.watch.changed(min(pause, left)):
-                return Event(_HEARTBEAT, reader.position, reader.reached, done=False)
-        return None
+    async def _large(self, event: Event | _LongEvent) -> AsyncGenerator[bytes, None]:
+        """Give the parts of an event that is not small: it counts in the budget of all clients while it is sent."""
+        if isinstance(event, Event):
+            self._encoded.take(event)
+            try:
+                yield event.data
+            finally:
+                self._encoded.drop(event)
+            return
+        async with aclosing(event.parts()) as parts:
+            async for part in parts:
+                yield part
+                del part
 
     async def _next(self, reader: _Reader, state: StreamState) -> Event | _LongEvent | None:
         """Return what comes next for a reader; None if the store cannot read it now."""
@@ -241,6 +253,9 @@ class EventStreams:
 
 class _LongEvent:
     """An event too large to be held: its data is read and encoded as it is sent."""
+
+    is_small = False
+    data = b""  # never held whole
 
     def __init__(self, ranges: Ranges, reader: _Reader, state: StreamState, end: int) -> None:
         self.end = self.reached = end

@@ -17,7 +17,8 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from durable_streams.protocol.commands import Rejection
@@ -26,7 +27,7 @@ from durable_streams.server.http import Body
 from durable_streams.server.peers import PeerGoneError, Peers
 from durable_streams.stores.base import StoreError
 
-__all__ = ["AwaitedOutlet", "ClientGoneError", "Outlet", "Outlets", "WatchedOutlet", "send_parts"]
+__all__ = ["AwaitedOutlet", "ClientGoneError", "Outlet", "Outlets", "WatchedOutlet", "send_parts", "sending"]
 
 _SMALLEST_SHARE = 1 << 10  # bytes
 _LARGEST_SHARE = 64 << 10
@@ -44,21 +45,33 @@ class ClientGoneError(Exception):
     """The client left, or was left for not reading: there is nobody to answer."""
 
 
-async def send_parts(body: Body, outlet: Outlet) -> bool:
-    """Send a whole body and close it; false if the client left before its end, or the store failed."""
+@asynccontextmanager
+async def sending(body: Body, outlet: Outlet) -> AsyncIterator[None]:
+    """Close a body and its outlet at the end of the block, which sends the parts of the one through the other.
+
+    A client that leaves before the end, and a store that fails, end the block early without an error. The block is the
+    caller's own: a coroutine in between would be resumed for each event of each reader.
+    """
     try:
-        async for part in body:
-            await outlet.send(part)
-            del part  # it counts no more, so that it must not stay while the next one is waited for
+        yield
     except ClientGoneError:
-        return False
+        pass
     except (StoreError, Rejection) as error:
         _log.info("an answer was cut short: %s", error)
-        return False
     finally:
         outlet.close()
         await body.aclose()
-    return True
+
+
+async def send_parts(body: Body, outlet: Outlet) -> bool:
+    """Send a whole body and close it; false if the client left before its end, or the store failed."""
+    is_whole = False
+    async with sending(body, outlet):
+        async for part in body:
+            await outlet.send(part)
+            del part  # it counts no more, so that it must not stay while the next one is waited for
+        is_whole = True
+    return is_whole  # noqa: RET504 - the block may end early
 
 
 class Outlet:

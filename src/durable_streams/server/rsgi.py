@@ -10,7 +10,7 @@ from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # re-expo
 from durable_streams.server.app import App
 from durable_streams.server.bodies import SMALL_BODY, Bodies, Incoming
 from durable_streams.server.http import CLOSE, Disconnection, cut_short, repeated, too_large, unreadable
-from durable_streams.server.outlets import send_parts
+from durable_streams.server.outlets import sending
 
 __all__ = ["RsgiAdapter"]
 
@@ -187,7 +187,10 @@ class RsgiAdapter:
                 response,
                 transport,
             )  # an idle event stream lives for long and needs none of them
-            await send_parts(body, outlet)
+            async with sending(body, outlet):
+                async for part in body:
+                    await outlet.send(part)
+                    del part  # it counts no more, so that it must not stay while the next one is waited for
             return
         if body and scope.method != "HEAD":
             protocol.response_bytes(response.status, response.headers, body)
