@@ -367,3 +367,54 @@ def test_where_the_body_is_cut_changes_nothing(places: list[int]) -> None:
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings)).partition("_")[0]):
         StreamConfig(**settings)
+
+
+# -- server-sent events
+
+
+def events(body: bytes, *after: Any) -> Answer:
+    return Answer(body=(body, *after), headers={"content-type": "text/event-stream"})
+
+
+def last_ids(player: Player) -> list[str | None]:
+    return [request.headers.get("last-event-id") for request in player.requests]
+
+
+def test_a_reconnect_asks_for_what_follows_the_last_event() -> None:
+    first = events(b"id: 1\ndata: 1\n\nid: 2\ndata: 2\n\ndata: 3\n\nid: 4\ndata: ", CUT)
+    player = Player(plain()).play(first, REFUSED, events(b"data: 4\n\n"), events(b"id\ndata: 5\n\n"), DATA)
+    assert last_ids(player) == [None, "2", "2", "2", None, None]
+    assert [value for value in player.log if isinstance(value, int)] == [1, 2, 3, 4, 5]
+
+
+def test_only_what_was_handed_over_or_left_out_is_not_asked_for_again() -> None:
+    refused = b'id: 3\ndata: {"errors": [{"title": "x"}]}\n\n'
+    player = Player(plain()).play(events(b"id: 1\ndata: 1\n\nid: 2\ndata: nope\n\n" + refused), DATA)
+    assert last_ids(player)[:2] == [None, "2"]
+    assert player.state.invalid == 1
+
+
+def test_ids_of_lines_and_ids_that_no_header_can_carry_are_not_sent() -> None:
+    assert last_ids(Player(plain()).play(Answer(body=(b"id: 1\n1\n",)), DATA)) == [None, None, None]
+    assert last_ids(Player(plain()).play(events("id: é\ndata: 1\n\n".encode()), DATA))[1] is None
+    assert last_ids(Player(plain()).play(events(b"id: a\x01b\ndata: 1\n\n"), DATA))[1] is None
+
+
+def test_a_feed_of_events_says_how_long_to_wait() -> None:
+    asks = events(b"retry: 2500\ndata: 1\n\n")
+    assert Player(plain()).play(asks, REFUSED, asks, DATA).pauses == [2.5] * 4
+    assert Player(plain()).play(events(b"retry: 99999999999999\n\n")).pauses == [3600.0]
+    assert Player(plain()).play(events(b"retry: 1s\nretry: -5\nretry\n\n")).pauses == [1.0]
+
+
+def test_no_content_ends_a_feed_of_events_only() -> None:
+    player = Player(plain()).play(events(b"data: 1\n\n"), Answer(204), DATA)
+    assert player.error is not None
+    assert (player.error.status_code, len(player.requests)) == (204, 2)
+    assert Player(plain()).play(DATA, Answer(204), DATA).error is None
+
+
+def test_a_feed_of_events_is_asked_for_by_its_type() -> None:
+    player = Player(plain(record_format="sse")).play(DATA)
+    assert player.requests[0].headers["accept"] == "text/event-stream"
+    assert "accept" not in Player(plain()).play(DATA).requests[0].headers

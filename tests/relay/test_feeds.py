@@ -13,8 +13,8 @@ import pytest
 
 from durable_streams import DurableStream
 from durable_streams.firehose import FirehoseStream, StreamConfig
+from durable_streams.firehose.records import RecordSplitter
 from durable_streams.relay import Relay, relay, source_for
-from durable_streams.relay.events import EventLines
 from durable_streams.testing import InMemoryStreamServer
 from xdk_testing import XFilteredStream
 
@@ -101,10 +101,10 @@ def test_events_however_they_are_cut() -> None:
     content = b"\xef\xbb\xbfid: 1\ndata: a\n\ndata:b\rdata: c\r\rid\ndata: {}\n\n"
     content += b": x\n\nevent: y\nid: z\n\ndata: d\n\ndata: torn"
     for size in (1, 2, 7, len(content)):
-        lines = EventLines()
-        out = b"".join(lines.feed(content[at : at + size]) for at in range(0, len(content), size))
-        found = [json.loads(line) for line in out.split(b"\n") if line]
-        assert found == [["1", "a"], ["1", "b\nc"], ["", "{}"], ["z", "d"]]
+        splitter = RecordSplitter("sse")
+        pieces = [content[at : at + size] for at in range(0, len(content), size)]
+        found = [(record.id, bytes(record)) for piece in pieces for record in splitter.feed(piece)]
+        assert found == [("1", b"a"), ("1", b"b\nc"), ("", b"{}"), ("z", b"d")]
 
 
 def test_a_filtered_stream_with_backfill(server: Any, watch: Any) -> None:

@@ -15,7 +15,7 @@ import pytest
 from durable_streams import DurableStream, DurableStreamError, stream
 from durable_streams.firehose import FirehoseStream, StreamConfig
 from durable_streams.relay import Relay, relay, source_for
-from durable_streams.relay.stored import id_reader
+from durable_streams.relay.dedupe import id_reader
 from durable_streams.testing import InMemoryStreamServer
 
 STRANGE = [

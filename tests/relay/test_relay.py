@@ -16,7 +16,7 @@ import pytest
 
 from durable_streams import DurableStream, DurableStreamError, StreamNotFoundError
 from durable_streams.relay import FileSource, Gap, IterableSource, Record, Relay, Source, relay
-from durable_streams.relay.stored import IdWindow, id_reader
+from durable_streams.relay.dedupe import IdWindow, id_reader
 from durable_streams.testing import InMemoryStreamServer
 
 

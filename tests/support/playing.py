@@ -35,6 +35,7 @@ class Player:
         self.log: list[Any] = []
         self.pauses: list[float] = []
         self.attempts: list[Attempt] = []
+        self.requests: list[Request] = []
         self.error: StreamError | None = None
         self.feed = Feed(
             "http://feed.test/",
@@ -91,6 +92,7 @@ class Player:
             self.log += effect.value
             self.state.total_items_received += len(effect.value)
         elif isinstance(effect, Send):
+            self.requests.append(effect.request)
             return self._answer(script)
         else:
             assert effect is RELEASE

@@ -167,9 +167,13 @@ class SyncIdempotentProducer(ProducerBase):
         Returns:
             A future that is done when the data is durable; its result's ``offset`` is the position after the batch.
         """
+        future = self._receipt()
+        self._add(self._encoded(data), future)
+        return future
+
+    def _receipt(self) -> Future[IdempotentAppendResult]:
         future: Future[IdempotentAppendResult] = _Receipt(self.url)
         future.set_running_or_notify_cancel()  # from here on it cannot be cancelled: it will be sent
-        self._add(self._encoded(data), future)
         return future
 
     def _encoded(self, data: Any) -> bytes:

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     )
     from durable_streams.firehose.errors import StreamError, StreamErrorType
     from durable_streams.firehose.params import backfill
+    from durable_streams.firehose.records import FeedEvent
     from durable_streams.firehose.sync import FirehoseStream, stream_with_retry
 
 __all__ = [
     "X_SCHEDULE",
     "AsyncFirehoseStream",
     "Attempt",
+    "FeedEvent",
     "FirehoseStream",
     "Linear",
     "Schedule",
@@ -43,6 +45,7 @@ _HOMES = {
     **dict.fromkeys(("AsyncFirehoseStream", "astream_with_retry"), "firehose.aio"),
     **dict.fromkeys(("FirehoseStream", "stream_with_retry"), "firehose.sync"),
     **dict.fromkeys(("StreamError", "StreamErrorType"), "firehose.errors"),
+    "FeedEvent": "firehose.records",
     "backfill": "firehose.params",
 }
 

@@ -180,7 +180,8 @@ class StreamState:
     ``total_items_received``: records handed over; ``bytes_received`` after decompression; ``invalid``,
     ``duplicates``: records that were not handed over; ``partial``: last lines that a cut left incomplete;
     ``connects``: how often an attempt succeeded; ``last_activity``: when the last bytes came, in seconds since
-    the epoch, None before.
+    the epoch, None before; ``last_event_id``: the id of the last event whose record was handed over or left out, which
+    a feed of events is asked to go on after.
     """
 
     retry_count: int = 0
@@ -194,6 +195,7 @@ class StreamState:
     partial: int = 0
     connects: int = 0
     last_activity: float | None = None
+    last_event_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol.request import Response, parse_retry_after
 from durable_streams.protocol.retry import is_retryable_status
 
-__all__ = ["StreamError", "StreamErrorType", "from_failure", "from_payload", "from_refusal"]
+__all__ = ["LONGEST_WAIT", "StreamError", "StreamErrorType", "from_failure", "from_payload", "from_refusal"]
 
 
 class StreamErrorType(Enum):
@@ -158,6 +158,7 @@ def from_refusal(response: Response, url: str, now: float) -> StreamError:
 
 
 _MEANINGS = {
+    204: "it has nothing more to send, and asks not to be reconnected to",
     401: "it wants credentials; check the Authorization header",
     403: "it refused these credentials",
     404: "there is nothing at this URL",
@@ -189,7 +190,8 @@ def _is_connection_limit(problem: Any) -> bool:
     return "connection_issue" in problem or problem.get("title") == "ConnectionException"
 
 
-_MAX_WAIT = 3600.0  # a server cannot park a client for longer than an hour
+LONGEST_WAIT = 3600.0
+"""Seconds: a server cannot park a client for longer than an hour."""
 
 
 def _asked_wait(kind: StreamErrorType, headers: Mapping[str, str], now: float) -> float | None:
@@ -198,7 +200,7 @@ def _asked_wait(kind: StreamErrorType, headers: Mapping[str, str], now: float) -
     reset = headers.get("x-rate-limit-reset", "").strip()
     if kind in {StreamErrorType.RATE_LIMITED, StreamErrorType.SERVER_ERROR} and reset.isdecimal():
         waits.append(float(reset[:20]) - now)
-    asked = [min(wait, _MAX_WAIT) for wait in waits if wait is not None and wait > 0]
+    asked = [min(wait, LONGEST_WAIT) for wait in waits if wait is not None and wait > 0]
     return max(asked, default=None)
 
 

@@ -5,6 +5,9 @@ and counts. It calls ``request(attempt)`` for the request of an attempt, where a
 ``on_long_wait(error, seconds)`` before a pause that is long because the server asks for it; and the callbacks of the
 settings by their names.
 
+A feed of server-sent events is followed as HTML section 9.2 says: an attempt carries the id of the last event whose
+record was handed over, ``retry`` is the least wait, and 204 asks not to reconnect.
+
 Invariants: an attempt follows a pause, but for the first; ``on_connect`` is called before anything else of a connection
 and ``on_disconnect`` after everything else; the series of waits starts over with data and never with a connect; the
 machine ends only by raising the StreamError that no attempt can fix.
@@ -13,11 +16,13 @@ machine ends only by raising the StreamError that no attempt can fix.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any
 
 from durable_streams.errors import DurableStreamError
 from durable_streams.firehose.config import Attempt, Schedule, Series, StreamConfig, StreamState
 from durable_streams.firehose.errors import (
+    LONGEST_WAIT,
     StreamError,
     from_failure,
     from_payload,
@@ -26,6 +31,7 @@ from durable_streams.firehose.errors import (
 from durable_streams.firehose.records import (
     Decode,
     Decoding,
+    EventData,
     Invalid,
     Item,
     Problem,
@@ -45,10 +51,15 @@ Clock = Callable[[], float]
 
 
 class Feed:
-    """One feed. `run` gives its loop; ``state`` is true at any moment.
+    """One feed. `run` gives its machine; ``state`` is true at any moment.
 
-    ``decode``: from a record's bytes to what is handed over, None for plain JSON values. ``clock``: seconds of a
-    steady clock; ``now``: seconds since the epoch; ``random``: numbers in [0, 1).
+    Args:
+        url: The feed's URL, for messages.
+        config: How it is followed.
+        decode: From a record's bytes to the value that is handed over, None for plain JSON values.
+        clock: Seconds of a steady clock.
+        now: Seconds since the epoch.
+        random: Numbers in [0, 1).
     """
 
     def __init__(
@@ -73,6 +84,8 @@ class Feed:
         self._connected_at = 0.0
         self._last_record: Any = None
         self._may_refresh = False
+        self._has_events = config.record_format == "sse"
+        self._asked_wait: float | None = None
 
     def run(self) -> Machine[StreamError | None]:
         """Return the machine, which never ends well; see the module's docstring."""
@@ -99,24 +112,35 @@ class Feed:
         try:
             attempt = Attempt(self._attempts, self._down_for(), self._last_record)
             request: Request = yield Call("request", (attempt,))
+            request = self._resumed(request)
             head: Head = yield Send(request)
         except StreamError as error:
             return error
         except DurableStreamError as error:
             return from_failure(error, connected=False)
-        if not 200 <= head.status < 300:
+        if not 200 <= head.status < 300 or (head.status == 204 and self._has_events):
             body = yield from read_short_body(self._clock, TRICKLE_TIMEOUT)
             yield RELEASE
             return from_refusal(Response(head.status, head.headers, body), self.url, self._now())
         yield from self._connected()
-        failure = yield from self._body(self._splitter(head))
+        failure = yield from self._body(self._splitter(request, head))
         yield RELEASE
         return failure
 
     def _down_for(self) -> float:
         return 0.0 if self._heard is None else max(0.0, self._clock() - self._heard)
 
-    def _splitter(self, head: Head) -> RecordSplitter:
+    def _resumed(self, request: Request) -> Request:
+        """Return the request of an attempt, which asks an event feed to go on after the last event (HTML 9.2.4)."""
+        given = {"accept": h.SSE_CONTENT_TYPE} if self.config.record_format == "sse" else {}
+        last = self.state.last_event_id
+        # Other characters are not sent as the same bytes by all HTTP libraries.
+        resuming = {"last-event-id": last} if last.isascii() and last.isprintable() and last else {}
+        if not (given or resuming):
+            return request
+        return replace(request, headers={**given, **request.headers, **resuming})
+
+    def _splitter(self, request: Request, head: Head) -> RecordSplitter:
         form = self.config.record_format
         if form == "auto":
             form = (
@@ -124,7 +148,9 @@ class Feed:
                 if h.media_type(head.headers.get("content-type", "")) == h.SSE_CONTENT_TYPE
                 else "ndjson"
             )
-        return RecordSplitter(form, self.config.max_record_bytes)
+        self._has_events = form == "sse"
+        last_id = self.state.last_event_id or request.headers.get("last-event-id", "")
+        return RecordSplitter(form, self.config.max_record_bytes, last_id=last_id)
 
     def _connected(self) -> Machine[None]:
         state, down_for = self.state, self._down_for()
@@ -159,6 +185,8 @@ class Feed:
                 message = splitter.error.message
                 return StreamError(message, original_exception=splitter.error, code="TOO_LARGE", url=self.url)
         state.partial += splitter.pending
+        if splitter.retry is not None:
+            self._asked_wait = splitter.retry
         return failure
 
     def _take(self, records: list[bytes]) -> Machine[StreamError | None]:
@@ -166,6 +194,8 @@ class Feed:
             failure = yield from self._hand_over(item)
             if failure is not None:
                 return failure
+            if self._has_events and isinstance(self._decoder.reached, EventData):
+                self.state.last_event_id = self._decoder.reached.id
         # Heartbeats alone are progress once the connection has proved itself.
         if self.state.retry_count and self._clock() - self._connected_at >= self.config.max_backoff:
             self._progress()
@@ -225,7 +255,7 @@ class Feed:
         else:
             if config.max_retries != ENDLESS and state.retry_count >= config.max_retries:
                 raise self._exhausted(failure) from failure
-            delay = self._waits.after(failure)
+            delay = self._waits.after(failure, self._asked_wait)
         state.retry_count += 1
         state.current_backoff = delay
         yield Call("on_reconnect", (state.retry_count, delay))
@@ -251,8 +281,13 @@ class _Waits:
         if self._places:
             self._places = {}
 
-    def after(self, failure: StreamError | None) -> float:
-        """Return the seconds to wait, and go one place further."""
+    def after(self, failure: StreamError | None, asked: float | None) -> float:
+        """Return the seconds to wait, and go one place further.
+
+        Args:
+            failure: What ended the last attempt, None for a clean end.
+            asked: The least seconds that the feed asks for between any two connections, None for none.
+        """
         series = self._schedule.series_for(failure)
         place = self._places.get(series, 0)
         self._places[series] = place + 1
@@ -261,7 +296,7 @@ class _Waits:
             # A server that ends all its connections at once must not be met by all of them at once.
             least = series.initial_delay * (1 + (0.5 * self._random() if series.jitter else 0.0))
             delay = max(delay, min(least, series.max_delay))
-        return delay
+        return max(delay, min(asked or 0.0, LONGEST_WAIT))
 
 
 class _Window:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from durable_streams.client.decoding import is_data_type, is_pydantic, one_of, one_with
-from durable_streams.firehose.records import Decode, Decoding
+from durable_streams.firehose.records import Decode, Decoding, FeedEvent
 from durable_streams.protocol.jsonrule import check
 from durable_streams.protocol.jsonvalues import decode
 
@@ -16,16 +16,25 @@ __all__ = ["decoder_for"]
 
 
 def decoder_for(model: Any) -> Decoding | None:
-    """Return what makes the values that ``model`` asks for; None for JSON values as they are.
+    """Return what makes the values that a ``response_model`` asks for.
 
-    ``model``: a Pydantic model or ``TypeAdapter``; a msgspec Struct, dataclass, TypedDict or other type that JSON
-    can be read into; ``bytes`` for the record as it came, checked to be JSON; another callable, which is given the
-    JSON value. Raises TypeError for anything else.
+    Args:
+        model: A Pydantic model or ``TypeAdapter``; a msgspec Struct, dataclass, TypedDict or other type that JSON can
+            be read into; ``bytes`` for the record as it came, checked to be JSON; FeedEvent for the record with its
+            id and type, where the data of an event may be any text; another callable, which is given the JSON value.
+
+    Returns:
+        The decoding; None, for ``model=None``: JSON values as they are.
+
+    Raises:
+        TypeError: The model is none of these.
     """
     if model is None:
         return None
     if model is bytes:
         return Decoding(_raw, _stripped)
+    if model is FeedEvent:
+        return Decoding(_checked(_event), _event, raw=True)
     if isinstance(model, type) and _is_plain_model(model):
         return _validator(model)
     for method, make in (("model_validate_json", "model_validate"), ("validate_json", "validate_python")):
@@ -64,6 +73,10 @@ def _raw(record: bytes) -> bytes:
 
 def _stripped(record: bytes) -> bytes:
     return record.rstrip(b"\r")
+
+
+def _event(record: bytes) -> FeedEvent:
+    return FeedEvent(_stripped(record), getattr(record, "id", ""), getattr(record, "event", ""))
 
 
 def _checked(validate: Decode) -> Decode:

@@ -26,23 +26,64 @@ from durable_streams.protocol.jsonrule import (
 )
 from durable_streams.protocol.jsonvalues import decode as decode_value
 from durable_streams.protocol.lines import DEFAULT_LIMIT, LineDecoder
-from durable_streams.protocol.sse import SSEDecoder
+from durable_streams.protocol.sse import SSEDecoder, SSEEvent
 
-__all__ = ["Decode", "Decoding", "Invalid", "Item", "Problem", "RecordDecoder", "RecordSplitter", "key_at"]
+__all__ = [
+    "Decode",
+    "Decoding",
+    "EventData",
+    "FeedEvent",
+    "Invalid",
+    "Item",
+    "Problem",
+    "RecordDecoder",
+    "RecordSplitter",
+    "key_at",
+]
 
 Decode = Callable[[bytes], Any]
 """From one record's bytes to what is handed over; raises for what it does not take."""
 
 
 class Decoding(NamedTuple):
-    """How values are made of records. ``fast`` may refuse what the rule allows; ``exact`` is given nothing else.
+    """How values are made of records.
 
-    ``lenient``: whether ``fast`` takes NaN and infinities, which are not JSON; a Decode that is more lenient is none.
+    Attributes:
+        fast: Makes a value of a record; it may refuse what the rule for JSON allows.
+        exact: The same for a record that is JSON, where ``fast`` refused one near it.
+        lenient: Whether ``fast`` takes NaN and infinities, which are not JSON.
+        raw: Whether the data of an event goes to ``exact`` as it is, JSON or not.
     """
 
     fast: Decode
     exact: Decode
     lenient: bool = False
+    raw: bool = False
+
+
+class EventData(bytes):
+    """The data of an event, with its ``id`` and type: a record like any other, so that lines pay nothing for events.
+
+    ``id``: the last id that the stream gave up to this event, ``""`` before the first; ``event``: ``message`` where
+    the stream gives no type.
+    """
+
+    id: str
+    event: str
+
+
+class FeedEvent(NamedTuple):
+    """A record as it came, which is what ``response_model=FeedEvent`` gives.
+
+    Attributes:
+        data: The data of an event, which may be any text, or a line, which is JSON.
+        id: What a feed of events takes as Last-Event-ID to go on after this record, ``""`` where it gave none.
+        event: The event's type, ``message`` where it gave none; ``""`` for a line.
+    """
+
+    data: bytes
+    id: str = ""
+    event: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +107,25 @@ Item = list[Any] | Invalid | Problem
 
 
 class RecordSplitter:
-    """Cuts chunks into records, still encoded, some with the CR of their line's end.
+    """Cuts chunks into records, still encoded: lines, some with the CR of their end, or the EventData of events.
 
-    Empty lines and comments (heartbeats) are none.
+    Empty lines and comments (heartbeats) are no records.
 
-    ``limit``: the most bytes one record may have. One that has more sets `error`, and ends the splitter's use.
+    Args:
+        form: How records are framed.
+        limit: The most bytes that one record may have. One that has more sets `error`, and ends the splitter's use.
+        last_id: The id of the last event before the body, which holds until the body gives another one.
     """
 
-    def __init__(self, form: Literal["ndjson", "sse"] = "ndjson", limit: int = DEFAULT_LIMIT) -> None:
+    def __init__(
+        self,
+        form: Literal["ndjson", "sse"] = "ndjson",
+        limit: int = DEFAULT_LIMIT,
+        *,
+        last_id: str = "",
+    ) -> None:
         self._lines = LineDecoder(limit, keep_cr=True)
-        self._events = SSEDecoder(limit) if form == "sse" else None
+        self._events = SSEDecoder(limit, last_id=last_id) if form == "sse" else None
         self._limit = limit
         self.error: StreamParseError | None = None
 
@@ -94,8 +144,13 @@ class RecordSplitter:
 
     def _split(self, piece: bytes) -> list[bytes]:
         if self._events is not None:
-            return [event.data for event in self._events.feed(piece)]
+            return [_event_data(event) for event in self._events.feed(piece)]
         return [line for line in self._lines.feed(piece) if line and line != b"\r"]
+
+    @property
+    def retry(self) -> float | None:
+        """Seconds that the server asks to wait before a reconnect, None where it asks for nothing."""
+        return None if self._events is None else self._events.retry
 
     @property
     def pending(self) -> bool:
@@ -120,6 +175,12 @@ class RecordSplitter:
         return []
 
 
+def _event_data(event: SSEEvent) -> EventData:
+    data = EventData(event.data)
+    data.id, data.event = event.id, event.event
+    return data
+
+
 class RecordDecoder:
     """Makes values of records: as ``decode`` says, or plain JSON values. A callable does the fast and the exact way.
 
@@ -130,9 +191,11 @@ class RecordDecoder:
     def __init__(self, decode: Decoding | Decode | None = None, *, problems: bool = True) -> None:
         if decode is not None and not isinstance(decode, Decoding):
             decode = Decoding(decode, decode)
-        self._decode, self._exact, self._lenient = decode or _PLAIN
+        self._decode, self._exact, self._lenient, self._raw = decode or _PLAIN
         self._typed = decode is not None
         self._problems = problems
+        self.reached: bytes | None = None
+        """The last record of the item that `items` gave last."""
 
     def items(self, records: list[bytes]) -> Iterator[Item]:
         """Yield what the records are, in their order."""
@@ -140,6 +203,10 @@ class RecordDecoder:
             yield from self._items(records[start : start + _AT_ONCE])
 
     def _items(self, records: list[bytes]) -> Iterator[Item]:
+        if self._raw and isinstance(records[0], EventData):
+            self.reached = records[-1]
+            yield [self._exact(record) for record in records]
+            return
         try:
             values = self._all(records)
         except Exception:  # noqa: BLE001 - a validator's own; met again, and named, one by one
@@ -148,6 +215,7 @@ class RecordDecoder:
             if values is None:
                 yield from self._one_by_one(records)
             elif values:
+                self.reached = records[-1]
                 yield values
 
     def _all(self, records: list[bytes]) -> list[Any] | None:
@@ -177,18 +245,23 @@ class RecordDecoder:
 
     def _one_by_one(self, records: list[bytes]) -> Iterator[Item]:
         values: list[Any] = []
+        last: bytes | None = None  # of the values
         for record in records:
             if not record.strip(WHITESPACE):
                 continue
             item = self._item(record)
             if not isinstance(item, (Invalid, Problem)):
                 values.append(item)
+                last = record
                 continue
             if values:
+                self.reached = last
                 yield values
                 values = []
+            self.reached = record
             yield item
         if values:
+            self.reached = last
             yield values
 
     def _item(self, record: bytes) -> Any:

@@ -113,6 +113,7 @@ class SSEEvent:
 
 
 _BOM = b"\xef\xbb\xbf"
+_RETRY_DIGITS = 12  # of milliseconds: more are no wait, and would be a long number to read
 _FRAMING = 64  # a field name, a colon, a space: what a line carries besides its payload
 
 
@@ -123,9 +124,11 @@ class SSEDecoder:
     ``limit`` is the most bytes one event's data may have. After an error the decoder must not be fed again.
     """
 
-    __slots__ = ("_blocks", "_data", "_event", "_id", "_limit", "_lines", "_size", "_started")
+    __slots__ = ("_blocks", "_data", "_event", "_id", "_limit", "_lines", "_size", "_started", "retry")
 
     def __init__(self, limit: int = DEFAULT_LIMIT, *, last_id: str = "") -> None:
+        self.retry: float | None = None
+        """Seconds that the stream asks to wait before a reconnect, None where it asks for nothing."""
         self._id = last_id
         self._limit = limit
         self._lines = LineDecoder(limit + _FRAMING, bare_cr=True)
@@ -180,4 +183,6 @@ class SSEDecoder:
             self._event = value.decode("utf-8", "replace")
         elif name == b"id" and b"\0" not in value:
             self._id = value.decode("utf-8", "replace")
+        elif name == b"retry" and value.isdigit():
+            self.retry = int(value[:_RETRY_DIGITS]) / 1000
         # Anything else is a comment (a heartbeat) or a field that this protocol does not use.

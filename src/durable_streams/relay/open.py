@@ -42,7 +42,7 @@ def source_for(
             return _remote(str(source), form, headers, follow is not False, feed)
         return _local(source, bool(follow))
     if type(source).__name__ == "FirehoseStream":
-        from durable_streams.relay.feeds import FirehoseSource  # noqa: PLC0415 - only where there is one
+        from durable_streams.relay.feed_source import FirehoseSource  # noqa: PLC0415 - only where there is one
 
         return FirehoseSource(source)  # type: ignore[arg-type]
     if isinstance(source, Iterable):
@@ -65,10 +65,10 @@ def _remote(
     if form == "auto":
         form, content_type = _look(url, headers)
     if form == "stream":
-        from durable_streams.relay.streams import StreamSource  # noqa: PLC0415 - files need no client
+        from durable_streams.relay.stream_source import StreamSource  # noqa: PLC0415 - files need no client
 
         return StreamSource(url, headers=headers, follow=follow, content_type=content_type)
-    from durable_streams.relay.feeds import FeedSource  # noqa: PLC0415 - nor the firehose
+    from durable_streams.relay.feed_source import FeedSource  # noqa: PLC0415 - nor the firehose
 
     return FeedSource(url, resumable=form == "sse", headers=headers, follow=follow, **feed)
 

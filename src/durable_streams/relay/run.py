@@ -15,25 +15,53 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from durable_streams.client.sync_producer import SyncIdempotentProducer
 from durable_streams.errors import DurableStreamError, StreamNotFoundError
 from durable_streams.protocol.jsonrule import OnInvalid, check_on_invalid
 from durable_streams.protocol.request import check_url
+from durable_streams.relay.dedupe import Known, id_reader
 from durable_streams.relay.open import source_for
-from durable_streams.relay.progress import Acknowledged, RelayReport
 from durable_streams.relay.source import Gap, Record, Source
-from durable_streams.relay.state import State, StateFile, default_path, make_default_folder, new_producer_id
-from durable_streams.relay.stored import Known, id_reader
-from durable_streams.relay.target import Target
+from durable_streams.relay.state import (
+    Acknowledged,
+    State,
+    StateFile,
+    default_path,
+    make_default_folder,
+    new_producer_id,
+)
+from durable_streams.relay.target import RecordProducer, Target
 from durable_streams.types import HeadersLike
 
 __all__ = ["Relay", "RelayReport", "relay"]
 
 _SAVE_EVERY = 1.0  # seconds: a save waits for the disk
+
+
+@dataclass(frozen=True)
+class RelayReport:
+    """What a relay did so far.
+
+    ``records``: stored by this run and acknowledged; ``skipped``: stored before, or twice in the source;
+    ``invalid``: left out; ``gaps``: breaks in which the source may have sent what is lost; ``pending``: read and not
+    acknowledged yet; ``place``: of the source, where it has places; ``offset``: the target's, after the last record.
+    """
+
+    records: int
+    skipped: int
+    invalid: int
+    gaps: int
+    reconnects: int
+    pending: int
+    seconds: float
+    place: Any
+    offset: str
+    closed: bool
+    guarantee: str
 
 
 class Relay:
@@ -88,7 +116,7 @@ class Relay:
         self._unsettled: tuple[int, int] | None = None
         self._began = self._saved_at = time.monotonic()
         self._timer: threading.Timer | None = None
-        self._producer: SyncIdempotentProducer | None = None
+        self._producer: RecordProducer | None = None
         self._known: Known | None = None
         self._state = State(offset="-1", stream=target, source=self.source.key, producer_id=new_producer_id())
         self._acknowledged = Acknowledged(None, "-1")
@@ -252,7 +280,9 @@ class Relay:
     def _take(self, record: Record) -> None:
         self._taken += 1
         try:
-            data = self._target.encode(record.data, beyond_double=self.source.beyond_double)
+            data = self._target.encode(
+                record.data, beyond_double=self.source.beyond_double, checked=self.source.checked
+            )
         except (ValueError, TypeError) as error:
             self._refuse(record, error)
             return
@@ -291,10 +321,10 @@ class Relay:
             known.forget_tail()
             if key is not None:
                 known.ids.add(key)
-        future = producer.submit(data)
+        future = producer.submit_record(data)
         self._acknowledged.sent(place, known.ids.added if known is not None else 0, future)
 
-    def _begin(self) -> SyncIdempotentProducer:
+    def _begin(self) -> RecordProducer:
         """Make the producer, under an epoch that no run had before."""
         epoch = self._state.epoch + 1
         self._state = msgspec.structs.replace(self._state, epoch=epoch, clean=False)

@@ -45,14 +45,21 @@ class Gap(NamedTuple):
 
 
 class Source:
-    """Where records come from. Subclasses say in ``resumable`` whether `records` can begin at an earlier place.
+    """Where records come from. A subclass sets the attributes that differ, and gives `records`.
 
-    ``name`` is for messages, ``key`` for knowing the source again; ``reconnects`` counts; ``content_type`` fits a new
-    target. ``skips_invalid``: leave out a record that is not JSON, and count it, instead of ending. ``ends``: whether
-    its end is an end and not only a pause, so that the target may be closed. ``live``: whether it goes on while
-    nobody listens. ``invalid``: records that it left out itself. ``beyond_double``: an infinity in its values was read
-    from a number that no double holds. ``on_invalid``: what becomes of a record that is not JSON, where that was
-    asked for; else ``skips_invalid`` tells.
+    Attributes:
+        name: What messages call it.
+        key: What tells this source from others between runs.
+        resumable: Whether `records` can begin at an earlier place.
+        skips_invalid: Whether a record that is not JSON is left out and counted, instead of ending the relay.
+        on_invalid: What becomes of such a record where that was asked for; else ``skips_invalid`` decides.
+        ends: Whether its end is final and not only a pause, so that the target may be closed.
+        live: Whether it goes on while nothing reads it.
+        checked: Whether its records are bytes that are known to be JSON.
+        beyond_double: Whether an infinity in its values was read from a number that no double holds.
+        content_type: The content type that fits a new target.
+        reconnects: How often it was connected again.
+        invalid: How many records it left out itself.
     """
 
     name = "the source"
@@ -61,6 +68,7 @@ class Source:
     ends = True
     live = False
     beyond_double = False
+    checked = False
     on_invalid: OnInvalid | None = None
     content_type: str | None = h.JSON_CONTENT_TYPE
     reconnects = 0

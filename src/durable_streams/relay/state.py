@@ -12,7 +12,9 @@ import hashlib
 import os
 import sys
 import uuid
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,8 +23,9 @@ import msgspec
 from durable_streams.client.checkpoints import Checkpoint, FileCheckpoint, is_at, open_private
 from durable_streams.errors import DurableStreamError
 from durable_streams.file_lock import try_lock
+from durable_streams.types import IdempotentAppendResult
 
-__all__ = ["State", "StateFile", "default_path", "make_default_folder"]
+__all__ = ["Acknowledged", "State", "StateFile", "default_path", "make_default_folder"]
 
 
 class State(Checkpoint, frozen=True, kw_only=True, omit_defaults=True):
@@ -39,6 +42,31 @@ class State(Checkpoint, frozen=True, kw_only=True, omit_defaults=True):
     place: Any = None
     window: str | None = None
     saved: float = 0.0
+
+
+class Acknowledged:
+    """What is stored, in order: the pairs of place and offset that a state may hold."""
+
+    def __init__(self, place: Any, offset: str) -> None:
+        self.records = 0
+        self.latest = self.settled = (place, 0, offset)
+        self._sent: deque[tuple[Any, int]] = deque()
+
+    def sent(self, place: Any, ids: int, future: Future[IdempotentAppendResult]) -> None:
+        """Take note of a record on its way; ``ids`` were added up to it."""
+        self._sent.append((place, ids))
+        future.add_done_callback(self._done)
+
+    def _done(self, future: Future[IdempotentAppendResult]) -> None:
+        if future.exception() is not None:
+            return  # the producer raises it
+        place, ids = self._sent.popleft()
+        offset = future.result().offset
+        # An offset is that after a whole batch: the pair is right once all of the batch is counted.
+        if offset != self.latest[2]:
+            self.settled = self.latest
+        self.latest = (place, ids, offset)
+        self.records += 1
 
 
 def new_producer_id() -> str:

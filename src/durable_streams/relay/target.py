@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 from durable_streams.client.sync import DurableStream, stream
@@ -21,19 +22,29 @@ from durable_streams.errors import (
 )
 from durable_streams.protocol import headers as h
 from durable_streams.protocol.jsonarrays import split
-from durable_streams.protocol.jsonrule import InvalidJSONError
+from durable_streams.protocol.jsonrule import WHITESPACE, InvalidJSONError
 from durable_streams.protocol.lines import LineDecoder
 from durable_streams.protocol.operations import encode_json_message
 from durable_streams.protocol.request import check_callers_headers
 from durable_streams.protocol.retry import RetryPolicy, is_retryable_status
-from durable_streams.types import HeadersLike, HeadResult
+from durable_streams.types import HeadersLike, HeadResult, IdempotentAppendResult
 
-__all__ = ["Target", "split_messages"]
+__all__ = ["RecordProducer", "Target", "split_messages"]
 
 _PATIENCE = RetryPolicy(max_retries=9, max_delay=5.0)
 """About 20 seconds: a server that is being restarted is waited for, a wrong address is told."""
 _AGAIN = 0.2  # seconds until a claim whose outcome is unknown is sent again
 _PENDING = 8 * 1024 * 1024  # bytes read from the source and not acknowledged yet; then reading waits
+
+
+class RecordProducer(SyncIdempotentProducer):
+    """A producer of records that are encoded already, so that their JSON is not checked once more."""
+
+    def submit_record(self, record: bytes) -> Future[IdempotentAppendResult]:
+        """Queue a record as `Target.encode` gives it; see ``submit``."""
+        future = self._receipt()
+        self._add(record, future)
+        return future
 
 
 class Target:
@@ -76,12 +87,16 @@ class Target:
             )
         return found, new
 
-    def encode(self, data: Any, *, beyond_double: bool = False) -> bytes:
+    def encode(self, data: Any, *, beyond_double: bool = False, checked: bool = False) -> bytes:
         """Return a record as the target holds it: a JSON message, or a line with its end. Raises ValueError.
 
-        ``beyond_double``: an infinity becomes a number that is read as one.
+        ``beyond_double``: an infinity becomes a number that is read as one. ``checked``: the data is bytes that are
+        known to be JSON.
         """
         if self.is_json:
+            if checked:
+                stripped: bytes = data.strip(WHITESPACE)
+                return stripped
             return encode_json_message(data, beyond_double=beyond_double)
         line = data.encode() if isinstance(data, str) else data
         if not isinstance(line, bytes) or b"\n" in line:
@@ -145,9 +160,9 @@ class Target:
         with self._handle(stamp) as handle:
             handle.append(record)
 
-    def producer(self, producer_id: str, epoch: int) -> SyncIdempotentProducer:
+    def producer(self, producer_id: str, epoch: int) -> RecordProducer:
         """Return the producer for this epoch, which must be new."""
-        return SyncIdempotentProducer(
+        return RecordProducer(
             self.url,
             producer_id,
             epoch=epoch,

@@ -1,29 +1,27 @@
 """HTTP feeds as a relay's source: NDJSON, or server-sent events, which can be resumed where they carry ids.
 
-Invariants: a feed is reconnected for ever unless it says that this cannot help; what may have been sent while nobody
-listened is told as a gap, once, before the next record.
+Invariants: a feed is reconnected forever unless its answer rules that out; a time in which records may have been missed
+becomes a gap, once, before the next record.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from http import HTTPStatus
 from typing import Any
 
-import msgspec
-
-from durable_streams.firehose import FirehoseStream, StreamConfig
+from durable_streams.firehose import FeedEvent, FirehoseStream, StreamConfig, StreamError
 from durable_streams.firehose.config import Attempt
 from durable_streams.protocol.request import check_callers_headers
 from durable_streams.protocol.retry import ENDLESS
-from durable_streams.relay.events import EventTransport
 from durable_streams.relay.source import Gap, Record, Source
 
 __all__ = ["FeedSource", "FirehoseSource"]
 
 _log = logging.getLogger("durable_streams.relay")
-_decode_event = msgspec.json.Decoder(tuple[str, str]).decode
 
 
 class _Feed(Source):
@@ -42,8 +40,8 @@ class _Feed(Source):
                 "that it is sent."
             )
         return (
-            f"gaps possible: {self.name} cannot be resumed, so what it sends while it is not listened to is lost, "
-            "and what it sends again is stored again; an id field prevents the latter."
+            f"gaps possible: {self.name} cannot be resumed, so that records it sends between two connections are lost, "
+            "and records it sends twice are stored twice; an id field prevents the latter."
         )
 
     @property
@@ -89,7 +87,6 @@ class FeedSource(_Feed):
         self._last_id = ""
         self._gaps: deque[Gap] = deque()
         self._told = -1  # how often it had been connected when a failure was told last
-        self._transport = EventTransport(client)
         self._config = StreamConfig(
             max_retries=ENDLESS,
             stall_timeout=stall_timeout,
@@ -102,8 +99,8 @@ class FeedSource(_Feed):
             url,
             config=self._config,
             headers=self._attempt_headers,
-            response_model=self,
-            client=self._transport,
+            response_model=FeedEvent,
+            client=client,
         )
 
     @property
@@ -115,19 +112,13 @@ class FeedSource(_Feed):
         """Iterate over the records; the place of an event is its id."""
         self._last_id = saved or ""
         self._config.on_invalid = self.on_invalid or "skip"
-        with self._stream:
-            for record in self._stream:
+        with self._stream, _ended_by_no_content():
+            for event in self._stream:
                 while self._gaps:
                     yield self._gaps.popleft()
-                self._last_id = record.place or ""
-                yield record
-
-    def validate_json(self, line: bytes) -> Record:
-        """Return the record of a line as the transport gives it, which is JSON."""
-        if not self._transport.events:
-            return Record(line)
-        event_id, data = _decode_event(line)
-        return Record(data.encode("latin-1"), event_id or None)
+                self._last_id = event.id
+                self.checked = not event.event  # a line: the feed has checked it
+                yield Record(event.data, event.id or None)
 
     def _attempt_headers(self, _attempt: Attempt) -> dict[str, Any]:
         headers = {name: value() if callable(value) else value for name, value in self._headers.items()}
@@ -146,6 +137,16 @@ class FeedSource(_Feed):
     def _ended(self, error: Exception | None) -> None:
         if error is None and not self._follow:
             self._stream.stop()
+
+
+@contextlib.contextmanager
+def _ended_by_no_content() -> Iterator[None]:
+    """Take it as the source's end if a feed of events answers 204: it asks not to be reconnected to."""
+    try:
+        yield
+    except StreamError as error:
+        if error.status_code != HTTPStatus.NO_CONTENT:
+            raise
 
 
 class FirehoseSource(_Feed):
