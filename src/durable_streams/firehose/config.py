@@ -1,4 +1,4 @@
-"""How a feed is followed, and what is known of one that is: settings, state, and the series of waits.
+"""The settings and the state of a feed, and its series of waits.
 
 Invariants: a wait is never above its series' maximum except where the server asks for more; nothing overflows,
 however long an outage lasts; a series has no clock, its place in it is passed in.
@@ -103,7 +103,7 @@ class StreamConfig:
     brought no data; -1 is endless.
 
     ``timeout`` and ``stall_timeout`` both bound the silence of a connection, the shorter one counts; heartbeats end
-    a silence; None for both waits for ever. ``chunk_size`` is accepted and checked, but data is handed over as it
+    a silence; None for both waits forever. ``chunk_size`` is accepted and checked, but data is handed over as it
     comes.
 
     The callbacks are called in order, and a connect is followed by its disconnect: ``on_connect()``,
@@ -200,9 +200,9 @@ class StreamState:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An attempt about to be made, for whoever chooses its parameters.
+    """An attempt that is about to be made, for a callable that chooses its parameters.
 
-    ``number`` counts from 1; ``down_for``: seconds since the feed was last heard, 0 before the first connection;
+    ``number`` counts from 1; ``down_for``: seconds since the last bytes came, 0 before the first connection;
     ``last_record``: what was handed over last, None before.
     """
 

@@ -1,4 +1,4 @@
-"""What ends an attempt on a feed, as one typed error: what it is called, and whether trying again may mend it.
+"""The error that ends an attempt on a feed: its kind, and whether a retry may succeed.
 
 Invariants: every failure of an exchange becomes exactly one StreamError, which keeps status, headers, body and
 cause; a server's refusal is judged by its status alone, except that a 429 about connections is no rate limit.
@@ -47,7 +47,7 @@ _RETRYABLE = frozenset(
 class StreamError(DurableStreamError):
     """What went wrong with a feed.
 
-    ``error_type`` says what kind it is, ``is_retryable`` whether another attempt may mend it,
+    ``error_type`` says what kind it is, ``is_retryable`` whether a retry may succeed,
     ``original_exception`` what caused it; ``status_code``, ``headers`` (lower-case names) and ``response_body``
     (text) are the answer's, if there was one; ``retry_after`` the seconds that the server asked to wait.
     """
@@ -140,7 +140,7 @@ def from_refusal(response: Response, url: str, now: float) -> StreamError:
     retryable = kind in _RETRYABLE and (
         is_retryable_status(status) or kind is not StreamErrorType.SERVER_ERROR
     )
-    said = _sentence(problem) or _MEANINGS.get(status) or _MEANINGS.get(status // 100, "that is no stream")
+    said = _sentence(problem) or _MEANINGS.get(status) or _MEANINGS.get(status // 100, "that is not a stream")
     if 300 <= status < 400 and "location" in headers:
         said = f"the feed is at {headers['location']}; use that URL"
     return StreamError(
@@ -205,10 +205,10 @@ def _asked_wait(kind: StreamErrorType, headers: Mapping[str, str], now: float) -
 
 
 def from_payload(payload: dict[str, Any], line: bytes, url: str) -> StreamError:
-    """Return what an error means that came inside the stream: its connection is of no use any more."""
+    """Return the error that a feed reports inside its stream; the connection is given up."""
     errors = payload.get("errors")
     problem = errors[0] if isinstance(errors, list) and errors else payload
-    said = _sentence(problem) or "it gave no reason"
+    said = _sentence(problem) or "without a reason"
     return StreamError(
         f"The feed reported an error: {said.rstrip('.')}.",
         StreamErrorType.STREAM_INTERRUPTED,
@@ -229,7 +229,7 @@ def _problem(body: bytes) -> Any:
 
 
 def _sentence(problem: Any) -> str | None:
-    """Return the server's own words in one line: of a problem document (RFC 9457) or of what is like one."""
+    """Return the server's explanation in one line, from a problem document (RFC 9457) or one like it."""
     if not isinstance(problem, dict):
         return None
     errors = problem.get("errors")

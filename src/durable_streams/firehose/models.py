@@ -80,7 +80,7 @@ def _event(record: bytes) -> FeedEvent:
 
 
 def _checked(validate: Decode) -> Decode:
-    """Return a validator of the caller's, of which nobody knows what it takes."""
+    """Return a caller's validator, which may take more than JSON, behind a check."""
 
     def decode_checked(record: bytes) -> Any:
         check(record)

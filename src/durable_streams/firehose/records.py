@@ -160,7 +160,7 @@ class RecordSplitter:
     def finish(self) -> list[bytes]:
         """Return the last record of a body that ended cleanly, if it only lacks its newline; else `pending` stays.
 
-        A number cannot be told from the beginning of a longer one; what has brackets or quotes can.
+        A number may be the beginning of a longer one; a text with brackets or quotes shows its end.
         """
         if self._events is not None or not self.pending:
             return []
@@ -224,7 +224,7 @@ class RecordDecoder:
             return None
         text = b"\n".join(records)
         if not text.isascii():
-            check_utf8(text)  # msgspec does not look inside strings
+            check_utf8(text)  # msgspec does not check strings
         if len(text) > SHORT:
             for record in records:
                 if len(record) > SHORT:

@@ -52,8 +52,8 @@ class Pieces:
 class LineDecoder:
     """Splits chunks into lines, without their ends. ``bare_cr``: a CR alone ends a line too, as SSE wants.
 
-    ``keep_cr``: the CR of a CRLF stays with its line, for whom it is but white space: taking it off costs more than
-    finding the line did. ``limit`` is the most bytes one line may have.
+    ``keep_cr``: the CR of a CRLF stays with its line, where it counts as white space: removing it costs more than
+    finding the line. ``limit`` is the most bytes one line may have.
     """
 
     __slots__ = ("_after_cr", "_bare_cr", "_keep_cr", "_limit", "_parts")

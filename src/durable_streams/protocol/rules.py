@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from durable_streams.protocol import headers
+from durable_streams.protocol import headers, jsonmode
 from durable_streams.protocol.commands import Append, Appended, Create, Created, Rejection
 from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import ProducerStamp, ProducerState, Segment, StreamState
@@ -21,8 +21,10 @@ __all__ = [
     "decide_release",
     "decide_touch",
     "is_expired",
+    "json_payload",
     "not_found",
     "other_content_type",
+    "prepare_append",
     "require",
     "unknown_offset",
 ]
@@ -34,6 +36,10 @@ _MAX_TOUCH_SLACK = 60.0
 def not_found() -> Rejection:
     """Return the 404 of a path without a stream."""
     return Rejection(404, "NOT_FOUND", "there is no stream at this path, or it expired; create it first")
+
+
+def _bad_request(message: str) -> Rejection:
+    return Rejection(400, "BAD_REQUEST", message)
 
 
 def unknown_offset(position: int) -> Rejection:
@@ -159,8 +165,50 @@ def _lineage(source: StreamState, position: int) -> tuple[Segment, ...]:
 # -- append and close (section 4)
 
 
+def prepare_append(state: StreamState | None, content_type: str | None, body: bytes, *, close: bool) -> bytes:
+    """Return the payload of an append in stored form (section 4).
+
+    Args:
+        state: The stream as it is known now; `decide_append` decides on the one at the commit.
+        content_type: What the request says it brings, None if it does not say.
+        body: The request's body.
+        close: Whether the request closes the stream.
+
+    Raises:
+        Rejection: There is no such stream, the body is empty where it must not be, of another type, or not JSON
+            where the stream is.
+    """
+    state = require(state)
+    if not body:
+        if not close:
+            raise _bad_request("the body is empty: send data, or Stream-Closed: true to close the stream")
+        return body
+    if content_type is None:
+        raise _bad_request(f"Content-Type is missing: the stream holds {state.content_type[:80]}")
+    _check_content_type(state, content_type)
+    if not state.is_json:
+        return body
+    try:
+        payload = json_payload(body)
+    except Rejection:
+        if state.closed:
+            raise closed(state) from None
+        raise
+    if not payload:
+        raise _bad_request("an empty array appends nothing: send at least one message")
+    return payload
+
+
+def json_payload(body: bytes) -> bytes:
+    """Return the stored form of a JSON body; raises the 400 of one that is not JSON."""
+    try:
+        return jsonmode.payload_from_body(body)
+    except jsonmode.InvalidJSONError as error:
+        raise _bad_request(f"the body is not valid JSON: {error}") from None
+
+
 def other_content_type(state: StreamState, content_type: str) -> Rejection:
-    """Return the 409 of an append that brings something else than the stream holds."""
+    """Return the 409 of an append of another content type than the stream's."""
     return Rejection(
         409,
         "CONFLICT_CONTENT_TYPE",
@@ -168,16 +216,18 @@ def other_content_type(state: StreamState, content_type: str) -> Rejection:
     )
 
 
+def _check_content_type(state: StreamState, content_type: str) -> None:
+    if headers.media_type(content_type) != headers.media_type(state.content_type):
+        raise closed(state) if state.closed else other_content_type(state, content_type)
+
+
 def decide_append(state: StreamState, producer: ProducerState | None, command: Append) -> Appended:
     """Return the stream and the producer after ``command``; a duplicate returns them unchanged."""
     stamp = command.producer
     if state.closed:
         return _decide_on_closed(state, producer, command)
-    content_type = command.content_type
-    if content_type is not None and headers.media_type(content_type) != headers.media_type(
-        state.content_type
-    ):
-        raise other_content_type(state, content_type)
+    if command.content_type is not None:
+        _check_content_type(state, command.content_type)
     if stamp is not None and _is_duplicate(producer, stamp):
         return Appended(state, producer, duplicate=True)
     last_seq = state.last_seq
@@ -236,7 +286,7 @@ def _is_duplicate(producer: ProducerState | None, stamp: ProducerStamp) -> bool:
         )
     if stamp.epoch > producer.epoch:
         if stamp.seq != 0:
-            raise Rejection(400, "BAD_REQUEST", f"a new epoch starts with Producer-Seq 0, not {stamp.seq}")
+            raise _bad_request(f"a new epoch starts with Producer-Seq 0, not {stamp.seq}")
         return False
     if stamp.seq <= producer.seq:
         return True

@@ -14,7 +14,7 @@ __all__ = ["ProducerStamp", "ProducerState", "Segment", "StreamState"]
 
 
 class ProducerStamp(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a producer says of one request: who it is, its epoch, and the request's number (section 4)."""
+    """What identifies one request of a producer: the producer's id, its epoch, the request's number (section 4)."""
 
     id: str
     epoch: int

@@ -1,4 +1,4 @@
-"""What the target holds already, so that it is not stored again: by id, or by being the next record there.
+"""Records that the target has already: known by their id, or by their order.
 
 Invariants: a record with an id is known by its id alone; records without one are compared in order with the
 target's own, from the place where the state file says that target and source agree; memory is bounded by the
@@ -62,7 +62,7 @@ def _value_at(names: list[str], record: bytes) -> Any:
 
 
 class IdWindow:
-    """The last ``size`` ids that are stored, and the offset from which the target holds at least so many."""
+    """The last ``size`` ids that are stored, and the offset from which the target holds at least that many."""
 
     def __init__(self, size: int, start: str) -> None:
         self._size = size
@@ -127,7 +127,7 @@ class Tail:
 
 
 class Known:
-    """What need not be stored: ``ids`` for good, and until `forget_tail` what a killed run has stored.
+    """The records that are stored already: ``ids``, and until `forget_tail` those of a run that was killed.
 
     ``agreed``: the offset up to which the target holds just what lies before the source's place; None where the
     source has no places.
@@ -171,7 +171,7 @@ class Known:
     def _read_ids(self) -> None:
         for records, offset in self._target.batches(self._read_to):
             self._read_to = offset
-            # What lies behind the source's place comes again, however much it is.
+            # All records behind the source's place come again, however many there are.
             keep = self._agreed is not None and offset > self._agreed
             for record in records:
                 key = self.id_of(record)

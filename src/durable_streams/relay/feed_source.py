@@ -51,7 +51,7 @@ class _Feed(Source):
 
     @property
     def invalid(self) -> int:  # type: ignore[override]
-        """How many records were no JSON."""
+        """How many records were not JSON."""
         return self._stream.state.invalid
 
     def stop(self) -> None:
@@ -86,7 +86,7 @@ class FeedSource(_Feed):
         check_callers_headers(self._headers)
         self._last_id = ""
         self._gaps: deque[Gap] = deque()
-        self._told = -1  # how often it had been connected when a failure was told last
+        self._logged = -1  # how often it had been connected when a failure was logged last
         self._config = StreamConfig(
             max_retries=ENDLESS,
             stall_timeout=stall_timeout,
@@ -129,10 +129,10 @@ class FeedSource(_Feed):
             self._gaps.append(Gap(down_for))
 
     def _failed(self, error: Exception) -> None:
-        """Say why it is tried again, once for each time that it was connected: it may go on for days."""
-        if self._told != self._stream.state.connects:
-            self._told = self._stream.state.connects
-            _log.warning("%s failed and is tried again: %s", self.name, error)
+        """Log why it is retried, once for each connection: an outage may last for days."""
+        if self._logged != self._stream.state.connects:
+            self._logged = self._stream.state.connects
+            _log.warning("%s failed, retrying: %s", self.name, error)
 
     def _ended(self, error: Exception | None) -> None:
         if error is None and not self._follow:

@@ -34,7 +34,7 @@ from durable_streams.relay.state import (
     make_default_folder,
     new_producer_id,
 )
-from durable_streams.relay.target import RecordProducer, Target
+from durable_streams.relay.target import EncodedProducer, Target
 from durable_streams.types import HeadersLike
 
 __all__ = ["Relay", "RelayReport", "relay"]
@@ -116,7 +116,7 @@ class Relay:
         self._unsettled: tuple[int, int] | None = None
         self._began = self._saved_at = time.monotonic()
         self._timer: threading.Timer | None = None
-        self._producer: RecordProducer | None = None
+        self._producer: EncodedProducer | None = None
         self._known: Known | None = None
         self._state = State(offset="-1", stream=target, source=self.source.key, producer_id=new_producer_id())
         self._acknowledged = Acknowledged(None, "-1")
@@ -199,7 +199,7 @@ class Relay:
                 if isinstance(error, DurableStreamError):
                     raise self._unfinished(error) from error
                 raise
-            except BaseException:  # Ctrl-C, where nobody made a `stop` of it
+            except BaseException:  # Ctrl-C, without a handler that calls `stop`
                 if self._producer is not None and not self.source.resumable:
                     self._producer._remains.settle("the relay was interrupted", "was not flushed")  # noqa: SLF001
                 raise
@@ -259,7 +259,7 @@ class Relay:
 
     def _lost_target(self) -> DurableStreamError:
         return DurableStreamError(
-            f"{self._target.url} is not the stream any more to which the state in {self.state_path} belongs: it is "
+            f"{self._target.url} is no longer the stream that the state in {self.state_path} belongs to: it is "
             "gone or shorter; remove that file to relay from the beginning.",
             code="CHECKPOINT",
             url=self._target.url,
@@ -324,7 +324,7 @@ class Relay:
         future = producer.submit_record(data)
         self._acknowledged.sent(place, known.ids.added if known is not None else 0, future)
 
-    def _begin(self) -> RecordProducer:
+    def _begin(self) -> EncodedProducer:
         """Make the producer, under an epoch that no run had before."""
         epoch = self._state.epoch + 1
         self._state = msgspec.structs.replace(self._state, epoch=epoch, clean=False)
@@ -349,8 +349,8 @@ class Relay:
         reason = str(error).partition(";")[0].rstrip(".")
         reason = reason[:1].lower() + reason[1:]
         return DurableStreamError(
-            f"Record {self._taken:,} of {self.source.name} cannot be stored: {reason}; what is before it was stored, "
-            "nothing after it.",
+            f"Record {self._taken:,} of {self.source.name} cannot be stored: {reason}; those before it are stored, "
+            "none after it.",
             code="INVALID_RECORD",
         )
 

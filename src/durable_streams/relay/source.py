@@ -38,7 +38,7 @@ class Record(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """A time in which the source may have sent what nobody received. ``seconds`` is how long it lasted."""
+    """A time in which records may have been missed. ``seconds`` is how long it lasted."""
 
     seconds: float
     last_seen: Any = None
@@ -221,8 +221,8 @@ class PipeSource(Source):
     def promise(self) -> str:
         """See Source."""
         return (
-            f"gaps possible: {self.name} cannot be read again, so what was read but not stored yet when the relay "
-            "is killed is lost; nothing is stored twice unless it comes twice."
+            f"gaps possible: {self.name} cannot be read again, so that records read but not stored when the relay "
+            "is killed are lost; none is stored twice unless it comes twice."
         )
 
     def records(self, saved: Any = None) -> Generator[Record | Gap, None, None]:
@@ -241,7 +241,7 @@ class PipeSource(Source):
                 return
 
     def stop(self) -> None:
-        """Wake the read. What was not read yet stays in the pipe."""
+        """Wake the read. Bytes that were not read stay in the pipe."""
         super().stop()
         os.write(self._waker, b"\0")
 

@@ -75,7 +75,7 @@ def new_producer_id() -> str:
 
 
 def default_path(source: str, target: str) -> Path:
-    """Return where the state of this source and target is kept unless told otherwise."""
+    """Return where the state of this source and target is kept by default."""
     base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     name = hashlib.sha256(f"{source}\n{target}".encode()).hexdigest()[:16]
     return Path(base).expanduser() / "durable-streams" / "relay" / f"{name}.json"
@@ -135,7 +135,7 @@ class StateFile:
     def locked(self) -> Iterator[None]:
         """Keep other relays off the file; raises DurableStreamError where one uses it."""
         if sys.platform == "win32":
-            yield  # two relays on one file are the user's care there: the younger one fences the elder
+            yield  # no lock there: of two relays on one file, the younger one fences the elder
             return
         try:
             lock = open(self._lock_path, "wb", opener=open_private)  # noqa: SIM115 - no opener; closed below

@@ -1,7 +1,7 @@
 """A durable stream as a relay's source.
 
-Invariants: a place is an offset that the source's server gave, and how many records further: batches are cut anew
-by every read, records are not.
+Invariants: a place is an offset that the source's server gave, and how many records further: each read cuts its own
+batches, but the same records.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The stream that a relay writes to, and what it holds already.
+"""The stream that a relay writes to.
 
 Invariants: one request of a relay's producer is under way at a time, so that `claim` can settle for
-certain what becomes of the last one of a run that was killed.
+certain the last one of a run that was killed.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from durable_streams.protocol.request import check_callers_headers
 from durable_streams.protocol.retry import RetryPolicy, is_retryable_status
 from durable_streams.types import HeadersLike, HeadResult, IdempotentAppendResult
 
-__all__ = ["RecordProducer", "Target", "split_messages"]
+__all__ = ["EncodedProducer", "Target", "split_messages"]
 
 _PATIENCE = RetryPolicy(max_retries=9, max_delay=5.0)
-"""About 20 seconds: a server that is being restarted is waited for, a wrong address is told."""
-_AGAIN = 0.2  # seconds until a claim whose outcome is unknown is sent again
+"""About 20 seconds: enough for a server that restarts; a wrong address is an error after that."""
+_AGAIN = 0.2  # seconds until a claim whose outcome is unknown is retried
 _PENDING = 8 * 1024 * 1024  # bytes read from the source and not acknowledged yet; then reading waits
 
 
-class RecordProducer(SyncIdempotentProducer):
+class EncodedProducer(SyncIdempotentProducer):
     """A producer of records that are encoded already, so that their JSON is not checked once more."""
 
     def submit_record(self, record: bytes) -> Future[IdempotentAppendResult]:
@@ -160,9 +160,9 @@ class Target:
         with self._handle(stamp) as handle:
             handle.append(record)
 
-    def producer(self, producer_id: str, epoch: int) -> RecordProducer:
+    def producer(self, producer_id: str, epoch: int) -> EncodedProducer:
         """Return the producer for this epoch, which must be new."""
-        return RecordProducer(
+        return EncodedProducer(
             self.url,
             producer_id,
             epoch=epoch,

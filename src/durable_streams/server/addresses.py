@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from durable_streams.server import hosts, parse
 from durable_streams.server.config import ServerConfig
-from durable_streams.server.http import STREAM_ROOT, Request
+from durable_streams.server.http import STREAM_ROOT, ServerRequest
 
 __all__ = ["Addresses"]
 
@@ -30,7 +30,7 @@ class Addresses:
         """The host that was configured as the public one."""
         return None if self._public is None else hosts.host_of(urlsplit(self._public).netloc)
 
-    def base_url(self, request: Request) -> str:
+    def base_url(self, request: ServerRequest) -> str:
         """Return scheme, authority and prefix, as the client used them: the root of streams follows."""
         if self._public is not None:
             return self._public
@@ -42,7 +42,7 @@ class Addresses:
             prefix = prefix if prefix.startswith(stripped) else stripped + prefix
         return f"{scheme}://{authority}{prefix}"
 
-    def is_own(self, request: Request, origin: str) -> bool:
+    def is_own(self, request: ServerRequest, origin: str) -> bool:
         """Whether a URL, or an origin, has an authority of ours: the one that clients see, or that of this request."""
         scheme, _, rest = origin.partition("://")
         scheme = scheme.lower()
@@ -55,7 +55,7 @@ class Addresses:
             hosts.without_default_port(scheme, one) for one in (seen.netloc, request.authority())
         }
 
-    def own_path(self, request: Request, given: str) -> str:
+    def own_path(self, request: ServerRequest, given: str) -> str:
         """Return the path of a stream of ours, below the root of streams; raises the 400 of anything else.
 
         It is given as a URL, as a path below the public root, or as one below our own.
@@ -76,7 +76,7 @@ class Addresses:
         )
 
 
-def _last(request: Request, name: str, form: re.Pattern[str]) -> str | None:
+def _last(request: ServerRequest, name: str, form: re.Pattern[str]) -> str | None:
     """Return what the nearest proxy said, if it can be that."""
     said = (request.listed(name) or "").rpartition(",")[2].strip()
     return said if said and form.fullmatch(said) else None

@@ -23,8 +23,8 @@ from durable_streams.server.http import (
     METHODS,
     STREAM_ROOT,
     Headers,
-    Request,
-    Response,
+    ServerRequest,
+    ServerResponse,
 )
 from durable_streams.server.live import LiveReads
 from durable_streams.server.outlets import Outlets
@@ -43,7 +43,7 @@ _WARNINGS = 16  # different ones that are remembered
 _log = logging.getLogger("durable_streams.server")
 _encode = msgspec.json.Encoder().encode
 
-Handler = Callable[[Request, str], Awaitable[Response]]
+Handler = Callable[[ServerRequest, str], Awaitable[ServerResponse]]
 
 
 class App:
@@ -101,11 +101,11 @@ class App:
         self.bodies.stop()
 
     @staticmethod
-    def needs_store(request: Request) -> bool:
+    def needs_store(request: ServerRequest) -> bool:
         """Whether a request needs the store to be open; that for a sign of life does not."""
         return request.path != _LIVENESS
 
-    async def handle(self, request: Request) -> Response:
+    async def handle(self, request: ServerRequest) -> ServerResponse:
         """Answer a request; never raises for what a client or the disk did."""
         try:
             said = self._browsers.admit(request)
@@ -117,7 +117,7 @@ class App:
         response.headers.extend(said)
         return _framed(request, response)
 
-    def unavailable(self, request: Request, error: StoreError) -> Response:
+    def unavailable(self, request: ServerRequest, error: StoreError) -> ServerResponse:
         """Answer a request while the store cannot be opened."""
         try:
             said = self._browsers.admit(request)
@@ -127,7 +127,7 @@ class App:
             request, error_response(503, "UNAVAILABLE", str(error), [("retry-after", _RETRY_AFTER), *said])
         )
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: ServerRequest) -> ServerResponse:
         try:
             path = request.path
             if not path.startswith(STREAM_ROOT):
@@ -165,7 +165,7 @@ class App:
             self._warned[message] = now
             _log.warning("the store failed: %s", message)
 
-    async def _elsewhere(self, request: Request) -> Response:
+    async def _elsewhere(self, request: ServerRequest) -> ServerResponse:
         path = request.path
         if request.method == "OPTIONS" and path in (_HEALTH, _LIVENESS, "*"):
             return _options(METHODS if path == "*" else _HEALTH_METHODS)
@@ -177,33 +177,33 @@ class App:
         if path == _HEALTH:
             await self.store.check()
         body = b"" if request.method == "HEAD" else b'{"status":"ok"}'
-        return Response(200, [*BASE_HEADERS, *_JSON, ("cache-control", "no-store")], body)
+        return ServerResponse(200, [*BASE_HEADERS, *_JSON, ("cache-control", "no-store")], body)
 
 
 _JSON: Headers = [("content-type", "application/json")]
 
 
-def error_response(status: int, code: str, message: str, extra: Headers) -> Response:
+def error_response(status: int, code: str, message: str, extra: Headers) -> ServerResponse:
     """Return an error with its small JSON body (protocol section 7)."""
     body = _encode({"error": {"code": code, "message": message}})
-    return Response(status, [*BASE_HEADERS, *_JSON, ("cache-control", "no-store"), *extra], body)
+    return ServerResponse(status, [*BASE_HEADERS, *_JSON, ("cache-control", "no-store"), *extra], body)
 
 
-def _framed(request: Request, response: Response) -> Response:
+def _framed(request: ServerRequest, response: ServerResponse) -> ServerResponse:
     """Let the connection end with an answer that came before its request had ended."""
     if request.has_unread() and CLOSE not in response.headers:
         response.headers.append(CLOSE)
     return response
 
 
-def _options(allowed: str) -> Response:
-    return Response(204, [*BASE_HEADERS, ("allow", allowed)])
+def _options(allowed: str) -> ServerResponse:
+    return ServerResponse(204, [*BASE_HEADERS, ("allow", allowed)])
 
 
-def _refused(refusal: Rejection) -> Response:
+def _refused(refusal: Rejection) -> ServerResponse:
     return error_response(refusal.status, refusal.code, refusal.message, list(refusal.headers.items()))
 
 
-def _method_not_allowed(allowed: str) -> Response:
+def _method_not_allowed(allowed: str) -> ServerResponse:
     message = f"this method is not available here, these are: {allowed}"
     return error_response(405, "METHOD_NOT_ALLOWED", message, [("allow", allowed)])

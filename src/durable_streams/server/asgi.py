@@ -14,7 +14,7 @@ from durable_streams.server.hosting import ServerWatch
 from durable_streams.server.http import (
     CLOSE,
     Disconnection,
-    Response,
+    ServerResponse,
     cut_short,
     repeated,
     too_large,
@@ -35,7 +35,7 @@ _log = logging.getLogger("durable_streams.server")
 
 
 class _Request:
-    """A Request over an ASGI scope."""
+    """A ServerRequest over an ASGI scope."""
 
     __slots__ = (
         "_headers",
@@ -152,7 +152,7 @@ class _Request:
 
 
 class AsgiApp:
-    """An ASGI application. Opens its store in the lifespan, or at the first request where nobody sends one.
+    """An ASGI application. Opens its store in the lifespan, or at the first request without one.
 
     ``await startup()`` and ``await shutdown()`` are for frameworks that do not pass the lifespan to mounted apps. Live
     reads end when the ASGI server stops to listen, so that they do not hold up its end.
@@ -216,7 +216,7 @@ class AsgiApp:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
-    async def _response(self, request: _Request) -> Response:
+    async def _response(self, request: _Request) -> ServerResponse:
         if not self._app.needs_store(request):
             return await self._app.handle(request)
         try:
@@ -230,7 +230,7 @@ class AsgiApp:
             return self._unavailable(request, error)
         return await self._app.handle(request)
 
-    def _unavailable(self, request: _Request, error: StoreError) -> Response:
+    def _unavailable(self, request: _Request, error: StoreError) -> ServerResponse:
         if self._told != str(error):
             self._told = str(error)
             _log.error("requests are answered 503: %s", error)

@@ -1,11 +1,11 @@
 """What web pages may do: which hosts are this server's, and which origins may read and write (section 7).
 
-A server on a loopback address is asked by every page that its user looks at. So unless it is told otherwise
+Every web page open on a machine can send requests to a server on its loopback address. So by default
 
 * it answers only under names that no one else can point at it (DNS rebinding);
 * under a local name, only pages of local origins may write, and read what they get.
 
-Whatever is no browser sends no ``Origin`` and is not concerned.
+Clients other than browsers send no ``Origin``, and none of this applies to them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from durable_streams.protocol.commands import Rejection
 from durable_streams.server import hosts
 from durable_streams.server.addresses import Addresses
 from durable_streams.server.config import ServerConfig
-from durable_streams.server.http import ALLOWED_HEADERS, METHODS, Headers, Request
+from durable_streams.server.http import ALLOWED_HEADERS, METHODS, Headers, ServerRequest
 
 __all__ = ["NO_PAGE", "Browsers"]
 
@@ -55,7 +55,7 @@ class Browsers:
         self._own_names = {addresses.public_host, hosts.host_of(config.host)}
         self._known: dict[tuple[str | None, str | None], _Verdict] = {}
 
-    def admit(self, request: Request) -> Headers:
+    def admit(self, request: ServerRequest) -> Headers:
         """Return what the answer says to browsers; raises the 403 of a host, or of a write, that is not allowed."""
         host, origin = request.header("host"), request.header("origin")
         verdict = self._known.get((host, origin)) or self._judge(host, origin)
@@ -68,7 +68,7 @@ class Browsers:
             )
         return verdict.headers
 
-    def preflight(self, request: Request, said: Headers) -> Headers:
+    def preflight(self, request: ServerRequest, said: Headers) -> Headers:
         """Return what a page may send, if ``said`` allows its origin: whatever headers it asks for (section 7)."""
         allowed = ", ".join(ALLOWED_HEADERS)
         asked = request.listed("access-control-request-headers") or ""
@@ -138,7 +138,7 @@ class Browsers:
             headers.append(("access-control-allow-credentials", "true"))
         return _Verdict(headers, may_write=True)
 
-    def _is_same_origin(self, request: Request, origin: str | None) -> bool:
+    def _is_same_origin(self, request: ServerRequest, origin: str | None) -> bool:
         """Whether a request that wants to write comes from no page, or from one of this server's own origin."""
         site = request.header("sec-fetch-site")  # a browser's word, which no page can change
         if origin is None:

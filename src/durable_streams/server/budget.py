@@ -1,7 +1,7 @@
-"""How much memory is held for clients, in all of them together.
+"""How much memory is held for all clients together.
 
 Invariants: ``used`` is what was charged and not released; something larger than the whole budget is let through while
-nothing else is held, never beside anything; those that wait get room in the order in which they asked.
+nothing else is held, never beside anything; requests that wait are admitted in order.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class MemoryBudget:
         self.limit = limit
         self.used = 0
         self.reclaim: Callable[[], None] | None = None
-        """Called before anything waits: gives up what is held only because it might be used again."""
+        """Called before anything waits: releases what is only cached."""
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @property
     def free(self) -> int:
-        """Bytes that are left; 0 while somebody waits, so that nobody overtakes."""
+        """Bytes that are left; 0 while a request waits, so that none overtakes it."""
         return 0 if self._waiting else max(0, self.limit - self.used)
 
     @property
@@ -40,7 +40,7 @@ class MemoryBudget:
         self.used += size
 
     def release(self, size: int) -> None:
-        """Take back what was charged, and let go on what waits for it."""
+        """Take back what was charged, and admit requests that wait for it."""
         self.used -= size
         if self._waiting:
             self._admit()

@@ -22,9 +22,9 @@ from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import StreamState
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.events import Event, EventCache
-from durable_streams.server.http import READ_HEADERS, Disconnection, Request, Response
+from durable_streams.server.http import READ_HEADERS, Disconnection, ServerRequest, ServerResponse
 from durable_streams.server.positions import Place, content
-from durable_streams.server.ranges import SMALL, Pieces, Ranges
+from durable_streams.server.ranges import SMALL, RangePieces, Ranges
 from durable_streams.stores.base import Store, StoreError, StoreUnavailableError, Watch
 
 __all__ = ["EventStreams"]
@@ -36,7 +36,7 @@ _MAX_CHARACTER = 4  # bytes of the longest UTF-8 character
 _log = logging.getLogger("durable_streams.server")
 
 
-class _Reader:
+class _EventReader:
     """Where one reader of events is. ``reached``: how far it looked, -1 before its first event."""
 
     __slots__ = ("cursor", "gone", "has_left", "position", "reached", "stream_id", "text", "watch")
@@ -76,7 +76,7 @@ class _Latest:
 
     __slots__ = ("_cursor", "_event", "_position", "_state", "_text", "_until")
 
-    def __init__(self, event: Event, state: StreamState | None, reader: _Reader | None) -> None:
+    def __init__(self, event: Event, state: StreamState | None, reader: _EventReader | None) -> None:
         self._event = event
         self._state = state
         self._position = -1 if reader is None else reader.position
@@ -84,7 +84,7 @@ class _Latest:
         self._text = reader is not None and reader.text
         self._until = time.monotonic() + _CURSOR_AGE
 
-    def event_for(self, reader: _Reader, state: StreamState) -> Event | None:
+    def event_for(self, reader: _EventReader, state: StreamState) -> Event | None:
         """Return the event if it is what a reader of this state gets: it is for most, for they keep up."""
         if (
             self._state is state
@@ -119,7 +119,9 @@ class EventStreams:
         for watch in list(self._watches):
             watch.wake()
 
-    async def open(self, request: Request, path: str, place: Place, cursor: str | None) -> Response:
+    async def open(
+        self, request: ServerRequest, path: str, place: Place, cursor: str | None
+    ) -> ServerResponse:
         """Answer with the events from a place on."""
         watch = await self._store.watch(path)
         state = rules.require(watch.state)
@@ -135,8 +137,8 @@ class EventStreams:
         text = names.is_text(state.content_type) and not await self._is_torn(state, position)
         if not text:
             headers.append((names.SSE_DATA_ENCODING, "base64"))
-        reader = _Reader(watch, state, position, cursor, request.disconnected(), text=text)
-        return Response(200, headers, self._events(reader))
+        reader = _EventReader(watch, state, position, cursor, request.disconnected(), text=text)
+        return ServerResponse(200, headers, self._events(reader))
 
     async def _is_torn(self, state: StreamState, position: int) -> bool:
         """Whether a position is inside a character, so that what follows it is no text by itself."""
@@ -146,7 +148,7 @@ class EventStreams:
         chunk = await self._store.read_piece(state, before, position - before)
         return _incomplete(chunk.payload) > 0
 
-    async def _events(self, reader: _Reader) -> AsyncGenerator[bytes, None]:
+    async def _events(self, reader: _EventReader) -> AsyncGenerator[bytes, None]:
         # A delivery is one turn of this loop. Each coroutine around the wait would be resumed for each reader and
         # commit, so that the wait is here, and an event that is ready needs no coroutine at all.
         deadline, left = time.monotonic() + self._config.sse_max_age, self._config.sse_max_bytes
@@ -180,7 +182,7 @@ class EventStreams:
                     yield _HEARTBEAT
 
     @contextmanager
-    def _watched(self, reader: _Reader) -> Iterator[None]:
+    def _watched(self, reader: _EventReader) -> Iterator[None]:
         """Watch a reader's stream, and let `stop` and the end of its connection wake it."""
         reader.gone.add_done_callback(reader.leave)
         with reader.watch:
@@ -208,7 +210,7 @@ class EventStreams:
                 yield part
                 del part
 
-    async def _next(self, reader: _Reader, state: StreamState) -> Event | _LongEvent | None:
+    async def _next(self, reader: _EventReader, state: StreamState) -> Event | _LongEvent | None:
         """Return what comes next for a reader; None if the store cannot read it now."""
         end, size = state.tail, self._ranges.chunk_size
         try:
@@ -221,7 +223,7 @@ class EventStreams:
             _log.info("an event stream waits for the store: %s", outage)
             return None
 
-    async def _event(self, reader: _Reader, state: StreamState, end: int) -> Event:
+    async def _event(self, reader: _EventReader, state: StreamState, end: int) -> Event:
         """Return the data and control events of ``[position, end)``."""
         position, key = reader.position, _key(reader, state, end, time.monotonic())
         known = self._encoded.get(key)
@@ -257,7 +259,7 @@ class _LongEvent:
     is_small = False
     data = b""  # never held whole
 
-    def __init__(self, ranges: Ranges, reader: _Reader, state: StreamState, end: int) -> None:
+    def __init__(self, ranges: Ranges, reader: _EventReader, state: StreamState, end: int) -> None:
         self.end = self.reached = end
         self.done = _is_done(state, end)
         self.size = 0
@@ -268,7 +270,7 @@ class _LongEvent:
     async def parts(self) -> AsyncGenerator[bytes, None]:
         """Return the parts of the data event, and the control event."""
         encoder = sse.DataEncoder(text=self._reader.text)
-        pieces = Pieces(self._ranges, self._state, self._reader.position, self.end, self._reader.gone)
+        pieces = RangePieces(self._ranges, self._state, self._reader.position, self.end, self._reader.gone)
         is_list = self._state.is_json and self._reader.text
         yield self._counted(encoder.begin() + (b"[" if is_list else b""))
         try:
@@ -288,7 +290,7 @@ class _LongEvent:
         return part
 
 
-def _key(reader: _Reader, state: StreamState, end: int, now: float) -> tuple[Any, ...]:
+def _key(reader: _EventReader, state: StreamState, end: int, now: float) -> tuple[Any, ...]:
     """Return all that an event depends on; its cursor is good for a while."""
     place = (state.id, reader.position, end, reader.cursor, reader.text)
     return (place, state.tail, state.closed, now // _CURSOR_AGE)
@@ -298,7 +300,7 @@ def _is_done(state: StreamState, end: int) -> bool:
     return state.closed and end == state.tail
 
 
-def _control(reader: _Reader, state: StreamState, committed: int, reached: int) -> bytes:
+def _control(reader: _EventReader, state: StreamState, committed: int, reached: int) -> bytes:
     done = _is_done(state, reached)
     return sse.encode_control(
         format_offset(committed, exact=committed != reached),

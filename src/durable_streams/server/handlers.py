@@ -14,7 +14,14 @@ from durable_streams.protocol.state import StreamState
 from durable_streams.server import parse
 from durable_streams.server.addresses import Addresses
 from durable_streams.server.config import ServerConfig
-from durable_streams.server.http import BASE_HEADERS, SANDBOX, STREAM_ROOT, Headers, Request, Response
+from durable_streams.server.http import (
+    BASE_HEADERS,
+    SANDBOX,
+    STREAM_ROOT,
+    Headers,
+    ServerRequest,
+    ServerResponse,
+)
 from durable_streams.server.live import LiveReads
 from durable_streams.server.positions import (
     Place,
@@ -45,7 +52,7 @@ class Handlers:
 
     # -- writing
 
-    async def append(self, request: Request, path: str) -> Response:
+    async def append(self, request: ServerRequest, path: str) -> ServerResponse:
         """POST: append, close, or both (section 4)."""
         header = request.header
         parse.check_not_encoded(request.listed("content-encoding"), request.listed("transfer-encoding"))
@@ -56,31 +63,32 @@ class Handlers:
             header(names.PRODUCER_ID), header(names.PRODUCER_EPOCH), header(names.PRODUCER_SEQ)
         )
         body = await request.body(self._config.max_body)
-        body = await self._payload(path, content_type, body, close=close)
-        command = Append(content_type if body else None, body, close, seq, producer)
+        payload = await self._prepared(path, content_type, body, close=close)
+        command = Append(content_type if payload else None, payload, close, seq, producer)
         appended = await self._store.append(path, command)
         state = appended.state
         headers = [*BASE_HEADERS, (names.STREAM_NEXT_OFFSET, format_offset(state.tail))]
         if state.closed:
             headers.append((names.STREAM_CLOSED, "true"))
         if producer is None or appended.producer is None:
-            return Response(204, headers)
+            return ServerResponse(204, headers)
         headers.append((names.PRODUCER_EPOCH, str(appended.producer.epoch)))
         headers.append((names.PRODUCER_SEQ, str(appended.producer.seq)))
-        return Response(200 if body and not appended.duplicate else 204, headers)
+        return ServerResponse(200 if payload and not appended.duplicate else 204, headers)
 
-    async def _payload(self, path: str, content_type: str | None, body: bytes, *, close: bool) -> bytes:
+    async def _prepared(self, path: str, content_type: str | None, body: bytes, *, close: bool) -> bytes:
+        """Return an append's payload. JSON is checked here, so that a commit need not wait for it."""
         seen = await self._store.glance(path)
         try:
-            return _payload(seen, content_type, body, close=close)
+            return rules.prepare_append(seen, content_type, body, close=close)
         except Rejection:
-            # What was seen may lag behind what other servers did; what is refused has to be so now.
+            # The state at a glance may be older than another server's commit; a refusal needs the current one.
             state = await self._store.get(path)
             if state == seen:
                 raise
-            return _payload(state, content_type, body, close=close)
+            return rules.prepare_append(state, content_type, body, close=close)
 
-    async def create(self, request: Request, path: str) -> Response:
+    async def create(self, request: ServerRequest, path: str) -> ServerResponse:
         """PUT: create a stream or a fork (sections 3 and 6)."""
         header = request.header
         parse.check_not_encoded(request.listed("content-encoding"), request.listed("transfer-encoding"))
@@ -94,7 +102,7 @@ class Handlers:
         body = await request.body(self._config.max_body)
         effective = content_type or (source.content_type if source else names.DEFAULT_CONTENT_TYPE)
         if body and names.is_json(effective):
-            body = _json_payload(body)
+            body = rules.json_payload(body)
         command = Create(
             path=path,
             content_type=content_type,
@@ -110,15 +118,15 @@ class Handlers:
         headers = _description(created.state)
         if created.new:
             headers.append(("location", location))
-        return Response(201 if created.new else 200, headers)
+        return ServerResponse(201 if created.new else 200, headers)
 
-    async def delete(self, request: Request, path: str) -> Response:  # noqa: ARG002 - one signature for all
-        """DELETE: the stream goes, or stays for its forks only (sections 1 and 6)."""
+    async def delete(self, request: ServerRequest, path: str) -> ServerResponse:  # noqa: ARG002 - one signature for all
+        """DELETE: remove the stream, or keep its data for its forks only (sections 1 and 6)."""
         await self._store.delete(path)
-        return Response(204, list(BASE_HEADERS))
+        return ServerResponse(204, list(BASE_HEADERS))
 
     async def _fork_point(
-        self, request: Request, content_type: str | None
+        self, request: ServerRequest, content_type: str | None
     ) -> tuple[ForkPoint | None, StreamState | None]:
         header = request.header
         origin, offset = header(names.STREAM_FORKED_FROM), header(names.STREAM_FORK_OFFSET)
@@ -133,7 +141,7 @@ class Handlers:
         source = rules.check_fork_source(await self._store.get(path), content_type)
         position, is_exact = (source.tail, True) if offset is None else place_of(offset, source)
         if not is_exact:
-            # What is read from inside an append begins at its start: what is forked there ends at its start.
+            # A read from inside an append begins at its start, so that a fork there ends at its start.
             position = (await self._store.read(source, position, 1)).start
         if sub_offset:
             position += await self._sub_position(source, position, sub_offset)
@@ -153,7 +161,7 @@ class Handlers:
 
     # -- reading
 
-    async def head(self, request: Request, path: str) -> Response:  # noqa: ARG002 - one signature for all
+    async def head(self, request: ServerRequest, path: str) -> ServerResponse:  # noqa: ARG002 - one signature for all
         """HEAD: what the stream is and how far it goes; does not touch its sliding window."""
         state = rules.require(await self._store.get(path))
         headers = _description(state)
@@ -162,15 +170,15 @@ class Handlers:
             ("etag", etag(self._store.identity, state, 0, state.tail)),
             ("cache-control", "no-store"),
         ]
-        return Response(200, headers)
+        return ServerResponse(200, headers)
 
-    async def read(self, request: Request, path: str) -> Response:
+    async def read(self, request: ServerRequest, path: str) -> ServerResponse:
         """GET: catch up, or go on live (section 5)."""
         query = parse.query(request.query)
         offset, live = query.get(names.QUERY_OFFSET), query.get(names.QUERY_LIVE)
         resumed = request.header("last-event-id") if live == "sse" else None
         if resumed:
-            offset = resumed  # an EventSource that reconnects has but the URL that it began with
+            offset = resumed  # an EventSource reconnects with the URL that it began with
         try:
             state = rules.require(await self._store.get(path))
         except StoreUnavailableError as outage:
@@ -183,21 +191,21 @@ class Handlers:
             place = place_of(offset, state)
             self._store.touch(path)
             if resumed and state.closed and place.position == state.tail:
-                # It has everything: no content makes it stop, where an end of the events would bring it back.
-                return Response(204, [*range_headers(state, state.tail), ("cache-control", "no-store")])
+                # The client has everything: a 204 makes it stop, where an end of the events would make it reconnect.
+                return ServerResponse(204, [*range_headers(state, state.tail), ("cache-control", "no-store")])
             return await self._live.read(live, request, path, place, query.get(names.QUERY_CURSOR))
         place = place_of(offset, state)
         self._store.touch(path)
         if offset == names.OFFSET_NOW:
             headers = _read_headers(state, state.tail)
             headers.append(("cache-control", "no-store"))
-            return Response(200, headers, content(state, b""))
+            return ServerResponse(200, headers, content(state, b""))
         return await self._catch_up(request, state, place, exact=offset is not None)
 
     async def _read_in_outage(
-        self, request: Request, path: str, offset: str | None, outage: StoreUnavailableError
-    ) -> Response:
-        """Answer from what is known to be stored; whatever depends on where the stream ends has to wait."""
+        self, request: ServerRequest, path: str, offset: str | None, outage: StoreUnavailableError
+    ) -> ServerResponse:
+        """Answer from what is known to be stored; an answer that depends on the end of the stream has to wait."""
         seen = await self._store.glance(path)
         try:
             state = rules.require(seen)
@@ -210,28 +218,28 @@ class Handlers:
 
     async def _catch_up(
         self,
-        request: Request,
+        request: ServerRequest,
         state: StreamState,
         place: Place,
         *,
         current: bool = True,
         exact: bool = False,
-    ) -> Response:
+    ) -> ServerResponse:
         limit = parse.max_bytes(request.header(names.STREAM_MAX_BYTES))
         if limit is not None:
             limit = min(limit, self._config.chunk_size)
         found = await self._ranges.open(request, state, place, limit)
-        if not current:  # no answer reaches the end: where that is nobody can say
+        if not current:  # where the stream ends is not known now, so that no answer reaches its end
             state = replace(state, tail=state.tail + 1)
         tag = etag(self._store.identity, state, found.start, found.end)
         headers = _read_headers(state, found.end)
         headers.append(("etag", tag))
-        # A part that one client asked for is not all for another.
+        # The part that one client asks for is not the whole answer for another.
         headers.append(("vary", names.STREAM_MAX_BYTES))
         headers.append(("cache-control", cache_control(self._config.cache, state, found.end, exact=exact)))
         if is_known(request.listed("if-none-match"), tag):
             await found.close()
-            return Response(304, headers)
+            return ServerResponse(304, headers)
         return found.response(headers)
 
 
@@ -252,38 +260,3 @@ def _description(state: StreamState) -> Headers:
     if state.expires_at is not None:
         headers.append((names.STREAM_EXPIRES_AT, state.expires_at))
     return headers
-
-
-def _payload(state: StreamState | None, content_type: str | None, body: bytes, *, close: bool) -> bytes:
-    """Return an append's body in stored form, refusing first what needs no look at the bytes."""
-    state = rules.require(state)
-    if not body:
-        if not close:
-            raise parse.bad_request(
-                "the body is empty: send data, or Stream-Closed: true to close the stream"
-            )
-        return body
-    if content_type is None:
-        raise parse.bad_request(f"Content-Type is missing: the stream holds {state.content_type[:80]}")
-    if names.media_type(content_type) != names.media_type(state.content_type):
-        if state.closed:
-            raise rules.closed(state)
-        raise rules.other_content_type(state, content_type)
-    if not state.is_json:
-        return body
-    try:
-        payload = _json_payload(body)
-    except Rejection:
-        if state.closed:
-            raise rules.closed(state) from None
-        raise
-    if not payload:
-        raise parse.bad_request("an empty array appends nothing: send at least one message")
-    return payload
-
-
-def _json_payload(body: bytes) -> bytes:
-    try:
-        return jsonmode.payload_from_body(body)
-    except jsonmode.InvalidJSONError as error:
-        raise parse.bad_request(f"the body is not valid JSON: {error}") from None

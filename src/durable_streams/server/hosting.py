@@ -104,7 +104,7 @@ class ServerWatch:
 
     @property
     def addresses(self) -> list[str]:
-        """Where the server listens; none before the first request, or where that cannot be told."""
+        """Where the server listens; empty before the first request, or where the addresses cannot be found."""
         return [found.address for found in self._sockets]
 
     def begun(self, server: Any) -> None:

@@ -18,10 +18,10 @@ __all__ = [
     "READ_HEADERS",
     "SANDBOX",
     "STREAM_ROOT",
-    "Body",
+    "AnswerBody",
     "Headers",
-    "Request",
-    "Response",
+    "ServerRequest",
+    "ServerResponse",
     "cut_short",
     "repeated",
     "too_large",
@@ -73,7 +73,7 @@ BASE_HEADERS: Headers = [
     ("cross-origin-resource-policy", "cross-origin"),
     ("access-control-expose-headers", ", ".join(_EXPOSED)),
 ]
-# What a stream holds is its writers': shown by a browser it must not run as a page of the server's origin.
+# Content comes from writers: a browser that shows it must not run it as a page of the server's origin.
 SANDBOX = ("content-security-policy", "sandbox")
 READ_HEADERS: Headers = [*BASE_HEADERS, SANDBOX]
 
@@ -91,7 +91,7 @@ class Disconnection(Protocol):
         """Wait no more."""
 
 
-class Request(Protocol):
+class ServerRequest(Protocol):
     """One HTTP request; header names in lower case, the path percent-decoded.
 
     ``mount``: the path under which the application is mounted, which is no part of ``path``.
@@ -113,7 +113,7 @@ class Request(Protocol):
         """Return the host, and the port, that were asked for."""
 
     def peer(self) -> str:
-        """Return the address of whoever is connected, ``""`` if it is not known."""
+        """Return the client's address, ``""`` if it is not known."""
 
     async def body(self, limit: int) -> bytes:
         """Return the whole body; raises the 413 without reading further than ``limit`` bytes."""
@@ -125,7 +125,7 @@ class Request(Protocol):
         """Return a future that is done once the client has gone away."""
 
 
-class Body(Protocol):
+class AnswerBody(Protocol):
     """The parts of a streamed answer."""
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
@@ -134,12 +134,12 @@ class Body(Protocol):
         """Release what the parts are made from, whether all of them were taken or not."""
 
 
-class Response(msgspec.Struct):
+class ServerResponse(msgspec.Struct):
     """One HTTP response; the body whole, or as it comes."""
 
     status: int
     headers: Headers
-    body: bytes | Body = b""
+    body: bytes | AnswerBody = b""
 
 
 def too_large(limit: int) -> Rejection:
@@ -155,12 +155,10 @@ def cut_short() -> Rejection:
 
 
 def repeated(name: str) -> Rejection:
-    """Return the 400 of a header that has one value and was sent more than once: nobody can say which one counts."""
-    return Rejection(400, "BAD_REQUEST", f"{name.title()} is there more than once: send it once")
+    """Return the 400 of a single-valued header that was sent more than once: which value counts is unknown."""
+    return Rejection(400, "BAD_REQUEST", f"{name.title()} was sent more than once: send it once")
 
 
 def unreadable(name: str) -> Rejection:
     """Return the 400 of a header value that is not ASCII text."""
-    return Rejection(
-        400, "BAD_REQUEST", f"{name.title()} has bytes that are no ASCII text: percent-encode them"
-    )
+    return Rejection(400, "BAD_REQUEST", f"{name.title()} is not ASCII text: percent-encode it")

@@ -16,7 +16,7 @@ from durable_streams.protocol.state import StreamState
 from durable_streams.server import parse
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.event_stream import EventStreams
-from durable_streams.server.http import Headers, Request, Response
+from durable_streams.server.http import Headers, ServerRequest, ServerResponse
 from durable_streams.server.positions import Place, cache_control, etag, is_known, range_headers
 from durable_streams.server.ranges import SMALL, Range, Ranges, whole
 from durable_streams.stores.base import Store, Watch
@@ -48,8 +48,8 @@ class LiveReads:
         self._events.stop()
 
     async def read(
-        self, mode: str, request: Request, path: str, place: Place, cursor: str | None
-    ) -> Response:
+        self, mode: str, request: ServerRequest, path: str, place: Place, cursor: str | None
+    ) -> ServerResponse:
         """Answer a live read from ``position``."""
         if mode == "long-poll":
             return await self._long_poll(request, path, place, cursor)
@@ -59,7 +59,9 @@ class LiveReads:
 
     # -- long-poll
 
-    async def _long_poll(self, request: Request, path: str, place: Place, cursor: str | None) -> Response:
+    async def _long_poll(
+        self, request: ServerRequest, path: str, place: Place, cursor: str | None
+    ) -> ServerResponse:
         position = place.position
         with await self._store.watch(path) as watch:
             state = rules.require(watch.state)
@@ -76,23 +78,23 @@ class LiveReads:
         headers = self._live_headers(state, found.end, cursor)
         if found.end == found.start:
             headers.append(("cache-control", "no-store"))
-            return Response(204, headers)
+            return ServerResponse(204, headers)
         headers.append(("content-type", state.content_type))
         tag = etag(self._store.identity, state, found.start, found.end)
         headers.append(("etag", tag))
         headers.append(("cache-control", cache_control(self._config.cache, state, found.end)))
         if is_known(request.listed("if-none-match"), tag):
             await found.close()
-            return Response(304, headers)
+            return ServerResponse(304, headers)
         return found.response(headers)
 
-    async def _range(self, watch: Watch, request: Request, state: StreamState, place: Place) -> Range:
+    async def _range(self, watch: Watch, request: ServerRequest, state: StreamState, place: Place) -> Range:
         recent = watch.recent(place.position)
         if recent is not None and len(recent.payload) <= SMALL:
             return whole(state, recent)
         return await self._ranges.open(request, state, place, self._config.chunk_size)
 
-    async def _wait(self, watch: Watch, request: Request, state: StreamState, position: int) -> None:
+    async def _wait(self, watch: Watch, request: ServerRequest, state: StreamState, position: int) -> None:
         """Wait until there is something past ``position``, the stream ends, or the time is up."""
         gone = request.disconnected()
         gone.add_done_callback(lambda _: watch.wake())

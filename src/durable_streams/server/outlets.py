@@ -23,7 +23,7 @@ from typing import Any
 
 from durable_streams.protocol.commands import Rejection
 from durable_streams.server.budget import MemoryBudget
-from durable_streams.server.http import Body
+from durable_streams.server.http import AnswerBody
 from durable_streams.server.peers import PeerGoneError, Peers
 from durable_streams.stores.base import StoreError
 
@@ -33,7 +33,7 @@ _SMALLEST_SHARE = 1 << 10  # bytes
 _LARGEST_SHARE = 64 << 10
 _LARGEST_WINDOW = 1 << 20
 _FRAME = 12  # bytes that chunked coding adds to a part, at most
-_COUNTS: bool = hasattr(socket, "TCP_INFO")  # whether the kernel tells what it has taken: Linux
+_COUNTS: bool = hasattr(socket, "TCP_INFO")  # whether the kernel says what it has taken: Linux
 _TICK = 1.0  # seconds between looks at what has stalled
 _PRESSED_STALL = 2.0  # seconds without progress that are enough to end an answer while others wait for memory
 _FIRST_PAUSE = 0.0005  # seconds between two questions to the kernel,
@@ -42,11 +42,11 @@ _log = logging.getLogger("durable_streams.server")
 
 
 class ClientGoneError(Exception):
-    """The client left, or was left for not reading: there is nobody to answer."""
+    """The client left, or its connection was ended because it did not read."""
 
 
 @asynccontextmanager
-async def sending(body: Body, outlet: Outlet) -> AsyncIterator[None]:
+async def sending(body: AnswerBody, outlet: Outlet) -> AsyncIterator[None]:
     """Close a body and its outlet at the end of the block, which sends the parts of the one through the other.
 
     A client that leaves before the end, and a store that fails, end the block early without an error. The block is the
@@ -63,7 +63,7 @@ async def sending(body: Body, outlet: Outlet) -> AsyncIterator[None]:
         await body.aclose()
 
 
-async def send_parts(body: Body, outlet: Outlet) -> bool:
+async def send_parts(body: AnswerBody, outlet: Outlet) -> bool:
     """Send a whole body and close it; false if the client left before its end, or the store failed."""
     is_whole = False
     async with sending(body, outlet):

@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator
 from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import StreamState
 from durable_streams.server.budget import MemoryBudget
-from durable_streams.server.http import Disconnection, Headers, Request, Response
+from durable_streams.server.http import Disconnection, Headers, ServerRequest, ServerResponse
 from durable_streams.server.outlets import ClientGoneError
 from durable_streams.server.positions import Place, content
 from durable_streams.stores.base import Chunk, Store, StoreUnavailableError
 
-__all__ = ["SMALL", "Pieces", "Range", "RangeBody", "Ranges", "whole"]
+__all__ = ["SMALL", "Range", "RangeBody", "RangePieces", "Ranges", "whole"]
 
 SMALL = 64 << 10
 """Bytes that are read and sent without asking the budget."""
@@ -24,7 +24,7 @@ SMALL = 64 << 10
 _LARGEST_PIECE = 8 << 20
 
 
-class Pieces:
+class RangePieces:
     """Reads a stream, as it is stored, from ``position`` to ``end``; ``release`` after the last piece."""
 
     __slots__ = ("_charged", "_gone", "_ranges", "_size", "_state", "end", "position")
@@ -80,7 +80,7 @@ class RangeBody:
 
     __slots__ = ("_first", "_gone", "_is_json", "_pieces")
 
-    def __init__(self, first: bytes, pieces: Pieces, gone: Disconnection, *, is_json: bool) -> None:
+    def __init__(self, first: bytes, pieces: RangePieces, gone: Disconnection, *, is_json: bool) -> None:
         self._gone = gone
         self._first: bytes | None = first
         self._pieces = pieces
@@ -122,11 +122,11 @@ class Range:
         self.size = size
         self.body = body
 
-    def response(self, headers: Headers) -> Response:
+    def response(self, headers: Headers) -> ServerResponse:
         """Return the 200 of the range; its length shows a client whether it got all of it."""
         if not isinstance(self.body, bytes):
             headers.append(("content-length", str(self.size)))
-        return Response(200, headers, self.body)
+        return ServerResponse(200, headers, self.body)
 
     async def close(self) -> None:
         """Let go of a range that is not answered with."""
@@ -160,7 +160,7 @@ class Ranges:
         return b"".join(parts)
 
     async def open(
-        self, request: Request, state: StreamState, place: Place, limit: int | None = None
+        self, request: ServerRequest, state: StreamState, place: Place, limit: int | None = None
     ) -> Range:
         """Return what follows a place: to the tail, or the appends that begin within ``limit`` bytes of it.
 
@@ -187,7 +187,7 @@ class Ranges:
             self.budget.release(charged)
             return whole(state, first)
         gone = request.disconnected()
-        pieces = Pieces(self, state, first.end, end, gone)
+        pieces = RangePieces(self, state, first.end, end, gone)
         pieces.count(charged)
         size = end - first.start + state.is_json  # two brackets for the last comma
         return Range(first.start, end, size, RangeBody(first.payload, pieces, gone, is_json=state.is_json))

@@ -16,7 +16,7 @@ __all__ = ["RsgiAdapter"]
 
 
 class _Request:
-    """A Request over an RSGI scope and protocol."""
+    """A ServerRequest over an RSGI scope and protocol."""
 
     __slots__ = (
         "_bodies",

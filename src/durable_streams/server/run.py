@@ -104,7 +104,7 @@ async def run_server(config: ServerConfig, stop: asyncio.Event, on_ready: Callab
 
 
 async def _started(app: App, stop: asyncio.Event) -> bool:
-    """Start the application; False if it was told to stop before its disk answered."""
+    """Start the application; False if a stop came before its disk answered."""
     starting = asyncio.ensure_future(app.startup())
     stopping = asyncio.ensure_future(stop.wait())
     try:
@@ -146,7 +146,7 @@ async def _serve_http(
 
 
 async def _released(adapter: weakref.ref[RsgiAdapter]) -> None:
-    """Wait until Granian's threads have handed over the last request of somebody who has gone: to an open loop."""
+    """Wait until Granian's threads have handed over the last request of a client that left: to an open loop."""
     for _ in range(_RELEASE_TRIES):
         if adapter() is None:
             return

@@ -67,19 +67,19 @@ def _of_a_child() -> int:
         # Uvicorn's reloader runs one worker, however many are asked for.
         return 1 if getattr(config, "should_reload", False) else int(getattr(config, "workers", None) or 1)
     if this.name == "granian-worker":
-        number = next(iter(getattr(this, "_args", ())), 1)  # counted from 1: at least so many there are
+        number = next(iter(getattr(this, "_args", ())), 1)  # counted from 1: there are at least this many
         return number if isinstance(number, int) else 1
     return 1
 
 
 def _of_a_fork() -> int:
     # A worker that was forked has its maker on its stack: Gunicorn's with the configuration, Granian's with the number.
-    # (Granian's first worker must know too: one that is told to end while it starts goes on for ever.)
+    # (Granian's first worker must be recognised too: one that gets SIGTERM while it starts never ends.)
     gunicorn, granian = (
         getattr(sys.modules.get(module), name, ())
         for module, name in (("gunicorn.workers.base", "Worker"), ("granian.server.common", "AbstractServer"))
     )
-    frame: FrameType | None = sys._getframe()  # noqa: SLF001 - there is no other way to ask who runs this
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001 - there is no other way to find the server
     while frame is not None:
         maker = frame.f_locals.get("self") if frame.f_code.co_argcount else None
         if isinstance(maker, gunicorn):

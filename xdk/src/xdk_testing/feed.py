@@ -53,7 +53,7 @@ class _Reader:
 
 
 class Feed:
-    """What is published, and who gets it. ``heartbeat``, ``minute`` and ``overlap`` are in seconds."""
+    """Published posts and their connections. ``heartbeat``, ``minute`` and ``overlap`` are in seconds."""
 
     def __init__(
         self, *, heartbeat: float, connections: int, minute: float, overlap: float, compress: bool
