@@ -215,13 +215,21 @@ class LocalStore:
     # -- the contract
 
     async def open(self) -> None:
-        """Open the backend, and start the search for expired streams; a closed store may be opened again."""
+        """Open the backend, and start the search for expired streams; a closed store may be opened again.
+
+        Raises:
+            StoreError: The store cannot be opened; one sentence says why.
+        """
         self._begin()  # everything belongs to one event loop
         self._last_id = await self._backend.open()
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def close(self) -> None:
-        """Commit the accepted commands, then close the backend; raises StoreError if the disk did not allow it."""
+        """Commit the accepted commands, then close the backend; raises StoreError if the disk did not allow it.
+
+        Raises:
+            StoreError: Accepted commands could not be finished, or the data are lost.
+        """
         self._commits.stop(StoreUnavailableError("the server is stopping; none of this request was stored"))
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -238,7 +246,17 @@ class LocalStore:
             )
 
     async def get(self, path: str) -> StreamState | None:
-        """Return the committed state at a path, None if there is none or it expired."""
+        """Return the committed state at a path, None if there is none or it expired.
+
+        Args:
+            path: The path of the stream.
+
+        Returns:
+            The state, a soft-deleted one too; None if there is no stream, or it expired.
+
+        Raises:
+            StoreUnavailableError: The current state cannot be read.
+        """
         if self._lost is not None:
             raise copied(self._lost)
         slot = self._slots.young.get(path) or await self._slots.get(path)
@@ -260,7 +278,18 @@ class LocalStore:
     glance = get  # no other server writes here: memory is current
 
     async def create(self, command: Create) -> Created:
-        """Create a stream, or find the equal one."""
+        """Create a stream, or find the equal one.
+
+        Args:
+            command: The path, the configuration and the first data.
+
+        Returns:
+            The state, and whether the stream is new.
+
+        Raises:
+            Rejection: Another stream is at the path, or the fork point is not possible.
+            StoreError: The stream was not created.
+        """
         source = None if command.fork is None else await self._slots.get(command.fork.path)
 
         async def ready() -> Callable[[CommitBatch], Created]:
@@ -272,7 +301,19 @@ class LocalStore:
         return await self._decide(ready, len(command.payload))
 
     async def append(self, path: str, command: Append) -> Appended:
-        """Append to a stream, close it, or both."""
+        """Append to a stream, close it, or both.
+
+        Args:
+            path: The path of the stream.
+            command: The payload in stored form, and what the request says of it.
+
+        Returns:
+            The state after the append, and whether the append had been stored before.
+
+        Raises:
+            Rejection: The rules refuse the append.
+            StoreError: The append was not stored, or, for StoreUncertainError, may have been stored.
+        """
         slot = self._slots.young.get(path) or await self._slots.get(path)
         stamp = command.producer
         loaded = None
@@ -290,7 +331,15 @@ class LocalStore:
                     loaded = await self._producer(slot, stamp.id)
 
     async def delete(self, path: str) -> None:
-        """Delete a stream; one with forks becomes soft-deleted."""
+        """Delete a stream; one with forks becomes soft-deleted.
+
+        Args:
+            path: The path of the stream.
+
+        Raises:
+            Rejection: There is no stream at the path.
+            StoreError: The stream was not deleted.
+        """
         slot = await self._slots.get(path)
 
         async def ready() -> Callable[[CommitBatch], None]:
@@ -300,7 +349,11 @@ class LocalStore:
         await self._decide(ready, 0)
 
     def touch(self, path: str) -> None:
-        """Restart a stream's sliding window; what is stored follows when it lags too far behind."""
+        """Restart the sliding window of a stream; the stored one follows once it lags too far behind.
+
+        Args:
+            path: The path of the stream.
+        """
         slot = self._slots.peek(path)
         if slot is not None:
             self._touch(slot)
@@ -316,29 +369,81 @@ class LocalStore:
                 future.add_done_callback(_ignore)
 
     async def read(self, state: StreamState, start: int, limit: int) -> Chunk:
-        """Return whole appends from ``start``, inherited bytes from the streams that own them."""
+        """Return whole appends from ``start``, inherited bytes from the streams that own them.
+
+        Args:
+            state: The stream, as ``get`` or ``glance`` returned it.
+            start: The position to read from.
+            limit: About how many bytes to return; at least one append is returned.
+
+        Returns:
+            The bytes. The chunk begins before ``start`` where that is inside an append; at the tail it is empty.
+
+        Raises:
+            Rejection: The bytes are gone (404).
+            StoreUnavailableError: The bytes cannot be read now.
+        """
         if self._lost is not None:
             raise copied(self._lost)
         return await read_lineage(self._backend.read, state, start, limit)
 
     async def read_piece(self, state: StreamState, start: int, limit: int, *, aligned: bool = False) -> Chunk:
-        """Return some bytes from ``start``, wherever appends end."""
+        """Return some bytes from ``start``, wherever appends end.
+
+        Args:
+            state: The stream, as ``get`` or ``glance`` returned it.
+            start: The position to read from.
+            limit: The most bytes to return; at least one byte is returned.
+            aligned: Whether to begin at the start of the append that holds ``start``.
+
+        Returns:
+            The bytes; at the tail the chunk is empty.
+
+        Raises:
+            Rejection: The bytes are gone (404).
+            StoreUnavailableError: The bytes cannot be read now.
+        """
         if self._lost is not None:
             raise copied(self._lost)
         return await read_piece_of_lineage(self._backend.read_piece, state, start, limit, aligned=aligned)
 
     async def boundary(self, state: StreamState, position: int) -> int:
-        """Return where the first append at or after ``position`` begins, or the tail."""
+        """Return where the first append at or after ``position`` begins, or the tail.
+
+        Args:
+            state: The stream, as ``get`` or ``glance`` returned it.
+            position: The position to search from.
+
+        Returns:
+            The position.
+
+        Raises:
+            StoreUnavailableError: The position cannot be read now.
+        """
         return await boundary_in_lineage(self._backend.boundary, state, position)
 
     async def watch(self, path: str) -> SlotWatch:
-        """Return a live view of the stream at a path."""
+        """Return a live view of the stream at a path.
+
+        Args:
+            path: The path of the stream; there may be no stream yet.
+
+        Returns:
+            The view, to be entered as a context manager.
+
+        Raises:
+            StoreUnavailableError: The stream cannot be watched now.
+        """
         if self._lost is not None:
             raise copied(self._lost)
         return SlotWatch(await self._slots.get(path), self._touch, self._timers, self._recent)
 
     async def check(self) -> None:
-        """Commit an empty probe, shared by concurrent calls. Raises StoreError after some seconds at most."""
+        """Commit an empty probe, shared by concurrent calls. Raises StoreError after some seconds at most.
+
+        Raises:
+            StoreError: The store cannot commit.
+        """
         if self._probe is None or self._probe.done():
             self._probe = self._commits.submit(_mark_probe, repeatable=True)
             self._probe.add_done_callback(_ignore)

@@ -133,20 +133,51 @@ class JetStreamStore:
         return _LARGEST_RECORDS * self.bus.max_message
 
     async def get(self, path: str) -> StreamState | None:
-        """Return the state at a path; nothing that any gateway acknowledged before this call is missing."""
+        """Return the state at a path; nothing that any gateway acknowledged before this call is missing.
+
+        Args:
+            path: The path of the stream.
+
+        Returns:
+            The state, a soft-deleted one too; None if there is no stream, or it expired.
+
+        Raises:
+            StoreUnavailableError: The current state cannot be read.
+        """
         slot = self._slot(path)
         await self._catchup.current(slot)
         return self._live(slot)
 
     async def glance(self, path: str) -> StreamState | None:
-        """Return the known state at a path; the leader is asked only if nothing is known."""
+        """Return the known state at a path; the leader is asked only if nothing is known.
+
+        Args:
+            path: The path of the stream.
+
+        Returns:
+            The state as far as it is known; None if there is no stream, or it expired.
+
+        Raises:
+            StoreUnavailableError: Nothing is known of the path, and nothing can be read.
+        """
         slot = self._slot(path)
         if slot.state is None:
             await self._catchup.glance(slot)
         return self._live(slot)
 
     async def create(self, command: Create) -> Created:
-        """Create a stream, or find the equal one."""
+        """Create a stream, or find the equal one.
+
+        Args:
+            command: The path, the configuration and the first data.
+
+        Returns:
+            The state, and whether the stream is new.
+
+        Raises:
+            Rejection: Another stream is at the path, or the fork point is not possible.
+            StoreError: The stream was not created.
+        """
         source = None if command.fork is None else self._slot(command.fork.path)
         slot = self._slot(command.path)
         slots = (slot,) if source is None or source is slot else (slot, source)
@@ -159,7 +190,19 @@ class JetStreamStore:
         return await self._decide(ready, lambda: slots, size=len(command.payload))
 
     async def append(self, path: str, command: Append) -> Appended:
-        """Append to a stream, close it, or both."""
+        """Append to a stream, close it, or both.
+
+        Args:
+            path: The path of the stream.
+            command: The payload in stored form, and what the request says of it.
+
+        Returns:
+            The state after the append, and whether the append had been stored before.
+
+        Raises:
+            Rejection: The rules refuse the append.
+            StoreError: The append was not stored, or, for StoreUncertainError, may have been stored.
+        """
         slot, stamp = self._slot(path), command.producer
         header = 12 if stamp is None else 52 + 2 * len(stamp.id)
         return await self._submit(
@@ -172,7 +215,15 @@ class JetStreamStore:
         )
 
     async def delete(self, path: str) -> None:
-        """Delete a stream; one with forks becomes soft-deleted."""
+        """Delete a stream; one with forks becomes soft-deleted.
+
+        Args:
+            path: The path of the stream.
+
+        Raises:
+            Rejection: There is no stream at the path.
+            StoreError: The stream was not deleted.
+        """
         slot = self._slot(path)
         chain = [slot]
 
@@ -183,31 +234,87 @@ class JetStreamStore:
         await self._decide(ready, lambda: tuple(chain))
 
     def touch(self, path: str) -> None:
-        """Restart a stream's sliding window; what is stored follows when it lags too far behind."""
+        """Restart the sliding window of a stream; the stored one follows once it lags too far behind.
+
+        Args:
+            path: The path of the stream.
+        """
         slot = self._slots.peek(path)
         if slot is not None:
             self._touch(slot)
 
     async def read(self, state: StreamState, start: int, limit: int) -> Chunk:
-        """Return whole appends from ``start``, inherited bytes from the streams that own them."""
+        """Return whole appends from ``start``, inherited bytes from the streams that own them.
+
+        Args:
+            state: The stream, as ``get`` or ``glance`` returned it.
+            start: The position to read from.
+            limit: About how many bytes to return; at least one append is returned.
+
+        Returns:
+            The bytes. The chunk begins before ``start`` where that is inside an append; at the tail it is empty.
+
+        Raises:
+            Rejection: The bytes are gone (404).
+            StoreUnavailableError: The bytes cannot be read now.
+        """
         return await read_lineage(self._reader.read_appends, state, start, limit)
 
     async def read_piece(self, state: StreamState, start: int, limit: int, *, aligned: bool = False) -> Chunk:
-        """Return some bytes from ``start``, wherever appends end."""
+        """Return some bytes from ``start``, wherever appends end.
+
+        Args:
+            state: The stream, as ``get`` or ``glance`` returned it.
+            start: The position to read from.
+            limit: The most bytes to return; at least one byte is returned.
+            aligned: Whether to begin at the start of the append that holds ``start``.
+
+        Returns:
+            The bytes; at the tail the chunk is empty.
+
+        Raises:
+            Rejection: The bytes are gone (404).
+            StoreUnavailableError: The bytes cannot be read now.
+        """
         return await read_piece_of_lineage(self._reader.read_piece, state, start, limit, aligned=aligned)
 
     async def boundary(self, state: StreamState, position: int) -> int:
-        """Return where the first append at or after ``position`` begins, or the tail."""
+        """Return where the first append at or after ``position`` begins, or the tail.
+
+        Args:
+            state: The stream, as ``get`` or ``glance`` returned it.
+            position: The position to search from.
+
+        Returns:
+            The position.
+
+        Raises:
+            StoreUnavailableError: The position cannot be read now.
+        """
         return await boundary_in_lineage(self._reader.boundary, state, position)
 
     async def watch(self, path: str) -> JetWatch:
-        """Return a live view of the stream at a path."""
+        """Return a live view of the stream at a path.
+
+        Args:
+            path: The path of the stream; there may be no stream yet.
+
+        Returns:
+            The view, to be entered as a context manager.
+
+        Raises:
+            StoreUnavailableError: The stream cannot be watched now.
+        """
         slot = self._slot(path)
         await self._live_records.join(slot)
         return JetWatch(slot, self._touch, self._timers, self._recent, self._live_records)
 
     async def check(self) -> None:
-        """Store an empty probe."""
+        """Store an empty probe.
+
+        Raises:
+            StoreError: The store cannot commit.
+        """
 
         def probe(batch: CommitBatch) -> None:
             batch.probe = True
