@@ -351,3 +351,26 @@ feed.stop()
     scripted.replies = [reply]
     run(program, scripted.root, library, kind)
     assert len(scripted.requests) == 2
+
+
+@pytest.mark.parametrize(("library", "kind"), SYNC)
+def test_a6_a_feed_begins_again_in_a_child_while_a_thread_of_the_parent_waits_in_it(
+    scripted: ScriptedServer, library: str, kind: str
+) -> None:
+    program = """
+feed = FirehoseStream(root + "/feed", client=make_client())
+seen = []
+threading.Thread(target=lambda: seen.extend(feed), daemon=True).start()
+wait_until(lambda: len(seen) == 2)
+in_child(lambda: (next(iter(feed)), next(feed), feed.close()))
+assert len(seen) == 2, seen
+feed.stop()
+"""
+
+    def reply(connection: socket.socket) -> None:
+        connection.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"n":1}\r\n{"n":2}\r\n')
+        scripted.ended.wait()
+
+    scripted.replies = [reply]
+    run(program, scripted.root, library, kind)
+    assert len(scripted.requests) == 2

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from durable_streams.client.aio_performer import AsyncPerformer, resolved, settled
+from durable_streams.client.forks import Origin, leave_alone
 from durable_streams.client.sides import ASYNC
 from durable_streams.client.transports import AsyncExchange, AsyncTransport, async_transport_for
 from durable_streams.errors import DurableStreamError
@@ -22,6 +23,7 @@ from durable_streams.firehose.base import (
     FeedHandle,
     FeedRequest,
     callable_failed,
+    is_running,
     log_long_wait,
     logger,
     make_feed,
@@ -175,15 +177,29 @@ class AsyncFirehoseStream(FeedHandle):
         client: Any = None,
     ) -> None:
         request = make_request(method, url, params, headers, json_data)
-        self._feed = make_feed(request.url, config or self.default_config(), response_model)
-        self._driver = _Driver(self._feed, request, client)
+        config = config or self.default_config()
+        self._make = lambda: _Driver(make_feed(request.url, config, response_model), request, client)
+        self._origin = Origin()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._driver = self._make()
+        self._feed = self._driver.feed
         self._records = self._driver.records()
+
+    def _begin_again(self) -> None:
+        """In the child of a fork, replace a generator that a thread of the parent is in."""
+        if is_running(self._records):
+            leave_alone(self._driver, self._records)
+            self._begin()
 
     def __aiter__(self) -> AsyncIterator[Any]:
         """Return the iterator over the records: the same one each time."""
+        self._origin.notice(self._begin_again)
         return self._records
 
     async def __anext__(self) -> Any:
+        self._origin.notice(self._begin_again)
         return await anext(self._records)
 
     def stop(self) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "FeedRequest",
     "Values",
     "callable_failed",
+    "is_running",
     "log_long_wait",
     "logger",
     "make_feed",
@@ -113,6 +114,11 @@ def callable_failed(error: Exception) -> StreamError:
         StreamErrorType.CONNECTION_ERROR,
         error,
     )
+
+
+def is_running(records: Any) -> bool:
+    """Whether a generator, sync or async, is between two of its records."""
+    return bool(getattr(records, "gi_running", False) or getattr(records, "ag_running", False))
 
 
 class FeedHandle:

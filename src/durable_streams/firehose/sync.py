@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from durable_streams.client.forks import Origin, leave_alone
 from durable_streams.client.sync_performer import Performer, resolved
 from durable_streams.client.transports import Exchange, Transport, transport_for
 from durable_streams.errors import DurableStreamError
@@ -21,6 +22,7 @@ from durable_streams.firehose.base import (
     FeedRequest,
     Values,
     callable_failed,
+    is_running,
     log_long_wait,
     logger,
     make_feed,
@@ -146,15 +148,29 @@ class FirehoseStream(FeedHandle):
         client: Any = None,
     ) -> None:
         request = make_request(method, url, params, headers, json_data)
-        self._feed = make_feed(request.url, config or self.default_config(), response_model)
-        self._driver = _Driver(self._feed, request, client)
+        config = config or self.default_config()
+        self._make = lambda: _Driver(make_feed(request.url, config, response_model), request, client)
+        self._origin = Origin()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._driver = self._make()
+        self._feed = self._driver.feed
         self._records = self._driver.records()
+
+    def _begin_again(self) -> None:
+        """In the child of a fork, replace a generator that a thread of the parent is in."""
+        if is_running(self._records):
+            leave_alone(self._driver, self._records)
+            self._begin()
 
     def __iter__(self) -> Iterator[Any]:
         """Return the iterator over the records: the same one each time."""
+        self._origin.notice(self._begin_again)
         return self._records
 
     def __next__(self) -> Any:
+        self._origin.notice(self._begin_again)
         return next(self._records)
 
     def stop(self) -> None:
