@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+# Enough for the demo to be in the middle of it when its reader leaves, or when a signal comes.
+RECORDS = b"".join(b'{"number":%d}\n' % number for number in range(5_000))
+
 
 @pytest.fixture
 def scratch(bare, tmp_path):
@@ -90,7 +93,8 @@ def test_an_input_that_is_none(bare, scratch, content, message):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing_behind(bare, scratch, eventually, number):
-    process = bare.spawn("demo")
+    (bare.folder / "in.ndjson").write_bytes(RECORDS)
+    process = bare.spawn("demo", "--input", "in.ndjson")
     assert b"serving" in process.stdout.readline()
     assert b"server killed" in process.stdout.readline()
     process.send_signal(number)
@@ -102,7 +106,8 @@ def test_a_signal_leaves_nothing_behind(bare, scratch, eventually, number):
 
 
 def test_its_reader_may_leave(bare, scratch):
-    process = bare.spawn("demo", stdout=subprocess.PIPE)
+    (bare.folder / "in.ndjson").write_bytes(RECORDS)
+    process = bare.spawn("demo", "--input", "in.ndjson", stdout=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
     assert (process.wait(), process.stderr.read()) == (0, b"")

@@ -149,9 +149,13 @@ def test_a_store_that_cannot_open_is_a_clear_error(tmp_path: Path) -> None:
         InMemoryStreamServer(config=ServerConfig(data_dir=tmp_path / "file"))
 
 
+# Development mode makes asyncio warn of callbacks that are slow, as they are on a busy machine.
+QUIET = "import logging; logging.getLogger('asyncio').setLevel(logging.ERROR)\n"
+
+
 def run(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
+        [sys.executable, "-X", "dev", "-W", "error", "-c", QUIET + program],
         capture_output=True,
         text=True,
         timeout=60,
