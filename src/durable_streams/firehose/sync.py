@@ -148,13 +148,16 @@ class FirehoseStream(FeedHandle):
         client: Any = None,
     ) -> None:
         request = make_request(method, url, params, headers, json_data)
-        config = config or self.default_config()
-        self._make = lambda: _Driver(make_feed(request.url, config, response_model), request, client)
+        self._config = config or self.default_config()
+        self._request = request
+        self._response_model = response_model
+        self._client = client
         self._origin = Origin()
         self._begin()
 
     def _begin(self) -> None:
-        self._driver = self._make()
+        feed = make_feed(self._request.url, self._config, self._response_model)
+        self._driver = _Driver(feed, self._request, self._client)
         self._feed = self._driver.feed
         self._records = self._driver.records()
 
