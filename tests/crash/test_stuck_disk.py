@@ -1,4 +1,4 @@
-"""A disk that does not answer: bounded in time and in memory, told apart from a dead process, and ended by SIGTERM."""
+"""A disk that does not answer: bounded in time and memory, distinguished from a dead process, ended by SIGTERM."""
 # ruff: noqa: ANN001 - fixtures
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def test_g5_everybody_is_answered_and_it_goes_on(disk: Disk, start, interface: s
 
 
 def test_g5_what_waits_is_bounded(disk: Disk, start) -> None:
-    """Long before its time is up, whoever comes in excess is told to come again."""
+    """Long before their time is up, excess requests are asked to come again."""
     server = start(max_queued_bytes=QUEUED, **PATIENT)
     server.create("s")
     server.append("s", b"x" * (1 << 20))

@@ -40,7 +40,7 @@ def serving(count: int, seed: int) -> Iterator[ChaosFeed]:
 
 
 class Ledger:
-    """What was told and handed over, against what should have been."""
+    """The callbacks and records, against the expected ones."""
 
     def __init__(self, count: int) -> None:
         self.count = count

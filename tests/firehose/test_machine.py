@@ -187,7 +187,7 @@ def test_two_hours_of_outage() -> None:
     ],
 )
 def test_failures_by_kind(error: DurableStreamError, connected: bool, kind: KIND, retryable: bool) -> None:
-    """Pitfall 26: a read timeout is a timeout; TLS and proxies are not tried for ever."""
+    """Pitfall 26: a read timeout is a timeout; TLS and proxies are not tried forever."""
     found = from_failure(error, connected=connected)
     assert (found.error_type, found.is_retryable) == (kind, retryable)
 

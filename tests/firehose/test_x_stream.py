@@ -60,7 +60,7 @@ def record(number: int, text: str = "hello") -> dict[str, Any]:
 
 
 def read(answer: HTTPResponse, records: int = 1) -> list[dict[str, Any]]:
-    """Return so many records, heartbeats left out."""
+    """Return this many records, without heartbeats."""
     found: list[dict[str, Any]] = []
     while len(found) < records:
         line = answer.readline()

@@ -205,7 +205,7 @@ def _skip(window: str, place: int) -> int:
 
 
 def split(array: bytes) -> list[bytes]:
-    """Return the messages of an array, told apart as `messages` does; raises InvalidJSONError for what is no array."""
+    """Return the messages of an array, split as `messages` does; raises InvalidJSONError if it is no array."""
     found: list[bytes] = []
     pieces = ArrayPieces(array)
     for piece in pieces:

@@ -44,10 +44,10 @@ MAX_DEPTH = 512
 """The most levels of arrays and objects in each other."""
 
 MAX_INTEGER_DIGITS = 4300
-"""The most digits of an integer: what Python reads and writes without being told otherwise."""
+"""The most digits of an integer: what Python reads and writes by default."""
 
 SHORT = 2 * MAX_DEPTH + 1
-"""A text of up to so many bytes is within the limits, whatever it holds."""
+"""A text of up to this many bytes is within the limits, whatever it holds."""
 
 WHITESPACE = b" \t\r\n"
 """The bytes that may stand between tokens."""
@@ -222,7 +222,7 @@ def _rises(brackets: bytes, room: int) -> bool:
 
 
 def _fits(brackets: bytes, room: int) -> bool:
-    """Whether they open no more than ``room`` levels, as far as that is quickly told."""
+    """Whether they open no more than ``room`` levels, as far as a quick look shows."""
     for removed in range(4):
         if brackets.count(b"[") + removed <= room:
             return True
@@ -232,7 +232,7 @@ def _fits(brackets: bytes, room: int) -> bool:
 
 
 def _arrays(text: bytes) -> int:
-    """Return how many arrays a text may have at most; many if it is not quickly told."""
+    """Return how many arrays a text may have at most; many if a quick look does not show it."""
     count, place = 0, text.find(b"[")
     while place >= 0:
         count += 1
@@ -247,7 +247,7 @@ def _arrays(text: bytes) -> int:
 
 def _long_integer(text: bytes) -> int | None:
     """Return where an integer of too many digits begins, None if there is none."""
-    # A long run of digits shows in every so many bytes of the text.
+    # A long run of digits shows in samples at regular distances of the text.
     sample = text[::_STRIDE].translate(_DIGITS_AS_ZERO)
     seen, checked, in_string = sample.find(_ZEROS), 0, False
     while seen >= 0:

@@ -17,7 +17,7 @@ DEFAULT_LIMIT = 64 * 1024 * 1024
 
 
 MANY = 1024
-"""So many pieces are joined before more are kept: each costs some 50 bytes, however small it is."""
+"""This many pieces are joined before more are kept: each costs some 50 bytes, however small it is."""
 
 
 class Pieces:

@@ -64,7 +64,7 @@ class Trace:
         )
 
     def run(self, most: int | None = None, **arguments: Any) -> BaseException | None:
-        """Read to the end, or so many records; note them and how it ended; return what was raised."""
+        """Read to the end, or this many records; note them and how it ended; return what was raised."""
         try:
             stream = self.open(**arguments)
             for count, item in enumerate(stream, 1):
@@ -75,7 +75,7 @@ class Trace:
                 self.note("ends")
         except BaseException as error:  # noqa: BLE001 - it is what is observed
             if self.events[-1:] == [describe(error)]:
-                self.events.pop()  # on_error has just told the same
+                self.events.pop()  # on_error has just reported the same
             self.note(f"raises {describe(error)}")
             return error
         stream.close()

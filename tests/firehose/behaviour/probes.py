@@ -15,12 +15,12 @@ from wire import Reply, answer
 __all__ = ["FATAL", "PROBES", "Probe", "probe"]
 
 FATAL = answer(404)
-"""Ends a probe that would reconnect for ever."""
+"""Ends a probe that would reconnect forever."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A row of the table. ``replies`` are made anew for each run."""
+    """A row of the table. ``replies`` are made again for each run."""
 
     name: str
     group: str

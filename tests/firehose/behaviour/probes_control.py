@@ -1,4 +1,4 @@
-"""Callbacks, and whoever reads: closing, throwing, interrupting."""
+"""Callbacks, and the reader: closing, throwing, interrupting."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ for _name in ("on_connect", "on_disconnect", "on_reconnect", "on_error"):
     _throwing(_name)
 
 
-def _told_when_gone() -> list[Reply]:
+def _noted_when_gone() -> list[Reply]:
     gone = threading.Event()
 
     def held(connection: socket.socket) -> None:
@@ -69,7 +69,7 @@ def _note_release(t: Trace) -> None:
     t.note("connection released", connection.getresponse().read().decode())
 
 
-@probe(GROUP, "closing the generator", fresh=_told_when_gone)
+@probe(GROUP, "closing the generator", fresh=_noted_when_gone)
 def closing(t: Trace) -> None:
     stream = t.open(config=t.loud())
     t.got(next(stream))
@@ -77,7 +77,7 @@ def closing(t: Trace) -> None:
     _note_release(t)
 
 
-@probe(GROUP, "leaving the loop with `break`, nothing kept", fresh=_told_when_gone)
+@probe(GROUP, "leaving the loop with `break`, nothing kept", fresh=_noted_when_gone)
 def leaving(t: Trace) -> None:
     t.run(1)
     _note_release(t)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["REASONS"]
 
-_PAIRED = "Every wait is told, that after a clean end too; connects and disconnects come in pairs, errors are typed."
+_PAIRED = "Every wait is reported, also after a clean end; connects and disconnects come in pairs, errors are typed."
 _ENDS = "An end is followed by a wait of at least `initial_backoff`."
 
 REASONS = {
@@ -31,9 +31,9 @@ REASONS = {
     "connection_limit": "The old connection has yet to end; no rate limit is used up.",
     "read_timeout": "A timeout is one.",
     "silence": "A timeout is one.",
-    "tls": "No retry mends it.",
-    "proxy": "No retry mends it.",
-    "bad_url": "A mistake of the caller, told where it is made.",
+    "tls": "No retry can fix it.",
+    "proxy": "No retry can fix it.",
+    "bad_url": "A mistake of the caller, reported where it is made.",
     "empty": _ENDS,
     "order": _PAIRED,
     "throwing_on_disconnect": "A connect is always followed by its disconnect.",

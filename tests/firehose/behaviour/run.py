@@ -54,10 +54,10 @@ def _port_free(text: str) -> str:
 
 def _echo(request: Received) -> bytes:
     headers = request.headers
-    told = {
+    echo = {
         "method": request.method,
         "target": request.target,
         "body": request.body,
         **{name: headers.get(name) for name in ("authorization", "cookie", "x-mine", "content-type")},
     }
-    return ScriptedServer.response(200, json.dumps(told).encode() + b"\n", Connection="close")
+    return ScriptedServer.response(200, json.dumps(echo).encode() + b"\n", Connection="close")
