@@ -96,25 +96,37 @@ rate limit 60 s, doubled, here up to 16 minutes, one more than X's windows have.
 
 @dataclass
 class StreamConfig:
-    """How a feed is followed. Times in seconds; raises ValueError for settings that make no sense.
+    """How a feed is followed. All times are in seconds.
 
-    The waits: ``initial_backoff * backoff_multiplier ** n``, at most ``max_backoff``, with ``jitter`` shortened at
-    random by up to half; or those of ``schedule`` (`X_SCHEDULE`). ``max_retries`` counts attempts in a row that
-    brought no data; -1 is endless.
+    The callbacks are called in order, and each ``on_connect`` is followed by an ``on_disconnect``. A callback that
+    raises is logged.
 
-    ``timeout`` and ``stall_timeout`` both bound the silence of a connection, the shorter one counts; heartbeats end
-    a silence; None for both waits forever. ``chunk_size`` is accepted and checked, but data is handed over as it
-    comes.
+    Args:
+        max_retries: Attempts in a row that bring no data before the feed fails; -1 for no limit.
+        initial_backoff: The first wait.
+        max_backoff: The longest wait, unless the server asks for more.
+        backoff_multiplier: By how much each wait is longer than the one before.
+        jitter: Whether a wait is shortened at random, by up to half.
+        timeout: The longest silence of a connection, None for no limit. Heartbeats end a silence.
+        chunk_size: Accepted and checked, without an effect: data is handed over as it comes.
+        on_connect: Called when an attempt has succeeded.
+        on_disconnect: Called with the error, None for a clean end or a stop.
+        on_reconnect: Called with the number of the attempt and the wait, before the wait.
+        on_error: Called with each StreamError.
+        stall_timeout: The same as ``timeout``; the shorter one counts.
+        schedule: Other waits than ``initial_backoff`` and the rest give, such as `X_SCHEDULE`.
+        on_gap: Called after a reconnect with the last record and the seconds without data.
+        on_invalid: For a record that does not parse or validate: ``"skip"``, ``"raise"``, or a callable that gets the
+            raw record and the error.
+        dedupe_key: A path (``"data.id"``) or a callable that gives a record's key; a record is dropped if its key is
+            among the last ones.
+        dedupe_window: How many keys are remembered.
+        error_records: Whether records such as ``{"errors": [...]}`` without ``data`` are errors of the feed.
+        max_record_bytes: The most bytes that one record may have.
+        record_format: How records are framed; ``"auto"`` goes by the content type.
 
-    The callbacks are called in order, and a connect is followed by its disconnect: ``on_connect()``,
-    ``on_gap(last_record, down_for)`` after a reconnect, ``on_disconnect(error)`` with None for a clean end or a stop,
-    ``on_error(error)``, ``on_reconnect(attempt, delay)`` before the wait. One that raises is logged.
-
-    ``on_invalid``: for records that do not parse or validate, "skip", "raise" or a callable that is given the raw
-    record and the error. ``dedupe_key``: a path ("data.id") or a callable that gives a record's key; of records
-    with a key that is among the last ``dedupe_window``, only the first is handed over. ``error_records``: whether
-    records such as ``{"errors": [...]}`` without ``data`` are errors of the stream and no records.
-    ``max_record_bytes``: a longer one is an error. ``record_format``: "auto" goes by the content type.
+    Raises:
+        ValueError: A setting makes no sense.
     """
 
     max_retries: int = 10
@@ -174,14 +186,22 @@ class StreamConfig:
 
 @dataclass(slots=True)
 class StreamState:
-    """What is known of a feed. Read it at any moment, from any thread.
+    """The state of a feed. Read it at any moment, from any thread.
 
-    ``retry_count``: attempts in a row without data; ``current_backoff``: the present or last wait in seconds;
-    ``total_items_received``: records handed over; ``bytes_received`` after decompression; ``invalid``,
-    ``duplicates``: records that were not handed over; ``partial``: last lines that a cut left incomplete;
-    ``connects``: how often an attempt succeeded; ``last_activity``: when the last bytes came, in seconds since
-    the epoch, None before; ``last_event_id``: the id of the last event whose record was handed over or left out, which
-    a feed of events is asked to go on after.
+    Attributes:
+        retry_count: Attempts in a row without data.
+        current_backoff: The present or last wait in seconds.
+        is_connected: Whether a connection is open.
+        total_items_received: Records that were handed over.
+        last_error: The last StreamError, None before the first.
+        bytes_received: Bytes of all answers, after decompression.
+        invalid: Records that did not parse or validate.
+        duplicates: Records that were dropped for their key.
+        partial: Last records that a cut left incomplete.
+        connects: How many attempts have succeeded.
+        last_activity: When the last bytes came, in seconds since the epoch, None before.
+        last_event_id: The id of the last event whose record was handed over or left out; a reconnect asks for what
+            follows it.
     """
 
     retry_count: int = 0
@@ -202,8 +222,10 @@ class StreamState:
 class Attempt:
     """An attempt that is about to be made, for a callable that chooses its parameters.
 
-    ``number`` counts from 1; ``down_for``: seconds since the last bytes came, 0 before the first connection;
-    ``last_record``: what was handed over last, None before.
+    Attributes:
+        number: Counts attempts, from 1.
+        down_for: Seconds since the last bytes came, 0 before the first connection.
+        last_record: The record that was handed over last, None before.
     """
 
     number: int = 1

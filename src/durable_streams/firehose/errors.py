@@ -45,11 +45,16 @@ _RETRYABLE = frozenset(
 
 
 class StreamError(DurableStreamError):
-    """What went wrong with a feed.
+    """An error of a feed.
 
-    ``error_type`` says what kind it is, ``is_retryable`` whether a retry may succeed,
-    ``original_exception`` what caused it; ``status_code``, ``headers`` (lower-case names) and ``response_body``
-    (text) are the answer's, if there was one; ``retry_after`` the seconds that the server asked to wait.
+    Attributes:
+        error_type: The kind of the error.
+        is_retryable: Whether a retry may succeed.
+        original_exception: The exception behind it, None without one.
+        status_code: The answer's HTTP status, None without an answer.
+        headers: The answer's headers, names in lower case.
+        response_body: The answer's body as text, None without one.
+        retry_after: The seconds that the server asks to wait, None where it does not ask.
     """
 
     def __init__(  # noqa: PLR0917 - the order that users know

@@ -16,8 +16,13 @@ def backfill(
 ) -> Callable[[Attempt], Mapping[str, Any]]:
     """Return ``params=`` for a feed that gives back what was missed, as the X API does.
 
-    An attempt after an outage has these parameters and ``name`` with the outage's minutes, rounded up, at most
-    ``most``; other attempts have ``params`` alone.
+    Args:
+        params: The parameters of every attempt; values may be callables, called for each attempt.
+        name: The parameter that an attempt after an outage has besides, with the outage's minutes, rounded up.
+        most: The most minutes to ask for.
+
+    Returns:
+        A callable for ``params=`` of a feed.
     """
     common = dict(params or {})
 

@@ -63,8 +63,19 @@ class _Feed(Source):
 class FeedSource(_Feed):
     """An HTTP feed of NDJSON or, by its content type, of server-sent events.
 
-    ``resumable``: whether it takes Last-Event-ID. ``headers``: of every attempt. ``follow``: reconnect after a clean
-    end too; without it the end is the source's end. Its records are the data of events and the lines of NDJSON.
+    Its records are lines, or the data of events; the place of an event is its id.
+
+    Args:
+        url: The feed's URL.
+        resumable: Whether the feed goes on after the Last-Event-ID that it is sent.
+        headers: Headers of every attempt; values may be callables, called for each attempt.
+        follow: Whether to reconnect after a clean end too; without it the end is the source's end.
+        stall_timeout: Seconds of silence after which a connection is given up, None for no limit.
+        backoff: Seconds before the first retry.
+        client: As for FirehoseStream.
+
+    Raises:
+        ValueError: A header must not be set.
     """
 
     def __init__(

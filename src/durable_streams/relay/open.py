@@ -1,4 +1,4 @@
-"""Which source stands behind what a relay was given."""
+"""From the name of a source to the source."""
 
 from __future__ import annotations
 
@@ -32,8 +32,16 @@ def source_for(
 ) -> Source:
     """Return the source that a path, ``-``, a URL, a FirehoseStream or an iterable names.
 
-    ``headers``: for requests to a URL. ``follow``: go on at its end; by default for URLs, not for files.
-    ``feed``: more settings of a FeedSource. Raises TypeError for anything else.
+    Args:
+        source: What to read; a `Source` is returned as it is.
+        form: What a URL is; ``auto`` asks it.
+        headers: Headers of requests to a URL.
+        follow: Whether to go on at the end; by default for URLs, not for files.
+        feed: More settings of a FeedSource.
+
+    Raises:
+        TypeError: The source is none of these.
+        DurableStreamError: Standard input is closed.
     """
     if isinstance(source, Source):
         return source
@@ -74,7 +82,7 @@ def _remote(
 
 
 def _look(url: str, headers: Mapping[str, Any] | None) -> tuple[Form, str | None]:
-    """Ask a URL what it is. A feed need not answer HEAD: then its content type tells once it is read."""
+    """Ask a URL what it is. A feed need not answer HEAD: then the content type of its answer decides."""
     try:
         found = DurableStream(url, headers=headers, retry=_ONE_LOOK, timeout=_LOOK_FOR).head()
     except DurableStreamError:

@@ -44,11 +44,20 @@ _SAVE_EVERY = 1.0  # seconds: a save waits for the disk
 
 @dataclass(frozen=True)
 class RelayReport:
-    """What a relay did so far.
+    """The progress of a relay.
 
-    ``records``: stored by this run and acknowledged; ``skipped``: stored before, or twice in the source;
-    ``invalid``: left out; ``gaps``: breaks in which the source may have sent what is lost; ``pending``: read and not
-    acknowledged yet; ``place``: of the source, where it has places; ``offset``: the target's, after the last record.
+    Attributes:
+        records: Records that this run stored, as the target acknowledged.
+        skipped: Records that the target had already, or that came twice.
+        invalid: Records that were left out.
+        gaps: Times in which records of the source may have been missed.
+        reconnects: How often the source was connected again.
+        pending: Records that were read and are not acknowledged yet.
+        seconds: How long the relay has run.
+        place: The source's place after the last acknowledged record, None where it has no places.
+        offset: The target's offset after that record.
+        closed: Whether the target was closed.
+        guarantee: One sentence, beginning with ``exactly once``, ``at least once`` or ``gaps possible``.
     """
 
     records: int
@@ -65,20 +74,31 @@ class RelayReport:
 
 
 class Relay:
-    """Relays a source into the durable stream at ``target`` (a URL); `run` it once.
+    """Relays a source into a durable stream, by an idempotent producer (section 4). `run` it once.
 
-    ``source``: a path, ``-`` (standard input), a URL (an NDJSON or SSE feed, or a durable stream), a
-    FirehoseStream, a `Source`, or any iterable of records. ``state``: the file that keeps the place between runs; by
-    default one in the user's state folder, named after source and target. ``id_field``: where a record has its id
-    (``data.id``); an id that is among the last ``id_window`` stored ones is not stored again.
+    Args:
+        source: A path, ``-`` (standard input), a URL (an NDJSON or SSE feed, or a durable stream), a FirehoseStream, a
+            `Source`, or any iterable of records.
+        target: The URL of the durable stream to write to.
+        state: The file that keeps the place between runs; by default one in the user's state folder, named after
+            source and target.
+        id_field: Where a record has its id, as a path (``data.id``); None for records without ids.
+        id_window: A record is not stored again if its id is among this many that were stored last.
+        create: Whether to make the target where it is missing.
+        content_type: The content type of a target that is made; by default one that fits the source.
+        close: Whether to close the target when the source has ended.
+        gap_events: Whether to store a record ``{"relay": "gap", ...}`` where records of the source may be missing.
+        headers: Headers of all requests to the target.
+        retry_for: Seconds for which a failing target is retried; forever by default.
+        grace: Seconds that `stop` waits for acknowledgements.
+        on_invalid: For a record that the target cannot hold: ``"raise"`` ends the relay, with every record before it
+            stored; ``"skip"`` leaves it out and counts it; so does a callable, which gets its bytes and the error. By
+            default feeds skip, and other sources raise.
 
-    ``create``: make the target where it is missing, with ``content_type`` or one that fits. ``close``: close it when
-    the source has ended. ``gap_events``: store a record ``{"relay": "gap", ...}`` where the source may have sent what
-    nobody received. ``headers``: of all requests to the target. ``retry_for``: seconds that a failing target is tried
-    again (default: for ever). ``grace``: seconds that `stop` waits for acknowledgements. ``on_invalid``: what becomes
-    of a record that the target cannot hold: "raise" ends the relay, with everything before it stored, "skip" leaves it
-    out and counts it, and so does a callable, which is given its bytes and the error; by default feeds skip, others
-    raise.
+    Raises:
+        ValueError: An option makes no sense.
+        TypeError: The source is none of these.
+        DurableStreamError: The state file cannot be used.
     """
 
     def __init__(
@@ -148,7 +168,7 @@ class Relay:
         return str(self._file.path) if self._file is not None else None
 
     def report(self) -> RelayReport:
-        """Return what was done so far; from any thread."""
+        """Return the progress so far; from any thread."""
         place, _, offset = self._acknowledged.latest
         producer = self._producer
         return RelayReport(
@@ -166,10 +186,12 @@ class Relay:
         )
 
     def stop(self, grace: float | None = None) -> None:
-        """Stop reading, and let `run` return once all that was read is stored; from any thread.
+        """Stop reading, and let `run` return once every record that was read is stored; from any thread.
 
-        ``grace``: seconds to wait for that, instead of the relay's own; another call may shorten it. A signal handler
-        must not call this, but may wake a thread that does.
+        A signal handler must not call this, but may wake a thread that does.
+
+        Args:
+            grace: Seconds to wait for acknowledgements, None for the relay's own; a later call may shorten it.
         """
         if self._timer is None or grace is not None:
             if self._timer is not None:
@@ -180,10 +202,14 @@ class Relay:
         self.source.stop()
 
     def run(self) -> RelayReport:
-        """Relay until the source ends or `stop` is called; return what was done.
+        """Relay until the source ends or `stop` is called.
 
-        Raises DurableStreamError for a source that cannot be read, a target that cannot be written, and a record
-        that is not JSON where the source does not skip it; everything before it is stored then.
+        Returns:
+            What was done.
+
+        Raises:
+            DurableStreamError: The source cannot be read, the target cannot be written, or a record is not valid and
+                is not to be skipped; every record before it is stored then.
         """
         self._began = time.monotonic()
         with contextlib.ExitStack() as stack:
@@ -408,7 +434,63 @@ class Relay:
 
 
 def relay(
-    source: Source | Iterable[Any] | str | os.PathLike[str], target: str, **options: Any
+    source: Source | Iterable[Any] | str | os.PathLike[str],
+    target: str,
+    *,
+    state: str | os.PathLike[str] | None = None,
+    id_field: str | None = None,
+    id_window: int = 100_000,
+    create: bool = True,
+    content_type: str | None = None,
+    close: bool = False,
+    gap_events: bool = False,
+    headers: HeadersLike | None = None,
+    retry_for: float = math.inf,
+    grace: float = 10.0,
+    on_invalid: OnInvalid | None = None,
 ) -> RelayReport:
-    """Relay a source into a durable stream until it ends, and return what was done; options as for `Relay`."""
-    return Relay(source, target, **options).run()
+    """Relay a source into a durable stream until it ends (section 4).
+
+    Args:
+        source: A path, ``-`` (standard input), a URL (an NDJSON or SSE feed, or a durable stream), a FirehoseStream, a
+            `Source`, or any iterable of records.
+        target: The URL of the durable stream to write to.
+        state: The file that keeps the place between runs; by default one in the user's state folder, named after
+            source and target.
+        id_field: Where a record has its id, as a path (``data.id``); None for records without ids.
+        id_window: A record is not stored again if its id is among this many that were stored last.
+        create: Whether to make the target where it is missing.
+        content_type: The content type of a target that is made; by default one that fits the source.
+        close: Whether to close the target when the source has ended.
+        gap_events: Whether to store a record ``{"relay": "gap", ...}`` where records of the source may be missing.
+        headers: Headers of all requests to the target.
+        retry_for: Seconds for which a failing target is retried; forever by default.
+        grace: Seconds that `stop` waits for acknowledgements.
+        on_invalid: For a record that the target cannot hold: ``"raise"`` ends the relay, with every record before it
+            stored; ``"skip"`` leaves it out and counts it; so does a callable, which gets its bytes and the error. By
+            default feeds skip, and other sources raise.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: An option makes no sense.
+        TypeError: The source is none of these.
+        DurableStreamError: The source cannot be read, the target cannot be written, or a record is not valid and
+            ``on_invalid`` is ``"raise"``; every record before it is stored then.
+    """
+    return Relay(
+        source,
+        target,
+        state=state,
+        id_field=id_field,
+        id_window=id_window,
+        create=create,
+        content_type=content_type,
+        close=close,
+        gap_events=gap_events,
+        headers=headers,
+        retry_for=retry_for,
+        grace=grace,
+        on_invalid=on_invalid,
+    ).run()

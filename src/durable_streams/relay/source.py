@@ -1,4 +1,4 @@
-"""What a relay reads: sources of records, each saying whether it can be read again and from where.
+"""Sources of records for a relay: files, pipes and iterables.
 
 Invariants: a record's place is right after it, so that reading from there gives the next one; a source without
 places cannot be read again; a record is handed over whole or not at all; `stop` may be called from another
@@ -119,10 +119,17 @@ def source_error(message: str) -> DurableStreamError:
 
 
 class FileSource(Source):
-    """The lines of a file. ``follow`` waits at its end for more, as ``tail -f`` does.
+    """The lines of a file.
 
-    The file may grow, but not change: it is known again by its first bytes. Raises DurableStreamError (code
-    ``SOURCE``) where it is not the file that was read before, OSError where it cannot be read.
+    The file may grow, but not change: it is recognised by its first bytes.
+
+    Args:
+        path: The file.
+        follow: Whether to wait at its end for more, as ``tail -f`` does.
+
+    Raises:
+        DurableStreamError: It is not the file that was read before (code ``SOURCE``); from `records`.
+        OSError: It cannot be read; from `check` and `records`.
     """
 
     resumable = True
