@@ -10,7 +10,14 @@ __all__ = ["AsgiApp", "ServerConfig", "ServerStartError", "asgi_app", "serve"]
 
 
 def asgi_app(config: ServerConfig | None = None) -> AsgiApp:
-    """Return the server as an ASGI application; ``host`` and ``port`` of the configuration do not matter then."""
+    """Return the server as an ASGI application, to be served or mounted.
+
+    Args:
+        config: The settings, of which ``host``, ``port`` and ``keep_alive`` have no effect; None for the defaults.
+
+    Raises:
+        ServerStartError: The store that the settings name can never be opened.
+    """
     from durable_streams.server.app import App  # noqa: PLC0415 - keeps the module's names to what it exports
 
     config = config or ServerConfig()

@@ -1,4 +1,4 @@
-"""Where this server is, as its clients see it: behind proxies that speak TLS, change the host, or strip a prefix.
+"""The address of this server as clients see it, behind proxies that end TLS, change the host or strip a prefix.
 
 Invariant: what a request says of that by itself (``X-Forwarded-…``) counts only from a proxy that the operator trusts.
 """
@@ -77,6 +77,6 @@ class Addresses:
 
 
 def _last(request: ServerRequest, name: str, form: re.Pattern[str]) -> str | None:
-    """Return what the nearest proxy said, if it can be that."""
+    """Return the value that the nearest proxy gave, if it is well-formed."""
     said = (request.listed(name) or "").rpartition(",")[2].strip()
     return said if said and form.fullmatch(said) else None

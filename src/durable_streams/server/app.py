@@ -95,18 +95,18 @@ class App:
         self.live.start()
 
     def stop_reads(self) -> None:
-        """End the live reads, what clients do not take, and what they do not send."""
+        """End live reads, and connections whose clients neither take nor send."""
         self.live.stop()
         self.outlets.stop()
         self.bodies.stop()
 
     @staticmethod
     def needs_store(request: ServerRequest) -> bool:
-        """Whether a request needs the store to be open; that for a sign of life does not."""
+        """Whether a request needs the store to be open; `/health/live` does not."""
         return request.path != _LIVENESS
 
     async def handle(self, request: ServerRequest) -> ServerResponse:
-        """Answer a request; never raises for what a client or the disk did."""
+        """Answer a request; errors of clients and of the disk are answers too."""
         try:
             said = self._browsers.admit(request)
             if request.method == "OPTIONS":
@@ -146,18 +146,18 @@ class App:
         except StoreFullError as error:
             return error_response(507, "STORAGE_FULL", str(error), [("retry-after", _RETRY_AFTER)])
         except StoreUncertainError as error:
-            # Without a Retry-After, which says that nothing was done: what may not happen twice is not repeated.
+            # Without a Retry-After, which says that nothing was done: clients would retry it.
             self._warn(error)
             return error_response(503, OUTCOME_UNKNOWN, str(error), [])
         except StoreError as error:
             self._warn(error)
             return error_response(503, "UNAVAILABLE", str(error), [("retry-after", _RETRY_AFTER)])
-        except Exception:  # noqa: BLE001 - the last line of defence: logged, answered, the server lives
+        except Exception:  # noqa: BLE001 - logged and answered, so that the server goes on
             _log.exception("a request failed: %s %s", request.method, request.path)
             return error_response(500, "INTERNAL", "the server failed on this request; its log says why", [])
 
     def _warn(self, error: StoreError) -> None:
-        """Log why requests are refused: not for each of thousands, a log may be on the very disk that is in trouble."""
+        """Log why requests are refused, not for each of them: the log may be on the disk that fails."""
         now, message = time.monotonic(), str(error)
         if now - self._warned.get(message, -_WARNING_INTERVAL) >= _WARNING_INTERVAL:
             if len(self._warned) >= _WARNINGS:

@@ -1,4 +1,4 @@
-"""Request bodies that are on their way in, and in use: bounded in memory, in all, and in time.
+"""Request bodies, while they come and while they are used: bounded in memory, in all, and in time.
 
 Invariants: what is held of all bodies together is below ``limit``; a body of which less than a small part comes within
 ``timeout`` seconds is refused, with whatever there is of it; one that is on its way when the server ends has a moment
@@ -63,7 +63,7 @@ class Incoming:
         self._charged = 0
 
     def end(self) -> None:
-        """Give the body up: it is late."""
+        """Give up a body that is late."""
         self._is_late = True
         if self._task is not None:
             self._task.cancel()
@@ -119,11 +119,11 @@ class Bodies:
             self._tick = asyncio.get_running_loop().call_later(_TICK, self._look)
 
     def forget(self, incoming: Incoming) -> None:
-        """Watch a body no more."""
+        """Stop watching a body."""
         self._reading.pop(incoming, None)
 
     async def linger(self, taking: Coroutine[Any, Any, None]) -> None:
-        """Take what a client still sends behind its answer, for a while: closing at once would lose the answer, too.
+        """Take the rest of a body after its answer, for a while: closing at once would lose the answer, too.
 
         ``taking`` takes the rest of the body, and drops it.
         """

@@ -1,4 +1,4 @@
-"""What an operator can set."""
+"""The settings of a server."""
 
 from __future__ import annotations
 
@@ -38,34 +38,54 @@ _HOST = re.compile(r"[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.]+\]")
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Settings of a server; times in seconds, sizes in bytes.
+    """Settings of a server.
 
-    ``data_dir`` is the folder of the SQLite store; with neither it nor ``store``, streams are kept in memory.
-    ``store`` is a NATS cluster, ``nats://a:4222,b:4222,c:4222``: what ``nats_name`` to ``nats_tls_ca`` say of it is
-    explained at ``stores.jetstream.JetStreamConfig``. ``port`` 0 picks a free one. ``chunk_size`` is about how much is
-    read from the store at once, and how much an event or a long-poll brings; ``sse_max_bytes`` ends an event stream
-    early, for the reader to reconnect where it was. ``send_budget`` is what may be held for clients that have not taken
-    it yet, in all; a client that takes nothing for ``send_timeout`` is left. ``body_budget`` is what request bodies may
-    take in memory, in all, by default 256 MiB, or twice ``max_body`` if that is more; one that does not come on for
-    ``body_timeout`` is refused. ``cache`` is the scope of ``Cache-Control``: public, or
-    private where caches between the server and its readers must keep nothing. ``keep_alive`` is how long a connection
-    may be silent between two requests, or within the head of one (``serve`` only).
+    Args:
+        host: The address to listen on (`serve` only).
+        port: The port to listen on, 0 for a free one (`serve` only).
+        data_dir: The folder of the SQLite store; with neither it nor ``store``, streams are kept in memory.
+        store: A NATS cluster, ``nats://a:4222,b:4222,c:4222``.
+        nats_name: The name of the bucket and its subjects on NATS; see ``stores.jetstream.JetStreamConfig``.
+        nats_replicas: How many servers of the cluster keep a copy.
+        nats_storage: Where NATS keeps a new bucket.
+        nats_max_bytes: The most bytes of a new bucket.
+        nats_credentials: The file with credentials for NATS.
+        nats_tls_ca: The file with the certificate authority of the NATS servers.
+        long_poll_timeout: Seconds that a long-poll waits for data.
+        sse_max_age: Seconds after which an event stream ends, for the client to reconnect.
+        sse_max_bytes: Bytes after which an event stream ends, for the client to reconnect.
+        sse_heartbeat: Seconds between two heartbeats of an idle event stream.
+        send_budget: The most bytes held for clients that have not taken them yet, in all.
+        send_timeout: Seconds after which a client that takes nothing loses its connection.
+        max_body: The most bytes of a request's body.
+        body_budget: The most bytes of request bodies in memory, in all; by default 256 MiB, or twice ``max_body`` if
+            that is more.
+        body_timeout: Seconds without progress after which a request's body is refused.
+        chunk_size: Bytes that are read from the store at once, and that an event or a long-poll brings.
+        max_streams_in_memory: About how many streams have their state in memory.
+        disk_timeout: Seconds that the disk may take for a commit or a read before requests are refused.
+        max_queued_bytes: The most bytes that wait to be stored, over all streams.
+        max_queued_appends: The most requests that wait to be stored, over all streams.
+        cache: The scope of ``Cache-Control``: public, or private where shared caches must keep nothing.
+        keep_alive: Seconds that a connection may be silent between two requests, or within the head of one (`serve`
+            only).
+        public_url: The address that clients use (``https://example.com/streams``), where a proxy changes it.
+        trusted_proxies: Addresses and networks whose ``X-Forwarded-Proto``, ``-Host`` and ``-Prefix`` give that
+            address instead.
+        cors_origins: The origins whose web pages may read and write, ``*`` for all. By default all, but only local
+            ones for requests to a local name or address.
+        cors_credentials: Whether those pages may send cookies.
+        allowed_hosts: The host names that the server answers to, besides addresses and localhost; a ``*`` stands for
+            any part of a name. By default all, but those without a dot only if `serve` listens on a loopback address.
 
-    ``public_url`` is the address that clients use (``https://example.com/streams``), where a proxy changes it; instead,
-    ``X-Forwarded-Proto``, ``-Host`` and ``-Prefix`` say it, from the addresses and networks in ``trusted_proxies``.
-    ``cors_origins``: the origins whose web pages may read and write, ``*`` for all; by default all, but only local
-    ones where the server is asked for under a local name or address. ``cors_credentials`` lets them send cookies.
-    ``allowed_hosts``: the names that the server answers to, besides addresses and localhost; by default all, but those
-    without a dot only where ``serve`` listens on a loopback address. A ``*`` in them stands for any part of a name.
-
-    ``disk_timeout`` is how long the disk may take for a commit or a read before requests are refused;
-    ``max_queued_bytes`` and ``max_queued_appends`` bound what waits to be stored, over all streams.
+    Raises:
+        ValueError: A setting makes no sense.
     """
 
     host: str = "127.0.0.1"
     port: int = 4437
     data_dir: Path | None = None
-    store: str | None = field(default=None, repr=False)  # there may be a password in it
+    store: str | None = field(default=None, repr=False)  # it may contain a password
     nats_name: str = "durable-streams"
     nats_replicas: int | None = None
     nats_storage: Literal["file", "memory"] | None = None
@@ -123,7 +143,7 @@ class ServerConfig:
                 raise ValueError(f"allowed_hosts are names like example.com or *.example.com, not {name!r}")
         if self.cors_credentials and (self.cors_origins is None or "*" in self.cors_origins):
             raise ValueError(
-                "cors_credentials needs cors_origins that name the origins: * would let in every page"
+                "cors_credentials needs cors_origins that name the origins: * would admit every page"
             )
 
     @property

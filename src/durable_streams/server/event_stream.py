@@ -1,6 +1,6 @@
 """Reads as server-sent events (protocol section 5).
 
-Invariants: what a commit brings is encoded once for all readers that are at the same place, unless it is large: then
+Invariants: the data of a commit is encoded once for all readers that are at the same place, unless it is large: then
 each reader's event is encoded as it is sent; an event stream ends after a control event, or in the middle of a large
 event that is not committed; nothing is read for a reader that left.
 """
@@ -30,7 +30,7 @@ from durable_streams.stores.base import Store, StoreError, StoreUnavailableError
 __all__ = ["EventStreams"]
 
 _HEARTBEAT = b": keep-alive\n\n"
-_OUTAGE_PAUSE = 1.0  # seconds: what cannot be read now is waited for like what is not there yet
+_OUTAGE_PAUSE = 1.0  # seconds until a read that failed is tried again
 _CURSOR_AGE = 20.0  # seconds that an event may be sent again: what a cursor counts
 _MAX_CHARACTER = 4  # bytes of the longest UTF-8 character
 _log = logging.getLogger("durable_streams.server")
@@ -66,7 +66,7 @@ class _EventReader:
         return None if now is None or now.id != self.stream_id or now.deleted or self.has_left else now
 
     def leave(self, _: object) -> None:
-        """Read no more: the client has gone."""
+        """Stop reading, because the client has left."""
         self.has_left = True
         self.watch.wake()
 

@@ -19,8 +19,8 @@ _SMALL = 64 << 10
 class Event:
     """Data and control events.
 
-    ``end``: the position that they commit; ``reached``: the one that they looked at, further by what is there of a
-    character that is not complete yet; ``done``: whether the stream ends there.
+    ``end``: the position that they commit; ``reached``: the one up to which bytes were read, which is further by
+    those of a character that is not complete yet; ``done``: whether the stream ends there.
     """
 
     __slots__ = ("data", "done", "end", "is_kept", "is_small", "reached", "readers", "size")
@@ -66,12 +66,12 @@ class EventCache:
         event.readers += 1
 
     def drop(self, event: Event) -> None:
-        """Count a reader less."""
+        """Count one reader less, and release what is not used any more."""
         event.readers -= 1
         self._release(event)
 
     def clear(self) -> None:
-        """Keep nothing."""
+        """Forget all events."""
         while self._events:
             self._forget(next(iter(self._events)))
 

@@ -15,7 +15,7 @@ BACKLOG = 1024
 """Connections that may wait to be accepted."""
 
 _UNSENT_BYTES = 128 << 10
-"""What the kernel takes beyond what is on its way: else a client that does not read costs megabytes of its memory."""
+"""Bytes that the kernel takes beyond those on their way: a client that does not read would cost it megabytes."""
 
 
 class ServerStartError(Exception):

@@ -70,10 +70,10 @@ class LiveReads:
                 await self._wait(watch, request, state, position)
                 state = rules.require(watch.state)
                 if position >= state.tail and not state.closed:
-                    # About to say "up to date": to a server that was cut off it only looks as if nothing had come.
+                    # About to say "up to date": a server that was cut off from NATS would not know of newer data.
                     state = rules.require(await self._store.get(path))
                 if state.id != identity:
-                    raise rules.not_found()  # what is at the path now is another stream, with other offsets
+                    raise rules.not_found()  # another stream is at the path now, with other offsets
             found = await self._range(watch, request, state, place)
         headers = self._live_headers(state, found.end, cursor)
         if found.end == found.start:

@@ -99,7 +99,7 @@ class Outlet:
         return self._is_ended
 
     def close(self) -> None:
-        """Forget the answer, which is complete or has failed."""
+        """Forget an answer that is complete or has failed."""
         self._outlets.closed(self)
 
     def _begin_wait(self) -> None:
@@ -109,7 +109,7 @@ class Outlet:
 
 
 class WatchedOutlet(Outlet):
-    """For a ``write`` that never waits for the socket: what the socket took is asked of the kernel."""
+    """For a ``write`` that never waits for the socket: the kernel is asked how much the socket took."""
 
     __slots__ = ("_asked_at", "_base", "_charged", "_handed", "_taken", "_unproven", "_write")
 
@@ -126,7 +126,7 @@ class WatchedOutlet(Outlet):
         self._asked_at = 0.0
 
     def send(self, data: bytes) -> Awaitable[Any]:
-        """Send a part; see Outlet."""
+        """Send a part as `Outlet.send` does; one that keeps up costs an addition."""
         size = len(data) + _FRAME
         if self._unproven + size > self._outlets.share:
             return self._send_slowly(data)
@@ -202,7 +202,7 @@ class WatchedOutlet(Outlet):
 
 
 class AwaitedOutlet(Outlet):
-    """For a ``write`` that waits for the socket, as ASGI's does: only how long it waits is watched."""
+    """For a ``write`` that waits for the socket, as ASGI's does: only the time of each wait is watched."""
 
     __slots__ = ("_is_limited", "_task", "_write")
 
@@ -280,7 +280,7 @@ class Outlets:
         self._stopped = False
 
     def stop(self) -> None:
-        """Give up all clients that do not take what is sent to them."""
+        """Give up all clients that do not read."""
         self._stopped = True
         for outlet in list(self._waiting):
             if outlet.progress_at is not None:

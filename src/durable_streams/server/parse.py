@@ -1,4 +1,4 @@
-"""Headers and queries to values; anything malformed is a 400 with one sentence."""
+"""From headers and queries to values; a malformed one is a 400 with one sentence."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def content_type(value: str) -> str:
 
 
 def check_not_encoded(content: str | None, transfer: str | None) -> None:
-    """Refuse a body that came compressed: it would be stored so, and read without the header that says it.
+    """Refuse a body that came compressed: it would be stored compressed, and read without the header that says so.
 
     Args:
         content: Content-Encoding.
@@ -122,7 +122,7 @@ def sequence(value: str | None) -> str | None:
 
 
 def producer(producer_id: str | None, epoch: str | None, seq: str | None) -> ProducerStamp | None:
-    """Return what the three producer headers say together."""
+    """Return the stamp that the three producer headers give together (section 4)."""
     if producer_id is None and epoch is None and seq is None:
         return None
     if producer_id is None or epoch is None or seq is None:

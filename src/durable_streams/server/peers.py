@@ -36,7 +36,7 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 seconds
 
 
 class PeerGoneError(Exception):
-    """The connection is not there any more."""
+    """The connection has ended."""
 
 
 class Peers:
@@ -104,12 +104,12 @@ class Peers:
             try:
                 found = socket.socket(fileno=number)
             except OSError:
-                continue  # closed meanwhile
+                continue  # closed in the meantime
             is_it = False
             try:
                 is_it = found.family in _FAMILIES and found.getpeername()[0] == host.strip("[]")
             except OSError:
-                pass  # its peer has gone
+                pass  # its peer has left
             finally:
                 if not is_it:
                     found.detach()  # whatever happens, the file is another's to close
@@ -118,7 +118,7 @@ class Peers:
         return None
 
     def _look(self) -> None:
-        """Learn the peers of all open files: one look serves all that come in a burst."""
+        """Learn the peers of all open files: one look serves a burst of questions."""
         began = time.monotonic()
         numbers: dict[bytes, list[int]] = {}
         address, size = ctypes.create_string_buffer(_ADDRESS_SIZE), ctypes.c_uint32()

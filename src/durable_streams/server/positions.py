@@ -1,4 +1,4 @@
-"""Where in a stream a request points, and what a range of it looks like on the wire."""
+"""The place in a stream that a request points at, and the headers of a range."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def place_of(offset: str | None, state: StreamState) -> Place:
 
 
 def content(state: StreamState, payload: bytes) -> bytes:
-    """Return stored bytes as a reader gets them."""
+    """Return the body for stored bytes: of JSON, one array."""
     return jsonmode.response_body(payload) if state.is_json else payload
 
 
 def range_headers(state: StreamState, end: int) -> Headers:
-    """Return what every read that reaches ``end`` says of its place: next offset, up to date, closed (section 5)."""
+    """Return the headers of a read that reaches ``end``: next offset, up to date, closed (section 5)."""
     headers = [*READ_HEADERS, (names.STREAM_NEXT_OFFSET, format_offset(end))]
     if end == state.tail:
         headers.append((names.STREAM_UP_TO_DATE, "true"))

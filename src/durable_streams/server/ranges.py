@@ -123,13 +123,13 @@ class Range:
         self.body = body
 
     def response(self, headers: Headers) -> ServerResponse:
-        """Return the 200 of the range; its length shows a client whether it got all of it."""
+        """Return the 200 of the range; its Content-Length shows a client whether it is complete."""
         if not isinstance(self.body, bytes):
             headers.append(("content-length", str(self.size)))
         return ServerResponse(200, headers, self.body)
 
     async def close(self) -> None:
-        """Let go of a range that is not answered with."""
+        """Release a range that is not sent."""
         if not isinstance(self.body, bytes):
             await self.body.aclose()
 
@@ -143,7 +143,7 @@ class Ranges:
         self.chunk_size = chunk_size
 
     def fair_piece(self) -> int:
-        """Return how much may be read at once for one client, in bytes: less the more is held already."""
+        """Return how much may be read at once for one client, in bytes: the less, the more is held already."""
         return max(SMALL, self.budget.free // 8)
 
     async def read(self, state: StreamState, start: int, end: int) -> bytes:
@@ -198,6 +198,6 @@ def _unreadable(state: StreamState, position: int) -> StoreUnavailableError:
 
 
 def whole(state: StreamState, chunk: Chunk) -> Range:
-    """Return a range whose stored bytes are at hand."""
+    """Return a range whose stored bytes are in memory."""
     body = content(state, chunk.payload)
     return Range(chunk.start, chunk.end, len(body), body)

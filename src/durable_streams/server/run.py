@@ -59,11 +59,15 @@ class ServerFailedError(ServerStartError):
 
 
 def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was accepted and return.
+    """Serve until SIGTERM or SIGINT, then finish the requests that were accepted and return.
 
-    ``on_ready`` is called with the full stream root URL once requests are answered. Raises ServerStartError for a
-    taken port, a folder that cannot be written to, or one that another server has open; ServerFailedError if at the
-    end the data folder is not where it was, or the disk does not answer.
+    Args:
+        config: The settings.
+        on_ready: Called with the full URL of the stream root once requests are answered.
+
+    Raises:
+        ServerStartError: The port is taken, or the folder cannot be written to or is open in another server.
+        ServerFailedError: At the end the data folder is not where it was, or the disk does not answer.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL)
     gc.set_threshold(*_GC_THRESHOLDS)
