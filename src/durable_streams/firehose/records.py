@@ -1,8 +1,8 @@
 """Records out of the chunks of a feed: JSON texts, one a line or one an event.
 
 Invariants: where chunks are cut never changes the records; a record counts only with its end; every byte is looked
-at a constant number of times; what precedes a record that is too long is given out; what becomes a value is JSON by the
-rule of `jsonrule`, and all that is JSON by it does, if it fits.
+at a constant number of times; the records before one that is too long are given out; a record becomes a value if, and
+only if, it is JSON by the rule of `jsonrule` and fits the model.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 Decode = Callable[[bytes], Any]
-"""From one record's bytes to what is handed over; raises for what it does not take."""
+"""From the bytes of a record to the value that is handed over; raises if it cannot."""
 
 
 class Decoding(NamedTuple):
@@ -96,14 +96,14 @@ class Invalid:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A record that is no data but the feed's own report of an error."""
+    """A record that is a report of an error by the feed, instead of data."""
 
     raw: bytes
     payload: dict[str, Any]
 
 
 Item = list[Any] | Invalid | Problem
-"""What comes out of records: values in a row, never none, or what interrupts them."""
+"""One or more values in a row, or the record that interrupts them."""
 
 
 class RecordSplitter:
@@ -198,7 +198,7 @@ class RecordDecoder:
         """The last record of the item that `items` gave last."""
 
     def items(self, records: list[bytes]) -> Iterator[Item]:
-        """Yield what the records are, in their order."""
+        """Yield the items of the records, in order."""
         for start in range(0, len(records), _AT_ONCE):
             yield from self._items(records[start : start + _AT_ONCE])
 
@@ -276,7 +276,7 @@ class RecordDecoder:
             return Invalid(record.rstrip(b"\r"), error)
 
 
-_AT_ONCE = 32  # values: of more, alive at the same time, the garbage collector makes more work than they are
+_AT_ONCE = 32  # values: more of them alive at once cost more time in the garbage collector than they save
 _PLAIN = Decoding(msgspec.json.Decoder().decode, decode_value)
 _PROBLEM_MARKS = re.compile(rb'"(?:errors|disconnect_type|connection_issue)"')
 
@@ -295,7 +295,7 @@ def _is_problem(payload: dict[str, Any]) -> bool:
 
 
 def key_at(path: str) -> Callable[[Any], Hashable]:
-    """Return what finds the value at a path such as ``data.id`` in mappings and objects; it gives None for none."""
+    """Return a function that finds the value at a path such as ``data.id`` in mappings and objects, or None."""
     names = path.split(".")
 
     def key(record: Any) -> Hashable:

@@ -1,4 +1,4 @@
-"""What can be asked of a stream, and what a decision says: the vocabulary between handlers, rules and stores."""
+"""Commands on streams and their results: the vocabulary of handlers, rules and stores."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Append(msgspec.Struct, frozen=True, gc=False):
 
 
 class Appended(msgspec.Struct, frozen=True, gc=False):
-    """What became of an append: the stream after it, the producer's state, and whether it was there before."""
+    """The result of an append: the stream and the producer after it, and whether it was stored before."""
 
     state: StreamState
     producer: ProducerState | None = None

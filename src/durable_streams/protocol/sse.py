@@ -1,4 +1,4 @@
-"""Server-sent events as section 5 uses them: what the server encodes and the client decodes.
+"""Server-sent events as section 5 uses them, encoded by the server and decoded by the client.
 
 Invariants: a payload can never inject an event (CR, LF and CRLF all end a line, each line carries its own
 ``data:``); data is committed only by the control event that follows it.

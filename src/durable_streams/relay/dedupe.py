@@ -45,7 +45,9 @@ def id_reader(path: str) -> IdReader:
             for _ in names:
                 value = None if value is None else value.value
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            value = _value_at(names, record)  # what leads there is no such path, or something else is strange
+            value = _value_at(
+                names, record
+            )  # another type on the way to the id, or JSON that msgspec does not take
         return value if isinstance(value, (str, int)) and not isinstance(value, bool) else None
 
     return read
@@ -91,7 +93,7 @@ class IdWindow:
         return self._added
 
     def mark(self, added: int, offset: str) -> None:
-        """Take note that the target holds the first ``added`` ids up to this offset."""
+        """Note that the target holds the first ``added`` ids before this offset."""
         marks = self._marks
         if added > marks[-1][0]:
             marks.append((added, offset))
@@ -100,9 +102,9 @@ class IdWindow:
 
 
 class Tail:
-    """The target from an offset on, compared with a source that is read again; ``counts`` says which records count.
+    """The target from an offset on, compared with a source that is read again; ``counts`` selects records.
 
-    `has` moves both on together: what it has found it does not look at again.
+    `has` moves on in both: a record that it has found is not compared again.
     """
 
     def __init__(self, target: Target, offset: str, counts: Callable[[bytes], bool]) -> None:
@@ -117,7 +119,7 @@ class Tail:
         return any(other == record or _canonical(other) == canonical for other in self._records)
 
     def extend(self) -> None:
-        """Look at what was stored since the tail was reached."""
+        """Compare with records that were stored since the tail was reached."""
         self._records = self._read()
 
     def _read(self) -> Iterator[bytes]:
@@ -158,14 +160,14 @@ class Known:
         return self._tail is not None and self._tail.has(record)
 
     def extend(self) -> None:
-        """Look at what was stored since the target was read."""
+        """Read the records that were stored since the target was read."""
         if self._id_of is not None:
             self._read_ids()
         if self._tail is not None:
             self._tail.extend()
 
     def forget_tail(self) -> None:
-        """Compare no longer: from here on nothing of the source is stored yet."""
+        """Stop comparing: no later record of the source is stored yet."""
         self._tail = None
 
     def _read_ids(self) -> None:
@@ -185,4 +187,4 @@ def _canonical(record: bytes) -> object:
     try:
         return json.dumps(decode_value(record), sort_keys=True)
     except (ValueError, RecursionError):
-        return record  # no JSON, or beyond what the interpreter compares
+        return record  # not JSON, or nested too deeply to compare

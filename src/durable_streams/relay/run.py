@@ -2,9 +2,9 @@
 
 Invariants:
 * the state file is never ahead of the target: a place is saved with the offset at which the target has just that;
-* a run begins with what the target holds, not with what the last run believed: what is there is not sent again;
+* a run begins with what the target holds, not with what the last run believed: records that it has are not sent again;
 * after a run that was killed nothing is sent before that run's last request is settled (`Target.claim`);
-* what is read and not acknowledged is bounded: a slow target stops the reading.
+* the records that are not acknowledged are bounded: a slow target stops the reading.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ class Relay:
     # -- the beginning
 
     def _open(self) -> None:
-        """Find the target, and what it has of the source."""
+        """Find the target, and the records of the source that it has."""
         self.source.check()
         saved = self._file.load() if self._file is not None else None
         make = self._create and saved is None
@@ -275,7 +275,7 @@ class Relay:
             self._take_gap(Gap(max(0.0, time.time() - saved.saved)))
 
     def _settle_number(self) -> None:
-        """Learn what the last run may have under way. Before the tail is read: what arrives later is settled then."""
+        """Learn the number of the request that the last run may have under way, before the tail is read."""
         number = self._target.next_number(
             self._state.producer_id, self._state.epoch, lambda: self.source.stopped
         )
@@ -331,7 +331,7 @@ class Relay:
             on_invalid(raw, self._flawed(cause))
 
     def _claimed(self, data: bytes, key: str | int | None) -> bool:
-        """Settle what a killed run left under way, by means of this record; return whether it is stored now."""
+        """Settle a killed run's last request by sending this record in its place; return whether it is stored now."""
         known = self._known
         if self._unsettled is None or known is None:
             return False

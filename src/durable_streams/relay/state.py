@@ -1,7 +1,7 @@
-"""What a relay keeps between runs: one small file, replaced in one step.
+"""The state of a relay between runs: one small file, replaced in one step.
 
-Invariants: ``offset`` and ``place`` belong together: at ``offset`` the target holds what the source has up to
-``place``, and nothing of it is further on; an epoch is in the file before the first request that carries it;
+Invariants: ``offset`` and ``place`` belong together: at ``offset`` the target holds the records of the source up to
+``place``, and none after it; an epoch is in the file before the first request that carries it;
 ``clean`` is true only while no request can be under way; one relay at a time uses a file.
 """
 
@@ -45,7 +45,7 @@ class State(Checkpoint, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Acknowledged:
-    """What is stored, in order: the pairs of place and offset that a state may hold."""
+    """The records that are stored, in order, and the pairs of place and offset that a state may hold."""
 
     def __init__(self, place: Any, offset: str) -> None:
         self.records = 0
@@ -53,7 +53,7 @@ class Acknowledged:
         self._sent: deque[tuple[Any, int]] = deque()
 
     def sent(self, place: Any, ids: int, future: Future[IdempotentAppendResult]) -> None:
-        """Take note of a record on its way; ``ids`` were added up to it."""
+        """Note a record that is sent; ``ids``: how many ids were added up to it."""
         self._sent.append((place, ids))
         future.add_done_callback(self._done)
 
@@ -133,7 +133,7 @@ class StateFile:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other relays off the file; raises DurableStreamError where one uses it."""
+        """Lock the file; raises DurableStreamError if another relay uses it."""
         if sys.platform == "win32":
             yield  # no lock there: of two relays on one file, the younger one fences the elder
             return

@@ -21,7 +21,14 @@ __all__ = ["StreamSource"]
 
 
 class StreamSource(Source):
-    """The messages of a JSON stream, or the lines of another: to its end, with ``follow``, or to its present tail."""
+    """The messages of a JSON stream, or the lines of another (section 5).
+
+    Args:
+        url: The stream's URL.
+        headers: Headers of every request.
+        follow: Whether to read to the stream's end, instead of its present tail.
+        content_type: What the stream holds, where its answers do not say.
+    """
 
     resumable = True
 

@@ -48,7 +48,14 @@ class EncodedProducer(SyncIdempotentProducer):
 
 
 class Target:
-    """One stream. ``headers`` go with every request; ``retry_for`` is in seconds."""
+    """The stream that a relay writes to.
+
+    Args:
+        url: Its URL.
+        headers: Headers of every request.
+        content_type: What it must hold, or is made with; None to take what is there.
+        retry_for: Seconds for which a failing append is retried.
+    """
 
     def __init__(
         self, url: str, *, headers: HeadersLike | None, content_type: str | None, retry_for: float
@@ -66,10 +73,17 @@ class Target:
         return h.is_json(self.content_type)
 
     def open(self, content_type: str | None) -> tuple[HeadResult, bool]:
-        """Return its metadata and whether it was made just now, of this type (None: not to be made).
+        """Find the stream, or make it.
 
-        Raises StreamNotFoundError, or DurableStreamError (code ``BAD_CONTENT_TYPE``) where it holds something else
-        than was asked for.
+        Args:
+            content_type: The content type to make it with, None to make none.
+
+        Returns:
+            Its metadata, and whether it was made just now.
+
+        Raises:
+            StreamNotFoundError: There is none, and none is to be made.
+            DurableStreamError: It holds another content type than was asked for (code ``BAD_CONTENT_TYPE``).
         """
         with self._handle() as handle:
             try:
@@ -88,10 +102,15 @@ class Target:
         return found, new
 
     def encode(self, data: Any, *, beyond_double: bool = False, checked: bool = False) -> bytes:
-        """Return a record as the target holds it: a JSON message, or a line with its end. Raises ValueError.
+        """Return a record as the target holds it: a JSON message, or a line with its end.
 
-        ``beyond_double``: an infinity becomes a number that is read as one. ``checked``: the data is bytes that are
-        known to be JSON.
+        Args:
+            data: Bytes or text that is JSON, or a JSON value; for a target that is not JSON, one line.
+            beyond_double: Whether an infinity becomes a number that no double holds.
+            checked: Whether the data is bytes that are known to be JSON.
+
+        Raises:
+            ValueError: The target cannot hold it.
         """
         if self.is_json:
             if checked:
@@ -117,8 +136,8 @@ class Target:
     def next_number(self, producer_id: str, epoch: int, stopped: Callable[[], bool]) -> tuple[int, int]:
         """Return the producer's epoch at the server and the number that its next request must have.
 
-        They are asked for with a number that is too great, which stores nothing. Unless ``epoch`` is behind, it is
-        the one returned.
+        The request that asks for them has a number that is too great, so that it stores nothing. The epoch is the
+        given one, unless the server knows a newer one.
         """
         while True:
             try:
@@ -174,7 +193,7 @@ class Target:
         )
 
     def close_stream(self) -> str:
-        """Close it for good; return where it ends."""
+        """Close the stream; return its final offset."""
         with self._handle() as handle:
             return handle.close_stream().final_offset
 
@@ -195,9 +214,9 @@ def _worth_another(error: DurableStreamError) -> bool:
 
 
 def split_messages(body: bytes, offset: str) -> list[bytes]:
-    """Return the messages of a JSON stream's body, each with its bytes as they came, whether they are JSON or not.
+    """Return the messages of a JSON stream's body as they are stored; each of them may be invalid.
 
-    ``offset`` is the last safe one before it. Raises StreamParseError for what is no array.
+    ``offset`` is the last safe one before it. Raises StreamParseError if the body is not an array.
     """
     try:
         return split(body) if body else []
