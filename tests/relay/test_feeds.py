@@ -243,3 +243,29 @@ def test_credentials_of_the_source(home: Any, watch: Any, events: EventFeed) -> 
     )
     watch.until(lambda: watch.tail(home.url("copy")) != "" and len(watch.messages(home.url("copy"))) == 10)
     assert {authorization for _, authorization in events.asked} == {"Bearer secret"}
+
+
+def test_no_content_is_the_end_of_a_feed_of_events(server: Any) -> None:
+    asked: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Last-Event-ID"])
+            self.send_response(204 if asked[-1] else 200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            if not asked[-1]:
+                self.wfile.write(b'id: 7\ndata: {"n": 1}\n\n')
+
+        def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
+            pass
+
+    feed = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=feed.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    try:
+        source = source_for(f"http://127.0.0.1:{feed.server_port}/", form="sse", backoff=0.01)
+        report = relay(source, server.url("/ended"), close=True)
+    finally:
+        feed.shutdown()
+        feed.server_close()
+    assert (asked, report.records, report.place, report.closed) == ([None, "7"], 1, "7", True)
