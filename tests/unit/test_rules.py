@@ -147,3 +147,33 @@ def test_messages_are_one_sentence() -> None:
         assert refusal.message
         assert "\n" not in refusal.message
         assert refusal.code.isupper()
+
+
+JSON = "application/json"
+
+
+@pytest.mark.parametrize(
+    ("state", "content_type", "body", "close", "expected"),
+    [
+        (stream(), TEXT, b"a", False, b"a"),
+        (stream(), None, b"", True, b""),
+        (stream(content_type=JSON), JSON, b" [1, 2] ", False, b"1, 2,"),
+        (stream(content_type=JSON, closed=True), JSON, b"1", False, b"1,"),  # decide_append refuses it
+        (None, TEXT, b"a", False, 404),
+        (stream(), TEXT, b"", False, 400),
+        (stream(), None, b"a", False, 400),
+        (stream(), JSON, b"1", False, 409),
+        (stream(content_type=JSON), JSON, b"{", False, 400),
+        (stream(content_type=JSON, closed=True), JSON, b"{", False, 409),
+        (stream(content_type=JSON), JSON, b"[]", True, 400),
+    ],
+)
+def test_what_a_body_is_stored_as(
+    state: StreamState | None, content_type: str | None, body: bytes, close: bool, expected: bytes | int
+) -> None:
+    if isinstance(expected, bytes):
+        assert rules.prepare_append(state, content_type, body, close=close) == expected
+        return
+    with pytest.raises(Rejection) as caught:
+        rules.prepare_append(state, content_type, body, close=close)
+    assert caught.value.status == expected
