@@ -16,7 +16,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "support")]
 from probes import PROBES  # noqa: E402
 from scripted import Received, ScriptedServer  # noqa: E402
 
-WITHIN = 25.0
+WITHIN = 60.0  # seconds; a busy machine is no difference
 
 
 OURS = [sys.executable]
