@@ -32,22 +32,25 @@ else:
 Offset = str
 """A position in a stream: opaque, sortable, minted by the server. ``"-1"`` is the start, ``"now"`` the tail."""
 
-LiveMode = Literal[False, True, "long-poll", "sse"]
-"""``False``: catch up and stop. ``True``: catch up, then follow, choosing by content type: over SSE where that is
-lossless (JSON, and what travels as base64), else by long-polling (``text/*``, and types that are not known). Else the
-named mode, from the start; ``"sse"`` alters text: each CR and CRLF arrives as LF, and bytes that are not UTF-8 arrive
-as U+FFFD."""
+LiveMode = Literal[False, True, "auto", "long-poll", "sse"]
+"""``False``: catch up and stop. ``True``, or ``"auto"``: catch up, then follow, choosing by content type: over SSE
+where that is lossless (JSON, and what travels as base64), else by long-polling (``text/*``, and types that are not
+known). ``"long-poll"`` and ``"sse"``: that mode, from the start; ``"sse"`` alters text: each CR and CRLF arrives as LF,
+and bytes that are not UTF-8 arrive as U+FFFD."""
 
-HeadersLike = Mapping[str, str | Callable[[], str]]
-"""Header values, or callables that give one for each attempt (a token that expires, a request id)."""
+_Value = str | float | None
 
-ParamsLike = Mapping[str, str | Callable[[], str]]
-"""Query parameters, or callables that give one for each attempt."""
+HeadersLike = Mapping[str, _Value | Callable[[], _Value]]
+"""Header values, or callables that give one for each attempt (a token that expires, a request id). Numbers are written
+as text; what is None is not sent."""
 
-AsyncHeadersLike = Mapping[str, str | Callable[[], str | Awaitable[str]]]
+ParamsLike = Mapping[str, _Value | Callable[[], _Value]]
+"""Query parameters, in the same form."""
+
+AsyncHeadersLike = Mapping[str, _Value | Callable[[], _Value | Awaitable[_Value]]]
 """As HeadersLike, for async calls: the callables may be async."""
 
-AsyncParamsLike = Mapping[str, str | Callable[[], str | Awaitable[str]]]
+AsyncParamsLike = Mapping[str, _Value | Callable[[], _Value | Awaitable[_Value]]]
 """As ParamsLike, for async calls: the callables may be async."""
 
 

@@ -261,7 +261,7 @@ def test_a_response_is_consumed_once(facade: Facade, url: str) -> None:
 
 
 def test_json_of_a_stream_that_holds_none(facade: Facade, url: str) -> None:
-    handle = facade.DurableStream.create(url, content_type="text/plain", body="[1]")
+    handle = facade.DurableStream.create(url, content_type="application/octet-stream", body=b"[1]")
     for read in ("iter_json", "read_json"):
         with (
             handle.stream(live=False) as response,

@@ -70,7 +70,7 @@ def test_append_asks_for_an_unknown_content_type_first() -> None:
     assert [request.method for request in requests] == ["HEAD", "POST"]
     assert requests[1].headers == {"content-type": "application/json; charset=utf-8", "stream-seq": "5"}
     assert requests[1].body == b'[{"a":1}]'
-    assert not requests[1].idempotent
+    assert requests[1].idempotent  # a sequence makes the server refuse a repetition
     assert (result.next_offset, known) == ("9", "application/json; charset=utf-8")
 
 

@@ -18,6 +18,7 @@ from durable_streams.client.base import (
 )
 from durable_streams.client.sides import ASYNC
 from durable_streams.client.transports import async_transport_for
+from durable_streams.client.transports.limits import TimeoutLike
 from durable_streams.protocol import headers as h
 from durable_streams.protocol import operations
 from durable_streams.protocol.append_queue import AppendQueue
@@ -51,8 +52,9 @@ def astream(
     params: AsyncParamsLike | None = None,
     on_error: AsyncOnError | None = None,
     on_invalid: OnInvalid = "raise",
+    idle_timeout: float | None = None,
     client: Any = None,
-    timeout: float | None = None,
+    timeout: TimeoutLike | None = None,
     trickle_timeout: float | None = None,
     retry: RetryPolicy | None = None,
 ) -> Opening:
@@ -67,8 +69,9 @@ def astream(
             (or None) for the start, ``"now"`` for the tail.
         live: ``False`` reads to the tail and stops. ``True`` catches up, then follows the tail: over SSE where
             that returns every byte (JSON, and types that travel as base64), by long-polling where not (text) or
-            where SSE brings nothing. ``"long-poll"`` and ``"sse"`` choose one; ``"sse"`` on a stream of text
-            alters it: each CR and CRLF arrives as LF, and bytes that are not UTF-8 arrive as U+FFFD.
+            where SSE brings nothing; ``"auto"`` is another name for it. ``"long-poll"`` and ``"sse"`` choose
+            one; ``"sse"`` on a stream of text alters it: each CR and CRLF arrives as LF, and bytes that are not
+            UTF-8 arrive as U+FFFD.
         cursor: The `cursor` of an earlier live read, together with its ``offset``.
         etag: The `etag` of an earlier read from the same offset, whose first answer is left out if it would be
             the same.
@@ -86,7 +89,10 @@ def astream(
             (`invalid` of the response); so does a callable (it may be async), which is given its bytes and the
             error, and may raise it.
         client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
-        timeout: Seconds of silence before a read counts as stalled; None for 30, for live reads 90.
+        idle_timeout: Seconds without data after which the read ends: iterating stops, `timed_out` of the response
+            is True; a ``read_`` method raises FetchError instead. None for never.
+        timeout: Seconds of silence before a read counts as stalled; None for 30, for live reads 90. Or a pair of
+            seconds, for connecting and reading, or an ``httpx.Timeout``.
         trickle_timeout: Seconds that an answer other than an event stream may trickle beyond that; None for 30.
         retry: How failures are retried; None for five retries until the first answer, and forever for a live
             read afterwards.
@@ -110,7 +116,9 @@ def astream(
     )
     saver = Saver(checkpoint)
     reader = make_reader(url, saver, options, offset=offset, live=live, cursor=cursor, etag=etag)
-    response = AsyncStreamResponse(reader, options, saver, on_error, on_invalid)
+    response: AsyncStreamResponse[Any] = AsyncStreamResponse(
+        reader, options, saver, on_error=on_error, on_invalid=on_invalid, idle_timeout=idle_timeout
+    )
     if ASYNC:
         return Opening(response)
     else:
@@ -126,10 +134,14 @@ class AsyncDurableStream(HandleBase):
         headers: Headers of each request; values may be callables, async ones too, called for every attempt.
         params: Query parameters of each request, in the same form.
         client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
-        timeout: Seconds of silence before a request is given up; None for 30.
+        timeout: Seconds of silence before a request is given up; None for 30. Or a pair of seconds, for connecting
+            and reading, or an ``httpx.Timeout``.
         trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
         retry: How requests that may be repeated safely are retried; None for the default, five retries.
         batching: Whether appends of several tasks at once go out together, in one request.
+        retry_appends: Whether an append is repeated although its answer was lost, so that it may be stored twice.
+            One with ``seq`` always is: the server refuses its repetition.
+        on_error: What `stream` uses where it is given none.
 
     Raises:
         ValueError: The URL is not absolute, or a header is not for the caller to set.
@@ -143,10 +155,12 @@ class AsyncDurableStream(HandleBase):
         headers: AsyncHeadersLike | None = None,
         params: AsyncParamsLike | None = None,
         client: Any = None,
-        timeout: float | None = None,
+        timeout: TimeoutLike | None = None,
         trickle_timeout: float | None = None,
         retry: RetryPolicy | None = None,
         batching: bool = True,
+        retry_appends: bool = False,
+        on_error: AsyncOnError | None = None,
     ) -> None:
         options = make_options(
             client and async_transport_for(client),
@@ -156,7 +170,7 @@ class AsyncDurableStream(HandleBase):
             retry,
             trickle_timeout=trickle_timeout,
         )
-        super().__init__(url, content_type, options, batching)
+        super().__init__(url, content_type, options, batching, retry_appends=retry_appends, on_error=on_error)
         self._turns = AsyncAppendTurns()
 
     async def __aenter__(self) -> Self:
@@ -183,10 +197,12 @@ class AsyncDurableStream(HandleBase):
         headers: AsyncHeadersLike | None = None,
         params: AsyncParamsLike | None = None,
         client: Any = None,
-        timeout: float | None = None,
+        timeout: TimeoutLike | None = None,
         trickle_timeout: float | None = None,
         retry: RetryPolicy | None = None,
         batching: bool = True,
+        retry_appends: bool = False,
+        on_error: AsyncOnError | None = None,
     ) -> AsyncDurableStream:
         """Create a stream, or find it with the same configuration, and return its handle (protocol section 3).
 
@@ -201,10 +217,14 @@ class AsyncDurableStream(HandleBase):
             headers: Headers of each request; values may be callables, async ones too, called for every attempt.
             params: Query parameters of each request, in the same form.
             client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
-            timeout: Seconds of silence before a request is given up; None for 30.
+            timeout: Seconds of silence before a request is given up; None for 30. Or a pair of seconds, for connecting
+                and reading, or an ``httpx.Timeout``.
             trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
             retry: How requests that may be repeated safely are retried; None for the default, five retries.
             batching: Whether appends of several tasks at once go out together, in one request.
+            retry_appends: Whether an append is repeated although its answer was lost, so that it may be stored
+                twice. One with ``seq`` always is: the server refuses its repetition.
+            on_error: What `stream` uses where it is given none.
 
         Returns:
             The handle, whose `created` says whether the stream is new.
@@ -222,6 +242,8 @@ class AsyncDurableStream(HandleBase):
             trickle_timeout=trickle_timeout,
             retry=retry,
             batching=batching,
+            retry_appends=retry_appends,
+            on_error=on_error,
         )
         await handle.create_stream(
             content_type=content_type,
@@ -237,25 +259,33 @@ class AsyncDurableStream(HandleBase):
         cls,
         url: str,
         *,
+        content_type: str | None = None,
         headers: AsyncHeadersLike | None = None,
         params: AsyncParamsLike | None = None,
         client: Any = None,
-        timeout: float | None = None,
+        timeout: TimeoutLike | None = None,
         trickle_timeout: float | None = None,
         retry: RetryPolicy | None = None,
         batching: bool = True,
+        retry_appends: bool = False,
+        on_error: AsyncOnError | None = None,
     ) -> AsyncDurableStream:
         """Return a handle of a stream that exists.
 
         Args:
             url: The stream's absolute URL.
+            content_type: The content type that the handle has until the server has named the stream's own.
             headers: Headers of each request; values may be callables, async ones too, called for every attempt.
             params: Query parameters of each request, in the same form.
             client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
-            timeout: Seconds of silence before a request is given up; None for 30.
+            timeout: Seconds of silence before a request is given up; None for 30. Or a pair of seconds, for connecting
+                and reading, or an ``httpx.Timeout``.
             trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
             retry: How requests that may be repeated safely are retried; None for the default, five retries.
             batching: Whether appends of several tasks at once go out together, in one request.
+            retry_appends: Whether an append is repeated although its answer was lost, so that it may be stored
+                twice. One with ``seq`` always is: the server refuses its repetition.
+            on_error: What `stream` uses where it is given none.
 
         Raises:
             StreamNotFoundError: There is no stream at the URL.
@@ -263,6 +293,7 @@ class AsyncDurableStream(HandleBase):
         """
         handle = cls(
             url,
+            content_type=content_type,
             headers=headers,
             params=params,
             client=client,
@@ -270,6 +301,8 @@ class AsyncDurableStream(HandleBase):
             trickle_timeout=trickle_timeout,
             retry=retry,
             batching=batching,
+            retry_appends=retry_appends,
+            on_error=on_error,
         )
         await handle.head()
         return handle
@@ -282,7 +315,7 @@ class AsyncDurableStream(HandleBase):
         headers: AsyncHeadersLike | None = None,
         params: AsyncParamsLike | None = None,
         client: Any = None,
-        timeout: float | None = None,
+        timeout: TimeoutLike | None = None,
         trickle_timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> HeadResult:
@@ -293,7 +326,8 @@ class AsyncDurableStream(HandleBase):
             headers: Headers of each request; values may be callables, async ones too, called for every attempt.
             params: Query parameters of each request, in the same form.
             client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
-            timeout: Seconds of silence before a request is given up; None for 30.
+            timeout: Seconds of silence before a request is given up; None for 30. Or a pair of seconds, for connecting
+                and reading, or an ``httpx.Timeout``.
             trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
             retry: How requests that may be repeated safely are retried; None for the default, five retries.
 
@@ -320,7 +354,7 @@ class AsyncDurableStream(HandleBase):
         headers: AsyncHeadersLike | None = None,
         params: AsyncParamsLike | None = None,
         client: Any = None,
-        timeout: float | None = None,
+        timeout: TimeoutLike | None = None,
         trickle_timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> None:
@@ -331,7 +365,8 @@ class AsyncDurableStream(HandleBase):
             headers: Headers of each request; values may be callables, async ones too, called for every attempt.
             params: Query parameters of each request, in the same form.
             client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
-            timeout: Seconds of silence before a request is given up; None for 30.
+            timeout: Seconds of silence before a request is given up; None for 30. Or a pair of seconds, for connecting
+                and reading, or an ``httpx.Timeout``.
             trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
             retry: How requests that may be repeated safely are retried; None for the default, five retries.
 
@@ -409,11 +444,18 @@ class AsyncDurableStream(HandleBase):
             ValueError: The data is empty, or is not valid JSON.
             TypeError: The stream cannot hold this type of data.
             StreamClosedError: The stream is closed.
-            SeqConflictError: ``seq`` is not greater than the last one.
+            SeqConflictError: ``seq`` is not greater than the last one; after an attempt whose answer was lost,
+                ``may_have_been_sent`` is True, for that attempt may have stored the data.
             FetchError: The answer was lost; ``may_have_been_sent`` says whether the data may have been written.
         """
         if not self._batching or seq is not None or content_type is not None:
-            op = operations.append(self._url, data, content_type=content_type or self._content_type, seq=seq)
+            op = operations.append(
+                self._url,
+                data,
+                content_type=content_type or self._content_type,
+                seq=seq,
+                repeatable=self._retry_appends,
+            )
             result, self._content_type = await run(op, self._options)
             return result
         if ASYNC:
@@ -426,25 +468,31 @@ class AsyncDurableStream(HandleBase):
 
     async def _send_queued(self, queue: AppendQueue[Any]) -> None:
         """Send one request for all appends that are waiting."""
-        op = queue.send(self._url, self._content_type)
+        op = queue.send(self._url, self._content_type, repeatable=self._retry_appends)
         self._content_type = await run(op, self._options) or self._content_type
 
-    async def close_stream(self, data: Any = None, *, content_type: str | None = None) -> CloseResult:
+    async def close_stream(
+        self, data: Any = None, *, content_type: str | None = None, seq: str | None = None
+    ) -> CloseResult:
         """Close the stream for good (protocol section 4).
 
         Args:
             data: The last data, as for `append`; None for none, which makes the call safe to repeat.
             content_type: The stream's content type; None for that of the handle.
+            seq: The writer's sequence text, which must be greater than the last one.
 
         Returns:
             Where the stream ends.
 
         Raises:
             StreamClosedError: The stream is closed already, and ``data`` was given.
+            SeqConflictError: ``seq`` is not greater than the last one.
             StreamNotFoundError: There is no stream at the URL.
             DurableStreamError: Another refusal, or a failure that no retry can fix.
         """
-        op = operations.close_stream(self._url, data, content_type=content_type or self._content_type)
+        op = operations.close_stream(
+            self._url, data, content_type=content_type or self._content_type, seq=seq
+        )
         return await run(op, self._options)
 
     async def head(self) -> HeadResult:
@@ -522,6 +570,7 @@ class AsyncDurableStream(HandleBase):
         params: AsyncParamsLike | None = None,
         on_error: AsyncOnError | None = None,
         on_invalid: OnInvalid = "raise",
+        idle_timeout: float | None = None,
     ) -> Opening:
         """Start to read the stream, with the options of the handle (protocol section 5).
 
@@ -533,9 +582,9 @@ class AsyncDurableStream(HandleBase):
                 ``"-1"`` (or None) for the start, ``"now"`` for the tail.
             live: ``False`` reads to the tail and stops. ``True`` catches up, then follows the tail: over SSE
                 where that returns every byte (JSON, and types that travel as base64), by long-polling where not
-                (text) or where SSE brings nothing. ``"long-poll"`` and ``"sse"`` choose one; ``"sse"`` on a
-                stream of text alters it: each CR and CRLF arrives as LF, and bytes that are not UTF-8 arrive as
-                U+FFFD.
+                (text) or where SSE brings nothing; ``"auto"`` is another name for it. ``"long-poll"`` and
+                ``"sse"`` choose one; ``"sse"`` on a stream of text alters it: each CR and CRLF arrives as LF,
+                and bytes that are not UTF-8 arrive as U+FFFD.
             cursor: The `cursor` of an earlier live read, together with its ``offset``.
             etag: The `etag` of an earlier read from the same offset, whose first answer is left out if it would
                 be the same.
@@ -546,14 +595,16 @@ class AsyncDurableStream(HandleBase):
             headers: Headers that join the handle's own; values may be callables, async ones too, called for
                 every attempt.
             params: Query parameters that join the handle's own, in the same form.
-            on_error: A callable (it may be async) that is given an error that would end the read. None lets it
-                end; a mapping, perhaps with fresh ``headers`` or ``params``, goes on from the same position. It
-                is also given a refusal that asks for a pause of more than a minute (``retry_after``): then None
-                waits.
+            on_error: In place of the handle's: a callable (it may be async) that is given an error that would
+                end the read. None lets it end; a mapping, perhaps with fresh ``headers`` or ``params``, goes on
+                from the same position. It is also given a refusal that asks for a pause of more than a minute
+                (``retry_after``): then None waits.
             on_invalid: How to treat a message that is not JSON, or not of the type that ``decode`` names.
                 "raise" hands over the ones before it, then raises StreamParseError; "skip" leaves it out and
                 counts it (`invalid` of the response); so does a callable (it may be async), which is given its
                 bytes and the error, and may raise it.
+            idle_timeout: Seconds without data after which the read ends: iterating stops, `timed_out` of the
+                response is True; a ``read_`` method raises FetchError instead. None for never.
 
         Returns:
             What to await, or to enter with ``async with``, for the response to consume.
@@ -567,7 +618,14 @@ class AsyncDurableStream(HandleBase):
         saver = Saver(checkpoint)
         options = self._options.changed(headers, params)
         reader = make_reader(self._url, saver, options, offset=offset, live=live, cursor=cursor, etag=etag)
-        response = AsyncStreamResponse(reader, options, saver, on_error, on_invalid)
+        response: AsyncStreamResponse[Any] = AsyncStreamResponse(
+            reader,
+            options,
+            saver,
+            on_error=on_error or self._on_error,
+            on_invalid=on_invalid,
+            idle_timeout=idle_timeout,
+        )
         if ASYNC:
             return Opening(response)
         else:

@@ -15,6 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 from durable_streams.client.aio_performer import run, send
 from durable_streams.client.base import make_options
 from durable_streams.client.forks import leave_alone
-from durable_streams.client.producer_base import ProducerBase
+from durable_streams.client.producer_base import MISSING, ProducerBase, one_of
 from durable_streams.client.transports import async_transport_for
+from durable_streams.client.transports.limits import TimeoutLike
 from durable_streams.client.unclosed import busy, idle, settle_stranded
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol import operations
@@ -61,7 +63,8 @@ class IdempotentProducer(ProducerBase):
         headers: Headers of each request; values may be callables, async ones too, called for every attempt.
         params: Query parameters of each request, in the same form.
         on_error: A callable that is given the error that ends the producer, once.
-        timeout: Seconds of silence before a request counts as failed; None for 30.
+        timeout: Seconds of silence before a request counts as failed; None for 30. Or a pair of seconds, for
+            connecting and reading, or an ``httpx.Timeout``.
         trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
         retry: The pauses between retries; None for pauses from 0.05 to 2 seconds, without an end of their own.
         retry_timeout: Seconds that a failing server is retried.
@@ -88,7 +91,7 @@ class IdempotentProducer(ProducerBase):
         headers: AsyncHeadersLike | None = None,
         params: AsyncParamsLike | None = None,
         on_error: Callable[[Exception], None] | None = None,
-        timeout: float | None = None,
+        timeout: TimeoutLike | None = None,
         trickle_timeout: float | None = None,
         retry: RetryPolicy | None = None,
         retry_timeout: float = 120.0,
@@ -130,6 +133,7 @@ class IdempotentProducer(ProducerBase):
         self._last: Future[None] | None = None
         self._learner: asyncio.Task[None] | None = None
         self._closing = self._finishing = False
+        self._ending: _Ticket | None = None
 
     @property
     def pending_count(self) -> int:
@@ -138,12 +142,13 @@ class IdempotentProducer(ProducerBase):
 
     # -- appending
 
-    def append(self, data: Any) -> None:
+    def append(self, data: Any = MISSING, *, body: Any = MISSING) -> None:
         """Queue data, without waiting.
 
         Args:
             data: Bytes or text; for a JSON stream any JSON value as one message, where text and bytes are JSON
                 already.
+            body: Another name of ``data``.
 
         Raises:
             ValueError: The data is empty, or is not valid JSON.
@@ -151,6 +156,8 @@ class IdempotentProducer(ProducerBase):
             DurableStreamError: With code ``QUEUE_FULL`` where ``max_pending_bytes`` are queued; the producer is
                 closed; or the error that ended it.
         """
+        if data is MISSING or body is not MISSING:
+            data = one_of(data, body)
         if self._machine.content_type is None:
             self._add_early(data, None)
             return
@@ -161,17 +168,20 @@ class IdempotentProducer(ProducerBase):
     append_nowait = append
     """`append`, by the name of the method that does not wait in the sync producer."""
 
-    async def put(self, data: Any) -> None:
+    async def put(self, data: Any = MISSING, *, body: Any = MISSING) -> None:
         """Queue data as `append` does, but wait while ``max_pending_bytes`` are queued.
 
         Args:
             data: As for `append`.
+            body: Another name of ``data``.
 
         Raises:
             ValueError: The data is empty, or is not valid JSON.
             TypeError: The stream cannot hold this type of data.
             DurableStreamError: The producer is closed, or the error that ended it.
         """
+        if data is MISSING or body is not MISSING:
+            data = one_of(data, body)
         machine = self._machine
         if machine.content_type is None:
             await self._learned()
@@ -309,27 +319,34 @@ class IdempotentProducer(ProducerBase):
         if self._machine.error is not None:
             raise self._machine.error
 
-    async def close_stream(self, final: Any = None) -> IdempotentAppendResult:
-        """Close the stream for good behind everything queued; safe to repeat. The producer takes nothing more.
+    async def close_stream(self, final: Any = None, *, data: Any = None) -> IdempotentAppendResult:
+        """Close the stream for good behind everything queued, optionally with its last data (protocol section 4).
 
         Args:
             final: The last data, as for `append`; None for none.
+            data: Another name of ``final``.
 
         Returns:
-            Where the stream ends.
+            Where the stream ends. The producer takes nothing more afterwards. A later call stores nothing: it waits
+            for the result of the first one, and returns it with ``duplicate`` True.
 
         Raises:
-            DurableStreamError: The error that ended the producer.
+            DurableStreamError: The error that ended the producer, or the first call.
         """
-        self._check_usable()
-        if self._early or (final is not None and self._machine.content_type is None):
-            await self._learned()
+        final = data if final is None else final
+        if self._ending is None:
+            self._check_usable()
+            if self._early or (final is not None and self._machine.content_type is None):
+                await self._learned()
+        if self._ending is not None:
+            return replace(await asyncio.shield(self._ending), duplicate=True)
         record = None if final is None else self._machine.encode(final)
         self._begin()
-        ticket: _Ticket = asyncio.get_running_loop().create_future()
-        self._machine.close_stream(record, ticket)
+        ending: _Ticket = asyncio.get_running_loop().create_future()
+        self._machine.close_stream(record, ending)
+        self._ending = ending
         self._turn()
-        return await ticket
+        return await asyncio.shield(ending)  # others may wait for it
 
     async def restart(self) -> None:
         """Wait for the requests in flight, then begin the next epoch and forget the error that ended the producer."""
@@ -339,6 +356,8 @@ class IdempotentProducer(ProducerBase):
             self._turn()
             await self._change()
         self._machine.restart()
+        if self._ending is not None and self._ending.done() and self._ending.exception() is not None:
+            self._ending = None
         self._turn()
 
     async def close(self) -> None:

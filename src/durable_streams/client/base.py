@@ -7,6 +7,7 @@ checkpoint store only after the consumer has come back for the data behind it.
 from __future__ import annotations
 
 import logging
+import math
 import random as _random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -14,11 +15,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from durable_streams.client.checkpoints import CheckpointStore, as_store
 from durable_streams.client.decoding import Refused
-from durable_streams.errors import DurableStreamError, StreamConsumedError, StreamParseError
+from durable_streams.client.transports.limits import TimeoutLike, as_timeout
+from durable_streams.errors import (
+    DurableStreamError,
+    FetchError,
+    StreamConsumedError,
+    StreamParseError,
+)
 from durable_streams.protocol import headers as h
 from durable_streams.protocol.effects import Effect, Machine
 from durable_streams.protocol.jsonrule import OnInvalid, check_on_invalid
@@ -35,14 +42,25 @@ from durable_streams.protocol.request import (
 from durable_streams.protocol.retry import DEFAULT_POLICY, LONG_WAIT, RetryPolicy
 from durable_streams.types import LiveMode, Offset
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    ItemT = TypeVar("ItemT", default=Any)
+else:
+    from typing import TypeVar
+
+    ItemT = TypeVar("ItemT")
+
 __all__ = [
     "AsyncOnError",
     "CallOptions",
     "CheckpointLike",
     "HandleBase",
+    "ItemT",
     "OnError",
     "ResponseBase",
     "Saver",
+    "check_seconds",
     "log_long_wait",
     "log_refusal",
     "make_options",
@@ -107,27 +125,28 @@ class CallOptions:
         )
 
 
+def check_seconds(name: str, value: float | None) -> None:
+    """Raise ValueError for a time that is not a positive number of seconds; None is the default."""
+    if value is not None and not value > 0:
+        raise ValueError(
+            f"{name} must be a positive number of seconds, or None for the default, not {value!r}."
+        )
+
+
 def make_options(
     transport: Any,
     headers: Mapping[str, Any] | None,
     params: Mapping[str, Any] | None,
-    timeout: float | None,
+    timeout: TimeoutLike | None,
     retry: RetryPolicy | None,
     *,
     trickle_timeout: float | None = None,
 ) -> CallOptions:
     """Return the call for these arguments; raises ValueError for one that makes no sense."""
-    if timeout is not None and not timeout > 0:
-        raise ValueError(
-            f"timeout must be a positive number of seconds, or None for the default, not {timeout!r}."
-        )
-    if trickle_timeout is not None and not trickle_timeout > 0:
-        raise ValueError(
-            "trickle_timeout must be a positive number of seconds, or None for the default, "
-            f"not {trickle_timeout!r}."
-        )
+    silence = as_timeout(timeout)
+    check_seconds("trickle_timeout", trickle_timeout)
     trickle = TRICKLE_TIMEOUT if trickle_timeout is None else trickle_timeout
-    return CallOptions(transport, dict(headers or {}), dict(params or {}), timeout, retry, trickle)
+    return CallOptions(transport, dict(headers or {}), dict(params or {}), silence, retry, trickle)
 
 
 def make_reader(
@@ -207,11 +226,22 @@ class Saver:
 class HandleBase:
     """The state of a handle of one stream."""
 
-    def __init__(self, url: str, content_type: str | None, options: CallOptions, batching: bool) -> None:
+    def __init__(
+        self,
+        url: str,
+        content_type: str | None,
+        options: CallOptions,
+        batching: bool,
+        *,
+        retry_appends: bool,
+        on_error: Any,
+    ) -> None:
         self._url = check_url(url)
         self._content_type = content_type
         self._options = options
         self._batching = batching
+        self._retry_appends = retry_appends
+        self._on_error = on_error
         self._created: bool | None = None
 
     @property
@@ -247,21 +277,34 @@ class HandleBase:
             "trickle_timeout": options.trickle,
             "retry": options.retry,
             "batching": self._batching,
+            "retry_appends": self._retry_appends,
+            "on_error": self._on_error,
         }
 
 
-class ResponseBase:
-    """The state of a read: its position, and its last answer."""
+class ResponseBase(Generic[ItemT]):
+    """The state of a read: its position, and its last answer.
+
+    The type argument is for annotations that users write; nothing here depends on it.
+    """
+
+    _consumed_by: str | None = None
 
     def __init__(
         self,
         reader: Reader,
         options: CallOptions,
         saver: Saver,
+        *,
         on_error: Any = None,
         on_invalid: OnInvalid = "raise",
+        idle_timeout: float | None = None,
     ) -> None:
         check_on_invalid(on_invalid)
+        check_seconds("idle_timeout", idle_timeout)
+        self._idle_timeout = idle_timeout
+        self._timed_out = False
+        self._silent_at = math.inf
         self._reader = reader
         self._on_invalid = on_invalid
         self._invalid = 0
@@ -270,7 +313,7 @@ class ResponseBase:
         self._on_error = on_error
         self._machine: Machine[None] = reader.run()
         self._effect: Effect | None = None
-        self._consumed = self._entered = self._collected = False
+        self._entered = self._collected = False
         self._status_text = ""
 
     @property
@@ -341,6 +384,25 @@ class ResponseBase:
         return self._reader.headers
 
     @property
+    def timed_out(self) -> bool:
+        """Whether ``idle_timeout`` ended the read: the stream is not closed, and more may come."""
+        return self._timed_out
+
+    def _note_data(self) -> None:
+        """Begin to count the seconds without data."""
+        if self._idle_timeout is not None:
+            self._silent_at = time.monotonic() + self._idle_timeout
+
+    def _check_complete(self) -> None:
+        """Raise FetchError where ``idle_timeout`` ended a read whose whole result was asked for."""
+        if self._timed_out:
+            raise FetchError(
+                f"No data came from {self.url} for {self._idle_timeout:g} seconds, before the tail was reached.",
+                url=self.url,
+                code="TIMEOUT",
+            )
+
+    @property
     def invalid(self) -> int:
         """How many messages were left out: not JSON, or not what ``decode`` asked for (``on_invalid``)."""
         return self._invalid
@@ -379,13 +441,28 @@ class ResponseBase:
         self._options = self._options.changed(answer.get("headers"), answer.get("params"))
         return True
 
-    def _consume(self) -> None:
-        if self._consumed:
+    def _consume(self, method: str) -> None:
+        if self._consumed_by is not None:
             raise StreamConsumedError(
-                "This response was consumed already; call stream() again, with offset=response.offset to go on.",
+                f"This response was consumed already, by {self._consumed_by}(); call stream() again, with "
+                "offset=response.offset to go on.",
+                method,
+                self._consumed_by,
                 url=self.url,
             )
-        self._consumed = True
+        self._consumed_by = method
+
+    def _is_document(self) -> bool:
+        """Whether all data is one JSON text; False for a stream of messages, or where the type is not known."""
+        known = self.content_type
+        if (
+            known is not None
+            and not h.is_json(known)
+            and (h.is_text(known) or h.media_type(known).endswith("+json"))
+        ):
+            return True
+        self._require_json()
+        return False
 
     def _require_json(self) -> None:
         known = self.content_type

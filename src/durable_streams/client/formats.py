@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -21,6 +22,7 @@ _EARLY = 2 << 20  # bytes of a body from which on its messages are given out bef
 
 __all__ = [
     "Bytes",
+    "Document",
     "EventMode",
     "Events",
     "Format",
@@ -33,8 +35,9 @@ __all__ = [
 
 T_co = TypeVar("T_co", covariant=True)
 
-EventMode = Literal["auto", "json", "text", "bytes"]
-"""What ``StreamEvent.data`` is: a list of JSON values, text, or bytes; ``auto`` goes by the content type."""
+EventMode = Literal["auto", "json", "json_batches", "text", "bytes"]
+"""What ``StreamEvent.data`` is: a list of JSON values (``json`` and ``json_batches``), text, or bytes; ``auto`` goes by
+the content type."""
 
 
 class Format(Protocol[T_co]):
@@ -59,9 +62,10 @@ class Bytes:
 class Texts:
     """Text: a character torn between two portions keeps the first one uncommitted. Raises StreamParseError."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, encoding: str = "utf-8") -> None:
         self._reader = reader
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._encoding = encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)()
 
     def take(self, portion: Portion) -> Iterable[str]:
         """See Format."""
@@ -74,7 +78,7 @@ class Texts:
             text = self._decoder.decode(portion.data, final=portion.closed)
         except UnicodeDecodeError as error:
             raise StreamParseError(
-                f"The data after offset {self._reader.offset} is not UTF-8: {error.reason}.",
+                f"The data after offset {self._reader.offset} is not {self._encoding.upper()}: {error.reason}.",
                 offset=self._reader.offset,
                 url=self._reader.url,
             ) from None
@@ -122,16 +126,52 @@ class ItemLists(Items):
         return (items,) if items else ()
 
 
+class Document(Items):
+    """All bytes up to the tail as one JSON text, of a stream that is not in JSON mode: the elements of its array.
+
+    A text that is no array counts as one element. ``whole`` gives the elements as one list.
+    """
+
+    _early = None  # nothing is given out before the whole text is there
+
+    def __init__(
+        self, reader: Reader, decode: Any, refused: decoding.Refused | None, *, whole: bool = False
+    ) -> None:
+        super().__init__(reader, decode, refused)
+        self._whole = whole
+        self._held = bytearray()
+
+    def take(self, portion: Portion) -> Iterable[Any]:
+        """See Format."""
+        self._held += portion.data
+        if not portion.up_to_date:
+            self._reader.commit(portion)
+            return ()
+        text = bytes(self._held).strip()
+        array = text if text[:1] == b"[" else b"[" + text + b"]"
+        items = list(self.items(replace(portion, data=array)))
+        self._reader.commit(portion)
+        return ([items] if items else []) if self._whole else items
+
+
 class Events:
     """Batches with their positions, and news of the tail without data."""
 
-    def __init__(self, reader: Reader, mode: EventMode, refused: decoding.Refused | None = None) -> None:
-        if mode not in {"auto", "json", "text", "bytes"}:
-            raise ValueError(f"mode must be 'auto', 'json', 'text' or 'bytes', not {mode!r}.")
+    def __init__(
+        self,
+        reader: Reader,
+        mode: EventMode,
+        refused: decoding.Refused | None = None,
+        *,
+        encoding: str = "utf-8",
+        decode: Any = None,
+    ) -> None:
+        if mode not in {"auto", "json", "json_batches", "text", "bytes"}:
+            raise ValueError(f"mode must be 'auto', 'json', 'json_batches', 'text' or 'bytes', not {mode!r}.")
         self._reader = reader
-        self._mode = mode
-        self._texts = Texts(reader)
-        self._items = ItemLists(reader, None, refused)
+        self._mode: EventMode = "json" if mode == "json_batches" else mode
+        self._texts = Texts(reader, encoding)
+        self._items = ItemLists(reader, decode, refused)
 
     def take(self, portion: Portion) -> Iterable[StreamEvent]:
         """See Format. The messages before an invalid one are an event of their own, at the offset before."""

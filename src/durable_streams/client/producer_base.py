@@ -15,7 +15,10 @@ from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol.producer import PRODUCER_POLICY, Producer, ProducerSettings
 from durable_streams.protocol.request import check_url
 
-__all__ = ["ProducerBase", "forked"]
+__all__ = ["MISSING", "ProducerBase", "forked", "one_of"]
+
+MISSING: Any = object()
+"""The default of a parameter that has a second name, where None is data."""
 
 logger = logging.getLogger("durable_streams")
 
@@ -24,6 +27,13 @@ def forked(url: str) -> DurableStreamError:
     """Return the error for the use of a parent's producer in its child."""
     message = "A producer cannot be used after a fork; make one in each process."
     return DurableStreamError(message, code="FORKED", url=url)
+
+
+def one_of(data: Any, body: Any) -> Any:
+    """Return what was given under one of two names; raises TypeError unless it was exactly one."""
+    if (data is MISSING) == (body is MISSING):
+        raise TypeError("A producer takes data, by position or by one of the names data and body.")
+    return body if data is MISSING else data
 
 
 class ProducerBase:

@@ -18,7 +18,7 @@ from durable_streams.client.transports import Exchange, Interrupt, Transport, tr
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol.effects import READ, RELEASE, Call, Effect, Machine, Pause, Send
 from durable_streams.protocol.exchange import fetch
-from durable_streams.protocol.request import Op, Request, Response, with_caller
+from durable_streams.protocol.request import Op, Request, Response, text_of, with_caller
 from durable_streams.protocol.retry import with_retry
 
 __all__ = ["Performer", "next_effect", "open_exchange", "resolved", "run", "send"]
@@ -159,9 +159,10 @@ def open_exchange(request: Request, options: CallOptions, interrupt: Interrupt) 
 
 
 def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of headers or parameters; each may be given by a function."""
+    """Return the values of headers or parameters as text; each may be given by a function. None is left out."""
     found = {}
     for name, given in values.items():
         value = given() if callable(given) else given
-        found[name] = value
+        if value is not None:
+            found[name] = text_of(value)
     return found

@@ -11,14 +11,16 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from durable_streams.client.base import make_options
 from durable_streams.client.forks import Origin
-from durable_streams.client.producer_base import ProducerBase, forked
+from durable_streams.client.producer_base import MISSING, ProducerBase, forked, one_of
 from durable_streams.client.sync_performer import run, send
 from durable_streams.client.transports import Interrupt, transport_for
+from durable_streams.client.transports.limits import TimeoutLike
 from durable_streams.client.unclosed import is_over
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol import operations
@@ -51,7 +53,8 @@ class SyncIdempotentProducer(ProducerBase):
         headers: Headers of each request; values may be callables, called for every attempt.
         params: Query parameters of each request, in the same form.
         on_error: A callable that is given the error that ends the producer, once, from another thread.
-        timeout: Seconds of silence before a request counts as failed; None for 30.
+        timeout: Seconds of silence before a request counts as failed; None for 30. Or a pair of seconds, for
+            connecting and reading, or an ``httpx.Timeout``.
         trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
         retry: The pauses between retries; None for pauses from 0.05 to 2 seconds, without an end of their own.
         retry_timeout: Seconds that a failing server is retried.
@@ -78,7 +81,7 @@ class SyncIdempotentProducer(ProducerBase):
         headers: HeadersLike | None = None,
         params: ParamsLike | None = None,
         on_error: Callable[[Exception], None] | None = None,
-        timeout: float | None = None,
+        timeout: TimeoutLike | None = None,
         trickle_timeout: float | None = None,
         retry: RetryPolicy | None = None,
         retry_timeout: float = 120.0,
@@ -110,6 +113,7 @@ class SyncIdempotentProducer(ProducerBase):
         self._max_senders = max_in_flight
         self._barrier: Barrier = ()
         self._closing = self._stopping = False
+        self._ending: Future[IdempotentAppendResult] | None = None
         self._make_threads()
 
     def _make_threads(self) -> None:
@@ -124,18 +128,21 @@ class SyncIdempotentProducer(ProducerBase):
 
     # -- appending
 
-    def append(self, data: Any) -> None:
+    def append(self, data: Any = MISSING, *, body: Any = MISSING) -> None:
         """Queue data; wait while ``max_pending_bytes`` are queued.
 
         Args:
             data: Bytes or text; for a JSON stream any JSON value as one message, where text and bytes are JSON
                 already.
+            body: Another name of ``data``.
 
         Raises:
             ValueError: The data is empty, or is not valid JSON.
             TypeError: The stream cannot hold this type of data.
             DurableStreamError: The producer is closed, or the error that ended it.
         """
+        if data is MISSING or body is not MISSING:
+            data = one_of(data, body)
         if self._machine.content_type is None:
             self._learn_content_type()
         record = self._machine.encode(data)
@@ -147,15 +154,18 @@ class SyncIdempotentProducer(ProducerBase):
     put = append
     """`append`, by the name of the method that waits in the async producer."""
 
-    def append_nowait(self, data: Any) -> None:
+    def append_nowait(self, data: Any = MISSING, *, body: Any = MISSING) -> None:
         """Queue data as `append` does, but do not wait for room.
 
         Args:
             data: As for `append`.
+            body: Another name of ``data``.
 
         Raises:
             DurableStreamError: With code ``QUEUE_FULL`` where ``max_pending_bytes`` are queued; else as for `append`.
         """
+        if data is MISSING or body is not MISSING:
+            data = one_of(data, body)
         self._add(self._encoded(data), None, wait=False)
 
     def submit(self, data: Any) -> Future[IdempotentAppendResult]:
@@ -231,25 +241,31 @@ class SyncIdempotentProducer(ProducerBase):
             if self._machine.error is not None:
                 raise self._machine.error
 
-    def close_stream(self, final: Any = None) -> IdempotentAppendResult:
-        """Close the stream for good behind everything queued; safe to repeat. The producer takes nothing more.
+    def close_stream(self, final: Any = None, *, data: Any = None) -> IdempotentAppendResult:
+        """Close the stream for good behind everything queued, optionally with its last data (protocol section 4).
 
         Args:
             final: The last data, as for `append`; None for none.
+            data: Another name of ``final``.
 
         Returns:
-            Where the stream ends.
+            Where the stream ends. The producer takes nothing more afterwards. A later call stores nothing: it waits
+            for the result of the first one, and returns it with ``duplicate`` True.
 
         Raises:
-            DurableStreamError: The error that ended the producer.
+            DurableStreamError: The error that ended the producer, or the first call.
         """
-        record = None if final is None else self._encoded(final)
-        future: Future[IdempotentAppendResult] = Future()
+        final = data if final is None else final
+        record = None if final is None or self._ending is not None else self._encoded(final)
         with self._changed:
-            self._check_usable()
-            self._machine.close_stream(record, future)
-            self._wake_sender()
-        return future.result()
+            earlier = self._ending
+            if earlier is None:
+                self._check_usable()
+                ending: Future[IdempotentAppendResult] = Future()
+                self._machine.close_stream(record, ending)
+                self._ending = ending
+                self._wake_sender()
+        return ending.result() if earlier is None else replace(earlier.result(), duplicate=True)
 
     def restart(self) -> None:
         """Wait for the requests in flight, then begin the next epoch and forget the error that ended the producer."""
@@ -260,6 +276,8 @@ class SyncIdempotentProducer(ProducerBase):
                 self._wake_sender()
             self._changed.wait_for(lambda: not self._machine.in_flight_count and self._settled())
             self._machine.restart()
+            if self._ending is not None and self._ending.exception() is not None:
+                self._ending = None
             self._wake_sender()
 
     def _settled(self) -> bool:

@@ -8,14 +8,18 @@ from another thread ends whatever a read is blocked in.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from durable_streams.client.base import CallOptions, ResponseBase, Saver, log_long_wait
+from durable_streams.client.base import CallOptions, ItemT, ResponseBase, Saver, log_long_wait
 from durable_streams.client.checkpoints import CheckpointStore
 from durable_streams.client.formats import (
     Bytes,
+    Document,
     EventMode,
     Events,
     Format,
@@ -41,8 +45,10 @@ __all__ = ["StreamResponse"]
 
 T = TypeVar("T")
 
+_NO_TIMER = nullcontext()
 
-class StreamResponse(ResponseBase, Performer):
+
+class StreamResponse(ResponseBase[ItemT], Performer):
     """A read in progress (protocol section 5). Consume it once: by iterating, or with one of its methods.
 
     Iterating gives ``bytes``; for a JSON stream each piece is one array of messages, as the server sent it. Use
@@ -54,10 +60,14 @@ class StreamResponse(ResponseBase, Performer):
         reader: Reader,
         options: CallOptions,
         saver: Saver,
+        *,
         on_error: Any = None,
         on_invalid: OnInvalid = "raise",
+        idle_timeout: float | None = None,
     ) -> None:
-        ResponseBase.__init__(self, reader, options, saver, on_error, on_invalid)
+        ResponseBase.__init__(
+            self, reader, options, saver, on_error=on_error, on_invalid=on_invalid, idle_timeout=idle_timeout
+        )
         Performer.__init__(self)
 
     def start(self) -> Self:
@@ -66,10 +76,12 @@ class StreamResponse(ResponseBase, Performer):
         Raises:
             DurableStreamError: The first request fails.
         """
+        self._note_data()
         try:
-            effect = next_effect(self._machine)
-            while effect is not None and not (effect is READ and self._reader.accepted):
-                effect = self._perform(self._machine, effect)
+            with self._idle_timer() if self._idle_timeout else _NO_TIMER:
+                effect = next_effect(self._machine)
+                while effect is not None and not (effect is READ and self._reader.accepted):
+                    effect = self._perform(self._machine, effect)
             self._effect = effect
         except BaseException:
             self.close()
@@ -113,15 +125,19 @@ class StreamResponse(ResponseBase, Performer):
 
     def __iter__(self) -> Iterator[bytes]:
         """Iterate over the data as it arrives."""
-        return self._consumed_as(Bytes(self._reader))
+        return self._consumed_as("__iter__", Bytes(self._reader))
 
-    def iter_text(self) -> Iterator[str]:
+    def iter_text(self, encoding: str = "utf-8") -> Iterator[str]:
         """Iterate over the data as text.
 
+        Args:
+            encoding: The encoding of the data, by its Python name.
+
         Raises:
-            StreamParseError: The data is not UTF-8.
+            LookupError: There is no such encoding.
+            StreamParseError: The data is not in this encoding.
         """
-        return self._consumed_as(Texts(self._reader))
+        return self._consumed_as("iter_text", Texts(self._reader, encoding))
 
     @overload
     def iter_json(self) -> Iterator[Any]: ...
@@ -142,7 +158,7 @@ class StreamResponse(ResponseBase, Performer):
                 With another ``on_invalid`` of `stream` than "raise" it is left out instead.
         """
         self._require_json()
-        return self._consumed_as(Items(self._reader, decode, self._refused))
+        return self._consumed_as("iter_json", Items(self._reader, decode, self._refused))
 
     @overload
     def iter_json_batches(self) -> Iterator[list[Any]]: ...
@@ -162,33 +178,43 @@ class StreamResponse(ResponseBase, Performer):
                 own.
         """
         self._require_json()
-        return self._consumed_as(ItemLists(self._reader, decode, self._refused))
+        return self._consumed_as("iter_json_batches", ItemLists(self._reader, decode, self._refused))
 
-    def iter_events(self, mode: EventMode = "auto") -> Iterator[StreamEvent]:
+    def iter_events(
+        self, mode: EventMode = "auto", *, encoding: str = "utf-8", decode: Any = None
+    ) -> Iterator[StreamEvent]:
         """Iterate over batches with their positions; an event without data says that the tail was reached.
 
         Args:
-            mode: What ``data`` is: ``"json"`` (a list of values), ``"text"`` or ``"bytes"``; ``"auto"`` goes by
-                the content type.
+            mode: What ``data`` is: ``"json"`` or ``"json_batches"`` (a list of values), ``"text"`` or
+                ``"bytes"``; ``"auto"`` goes by the content type.
+            encoding: The encoding of text, by its Python name.
+            decode: For JSON, as for `iter_json`.
 
         Raises:
             ValueError: The mode is not one of these.
+            LookupError: There is no such encoding.
             StreamParseError: The data does not have this form.
         """
-        return self._consumed_as(Events(self._reader, mode, self._refused), learn=mode == "auto")
+        events = Events(self._reader, mode, self._refused, encoding=encoding, decode=decode)
+        return self._consumed_as("iter_events", events, learn=mode == "auto")
 
     def read_bytes(self) -> bytes:
         """Return everything up to the present tail; for a JSON stream one array of all messages."""
-        bodies = self._whole(Bytes(self._reader), learn=True)
+        bodies = self._whole("read_bytes", Bytes(self._reader), learn=True)
         return merge_bodies(bodies, self.content_type)
 
-    def read_text(self) -> str:
+    def read_text(self, encoding: str = "utf-8") -> str:
         """Return everything up to the present tail as text.
 
+        Args:
+            encoding: The encoding of the data, by its Python name.
+
         Raises:
-            StreamParseError: The data is not UTF-8.
+            LookupError: There is no such encoding.
+            StreamParseError: The data is not in this encoding.
         """
-        texts = self._whole(Texts(self._reader), learn=True)
+        texts = self._whole("read_text", Texts(self._reader, encoding), learn=True)
         return merge_texts(texts, self.content_type)
 
     @overload
@@ -200,6 +226,9 @@ class StreamResponse(ResponseBase, Performer):
     def read_json(self, decode: Any = None) -> list[Any]:
         """Return all messages up to the present tail.
 
+        The data of a stream of text, or of a type such as ``application/ld+json``, counts as one JSON text: its
+        messages are the elements of the array that it is, or else the one value.
+
         Args:
             decode: As for `iter_json`.
 
@@ -207,8 +236,12 @@ class StreamResponse(ResponseBase, Performer):
             DurableStreamError: The stream is not of JSON.
             StreamParseError: A message is invalid, as for `iter_json`; `offset` stays where it was.
         """
-        self._require_json()
-        return self._whole(Items(self._reader, decode, self._refused))
+        form: Format[Any]
+        if self._is_document():
+            form = Document(self._reader, decode, self._refused)
+        else:
+            form = Items(self._reader, decode, self._refused)
+        return self._whole("read_json", form)
 
     @overload
     def read_json_batches(self) -> list[list[Any]]: ...
@@ -217,7 +250,7 @@ class StreamResponse(ResponseBase, Performer):
     @overload
     def read_json_batches(self, decode: Callable[[Any], T]) -> list[list[T]]: ...
     def read_json_batches(self, decode: Any = None) -> list[list[Any]]:
-        """Return all messages up to the present tail, in the batches they came in.
+        """Return all messages up to the present tail, in the batches they came in; see `read_json`.
 
         Args:
             decode: As for `iter_json`.
@@ -226,13 +259,18 @@ class StreamResponse(ResponseBase, Performer):
             DurableStreamError: The stream is not of JSON.
             StreamParseError: A message is invalid, as for `iter_json`; `offset` stays where it was.
         """
-        self._require_json()
-        return self._whole(ItemLists(self._reader, decode, self._refused))
+        form: Format[list[Any]]
+        if self._is_document():
+            form = Document(self._reader, decode, self._refused, whole=True)
+        else:
+            form = ItemLists(self._reader, decode, self._refused)
+        return self._whole("read_json_batches", form)
 
-    def _whole(self, form: Format[T], *, learn: bool = False) -> list[T]:
+    def _whole(self, method: str, form: Format[T], *, learn: bool = False) -> list[T]:
         """Return all pieces up to the present tail, or move nothing; the place is saved as `stream` says."""
         with self._all_or_nothing():
-            pieces = list(self._consumed_as(form, to_tail=True))
+            pieces = list(self._consumed_as(method, form, to_tail=True))
+            self._check_complete()
             if learn and len(pieces) > 1:
                 self._learn_content_type()
         self._save()
@@ -249,8 +287,10 @@ class StreamResponse(ResponseBase, Performer):
 
     # -- the loop
 
-    def _consumed_as(self, form: Format[T], *, to_tail: bool = False, learn: bool = False) -> Iterator[T]:
-        self._consume()
+    def _consumed_as(
+        self, method: str, form: Format[T], *, to_tail: bool = False, learn: bool = False
+    ) -> Iterator[T]:
+        self._consume(method)
         return self._pieces(form, to_tail, learn)
 
     def _pieces(self, form: Format[T], to_tail: bool, learn: bool) -> Iterator[T]:
@@ -259,21 +299,42 @@ class StreamResponse(ResponseBase, Performer):
         try:
             if learn:
                 self._learn_content_type()
+            self._note_data()
             portion = self._portion(self._effect)
             while portion is not None:
                 yield from form.take(portion)
                 if not to_tail and saver.passed(reader.offset):
                     saver.save()
                 if to_tail and portion.up_to_date:
-                    break
+                    return
+                if portion.data:
+                    self._note_data()
                 portion = self._portion(next_effect(self._machine))
         finally:
             self.close()
 
+    @contextmanager
+    def _idle_timer(self) -> Iterator[None]:
+        """Around a wait: ends the read once there was no data for ``idle_timeout``."""
+        left = max(0.0, self._silent_at - time.monotonic())
+        timer = threading.Timer(left, self._end_silence)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _end_silence(self) -> None:
+        """End the read, whatever it waits for: ``idle_timeout`` has passed."""
+        self._timed_out = True
+        self._interrupt.set()
+
     def _portion(self, effect: Effect | None) -> Portion | None:
         """Perform effects, from this one on, until there is a portion; None at the end of the read."""
-        while effect is not None and not isinstance(effect, Give):
-            effect = self._perform(self._machine, effect)
+        with self._idle_timer() if self._idle_timeout else _NO_TIMER:
+            while effect is not None and not isinstance(effect, Give):
+                effect = self._perform(self._machine, effect)
         portion: Portion | None = None if effect is None else effect.value
         return portion
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from durable_streams.errors import DurableStreamError, FetchError
-from durable_streams.protocol.request import Response, parse_retry_after
+from durable_streams.protocol.request import Response, parse_retry_after, server_date
 from durable_streams.protocol.retry import is_retryable_status
 
 __all__ = ["LONGEST_WAIT", "StreamError", "StreamErrorType", "from_failure", "from_payload", "from_refusal"]
@@ -204,7 +204,9 @@ def _asked_wait(kind: StreamErrorType, headers: Mapping[str, str], now: float) -
     waits = [parse_retry_after(headers, moment)]
     reset = headers.get("x-rate-limit-reset", "").strip()
     if kind in {StreamErrorType.RATE_LIMITED, StreamErrorType.SERVER_ERROR} and reset.isdecimal():
-        waits.append(float(reset[:20]) - now)
+        # By the server's own clock where it says its time: ours may be wrong.
+        served = server_date(headers)
+        waits.append(float(reset[:20]) - (now if served is None else served.timestamp()))
     asked = [min(wait, LONGEST_WAIT) for wait in waits if wait is not None and wait > 0]
     return max(asked, default=None)
 

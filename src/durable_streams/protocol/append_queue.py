@@ -80,7 +80,7 @@ class AppendQueue(Generic[W]):
         self._led = self._next_leader is not None
         return self._next_leader
 
-    def send(self, url: str, content_type: str | None) -> Op[str | None]:
+    def send(self, url: str, content_type: str | None, *, repeatable: bool = False) -> Op[str | None]:
         """Send the queued appends that fit into one request; returns the stream's content type if known.
 
         Only the leader's own append fails where the content type cannot be had: the next leader asks again.
@@ -92,7 +92,7 @@ class AppendQueue(Generic[W]):
         except DurableStreamError as error:
             self._taken[0].error = error
             return None
-        yield from _append(url, *self._take(known), known)
+        yield from _append(url, *self._take(known), known, repeatable=repeatable)
         return known
 
     def finish(self, cause: BaseException | None = None) -> list[Entry[W]]:
@@ -132,7 +132,9 @@ class AppendQueue(Generic[W]):
             self._taken.append(entry)
 
 
-def _append(url: str, entries: list[Entry[W]], records: list[bytes], content_type: str) -> Op[None]:
+def _append(
+    url: str, entries: list[Entry[W]], records: list[bytes], content_type: str, *, repeatable: bool
+) -> Op[None]:
     """Append the records in one request, and note the outcome in their entries.
 
     Where the server finds the request too large (413), each record goes on its own.
@@ -140,11 +142,11 @@ def _append(url: str, entries: list[Entry[W]], records: list[bytes], content_typ
     if not records:
         return
     try:
-        result = yield from operations.append_records(url, records, content_type)
+        result = yield from operations.append_records(url, records, content_type, repeatable=repeatable)
     except DurableStreamError as error:
         if error.status == 413 and len(entries) > 1:
             for entry, record in zip(entries, records, strict=True):
-                yield from _append(url, [entry], [record], content_type)
+                yield from _append(url, [entry], [record], content_type, repeatable=repeatable)
             return
         for entry in entries:
             entry.error = copy(error)  # each caller's own: it collects the traceback of its raise

@@ -113,38 +113,51 @@ def head(url: str) -> Op[HeadResult]:
 
 
 def append(
-    url: str, data: Any, *, content_type: str | None = None, seq: str | None = None
+    url: str,
+    data: Any,
+    *,
+    content_type: str | None = None,
+    seq: str | None = None,
+    repeatable: bool = False,
 ) -> Op[tuple[AppendResult, str]]:
     """Append once; returns the result and the stream's content type, asked for with HEAD where not given.
 
-    Never repeated when it may have been written: the FetchError says so (protocol section 4).
+    Where it may have been written it is repeated only if that is asked for (``repeatable``), or cannot store it
+    twice (``seq``); else the FetchError says so (protocol section 4).
     """
     known = content_type or (yield from content_type_of(url))
-    result = yield from append_records(url, [encode_record(data, known)], known, seq=seq)
+    records = [encode_record(data, known)]
+    result = yield from append_records(url, records, known, seq=seq, repeatable=repeatable)
     return result, known
 
 
 def append_records(
-    url: str, records: list[bytes], content_type: str, *, seq: str | None = None
+    url: str, records: list[bytes], content_type: str, *, seq: str | None = None, repeatable: bool = False
 ) -> Op[AppendResult]:
-    """Append encoded records in one request, all or none; not repeated either."""
+    """Append encoded records in one request, all or none; repeated as `append` is."""
     headers = {"content-type": check_header("content-type", content_type)}
     if seq is not None:
         headers[h.STREAM_SEQ] = check_header(h.STREAM_SEQ, seq)
-    request = Request("POST", url, headers, join_records(records, content_type), idempotent=False)
+    body = join_records(records, content_type)
+    # A sequence makes the server refuse a repetition of what it has.
+    request = Request("POST", url, headers, body, idempotent=repeatable or seq is not None)
     response = yield request
     if response.status not in {200, 204}:
         raise error_from(response, request)
     return AppendResult(_next_offset(response, request))
 
 
-def close_stream(url: str, data: Any = None, *, content_type: str | None = None) -> Op[CloseResult]:
+def close_stream(
+    url: str, data: Any = None, *, content_type: str | None = None, seq: str | None = None
+) -> Op[CloseResult]:
     """Close the stream for good, with its last data where given; idempotent without data (protocol section 4)."""
     headers, body = {h.STREAM_CLOSED: "true"}, None
     if data is not None:
         known = content_type or (yield from content_type_of(url))
         headers["content-type"] = check_header("content-type", known)
         body = encode_payload(data, known)
+    if seq is not None:
+        headers[h.STREAM_SEQ] = check_header(h.STREAM_SEQ, seq)
     request = Request("POST", url, headers, body, idempotent=body is None)
     response = yield request
     if response.status not in {200, 204}:

@@ -121,8 +121,10 @@ class Reader:
         limit: int = DEFAULT_LIMIT,
         trickle: float = TRICKLE_TIMEOUT,
     ) -> None:
-        if live not in (False, True, "long-poll", "sse"):
-            raise ValueError(f"live must be False, True, 'long-poll' or 'sse', not {live!r}.")
+        if live not in (False, True, "auto", "long-poll", "sse"):
+            raise ValueError(f"live must be False, True, 'auto', 'long-poll' or 'sse', not {live!r}.")
+        if live == "auto":
+            live = True
         if not isinstance(offset, str) or not offset:
             raise ValueError(f"An offset is text that the server gave, '-1' or 'now', not {offset!r}.")
         self.url = url

@@ -46,6 +46,8 @@ __all__ = [
     "not_executed",
     "parse_retry_after",
     "path_of",
+    "server_date",
+    "text_of",
     "with_caller",
     "with_query",
     "without_query",
@@ -136,10 +138,23 @@ def check_url(url: str) -> str:
         raise ValueError(
             f"The URL {url!r} has a segment . or .., which would lead to another stream; leave it out."
         )
+    if not _is_host(host):
+        raise ValueError(f"The URL {url!r} has a host that is no valid name: {host!r}.")
     path = quote(parts.path, safe="/%:@!$&'()*+,;=~-._")
     return urlunsplit(
         (parts.scheme, parts.netloc, path, quote(parts.query, safe="/?%:@!$&'()*+,;=~-._[]"), "")
     )
+
+
+def _is_host(host: str) -> bool:
+    """Whether a name can be looked up, or is an address: each label has 1 to 63 characters (RFC 1035)."""
+    if host.isascii():
+        return all(0 < len(label) <= 63 for label in host.removesuffix(".").split(".")) and len(host) <= 254
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def path_of(url: str) -> str:
@@ -155,6 +170,13 @@ def with_query(url: str, params: Mapping[str, str]) -> str:
     # A stable sort by key: repeated keys stay in the order the caller gave them.
     pairs.sort(key=lambda pair: pair.partition("=")[0])
     return urlunsplit((parts.scheme, parts.netloc, parts.path, "&".join(pairs), ""))
+
+
+def text_of(value: Any) -> Any:
+    """Return the value of a header or parameter as text where it is a number or a truth value; else as it is."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, (int, float)) else value
 
 
 def check_header(name: str, value: str) -> str:
@@ -223,11 +245,12 @@ def parse_retry_after(headers: Mapping[str, str], now: datetime | None = None) -
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
     # Relative to the server's own date, if it sends one: the difference needs no local clock.
-    reference = now or _server_date(headers)
+    reference = now or server_date(headers)
     return max(0.0, (moment - reference).total_seconds()) if reference else 1.0
 
 
-def _server_date(headers: Mapping[str, str]) -> datetime | None:
+def server_date(headers: Mapping[str, str]) -> datetime | None:
+    """Return the time at which the server answered, by its own clock (``Date``); None where it does not say."""
     try:
         moment = parsedate_to_datetime(headers.get("date", ""))
     except (ValueError, TypeError, IndexError):
@@ -280,8 +303,9 @@ def error_from(response: Response, request: Request) -> DurableStreamError:
     )
     url = without_query(request.url)
     message = f"{request.method} {url} answered {response.status}: {sentence or meaning}"
-    in_doubt = response.status >= 500 and not not_executed(response)
-    if in_doubt and request.method == "POST" and not request.idempotent:
+    in_doubt = response.after_doubt or (response.status >= 500 and not not_executed(response))
+    may_be_an_append = not request.idempotent or h.STREAM_SEQ in request.headers
+    if in_doubt and request.method == "POST" and may_be_an_append:
         message = f"{message.rstrip('.')} (the append may have been written; read the stream before a retry)"
     context: dict[str, Any] = {
         "status": response.status,
@@ -290,6 +314,7 @@ def error_from(response: Response, request: Request) -> DurableStreamError:
         "url": url,
         "headers": dict(response.headers),
         "retry_after": parse_retry_after(response.headers),
+        "may_have_been_sent": None if request.method in {"GET", "HEAD"} else in_doubt,
     }
     if not message.endswith((".", ")")):
         message += "."

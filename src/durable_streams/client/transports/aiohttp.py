@@ -24,9 +24,9 @@ from durable_streams.client.forks import Origin, leave_alone, origin_of
 from durable_streams.client.transports.failures import Failure, client_closed, fetch_error
 from durable_streams.client.transports.heads import AnswerBase, ends_its_connection, request_headers
 from durable_streams.client.transports.limits import (
-    CONNECT_TIMEOUT,
     Deadline,
     TrickledError,
+    connect_limit,
     head_limit,
     silence_of,
 )
@@ -102,7 +102,7 @@ class AiohttpTransport:
             options["proxy"] = proxy_for(request.url)
         if timeout is not None or self._given is None:
             silence = silence_of(request, timeout)
-            options["timeout"] = aiohttp.ClientTimeout(connect=CONNECT_TIMEOUT, sock_read=silence)
+            options["timeout"] = aiohttp.ClientTimeout(connect=connect_limit(timeout), sock_read=silence)
         else:
             silence = self._given.timeout.sock_read
         session = self._given or await self._own()
@@ -111,7 +111,7 @@ class AiohttpTransport:
         holder: list[Any] = []
         _holder.set(holder)
         limit = head_limit(request, silence)
-        with _mapped(request.url, limit=limit), Deadline(limit):
+        with _mapped(request.url, limit=limit, connect=connect_limit(timeout)), Deadline(limit):
             response = await session.request(
                 request.method,
                 url,
@@ -283,7 +283,9 @@ class _Body(aiohttp.BytesPayload):
 
 
 @contextlib.contextmanager
-def _mapped(url: str, status: int | None = None, limit: float | None = None) -> Iterator[None]:
+def _mapped(
+    url: str, status: int | None = None, limit: float | None = None, connect: float | None = None
+) -> Iterator[None]:
     """Turn each error of the library into a FetchError: the one boundary."""
     try:
         yield
@@ -292,7 +294,7 @@ def _mapped(url: str, status: int | None = None, limit: float | None = None) -> 
             # Instead of the parsed head, in Python's notation, that the library puts there.
             error.args = ("the server closed it without an answer",)
         if isinstance(error, aiohttp.ConnectionTimeoutError):
-            limit = CONNECT_TIMEOUT
+            limit = connect
         raise fetch_error(_failure(error), url, error, status=status, limit=limit) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from email.utils import formatdate
 
 from durable_streams.client.forks import Origin, answer_left_behind, leave_alone
 from durable_streams.client.transports.failures import Failure, fetch_error
@@ -39,7 +40,11 @@ class AnswerBase:
         self._origin = Origin()
         self.status = status
         self.reason = reason or ""
-        self.headers: Mapping[str, str] = _answer_headers(lines)
+        headers = _answer_headers(lines)
+        if "retry-after" in headers:
+            # A recipient adds the date that a server left out (RFC 9110, section 6.6.1).
+            headers.setdefault("date", formatdate(usegmt=True))
+        self.headers: Mapping[str, str] = headers
         self._check_head()
 
     def _check_head(self) -> None:

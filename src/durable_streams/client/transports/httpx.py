@@ -24,7 +24,7 @@ from durable_streams.client.transports import Interrupt
 from durable_streams.client.transports.coding import ended_early
 from durable_streams.client.transports.failures import Failure, client_closed, fetch_error
 from durable_streams.client.transports.heads import AnswerBase, ends_its_connection, request_headers
-from durable_streams.client.transports.limits import Deadline, TrickledError, head_limit, silence_of
+from durable_streams.client.transports.limits import Deadline, Timeout, TrickledError, head_limit, silence_of
 from durable_streams.client.transports.sockets import break_off
 from durable_streams.errors import FetchError
 from durable_streams.protocol.request import Request, check_callers_headers
@@ -136,7 +136,8 @@ class _Requests:
         else:
             own = client.timeout
             read = silence_of(request, timeout)
-            silence = self._library.Timeout(connect=own.connect, read=read, write=own.write, pool=own.pool)
+            connect = timeout.connect if isinstance(timeout, Timeout) else own.connect
+            silence = self._library.Timeout(connect=connect, read=read, write=own.write, pool=own.pool)
         return client.build_request(
             request.method,
             request.url,

@@ -32,7 +32,7 @@ from durable_streams.client.transports.httpclient import (
     watch,
     watching,
 )
-from durable_streams.client.transports.limits import CONNECT_TIMEOUT, TrickledError, head_limit, silence_of
+from durable_streams.client.transports.limits import TrickledError, connect_limit, head_limit, silence_of
 from durable_streams.client.transports.sockets import break_off
 from durable_streams.errors import FetchError
 from durable_streams.protocol.request import Request, check_callers_headers
@@ -91,10 +91,10 @@ class RequestsTransport:
             "data": request.body,
             "headers": self._headers(request),
             "stream": True,
-            "timeout": (CONNECT_TIMEOUT, silence_of(request, timeout)),
+            "timeout": (connect_limit(timeout), silence_of(request, timeout)),
         }
         self._watch()
-        with _mapped(request.url, interrupt):
+        with _mapped(request.url, interrupt, connect=connect_limit(timeout)):
             response = _Opening(lambda: self._send(request, options)).result(interrupt)
         try:
             return _Exchange(response, interrupt, request.url)
@@ -216,13 +216,15 @@ class _Exchange(AnswerBase):
 
 
 @contextlib.contextmanager
-def _mapped(url: str, interrupt: Interrupt, status: int | None = None) -> Iterator[None]:
+def _mapped(
+    url: str, interrupt: Interrupt, status: int | None = None, *, connect: float | None = None
+) -> Iterator[None]:
     """Turn each error into a FetchError: the one boundary."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - adapters and authentication may raise anything
         failure = Failure.INTERRUPTED if interrupt.is_set() else _failure(error, status)
-        limit = None if failure is Failure.TRICKLE else CONNECT_TIMEOUT
+        limit = None if failure is Failure.TRICKLE else connect
         raise fetch_error(failure, url, error, status=status, limit=limit) from None
 
 

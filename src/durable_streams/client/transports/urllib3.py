@@ -35,7 +35,7 @@ from durable_streams.client.transports.httpclient import (
     watch,
     watching,
 )
-from durable_streams.client.transports.limits import CONNECT_TIMEOUT, head_limit, silence_of
+from durable_streams.client.transports.limits import CONNECT_TIMEOUT, connect_limit, head_limit, silence_of
 from durable_streams.client.transports.proxies import proxy_for
 from durable_streams.client.transports.sockets import KEEP_ALIVE, break_off
 from durable_streams.errors import FetchError
@@ -173,7 +173,7 @@ class Urllib3Transport:
         options: dict[str, Any] = {"retries": _NO_RETRY, "redirect": False, "preload_content": False}
         if timeout is not None or self._given is None or "timeout" not in self._given.connection_pool_kw:
             silence = silence_of(request, timeout)
-            options["timeout"] = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=silence)
+            options["timeout"] = urllib3.Timeout(connect=connect_limit(timeout), read=silence)
         else:
             silence = _silence_of(self._given)
         limit = head_limit(request, silence)
@@ -192,12 +192,12 @@ class Urllib3Transport:
             interrupt.detach()
             if trickled() and not interrupt.is_set():
                 raise fetch_error(Failure.TRICKLE, request.url, error, limit=limit) from None
-            raise _fetch_error(error, request.url, interrupt, None) from None
+            raise _fetch_error(error, request.url, interrupt, None, connect_limit(timeout)) from None
         except _AFTER_AN_INTERRUPT as error:
             interrupt.detach()
             if not interrupt.is_set():
                 raise
-            raise _fetch_error(error, request.url, interrupt, None) from None
+            raise _fetch_error(error, request.url, interrupt, None, connect_limit(timeout)) from None
         except BaseException:
             interrupt.detach()
             raise
@@ -280,7 +280,13 @@ _AFTER_AN_INTERRUPT = (AttributeError, ValueError)
 _NO_RETRY = urllib3.Retry(False)
 
 
-def _fetch_error(error: Exception, url: str, interrupt: Interrupt, status: int | None) -> FetchError:
+def _fetch_error(
+    error: Exception,
+    url: str,
+    interrupt: Interrupt,
+    status: int | None,
+    connect: float | None = CONNECT_TIMEOUT,
+) -> FetchError:
     if interrupt.is_set():
         failure = Failure.INTERRUPTED
     elif type(error) is urllib3.exceptions.ConnectTimeoutError:  # its subclasses are refusals
@@ -297,7 +303,7 @@ def _fetch_error(error: Exception, url: str, interrupt: Interrupt, status: int |
         failure = Failure.DECODING
     else:
         failure = Failure.BROKEN
-    return fetch_error(failure, url, error, status=status, limit=CONNECT_TIMEOUT)
+    return fetch_error(failure, url, error, status=status, limit=connect)
 
 
 def _in_handshake(error: urllib3.exceptions.SSLError) -> bool:
