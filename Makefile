@@ -36,7 +36,7 @@ help:
 	@echo "make check        lint, types and the fast tests: within a minute"
 	@echo "make test         the test suite"
 	@echo "make test-pythons the client's tests on other Pythons; PYTHONS=\"3.10 3.13\" chooses"
-	@echo "make lint types   ruff and codespell; mypy --strict, and pyright for the public names"
+	@echo "make lint types   ruff, codespell, words and widths; mypy --strict, and pyright for the public names"
 	@echo "make generate     the sync side of client and firehose, made from the async side"
 	@echo "make words        words that the project's English does without"
 	@echo "make conformance  the protocol's public conformance suite (Node >= 18)"
@@ -70,6 +70,8 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/codespell
+	$(BIN)/python tools/words.py
+	$(BIN)/python tools/wrap.py --check $(DOCS)
 	$(BIN)/python tools/make_sync.py --check
 
 words: $(VENV)/dev.stamp
