@@ -24,6 +24,7 @@ class _Request:
         "_incoming",
         "_is_begun",
         "_is_read",
+        "_names",
         "_protocol",
         "_scope",
         "method",
@@ -46,27 +47,24 @@ class _Request:
         self.scheme: str = scope.scheme
         self.mount = ""
         self._headers = scope.headers
+        # Most of the headers that a request is asked for are absent: a set answers that without a call into Granian.
+        self._names = frozenset(self._headers.keys())
 
     def header(self, name: str) -> str | None:
+        if name not in self._names:
+            return None
         values: list[str] = self._headers.get_all(name)
         if len(values) == 1:
             return values[0]
-        if values:
-            raise repeated(name)
-        self._check_absent(name)
-        return None
+        raise repeated(name) if values else unreadable(name)
 
     def listed(self, name: str) -> str | None:
+        if name not in self._names:
+            return None
         values: list[str] = self._headers.get_all(name)
-        if values:
-            return ", ".join(values)
-        self._check_absent(name)
-        return None
-
-    def _check_absent(self, name: str) -> None:
-        if name in self._headers:
-            # Granian gives out only what is ASCII; what was sent must not count as absent.
-            raise unreadable(name)
+        if not values:
+            raise unreadable(name)  # Granian gives out only what is ASCII; what was sent must not count as absent
+        return ", ".join(values)
 
     def authority(self) -> str:
         authority: str = self.header("host") or self._scope.authority or self._scope.server
@@ -129,14 +127,14 @@ class _Request:
         return b"".join(parts), empty
 
     def has_unread(self) -> bool:
-        headers = self._headers
-        if self._is_read or ("content-length" not in headers and "transfer-encoding" not in headers):
+        sent = self._names
+        if self._is_read or ("content-length" not in sent and "transfer-encoding" not in sent):
             return False
-        return "transfer-encoding" in headers or headers.get("content-length") != "0"
+        return "transfer-encoding" in sent or self._headers.get("content-length") != "0"
 
     def sends_on(self, status: int) -> bool:
         """Whether the rest of the body is on its way: it neither stood still (408), nor waits for a word of ours."""
-        return status != 408 and "expect" not in self._headers
+        return status != 408 and "expect" not in self._names
 
     async def drop_rest(self) -> None:
         """Take the rest of the body, and drop it."""
