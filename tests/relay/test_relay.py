@@ -17,6 +17,7 @@ import pytest
 from durable_streams import DurableStream, DurableStreamError, StreamNotFoundError
 from durable_streams.relay import FileSource, Gap, IterableSource, Record, Relay, Source, relay
 from durable_streams.relay.dedupe import IdWindow, id_reader
+from durable_streams.relay.state import StateFile, default_path
 from durable_streams.testing import InMemoryStreamServer
 
 
@@ -403,3 +404,52 @@ def test_each_source_says_what_it_guarantees(tmp_path: Path) -> None:
 def test_what_is_no_source() -> None:
     with pytest.raises(TypeError, match="A relay reads"):
         Relay(5, "http://127.0.0.1:1/v1/stream/x")  # type: ignore[arg-type]
+
+
+def test_e3_no_lock_stays_behind(server: Any, watch: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "places"
+    folder.mkdir()
+    source, state = numbers(tmp_path / "in.ndjson", 1), folder / "state"
+    DurableStream.create(server.url("/text"), content_type="text/plain")
+    with pytest.raises(DurableStreamError, match="holds text/plain"):
+        relay(source, server.url("/text"), state=state, content_type="application/json")
+    assert not list(folder.iterdir()), "it was refused"
+    first = Relay(FileSource(source, follow=True), server.url("/copy"), state=state)
+    with running(first):
+        watch.until(lambda: first.report().records == 1, "a record")
+        with pytest.raises(DurableStreamError, match="another relay uses"):
+            relay(source, server.url("/copy"), state=state)
+        assert len(list(folder.iterdir())) == 2, "the lock of the one that runs is there"
+        first.stop()
+    assert [file.name for file in folder.iterdir()] == ["state"]
+    assert relay(source, server.url("/copy"), state=state).records == 0
+
+
+def test_e3_a_lock_that_was_removed_meanwhile_is_no_lock(tmp_path: Path) -> None:
+    """Many take turns at one lock, which each removes at its end: no two have it at a time."""
+    inside, most, turns = [0], [0], []
+    counting = threading.Lock()
+
+    def take_turns() -> None:
+        file = StateFile(tmp_path / "state", "source", "http://127.0.0.1:1/target")
+        while len(turns) < 400:
+            with contextlib.suppress(DurableStreamError), file.locked():
+                with counting:
+                    inside[0] += 1
+                    most[0] = max(most[0], inside[0])
+                    turns.append(1)
+                time.sleep(0)
+                with counting:
+                    inside[0] -= 1
+
+    threads = [threading.Thread(target=take_turns) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+
+
+def test_e3_tests_keep_their_state_apart(state_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the folder of this module's own tests
+    assert default_path("source", "target").is_relative_to(state_home)

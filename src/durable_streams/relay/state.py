@@ -137,18 +137,30 @@ class StateFile:
         if sys.platform == "win32":
             yield  # no lock there: of two relays on one file, the younger one fences the elder
             return
-        try:
-            lock = open(self._lock_path, "wb", opener=open_private)  # noqa: SIM115 - no opener; closed below
-        except OSError as error:
-            raise _error(f"cannot use {self.path}: {error.strerror}; choose another file.") from error
-        with lock:
-            if not try_lock(lock):
-                raise _error(f"another relay uses {self.path}; stop it, or choose another state file.")
+        with self._open_lock() as lock:
             self._lock = lock
             try:
                 yield
             finally:
                 self._lock = None
+                # While it is locked: a relay that opened it meanwhile sees that it is gone, and makes another.
+                if is_at(self._lock_path, lock.fileno()):
+                    with contextlib.suppress(OSError):
+                        self._lock_path.unlink()
+
+    def _open_lock(self) -> IO[bytes]:
+        """Return the lock's file, locked, and where its path leads."""
+        while True:
+            try:
+                lock = open(self._lock_path, "wb", opener=open_private)  # noqa: SIM115 - no opener; the caller closes it
+            except OSError as error:
+                raise _error(f"cannot use {self.path}: {error.strerror}; choose another file.") from error
+            if not try_lock(lock):
+                lock.close()
+                raise _error(f"another relay uses {self.path}; stop it, or choose another state file.")
+            if is_at(self._lock_path, lock.fileno()):
+                return lock
+            lock.close()  # another relay ended just now, and removed it
 
 
 def _error(message: str) -> DurableStreamError:
