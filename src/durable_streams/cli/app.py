@@ -8,6 +8,7 @@ shows the traceback of a failure, for reports of bugs.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import importlib
 import os
@@ -17,12 +18,12 @@ from typing import Any
 
 import click
 
-from durable_streams.cli.options import Settings, connection_options
+from durable_streams.cli.help import GUESSES, HelpSections
+from durable_streams.cli.options import PROGRAM, Settings, connection_options
 from durable_streams.errors import DurableStreamError
 
 __all__ = ["main"]
 
-PROGRAM = "durable-streams"
 INTERRUPTED = 130
 
 _COMMANDS = {
@@ -38,6 +39,7 @@ _COMMANDS = {
     "relay": "relay",
     "migrate": "migrate",
     "demo": "demo.command",
+    "completion": "completion",
 }
 
 
@@ -49,7 +51,7 @@ class _CtrlCError(Exception):
     """Ctrl-C. Click would print an empty line for the KeyboardInterrupt itself, into logs too."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(HelpSections, click.Group):
     """A group that imports a command's module when the command is asked for, so that each starts at once."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -66,6 +68,19 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(f"durable_streams.cli.{module}"), cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the arguments begin with; a wrong name is refused with the likely right one."""
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-"):
+            close = (
+                [GUESSES[name]] if name in GUESSES else difflib.get_close_matches(name.lower(), _COMMANDS, 1)
+            )
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise click.UsageError(f"there is no command {name!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
@@ -76,7 +91,15 @@ class LazyGroup(click.Group):
             raise _CtrlCError from interrupt
 
 
-@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    examples=[
+        "durable-streams serve",
+        "durable-streams create hello -t text 'Hello, world'",
+        "durable-streams tail hello",
+    ],
+)
 @click.version_option(package_name="durable-streams", prog_name=PROGRAM)
 @connection_options
 @click.pass_context
@@ -140,19 +163,36 @@ def _fail(message: str, code: int = 1) -> int:
 
 def _usage_message(error: click.UsageError) -> str:
     command = error.ctx.command_path if error.ctx else PROGRAM
-    return f"{error.format_message().rstrip('.')}; see '{command} --help'."
+    message = error.format_message()
+    if message.endswith("?"):
+        return f"{message} '{command} --help' lists what there is."
+    return f"{message.rstrip('.')}; see '{command} --help'."
 
 
 def _describe(error: Exception) -> str:
     """Return one sentence for any failure: what the client says, what the system says, or the bug itself."""
     if isinstance(error, (DurableStreamError, ValueError)) and str(error):
-        return str(error)
+        return _for_the_shell(str(error))
     if isinstance(error, OSError):
         reason = os.strerror(error.errno) if error.errno else str(error)
         if error.errno == errno.ENOSPC and error.filename is None:
             return f"cannot write the output: {reason}."
         return f"{error.filename}: {reason}." if error.filename is not None else f"{reason}."
     return f"internal error: {type(error).__name__}: {error} (DURABLE_STREAMS_DEBUG=1 shows the traceback)"
+
+
+def _for_the_shell(message: str) -> str:
+    """Return a message of the Python API with the command line's own names."""
+    for python, shell in _SHELL_NAMES:
+        message = message.replace(python, shell)
+    return message
+
+
+_SHELL_NAMES = (
+    ("live=sse", "--live sse"),
+    ("live=True", "--live auto"),
+    ("for others pass a client of your own as client=.", "others need a program of your own."),
+)
 
 
 def _abandon(stream: object) -> None:

@@ -22,9 +22,20 @@ from durable_streams import (
     StaleEpochError,
     SyncIdempotentProducer,
 )
+from durable_streams.cli.help import Command
 from durable_streams.cli.invalid import LeftOut, on_invalid_option
 from durable_streams.cli.ndjson import records
-from durable_streams.cli.options import Settings, connection_options, emit, is_json, read_value, stdin_bytes
+from durable_streams.cli.options import (
+    Settings,
+    connection_options,
+    emit,
+    is_json,
+    json_in_shell_words,
+    read_value,
+    stdin_bytes,
+)
+from durable_streams.cli.patience import patient
+from durable_streams.cli.units import Duration, Size, show_duration, show_size
 from durable_streams.protocol.jsonrule import InvalidJSONError
 
 __all__ = ["append"]
@@ -32,7 +43,26 @@ __all__ = ["append"]
 _REDRAW = 256  # acknowledgements between two updates of the progress bar
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Add data to a stream: a value, a file, or lines.",
+    examples=[
+        "durable-streams append log 'one line of text'",
+        'durable-streams append flights \'{"flight": "WN 1", "delay": -5}\'',
+        "durable-streams append flights --ndjson --file flights.ndjson",
+    ],
+    groups={
+        "Options with --ndjson": [
+            "close",
+            "producer_id",
+            "epoch",
+            "batch_bytes",
+            "linger",
+            "retry_for",
+            "on_invalid",
+        ]
+    },
+)
 @click.argument("stream")
 @click.argument("value", required=False)
 @click.option(
@@ -46,44 +76,44 @@ _REDRAW = 256  # acknowledgements between two updates of the progress bar
 @click.option(
     "--ndjson", is_flag=True, help="Append every line as one JSON message, exactly once, in batches."
 )
-@click.option("--close", is_flag=True, help="--ndjson: close the stream for good after the last line.")
+@click.option("--close", is_flag=True, help="Close the stream for good after the last line.")
 @click.option(
     "--producer-id",
     metavar="ID",
-    help="--ndjson: a name that fences an earlier run of the same name that still writes. [default: random]",
+    help="A name that fences an earlier run of the same name that still writes. [default: random]",
 )
 @click.option(
     "--epoch",
     type=click.IntRange(min=0),
     metavar="N",
-    help="--ndjson: greater than in any run of this name before. [default: the next free one]",
+    help="Greater than in any run of this name before. [default: the next free one]",
 )
 @click.option(
     "--batch-bytes",
-    type=click.IntRange(min=1),
-    default=1 << 20,
-    metavar="BYTES",
+    type=Size(),
+    default=show_size(1 << 20),
+    metavar="SIZE",
     show_default=True,
-    help="--ndjson: about how much one request carries.",
+    help="About how much one request carries.",
 )
 @click.option(
     "--linger",
-    type=click.FloatRange(min=0),
-    default=0.005,
-    metavar="SECONDS",
+    type=Duration(),
+    default=show_duration(0.005),
+    metavar="TIME",
     show_default=True,
-    help="--ndjson: how long a batch waits for more lines.",
+    help="How long a batch waits for more lines.",
 )
 @click.option(
     "--retry-for",
-    type=click.FloatRange(min=0),
-    default=120.0,
-    metavar="SECONDS",
+    type=Duration(endless=True),
+    default=show_duration(120.0),
+    metavar="TIME",
     show_default=True,
-    help="--ndjson: how long to try a server that is down or failing.",
+    help="How long to try a server that is down or failing, at the start too.",
 )
 @on_invalid_option(
-    "--ndjson: what becomes of a line that is not valid JSON: raise ends with an error, skip leaves it out.",
+    "What becomes of a line that is not valid JSON: raise ends with an error, skip leaves it out.",
     default="raise",
 )
 @connection_options
@@ -100,7 +130,7 @@ def append(
     url = settings.url(stream)
     if not options["ndjson"]:
         _refuse_without_ndjson()
-        with DurableStream(url, headers=settings.headers) as handle:
+        with json_in_shell_words(value, file), DurableStream(url, headers=settings.headers) as handle:
             result = handle.append(read_value(value, file), seq=options["seq"])
         emit(settings, f"appended, next offset {result.next_offset}", url=url, offset=result.next_offset)
         return
@@ -109,7 +139,7 @@ def append(
             "--ndjson takes its lines from --file or standard input, not VALUE, and no --seq"
         )
     with DurableStream(url, headers=settings.headers) as handle:
-        content_type = handle.head().content_type
+        content_type = patient(handle.head, options["retry_for"]).content_type
     if not is_json(content_type):
         raise click.ClickException(
             f"{url} holds {content_type}; --ndjson is for streams of type application/json."

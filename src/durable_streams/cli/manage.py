@@ -9,7 +9,16 @@ from typing import Any, TypeVar
 import click
 
 from durable_streams import DurableStream
-from durable_streams.cli.options import Settings, connection_options, emit, full_content_type, read_value
+from durable_streams.cli.help import Command
+from durable_streams.cli.options import (
+    Settings,
+    connection_options,
+    emit,
+    full_content_type,
+    json_in_shell_words,
+    read_value,
+)
+from durable_streams.cli.units import Duration
 
 __all__ = ["close", "create", "delete", "fork", "head"]
 
@@ -26,9 +35,9 @@ _file = click.option(
 def _expiry(command: F) -> F:
     ttl = click.option(
         "--ttl",
-        type=click.IntRange(min=0),
-        metavar="SECONDS",
-        help="Expire after this many seconds without a read or write.",
+        type=Duration(whole=True),
+        metavar="TIME",
+        help="Expire after this long without a read or write: seconds, or 90s, 5m, 12h, 7d.",
     )
     expires_at = click.option(
         "--expires-at", metavar="TIME", help="Expire at a time, such as 2030-01-31T12:00:00Z."
@@ -36,7 +45,15 @@ def _expiry(command: F) -> F:
     return ttl(expires_at(command))
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Create a stream, or find the one that exists.",
+    examples=[
+        "durable-streams create flights -t json",
+        "durable-streams create log -t text 'first line' --ttl 7d",
+        "durable-streams create report -t text/csv --file report.csv --closed",
+    ],
+)
 @click.argument("stream")
 @click.argument("value", required=False)
 @click.option(
@@ -72,15 +89,18 @@ def create(
     _one_expiry(ttl, expires_at)
     url = settings.url(stream)
     body = None if value is None and file is None else read_value(value, file)
-    with DurableStream.create(
-        url,
-        content_type=content_type,
-        ttl_seconds=ttl,
-        expires_at=expires_at,
-        body=body,
-        closed=closed,
-        headers=settings.headers,
-    ) as handle:
+    with (
+        json_in_shell_words(value, file),
+        DurableStream.create(
+            url,
+            content_type=content_type,
+            ttl_seconds=ttl,
+            expires_at=expires_at,
+            body=body,
+            closed=closed,
+            headers=settings.headers,
+        ) as handle,
+    ):
         created = handle.created
     fields = {"url": url, "content_type": content_type, "closed": closed, "created": created}
     if created or not body:
@@ -107,7 +127,11 @@ def _not_stored(data: str, created: bool | None) -> str:
     return f"exists already; {data} was not stored"
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Show a stream's type, end, closure and expiry.",
+    examples=["durable-streams head flights"],
+)
 @click.argument("stream")
 @connection_options
 @click.pass_obj
@@ -137,7 +161,11 @@ def _shown(field: Any) -> str:
     return str(field)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Close a stream for good; it stays readable.",
+    examples=["durable-streams close flights"],
+)
 @click.argument("stream")
 @click.argument("value", required=False)
 @_file
@@ -147,12 +175,16 @@ def close(settings: Settings, stream: str, value: str | None, file: Path | None)
     """Close STREAM for good, with VALUE or --file as its last data; what it holds stays readable."""
     url = settings.url(stream)
     data = None if value is None and file is None else read_value(value, file)
-    with DurableStream(url, headers=settings.headers) as handle:
+    with json_in_shell_words(value, file), DurableStream(url, headers=settings.headers) as handle:
         result = handle.close_stream(data)
     emit(settings, f"closed {url} at offset {result.final_offset}", url=url, final_offset=result.final_offset)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Delete a stream and its data.",
+    examples=["durable-streams delete flights"],
+)
 @click.argument("stream")
 @connection_options
 @click.pass_obj
@@ -164,7 +196,11 @@ def delete(settings: Settings, stream: str) -> None:
     emit(settings, f"deleted {url}", url=url)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Create a stream that goes on from another one.",
+    examples=["durable-streams fork flights what-if"],
+)
 @click.argument("source")
 @click.argument("stream")
 @click.option("--offset", help="Fork from this offset of the source instead of its tail.")

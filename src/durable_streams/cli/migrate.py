@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from durable_streams.cli.help import Command
 from durable_streams.cli.options import Settings, emit, json_option
 from durable_streams.cli.serve import serve
 from durable_streams.server import ServerConfig, ServerStartError
@@ -42,7 +43,15 @@ def _nats_options(command: click.Command) -> click.Command:
 
 
 @_nats_options
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Copy all streams to another store, unchanged.",
+    examples=[
+        "durable-streams migrate --from durable-streams-data --to nats://a:4222,b:4222,c:4222",
+        "durable-streams migrate --from nats://a:4222 --to durable-streams-data",
+    ],
+    groups={"NATS": [option.name for option in serve.params if (option.name or "").startswith("nats_")]},
+)
 @click.option("--from", "source", metavar=_PLACE, required=True, help="Where to read streams.")
 @click.option("--to", "target", metavar=_PLACE, required=True, help="Where to write streams.")
 @click.option("--to-nats-name", metavar="NAME", help="Bucket of --to, if --from is on NATS as well.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -12,18 +13,24 @@ from urllib.parse import quote
 import click
 import msgspec
 
+from durable_streams.protocol.jsonrule import InvalidJSONError
+
 __all__ = [
+    "DEFAULT_ROOT",
+    "PROGRAM",
     "Settings",
     "connection_options",
     "emit",
     "full_content_type",
     "is_json",
+    "json_in_shell_words",
     "json_option",
     "read_value",
     "stdin_bytes",
     "stdout_bytes",
 ]
 
+PROGRAM = "durable-streams"
 DEFAULT_ROOT = "http://127.0.0.1:4437/v1/stream"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -137,6 +144,32 @@ def read_value(value: str | None, file: Path | None) -> bytes:
     if file is None or str(file) == "-":
         return stdin_bytes().read()
     return file.read_bytes()
+
+
+@contextlib.contextmanager
+def json_in_shell_words(value: str | None, file: Path | None) -> Iterator[None]:
+    """Say what is wrong with data for a JSON stream, and how JSON is written in a shell."""
+    try:
+        yield
+    except InvalidJSONError as error:
+        flaw = error.__cause__ or error
+        if value is not None:
+            quoted = (
+                value
+                if value and value.isprintable() and len(value) <= _SHORT and "'" not in value
+                else "text"
+            )
+            name = "VALUE"
+            hint = "" if set(value) & set("{}[]") else f"; a text needs quotes of both kinds: '\"{quoted}\"'"
+        else:
+            name = "standard input" if file is None or str(file) == "-" else str(file)
+            hint = "; with one message on each line, give --ndjson to append"
+        raise click.ClickException(
+            f"the stream holds JSON, and {name} is not valid JSON: {flaw}{hint}"
+        ) from error
+
+
+_SHORT = 40  # characters of a value that is shown again
 
 
 def stdin_bytes() -> BinaryIO:

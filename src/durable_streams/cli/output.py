@@ -26,7 +26,9 @@ class Output:
     def __init__(self, stream: BinaryIO, length: int | None = None, path: Path | None = None) -> None:
         self._stream = stream
         self._path = path
+        self._last = b"\n"
         self.length = length
+        self.is_terminal = path is None and stream.isatty()
 
     def settle(self) -> None:
         """Return when a file is on disk, where its path leads; raises ClickException if that leads elsewhere by now."""
@@ -45,8 +47,14 @@ class Output:
         if data:
             self._stream.write(data)
             self._stream.flush()
+            self._last = data[-1:]
             if self.length is not None:
                 self.length += len(data)
+
+    def end_line(self) -> None:
+        """End the line on a terminal, so that the prompt stands below it; elsewhere bytes stay as they are."""
+        if self.is_terminal and self._last != b"\n":
+            self.write(b"\n")
 
 
 @contextlib.contextmanager
@@ -57,7 +65,12 @@ def open_output(path: Path | None, resume_at: int | None = None) -> Iterator[Out
     ClickException where the file is shorter than that, or another process is writing it.
     """
     if path is None:
-        yield Output(stdout_bytes())
+        out = Output(stdout_bytes())
+        try:
+            yield out
+        finally:
+            with contextlib.suppress(OSError):  # a terminal that is gone
+                out.end_line()
         return
     path.touch()
     with path.open("r+b") as file:

@@ -12,6 +12,7 @@ import msgspec
 
 from durable_streams import DurableStream, StreamParseError, StreamResponse, stream
 from durable_streams.cli.checkpoint import CheckpointSaver
+from durable_streams.cli.help import Command
 from durable_streams.cli.invalid import LeftOut, OnInvalid, on_invalid_option
 from durable_streams.cli.ndjson import lines_of
 from durable_streams.cli.options import Settings, connection_options, is_json
@@ -52,7 +53,11 @@ def _reading(command: F) -> F:
     return offset(ndjson(on_invalid(output(command))))
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Write all that a stream holds now.",
+    examples=["durable-streams read flights", "durable-streams read flights --ndjson | head -3"],
+)
 @click.argument("stream_", metavar="STREAM")
 @_reading
 @connection_options
@@ -95,7 +100,15 @@ def _copy_array(response: StreamResponse, out: Output) -> None:
     out.write(b"]" if before == b"," else b"[]")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Follow a stream until it is closed, or Ctrl-C.",
+    examples=[
+        "durable-streams tail flights --ndjson",
+        "durable-streams tail flights --offset now",
+        "durable-streams tail flights --ndjson --output copy.ndjson --checkpoint place.json",
+    ],
+)
 @click.argument("stream_", metavar="STREAM")
 @_reading
 @click.option(
@@ -124,7 +137,7 @@ def tail(
     live: Literal["auto", "sse", "long-poll"],
     checkpoint: Path | None,
 ) -> None:
-    """Follow STREAM until it is closed; survives server restarts without losing or repeating a byte.
+    """Follow STREAM until it is closed; survives server restarts without losing or repeating a byte. Ctrl-C ends it.
 
     With --checkpoint the next run goes on where this one ended. What was written to standard output after
     the last save comes again if the process is killed; with --output FILE as well it does not, because the
@@ -190,6 +203,8 @@ def _copy(response: StreamResponse, out: Output, *, saver: CheckpointSaver | Non
         if data == b"[]" and is_json(response.content_type):
             data = b""  # nothing yet, in the words of JSON
         out.write(data)
+        if data and is_json(response.content_type):
+            out.end_line()  # a batch on each line
         place = _passed(place, event.next_offset, out, saver)
 
 

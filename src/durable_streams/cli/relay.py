@@ -16,18 +16,42 @@ from typing import Any
 
 import click
 
+from durable_streams.cli.help import Command
 from durable_streams.cli.invalid import on_invalid_option
 from durable_streams.cli.options import Settings, connection_options, emit, full_content_type
+from durable_streams.cli.units import Duration, show_duration
 from durable_streams.relay import Relay, RelayReport, source_for
 from durable_streams.relay.open import Form
 
 __all__ = ["relay"]
 
-_SECONDS = click.FloatRange(min=0)
 _REDRAWS = 4  # a second
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Store a feed, a file or a pipe in a stream.",
+    examples=[
+        "durable-streams relay https://stream.wikimedia.org/v2/stream/recentchange changes",
+        "durable-streams relay access.ndjson visits --follow",
+        "journalctl --follow --output json | durable-streams relay - journal",
+    ],
+    groups={
+        "Options for the source": [
+            "form",
+            "follow",
+            "id_field",
+            "id_window",
+            "gap_events",
+            "headers",
+            "source_token",
+            "stall_timeout",
+            "backoff",
+            "on_invalid",
+        ],
+        "Options for the target": ["close", "no_create", "content_type", "retry_for", "grace"],
+    },
+)
 @click.argument("source")
 @click.argument("target")
 @click.option(
@@ -79,30 +103,30 @@ _REDRAWS = 4  # a second
 )
 @click.option(
     "--stall-timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
+    type=Duration(above_zero=True),
+    metavar="TIME",
     help="Reconnect to a feed that is silent for so long, heartbeats included. [default: never]",
 )
 @click.option(
     "--backoff",
-    type=_SECONDS,
-    default=1.0,
-    metavar="SECONDS",
+    type=Duration(),
+    default=show_duration(1.0),
+    metavar="TIME",
     show_default=True,
     help="The first wait before a feed is connected again; doubled each time, up to 64.",
 )
 @click.option(
     "--retry-for",
-    type=_SECONDS,
+    type=Duration(endless=True),
     default=float("inf"),
-    metavar="SECONDS",
+    metavar="TIME",
     help="How long to try a target that is down or failing. [default: forever]",
 )
 @click.option(
     "--grace",
-    type=_SECONDS,
-    default=10.0,
-    metavar="SECONDS",
+    type=Duration(endless=True),
+    default=show_duration(10.0),
+    metavar="TIME",
     show_default=True,
     help="How long Ctrl-C and SIGTERM wait for the last acknowledgements.",
 )

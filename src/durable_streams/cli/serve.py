@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from durable_streams.cli.options import Settings, emit, json_option
+from durable_streams.cli.help import Command
+from durable_streams.cli.options import DEFAULT_ROOT, PROGRAM, Settings, emit, json_option
+from durable_streams.cli.units import Duration, Size, show_duration, show_size
 from durable_streams.server import ServerConfig, ServerStartError
 from durable_streams.server import serve as run_server
 from durable_streams.server.run import ServerFailedError, jetstream_config
@@ -17,8 +22,8 @@ from durable_streams.server.run import ServerFailedError, jetstream_config
 __all__ = ["serve"]
 
 _DEFAULTS = ServerConfig()
-_SECONDS = click.FloatRange(min=0, min_open=True)
-_BYTES = click.IntRange(min=1)
+_SECONDS = Duration(above_zero=True)
+_BYTES = Size()
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -27,7 +32,51 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     return None if value is None else tuple(value.replace(",", " ").split())
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Run the server, until Ctrl-C or SIGTERM.",
+    examples=[
+        "durable-streams serve",
+        "durable-streams serve --memory --port 0",
+        "durable-streams serve --host 0.0.0.0 --data-dir /srv/streams --max-body 16MiB",
+    ],
+    groups={
+        "NATS": [
+            "store",
+            "nats_name",
+            "nats_replicas",
+            "nats_storage",
+            "nats_max_bytes",
+            "nats_credentials",
+            "nats_tls_ca",
+        ],
+        "Browsers, names and proxies": [
+            "public_url",
+            "trusted_proxies",
+            "cors_origins",
+            "cors_credentials",
+            "allowed_hosts",
+            "cache",
+        ],
+        "Times": [
+            "long_poll_timeout",
+            "sse_max_age",
+            "body_timeout",
+            "send_timeout",
+            "keep_alive",
+            "disk_timeout",
+        ],
+        "Sizes": [
+            "max_body",
+            "body_budget",
+            "send_budget",
+            "chunk_size",
+            "max_streams_in_memory",
+            "max_queued_bytes",
+            "max_queued_appends",
+        ],
+    },
+)
 @click.option(
     "--host",
     default=_DEFAULTS.host,
@@ -95,7 +144,7 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     "--nats-max-bytes",
     type=_BYTES,
     envvar="DURABLE_STREAMS_NATS_MAX_BYTES",
-    metavar="BYTES",
+    metavar="SIZE",
     show_envvar=True,
     help="How large the bucket may become; more is answered 507.",
 )
@@ -118,9 +167,9 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
 @click.option(
     "--long-poll-timeout",
     type=_SECONDS,
-    default=_DEFAULTS.long_poll_timeout,
+    default=show_duration(_DEFAULTS.long_poll_timeout),
     envvar="DURABLE_STREAMS_LONG_POLL_TIMEOUT",
-    metavar="SECONDS",
+    metavar="TIME",
     show_default=True,
     show_envvar=True,
     help="How long a long-poll waits for data.",
@@ -128,9 +177,9 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
 @click.option(
     "--sse-max-age",
     type=_SECONDS,
-    default=_DEFAULTS.sse_max_age,
+    default=show_duration(_DEFAULTS.sse_max_age),
     envvar="DURABLE_STREAMS_SSE_MAX_AGE",
-    metavar="SECONDS",
+    metavar="TIME",
     show_default=True,
     show_envvar=True,
     help="When an SSE connection is ended, for the client to reconnect.",
@@ -138,9 +187,9 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
 @click.option(
     "--max-body",
     type=_BYTES,
-    default=_DEFAULTS.max_body,
+    default=show_size(_DEFAULTS.max_body),
     envvar="DURABLE_STREAMS_MAX_BODY",
-    metavar="BYTES",
+    metavar="SIZE",
     show_default=True,
     show_envvar=True,
     help="Largest request body; more is answered 413.",
@@ -149,16 +198,16 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     "--body-budget",
     type=_BYTES,
     envvar="DURABLE_STREAMS_BODY_BUDGET",
-    metavar="BYTES",
+    metavar="SIZE",
     show_envvar=True,
     help="Memory for the bodies of all requests; more is answered 503. By default 256 MiB, at least twice --max-body.",
 )
 @click.option(
     "--body-timeout",
     type=_SECONDS,
-    default=_DEFAULTS.body_timeout,
+    default=show_duration(_DEFAULTS.body_timeout),
     envvar="DURABLE_STREAMS_BODY_TIMEOUT",
-    metavar="SECONDS",
+    metavar="TIME",
     show_default=True,
     show_envvar=True,
     help="How long a request body may not come on; then it is answered 408.",
@@ -166,9 +215,9 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
 @click.option(
     "--send-budget",
     type=_BYTES,
-    default=_DEFAULTS.send_budget,
+    default=show_size(_DEFAULTS.send_budget),
     envvar="DURABLE_STREAMS_SEND_BUDGET",
-    metavar="BYTES",
+    metavar="SIZE",
     show_default=True,
     show_envvar=True,
     help="Memory for what all clients together have not taken yet; those that stall longest are disconnected.",
@@ -176,9 +225,9 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
 @click.option(
     "--send-timeout",
     type=_SECONDS,
-    default=_DEFAULTS.send_timeout,
+    default=show_duration(_DEFAULTS.send_timeout),
     envvar="DURABLE_STREAMS_SEND_TIMEOUT",
-    metavar="SECONDS",
+    metavar="TIME",
     show_default=True,
     show_envvar=True,
     help="How long a client may take nothing of an answer; then it is disconnected.",
@@ -186,9 +235,9 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
 @click.option(
     "--chunk-size",
     type=_BYTES,
-    default=_DEFAULTS.chunk_size,
+    default=show_size(_DEFAULTS.chunk_size),
     envvar="DURABLE_STREAMS_CHUNK_SIZE",
-    metavar="BYTES",
+    metavar="SIZE",
     show_default=True,
     show_envvar=True,
     help="How much is read from the store at once, and about how much an event or a long-poll brings.",
@@ -214,9 +263,9 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
 @click.option(
     "--keep-alive",
     type=_SECONDS,
-    default=_DEFAULTS.keep_alive,
+    default=show_duration(_DEFAULTS.keep_alive),
     envvar="DURABLE_STREAMS_KEEP_ALIVE",
-    metavar="SECONDS",
+    metavar="TIME",
     show_default=True,
     show_envvar=True,
     help="How long a connection may be silent between two requests, or in the head of one.",
@@ -265,9 +314,9 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
 @click.option(
     "--disk-timeout",
     type=_SECONDS,
-    default=_DEFAULTS.disk_timeout,
+    default=show_duration(_DEFAULTS.disk_timeout),
     envvar="DURABLE_STREAMS_DISK_TIMEOUT",
-    metavar="SECONDS",
+    metavar="TIME",
     show_default=True,
     show_envvar=True,
     help="How long the disk may take for a commit or a read; then requests are answered 503 until it answers again.",
@@ -275,9 +324,9 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
 @click.option(
     "--max-queued-bytes",
     type=_BYTES,
-    default=_DEFAULTS.max_queued_bytes,
+    default=show_size(_DEFAULTS.max_queued_bytes),
     envvar="DURABLE_STREAMS_MAX_QUEUED_BYTES",
-    metavar="BYTES",
+    metavar="SIZE",
     show_default=True,
     show_envvar=True,
     help="How much may wait to be stored, over all streams; more is answered 503.",
@@ -356,3 +405,18 @@ def _place(ctx: click.Context, config: ServerConfig) -> str:
 def _announce(settings: Settings, root: str, config: ServerConfig, place: str) -> None:
     fields = {"data_dir": place if config.data_dir else None, "store": place if config.store else None}
     emit(settings, f"durable-streams: serving {root} ({place})", url=root, **fields)
+    if sys.stdout is not None and sys.stdout.isatty() and not settings.json_output:
+        click.echo(_next_steps(root))
+
+
+def _next_steps(root: str) -> str:
+    """Return what to try next, for a person at a terminal: commands that can be copied as they stand."""
+    program = PROGRAM if shutil.which(PROGRAM) else f"{shlex.quote(sys.executable)} -m durable_streams"
+    options = "" if root == DEFAULT_ROOT else f" --url {root}"
+    return (
+        "\nTry it, in another terminal:\n"
+        f"  {program} create hello -t text 'Hello, world'{options}\n"
+        f"  {program} tail hello{options}\n"
+        f"  curl {root}/hello\n"
+        "Ctrl-C stops the server.\n"
+    )

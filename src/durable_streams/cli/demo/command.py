@@ -14,12 +14,17 @@ from durable_streams.cli.demo.firehose import FirehoseDemo
 from durable_streams.cli.demo.processes import Signals
 from durable_streams.cli.demo.run import Demo
 from durable_streams.cli.demo.sample import load
+from durable_streams.cli.help import Command
 from durable_streams.cli.options import Settings, emit, json_option
 
 __all__ = ["demo"]
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Show that nothing is lost while everything is killed.",
+    examples=["durable-streams demo", "durable-streams demo --firehose"],
+)
 @click.option(
     "--input",
     "input_",

@@ -48,6 +48,7 @@ class Demo:
         self._report = Report(sent=len(messages), sha256=hashlib.sha256(self._lines).hexdigest())
         self._flowing: Callable[[], None] | None = None
         self._show: Callable[[], None] | None = None
+        self._fed = 0
 
     def run(self, kills: int) -> Report:
         """Run all of it, with ``kills`` crashes of the server; raises ClickException if a process fails or stalls."""
@@ -164,6 +165,7 @@ class Demo:
         while not done():
             if self._writer is not None:
                 self._writer.feed(self._limit)
+                self._fed = self._writer.fed
             if self._flowing is not None:
                 self._flowing()
             self._check()
@@ -197,8 +199,7 @@ class Demo:
             received = [progress.add_task(reader.name, total=total) for reader in self._readers]
 
             def show() -> None:
-                fed = self._writer.fed if self._writer is not None else 0
-                tasks: list[tuple[TaskID, int]] = [(sent, fed)]
+                tasks: list[tuple[TaskID, int]] = [(sent, self._fed)]
                 tasks += zip(received, (reader.received for reader in self._readers), strict=True)
                 for task, length in tasks:
                     progress.update(task, completed=self._records(length))
