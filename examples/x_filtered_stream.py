@@ -1,11 +1,11 @@
 """X API v2's filtered stream as a durable stream: it reconnects by itself, and stores no post twice.
 
-pip install durable-streams
+pip install .    # in a checkout
 durable-streams serve --port 4437
 
 X_BEARER_TOKEN=... python examples/x_filtered_stream.py http://127.0.0.1:4437/v1/stream/posts --rule "cat has:images"
 
-Without an account, against a local imitation of X (pip install durable-streams-xdk):
+Without an account, against a local imitation of X (pip install ./xdk):
 
 python examples/x_filtered_stream.py http://127.0.0.1:4437/v1/stream/posts --imitation
 

@@ -122,6 +122,22 @@ def test_a_folder_keeps_what_is_in_it(run_cluster: Callable[..., Cluster], tmp_p
     assert cluster.end(signal.SIGHUP) == 0
 
 
+def test_e8_it_prints_lines_to_copy(run_cluster: Callable[..., Cluster]) -> None:
+    cluster = run_cluster("--servers", "1", "--gateways", "1")
+    cluster.until("Ctrl-C stops everything")
+    export, create, tail = re.findall(r"^  (.*)$", cluster.output, re.MULTILINE)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    created = subprocess.run(
+        f"{export}\n{create}", shell=True, capture_output=True, env=environment, check=True
+    )
+    assert created.stdout == f"created {cluster.roots[0]}/hello (text/plain)\n".encode()
+    with subprocess.Popen(f"exec {tail}", shell=True, stdout=subprocess.PIPE, env=environment) as following:
+        assert following.stdout is not None
+        assert following.stdout.read(12) == b"Hello, world"
+        following.terminate()
+    assert cluster.end() == 0
+
+
 def test_a_gateway_that_does_not_start_is_named(run_cluster: Callable[..., Cluster]) -> None:
     cluster = run_cluster("--servers", "1", "--", "--no-such-option")
     assert cluster.process.wait(60) == 1

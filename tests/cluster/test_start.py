@@ -334,7 +334,7 @@ except StoreError as error:
     ran = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
-    assert 'pip install "durable-streams[nats]"' in ran.stdout
+    assert 'pip install "nats-py>=2.15,<3"' in ran.stdout
 
 
 # the settings

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
@@ -106,14 +107,32 @@ def test_the_example(mounted) -> None:
     assert started.status == 202
     url = started.json["stream"]
     assert url == f"http://127.0.0.1:{server.port}{ROOT}/jobs/42"
-    deadline = time.monotonic() + 20
-    while True:
-        listened = server.request("GET", f"{ROOT}/jobs/42?live=sse&offset=-1", absolute=True)
-        if listened.status == 200:
-            break
-        assert time.monotonic() < deadline, listened  # the job has not begun yet
+    listened = server.request("GET", f"{ROOT}/jobs/42?live=sse&offset=-1", absolute=True)
+    assert listened.status == 200, "the stream is there before the answer that names it (E4)"
     assert listened.body.count(b'"of":3') == 3
     assert b"streamClosed" in listened.body
+
+
+def test_e4_a_job_that_exists_is_not_started_again(mounted) -> None:
+    server = mounted()
+    statuses = [server.request("POST", "/jobs/42?steps=1", absolute=True).status for _ in range(2)]
+    assert statuses == [202, 409]
+
+
+def test_e4_ctrl_c_in_the_middle_of_a_job_is_no_traceback(run_server, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "uvicorn", "fastapi_app:app", "--app-dir", str(EXAMPLES), "--port", "0"]
+    server = run_server(command, folder=tmp_path)
+    running = re.compile(rb"running on http://127\.0\.0\.1:(\d+)")
+    while (found := running.search(server.error_output)) is None:
+        assert server.alive, server.error_output
+        time.sleep(0.05)
+    server.port = int(found[1])
+    assert server.request("POST", "/jobs/42?steps=1000", absolute=True).status == 202
+    server.process.send_signal(signal.SIGINT)
+    server.wait(30)
+    said = server.error_output.decode()
+    assert "/jobs/42 is not finished: " in said
+    assert "Traceback" not in said
 
 
 def test_live_reads_do_not_hold_up_the_end(start_server, tmp_path: Path) -> None:

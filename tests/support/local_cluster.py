@@ -8,7 +8,10 @@ itself or is killed is reported and started again, so that one can watch what th
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -158,7 +161,19 @@ def _announce(nats: NatsCluster, serving: list[Gateway], home: Path, restart_aft
         f"`kill -9 {victim.pid}` ends {victim.name} (`-STOP` and `-CONT` suspend it);"
         f" what has ended is started again after {restart_after:g} seconds"
     )
+    if serving:
+        click.echo("in another terminal:")
+        click.echo(f"  export DURABLE_STREAMS_URL={serving[0].root}")
+        click.echo(f"  {program_name()} create hello -t text 'Hello, world'")
+        click.echo(f"  {program_name()} tail hello --url {serving[-1].root}")
     click.echo("Ctrl-C stops everything")
+
+
+def program_name() -> str:
+    """Return how the command line is called in a terminal: the one of this interpreter, unless it is on the path."""
+    on_path = shutil.which("durable-streams")
+    beside = Path(sys.executable).with_name("durable-streams")
+    return "durable-streams" if on_path or not beside.exists() else shlex.quote(os.path.relpath(beside))
 
 
 def _watch(parts: list[Program], stopping: threading.Event, restart_after: float) -> None:

@@ -103,5 +103,5 @@ sys.exit(main())
         serving.terminate()
     refused = subprocess.run([*command, "--store", "nats://h"], capture_output=True, timeout=60, check=False)
     assert refused.returncode == 1
-    assert b'pip install "durable-streams[nats]"' in refused.stderr
+    assert b'pip install "nats-py>=2.15,<3"' in refused.stderr
     assert refused.stderr.count(b"\n") == 1

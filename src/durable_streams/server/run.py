@@ -188,7 +188,7 @@ def jetstream_config(config: ServerConfig) -> JetStreamConfig:
     except ModuleNotFoundError as error:
         if error.name != "nats":
             raise
-        raise ServerStartError('streams on NATS need nats-py: pip install "durable-streams[nats]"') from error
+        raise ServerStartError('streams on NATS need nats-py: pip install "nats-py>=2.15,<3"') from error
     return JetStreamConfig(
         servers=parse_servers(config.store or ""),
         name=config.nats_name,

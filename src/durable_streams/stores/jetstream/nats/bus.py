@@ -115,7 +115,7 @@ class Bus:
         try:
             from durable_streams.stores.jetstream.nats.connection import NatsConnection  # noqa: PLC0415 - an extra
         except ImportError as error:
-            message = 'the NATS store needs nats-py: pip install "durable-streams[nats]"'
+            message = 'the NATS store needs nats-py: pip install "nats-py>=2.15,<3"'
             raise StoreError(message) from error
         from durable_streams.stores.jetstream.nats.startup import prepare  # noqa: PLC0415 - behind the extra
 
