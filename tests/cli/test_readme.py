@@ -54,7 +54,7 @@ def test_the_asgi_application(cli):
 def test_the_shell(cli, eventually):
     commands = next(block for block in blocks("sh") if "durable-streams create" in block).splitlines()
     (cli.folder / "data").symlink_to(ROOT / "data")
-    *first, read, tail = [shlex.split(line) for line in commands]
+    *first, read, tail = [shlex.split(line, comments=True) for line in commands]
     for command in first:
         cli.ok(*command[1:])
     assert read[-3:] == ["|", "head", "-3"]
