@@ -16,6 +16,7 @@ import durable_streams
 HOME = Path(durable_streams.__file__).parent
 # What each layer may import of ours, besides itself.
 ALLOWED = {
+    "__main__": {"cli"},
     "errors": set(),
     "file_lock": set(),
     "lazy": set(),

@@ -79,6 +79,7 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
 )
 @click.option(
     "--host",
+    metavar="NAME",
     default=_DEFAULTS.host,
     envvar="DURABLE_STREAMS_HOST",
     show_default=True,
@@ -88,6 +89,7 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
+    metavar="PORT",
     default=_DEFAULTS.port,
     envvar="DURABLE_STREAMS_PORT",
     show_default=True,
@@ -129,6 +131,7 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
 @click.option(
     "--nats-replicas",
     type=click.IntRange(1, 5),
+    metavar="COUNT",
     envvar="DURABLE_STREAMS_NATS_REPLICAS",
     show_envvar=True,
     help="On how many NATS servers each stream is; by default as the bucket has it, 3 when it is made.",
@@ -245,6 +248,7 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
 @click.option(
     "--max-streams-in-memory",
     type=click.IntRange(min=1),
+    metavar="COUNT",
     default=_DEFAULTS.max_streams_in_memory,
     envvar="DURABLE_STREAMS_MAX_STREAMS_IN_MEMORY",
     show_default=True,
@@ -334,6 +338,7 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
 @click.option(
     "--max-queued-appends",
     type=click.IntRange(min=1),
+    metavar="COUNT",
     default=_DEFAULTS.max_queued_appends,
     envvar="DURABLE_STREAMS_MAX_QUEUED_APPENDS",
     show_default=True,

@@ -37,7 +37,14 @@ __all__ = ["demo"]
     is_flag=True,
     help="The second act: a feed that cuts its connections, relayed; the relay is killed too.",
 )
-@click.option("--kills", type=click.IntRange(min=0), default=3, show_default=True, help="Server crashes.")
+@click.option(
+    "--kills",
+    type=click.IntRange(min=0),
+    metavar="COUNT",
+    default=3,
+    show_default=True,
+    help="Server crashes.",
+)
 @json_option
 @click.pass_obj
 def demo(settings: Settings, *, input_: Path | None, firehose: bool, kills: int) -> int:
