@@ -54,6 +54,9 @@ class Terminal:
             assert part, f"it ended with {self.shown!r}"
         return self.shown
 
+    def write(self, text: bytes) -> None:
+        os.write(self._master, text)
+
     def finish(self) -> str:
         """Return all that it showed, once it has ended; lines end as a program wrote them."""
         while self._read():
@@ -341,6 +344,16 @@ def test_e6_output_on_a_terminal_ends_its_line(cli):
     assert Terminal(cli, "tail", "s").finish() == "no line break at the end\n"
     cli.ok("create", "empty", "--closed")
     assert Terminal(cli, "tail", "empty").finish() == ""
+
+
+@pytest.mark.parametrize("options", [[], ["--file", "-"], ["--ndjson"]])
+def test_e6_a_command_that_reads_from_a_terminal_says_so(cli, options):
+    cli.ok("create", "s", "-t", "json")
+    terminal = Terminal(cli, "append", "s", *options)
+    terminal.until(b"reading from the terminal; Ctrl-D ends the input\r\n")
+    terminal.write(b"1\n\x04")
+    terminal.finish()
+    assert cli.ok("read", "s") == b"[1]"
 
 
 def test_e6_each_batch_of_json_has_a_line_of_its_own_on_a_terminal(cli):

@@ -173,9 +173,11 @@ _SHORT = 40  # characters of a value that is shown again
 
 
 def stdin_bytes() -> BinaryIO:
-    """Return standard input as bytes; one clear error where the process has none."""
+    """Return standard input as bytes; says so on a terminal, and fails clearly where the process has none."""
     if sys.stdin is None:
         raise click.ClickException("standard input is closed; give a value or --file.")
+    if sys.stdin.isatty():
+        click.echo("durable-streams: reading from the terminal; Ctrl-D ends the input", err=True)
     return sys.stdin.buffer
 
 
