@@ -12,6 +12,7 @@ from durable_streams import AsyncDurableStream, DurableStream
 from durable_streams.firehose import AsyncFirehoseStream, FirehoseStream
 from durable_streams.protocol.request import Request, check_callers_headers, with_caller
 from durable_streams.relay import Relay, source_for
+from durable_streams.version import USER_AGENT
 
 FRAMING = {
     "Content-Length": "5",
@@ -169,3 +170,13 @@ def test_a3_the_check_stands_where_every_request_passes() -> None:
         with_caller(request, {"content-Length": "5"}, {})
     with pytest.raises(TypeError, match="must be text"):
         check_callers_headers([b"content-length"])  # type: ignore[list-item]
+
+
+@pytest.mark.every_transport
+def test_d10_requests_name_this_library(facade: Facade, server: ScriptedServer) -> None:
+    for headers in ({}, {"USER-AGENT": "mine/1"}):
+        handle = facade.DurableStream(server.root + "/s", content_type="text/plain", headers=headers)
+        handle.append(b"x")
+    agents = [request.headers["user-agent"] for request in server.requests]
+    assert agents == [USER_AGENT, "mine/1"]
+    assert all(request.lower().count("\nuser-agent:") == 1 for request in server.requests)

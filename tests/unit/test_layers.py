@@ -25,7 +25,7 @@ ALLOWED = {
     "protocol": {"errors", "types"},
     "stores": {"protocol", "file_lock"},
     "server": {"stores", "protocol"},
-    "client": {"protocol", "errors", "types"},
+    "client": {"protocol", "errors", "types", "version"},
     "firehose": {"client", "protocol", "errors", "types", "lazy"},
     "relay": {"file_lock", "firehose", "client", "protocol", "errors", "types"},
     "testing": {"server", "stores", "protocol", "client", "errors", "types", "lazy"},

@@ -96,6 +96,8 @@ class Request:
     """The answer may be silent for long (a live read), so that the longer read timeout applies."""
     trickle: float = TRICKLE_TIMEOUT
     """Seconds by which the answer's head may be later than silence alone would make it."""
+    dropped: frozenset[str] = frozenset()
+    """Headers, in lower case, that are not sent, even if the client has them."""
 
 
 @dataclass(frozen=True, slots=True)

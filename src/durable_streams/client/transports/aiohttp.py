@@ -12,7 +12,7 @@ import contextlib
 import os
 import ssl
 import weakref
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -108,6 +108,8 @@ class AiohttpTransport:
         session = self._given or await self._own()
         if session.closed:
             raise client_closed(request.url)
+        if not request.dropped.isdisjoint(map(str.lower, session.headers)):
+            options["middlewares"] = (*session._middlewares, _without(request.dropped))  # noqa: SLF001
         holder: list[Any] = []
         _holder.set(holder)
         limit = head_limit(request, silence)
@@ -115,8 +117,8 @@ class AiohttpTransport:
             response = await session.request(
                 request.method,
                 url,
-                headers=request_headers(request),
-                skip_auto_headers=("content-type",),
+                headers=request_headers(request, client=None if self._given is None else self._given.headers),
+                skip_auto_headers=("content-type", *request.dropped),
                 data=None if request.body is None else _Body(request.body),
                 allow_redirects=False,
                 **options,
@@ -280,6 +282,19 @@ class _Body(aiohttp.BytesPayload):
         # Skips the direct base class, which warns of bodies over 1 MiB.
         super(aiohttp.BytesPayload, self).__init__(body, content_type="application/octet-stream")
         self._size = len(body)
+
+
+def _without(names: Iterable[str]) -> aiohttp.ClientMiddlewareType:
+    """Return what takes headers of the session out of a request."""
+
+    async def send(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        for name in names:
+            request.headers.popall(name, None)
+        return await handler(request)
+
+    return send
 
 
 @contextlib.contextmanager

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from email.utils import formatdate
+from typing import Any
 
 from durable_streams.client.forks import Origin, answer_left_behind, leave_alone
 from durable_streams.client.transports.failures import Failure, fetch_error
 from durable_streams.protocol.request import Request
+from durable_streams.version import USER_AGENT
 
 __all__ = ["AnswerBase", "ends_its_connection", "request_headers"]
 
@@ -70,17 +73,40 @@ class AnswerBase:
         return False
 
 
-def request_headers(request: Request, decodable: str | None = None) -> dict[str, str]:
-    """Return the headers to send, with the codings that a read takes: ``decodable``, and none for a live one.
+def request_headers(
+    request: Request, decodable: str | None = None, client: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Return the headers to send, with the codings that a read takes, and a ``User-Agent``.
 
-    What compresses also buffers, and a live read wants each record at once. The caller's own header is kept;
-    without ``decodable`` the library itself names the codings it decodes.
+    What compresses also buffers, and a live read wants each record at once. The caller's own headers are kept.
+
+    Args:
+        request: What is sent.
+        decodable: The codings of a read that is not live; None where the library itself names those it decodes.
+        client: The headers of the caller's client, which the library adds; None for a client of ours.
     """
     headers = dict(request.headers)
     accepted = "identity" if request.streaming else decodable
     if request.method == "GET" and accepted is not None:
         headers.setdefault("accept-encoding", accepted)
+    if "user-agent" not in headers and "user-agent" not in request.dropped and not _names_itself(client):
+        headers["user-agent"] = USER_AGENT
     return headers
+
+
+_LIBRARIES = re.compile(r"python-(?:requests|httpx2?|urllib3)/|Python/\S+ aiohttp/")
+"""How a ``User-Agent`` begins that a library sends by itself; public feeds refuse it."""
+
+
+def _names_itself(client: Mapping[str, Any] | None) -> bool:
+    """Whether the caller's client has a ``User-Agent`` that its owner chose."""
+    if not isinstance(client, Mapping):
+        return False
+    for name, value in client.items():
+        if str(name).lower() == "user-agent" and value is not None:
+            given = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+            return _LIBRARIES.match(given) is None
+    return False
 
 
 def _answer_headers(lines: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -138,14 +138,17 @@ class _Requests:
             read = silence_of(request, timeout)
             connect = timeout.connect if isinstance(timeout, Timeout) else own.connect
             silence = self._library.Timeout(connect=connect, read=read, write=own.write, pool=own.pool)
-        return client.build_request(
+        built = client.build_request(
             request.method,
             request.url,
             content=request.body,
-            headers=request_headers(request),
+            headers=request_headers(request, client=client.headers),
             timeout=silence,
             extensions=extensions,
         )
+        for name in request.dropped:
+            built.headers.pop(name, None)
+        return built
 
     def _renew(self) -> None:
         client = self._client

@@ -102,13 +102,13 @@ class RequestsTransport:
             response.close()
             raise
 
-    def _headers(self, request: Request) -> dict[str, str]:
-        headers = request_headers(request)
+    def _headers(self, request: Request) -> dict[str, str | None]:
+        headers: dict[str, str | None] = {**request_headers(request, client=self._session.headers)}
         chosen = self._session.headers.get("accept-encoding")
         if chosen != sys.modules["requests"].utils.default_headers().get("accept-encoding"):
             headers.pop("accept-encoding", None)  # the session's own choice goes out
         headers.update(request.headers)
-        return headers
+        return {**headers, **dict.fromkeys(request.dropped)}  # None: the session's is left out
 
 
 class _Managers(dict[str, Any]):

@@ -39,7 +39,7 @@ from durable_streams.client.transports.limits import CONNECT_TIMEOUT, connect_li
 from durable_streams.client.transports.proxies import proxy_for
 from durable_streams.client.transports.sockets import KEEP_ALIVE, break_off
 from durable_streams.errors import FetchError
-from durable_streams.protocol.request import Request
+from durable_streams.protocol.request import Request, check_callers_headers
 
 __all__ = ["PoolManager", "Urllib3Transport", "shared"]
 
@@ -206,7 +206,7 @@ class Urllib3Transport:
 
     def _send(self, request: Request, options: dict[str, Any]) -> urllib3.BaseHTTPResponse:
         method, url, body = request.method, request.url, request.body
-        headers = request_headers(request, _DECODABLE)
+        headers = self._headers(request)
         slash = url.find("/", 8)
         pool = self._pools.get(url[:slash]) if slash > 0 else None
         if pool is not None:
@@ -219,6 +219,16 @@ class Urllib3Transport:
         if slash > 0 and manager is not self._given and not isinstance(manager, ProxyManager):
             self._pools[url[:slash]] = manager.connection_from_url(url)
         return response
+
+    def _headers(self, request: Request) -> dict[str, str]:
+        given = None if self._given is None else self._given.headers
+        if not given:
+            return request_headers(request, _DECODABLE)
+        check_callers_headers(given, of_client=True)
+        # The manager's own are left out by the library where a request has any.
+        own = {name.lower(): value for name, value in given.items()}
+        headers = {**own, **request_headers(request, own.get("accept-encoding") or _DECODABLE, own)}
+        return {name: value for name, value in headers.items() if name not in request.dropped}
 
     def _manager(self, url: str) -> PoolManager:
         if self._given is not None:
