@@ -10,9 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from scripted import ScriptedServer
 
 from durable_streams import DurableStream
-from durable_streams.firehose import FirehoseStream, StreamConfig
+from durable_streams.firehose import FeedEvent, FirehoseStream, StreamConfig, StreamError
 from durable_streams.firehose.records import RecordSplitter
 from durable_streams.relay import Relay, relay, source_for
 from durable_streams.testing import InMemoryStreamServer
@@ -269,3 +270,135 @@ def test_no_content_is_the_end_of_a_feed_of_events(server: Any) -> None:
         feed.shutdown()
         feed.server_close()
     assert (asked, report.records, report.place, report.closed) == ([None, "7"], 1, "7", True)
+
+
+# -- what is stored of a feed, and what is said
+
+
+EVENTS = b'id: 1\nevent: delete\ndata: 101\n\ndata: {"n": 2}\n\nid: 3\nevent: say\ndata: hello "you"\n\n'
+ENVELOPES = [
+    {"event": "delete", "id": "1", "data": 101},
+    {"event": "message", "id": "1", "data": {"n": 2}},
+    {"event": "say", "id": "3", "data": 'hello "you"'},
+]
+
+
+@pytest.fixture
+def scripted() -> Iterator[ScriptedServer]:
+    feed = ScriptedServer()
+    yield feed
+    feed.stop()
+
+
+def reply(body: bytes, kind: str = "application/json") -> Any:
+    return ScriptedServer.send(ScriptedServer.response(200, body, content_type=kind))
+
+
+def test_d9_an_envelope_keeps_types_and_ids(server: Any, scripted: ScriptedServer) -> None:
+    scripted.replies = [reply(EVENTS, "text/event-stream")]
+    source = source_for(scripted.root, form="sse", follow=False, envelope=True)
+    assert relay(source, server.url("/a")).records == 3
+    lines = source_for(scripted.root, form="ndjson", follow=False, envelope=True)
+    scripted.replies = [reply(b'{"n": 1}\n{x\n2\n')]
+    report = relay(lines, server.url("/b"), where=[("data", "2"), ("data.n", "1")])
+    assert (report.records, report.invalid, report.filtered) == (0, 1, 2)
+    events = FirehoseStream(scripted.root, response_model=FeedEvent, config=StreamConfig(max_retries=0))
+    scripted.replies = [reply(EVENTS, "text/event-stream")]
+    with pytest.raises(StreamError, match="Gave up"):
+        relay(events, server.url("/c"))
+    for path in ("/a", "/c"):
+        with DurableStream(server.url(path)).stream(live=False) as response:
+            assert response.read_json() == ENVELOPES
+
+
+def test_d9_what_is_no_feed_has_no_envelope(tmp_path: Any) -> None:
+    for source, form in ((tmp_path / "x", "auto"), ("-", "auto"), ("http://127.0.0.1:1/s", "stream")):
+        with pytest.raises(ValueError, match="An envelope is for records of a feed"):
+            source_for(source, form=form, envelope=True)
+
+
+def test_d9_the_command(home: Any, watch: Any, scripted: ScriptedServer) -> None:
+    scripted.replies = [reply(EVENTS, "text/event-stream")]
+    options = ("--no-follow", "--format", "sse", "--envelope", "--where", "event=say", "--user-agent", "me/1")
+    ended = home.relay(scripted.root, home.url("copy"), *options).finish()
+    assert (ended["records"], ended["filtered"]) == (1, 2)
+    assert watch.messages(home.url("copy")) == ENVELOPES[2:]
+    assert {request.headers["user-agent"] for request in scripted.requests} == {"me/1"}
+
+
+@pytest.mark.parametrize("options", [(), ("--skip-invalid",), ("--on-invalid", "skip")])
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+def test_d11_what_is_left_out_of_a_feed_is_said_at_once(
+    home: Any, watch: Any, scripted: ScriptedServer, options: tuple[str, ...], kind: str
+) -> None:
+    body = b"1\n{x\n{y\n2\n"
+    if kind == "text/event-stream":
+        body = b"data: 1\n\ndata: {x\n\ndata: {y\n\ndata: 2\n\n"
+    scripted.replies = [reply(body, kind)]
+    program = watch.program(
+        home.folder, "relay", scripted.root, home.url("copy"), "--json", "--no-follow", *options
+    )
+    output, _ = program.process.communicate(timeout=60)
+    ended = json.loads(output.splitlines()[-1])
+    said = program.errors.read_text()
+    assert (program.process.returncode, ended["records"], ended["invalid"]) == (0 if options else 1, 2, 2)
+    assert said.count("left out: ") == 1, said
+    assert watch.messages(home.url("copy")) == [1, 2]
+
+
+def test_d11_a_feed_that_is_down_promises_nothing_and_says_why_once(
+    home: Any, watch: Any, scripted: ScriptedServer
+) -> None:
+    busy = ScriptedServer.send(ScriptedServer.response(503, b'{"title":"Over capacity"}'))
+    ends = ScriptedServer.send(ScriptedServer.response(410))
+    scripted.replies = [busy, busy, busy, reply(b"data: 1\n\n", "text/event-stream"), busy, busy, ends]
+    program = watch.program(
+        home.folder, "relay", scripted.root, home.url("copy"), "--format", "sse", "--backoff", "0.01"
+    )
+    program.process.communicate(timeout=60)
+    lines = program.errors.read_text().splitlines()
+    assert [line.count("Over capacity") for line in lines[:2]] == [1, 0], lines
+    assert lines[1].startswith("durable-streams: exactly once, as long as ")
+    assert "\n".join(lines).count("Over capacity") == 2
+    assert program.process.returncode == 1
+
+
+@pytest.mark.parametrize("form", ["auto", "ndjson", "sse", "stream"])
+def test_d11_what_is_not_there_promises_nothing(home: Any, watch: Any, form: str) -> None:
+    feed = ScriptedServer([ScriptedServer.send(ScriptedServer.response(404))])
+    try:
+        program = watch.program(home.folder, "relay", feed.root, home.url("copy"), "--format", form)
+        output, _ = program.process.communicate(timeout=60)
+    finally:
+        feed.stop()
+    said = program.errors.read_text()
+    assert (program.process.returncode, output) == (1, b"")
+    assert "exactly once" not in said
+    assert "gaps possible" not in said
+
+
+def test_d11_a_missing_file_promises_nothing(home: Any, watch: Any) -> None:
+    program = watch.program(home.folder, "relay", "none.ndjson", home.url("none"))
+    program.process.communicate(timeout=60)
+    assert "exactly once" not in program.errors.read_text()
+
+
+def test_where_selects_by_text_number_and_truth(server: Any, tmp_path: Any) -> None:
+    records = [{"a": {"b": value}} for value in ("1", 1, 1.0, True, None, "x=y", "true", [1])] + [{"a": 1}, 7]
+    (tmp_path / "in.ndjson").write_text("\n".join(map(json.dumps, records)))
+
+    def stored(name: str, *where: tuple[str, str]) -> list[Any]:
+        report = relay(tmp_path / "in.ndjson", server.url(name), where=where, state=tmp_path / name[1:])
+        assert report.records + report.filtered == len(records)
+        if not report.records:
+            return []
+        with DurableStream(server.url(name)).stream(live=False) as response:
+            return [message["a"]["b"] for message in response.read_json()]
+
+    assert stored("/n", ("a.b", "1")) == ["1", 1, 1.0]
+    assert stored("/t", ("a.b", "true")) == [True, "true"]
+    assert stored("/0", ("a.b", "null")) == [None]
+    assert stored("/e", ("a.b", "x=y"), ("a.b", "null")) == [None, "x=y"]
+    assert stored("/none", ("a.b", "1"), ("c", "1")) == []
+    with pytest.raises(ValueError, match="A field is a path"):
+        relay(tmp_path / "in.ndjson", server.url("/n"), where=[("a..b", "1")])

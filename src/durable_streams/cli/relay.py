@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from durable_streams.cli.help import Command
-from durable_streams.cli.invalid import on_invalid_option
+from durable_streams.cli.invalid import LeftOut, OnInvalid, on_invalid_option
 from durable_streams.cli.options import Settings, connection_options, emit, full_content_type
 from durable_streams.cli.units import Duration, show_duration
 from durable_streams.relay import Relay, RelayReport, source_for
@@ -130,11 +130,29 @@ _REDRAWS = 4  # a second
     show_default=True,
     help="How long Ctrl-C and SIGTERM wait for the last acknowledgements.",
 )
+@click.option(
+    "--user-agent",
+    metavar="TEXT",
+    help="How requests to SOURCE name themselves. [default: durable-streams/VERSION]",
+)
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Store only records that have VALUE at FIELD, a path such as data.lang; repeatable: all fields must fit, "
+    "and several values of one field are alternatives.",
+)
+@click.option(
+    "--envelope",
+    is_flag=True,
+    help='Store the records of a feed as {"event", "id", "data"}, with their types and ids.',
+)
 @on_invalid_option(
     "What becomes of a record that is not valid JSON: raise ends the relay, with what is before it stored; skip leaves "
-    "it out and counts it. [default: skip for feeds, raise for the rest]",
+    "it out and counts it. [default: raise; feeds skip, and exit code 1 at the end says so]",
     default=None,
 )
+@click.option("--skip-invalid", is_flag=True, help="The same as --on-invalid skip.")
 @connection_options
 @click.pass_obj
 def relay(
@@ -142,11 +160,15 @@ def relay(
 ) -> None:
     """Relay the records of SOURCE into the stream TARGET, each of them once wherever that is possible.
 
-    SOURCE is a URL (an NDJSON feed, server-sent events, or a durable stream), a file, or - for standard input. The
-    first line says which guarantee holds for it. A relay that was stopped or killed goes on where TARGET ends.
+    SOURCE is a URL (an NDJSON feed, server-sent events, or a durable stream), a file, or - for standard input. Once it
+    is found, a line says which guarantee holds for it. A relay that was stopped or killed goes on where TARGET ends.
     Ctrl-C and SIGTERM end it once everything that was read is stored.
     """
     url = settings.url(target)
+    if options.pop("skip_invalid"):
+        if options["on_invalid"] == "raise":
+            raise click.UsageError("--skip-invalid and --on-invalid raise exclude each other")
+        options["on_invalid"] = "skip"
     names = (
         "id_field",
         "id_window",
@@ -155,25 +177,38 @@ def relay(
         "content_type",
         "retry_for",
         "grace",
-        "on_invalid",
     )
     given = {name: options[name] for name in names}
+    where = [_condition(text) for text in options["where"]]
+    asked: OnInvalid | None = options["on_invalid"]
     try:
+        opened = _source(source, options)
+        skips = asked == "skip" or (asked is None and opened.skips_invalid)
         running = Relay(
-            _source(source, options),
+            opened,
             url,
             state=state,
             create=not no_create,
             headers=settings.headers,
+            on_invalid=LeftOut("skip").on_invalid if skips else asked,
+            where=where or None,
+            on_source=lambda: _announce(settings, running, source, url),
             **given,
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    with _stopped_by_signals(running):
-        _announce(settings, running, source, url)  # from here on it can be stopped
-        with _status(running):
-            report = running.run()
+    with _stopped_by_signals(running), _status(running):
+        report = running.run()
     emit(settings, _summary(report), event="ended", url=url, **asdict(report))
+    if report.invalid and asked is None:
+        raise click.exceptions.Exit(1)  # nobody said that it may leave something out
+
+
+def _condition(text: str) -> tuple[str, str]:
+    field, equals, value = text.partition("=")
+    if not equals or not field:
+        raise click.UsageError(f"--where takes FIELD=VALUE, not {text!r}")
+    return field, value
 
 
 def _source(source: str, options: dict[str, Any]) -> Any:
@@ -183,6 +218,9 @@ def _source(source: str, options: dict[str, Any]) -> Any:
         if not os.environ.get(variable):
             raise click.UsageError(f"--source-token: the environment has no variable {variable!r}")
         headers["Authorization"] = f"Bearer {os.environ[variable].strip()}"
+    if options["user_agent"] is not None:
+        headers = {name: value for name, value in headers.items() if name.lower() != "user-agent"}
+        headers["User-Agent"] = options["user_agent"]
     form: Form = options["form"]
     return source_for(
         source,
@@ -191,6 +229,7 @@ def _source(source: str, options: dict[str, Any]) -> Any:
         follow=options["follow"],
         stall_timeout=options["stall_timeout"],
         backoff=options["backoff"],
+        envelope=options["envelope"],
     )
 
 
@@ -225,6 +264,7 @@ def _summary(report: RelayReport) -> str:
         for count, text in (
             (report.skipped, f"{report.skipped:,} were there already"),
             (report.invalid, f"{report.invalid:,} were no JSON and left out"),
+            (report.filtered, f"{report.filtered:,} were not selected"),
             (report.gaps, f"{report.gaps:,} gaps"),
             (report.reconnects, f"{report.reconnects:,} reconnects"),
         )
@@ -305,6 +345,7 @@ class _StatusLine:
             (report.reconnects, "reconnects"),
             (report.skipped, "known"),
             (report.invalid, "invalid"),
+            (report.filtered, "not selected"),
             (report.gaps, "gaps"),
         ):
             if count:

@@ -13,8 +13,11 @@ from collections.abc import Generator, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
+
 from durable_streams.firehose import FeedEvent, FirehoseStream, StreamConfig, StreamError
 from durable_streams.firehose.config import Attempt
+from durable_streams.protocol.jsonrule import InvalidJSONError, check
 from durable_streams.protocol.request import check_callers_headers
 from durable_streams.protocol.retry import ENDLESS
 from durable_streams.relay.source import Gap, Record, Source
@@ -73,6 +76,9 @@ class FeedSource(_Feed):
         stall_timeout: Seconds of silence after which a connection is given up, None for no limit.
         backoff: Seconds before the first retry.
         client: As for FirehoseStream.
+        envelope: Whether a record becomes ``{"event": ..., "id": ..., "data": ...}``, where ``data`` is the JSON that
+            it is, or else its text; ``event`` and ``id`` are ``""`` for a line.
+        found: Whether the feed is known to be there.
 
     Raises:
         ValueError: A header must not be set.
@@ -88,8 +94,12 @@ class FeedSource(_Feed):
         stall_timeout: float | None = None,
         backoff: float = 1.0,
         client: Any = None,
+        envelope: bool = False,
+        found: bool = False,
     ) -> None:
         super().__init__()
+        self.found = found
+        self._envelope = envelope
         self.name = url.partition("?")[0]  # a query may carry secrets
         self.resumable = resumable
         self._follow = follow
@@ -102,6 +112,7 @@ class FeedSource(_Feed):
             max_retries=ENDLESS,
             stall_timeout=stall_timeout,
             initial_backoff=backoff,
+            on_connect=self._answered,
             on_gap=self._gap,
             on_disconnect=self._ended,
             on_error=self._failed,
@@ -128,8 +139,8 @@ class FeedSource(_Feed):
                 while self._gaps:
                     yield self._gaps.popleft()
                 self._last_id = event.id
-                self.checked = not event.event  # a line: the feed has checked it
-                yield Record(event.data, event.id or None)
+                self.checked = not event.event and not self._envelope  # a line: the feed has checked it
+                yield Record(_in_envelope(event) if self._envelope else event.data, event.id or None)
 
     def _attempt_headers(self, _attempt: Attempt) -> dict[str, Any]:
         headers = {name: value() if callable(value) else value for name, value in self._headers.items()}
@@ -150,6 +161,20 @@ class FeedSource(_Feed):
             self._stream.stop()
 
 
+def _in_envelope(event: FeedEvent) -> bytes:
+    """Return a record with its type and id as JSON; as it is where it is neither JSON nor text."""
+    try:
+        check(event.data)
+        data = event.data
+    except InvalidJSONError:
+        try:
+            data = msgspec.json.encode(event.data.decode())
+        except UnicodeDecodeError:
+            return event.data
+    head = msgspec.json.encode({"event": event.event, "id": event.id})
+    return b'%s,"data":%s}' % (head[:-1], data)
+
+
 @contextlib.contextmanager
 def _ended_by_no_content() -> Iterator[None]:
     """Take it as the source's end if a feed of events answers 204: it asks not to be reconnected to."""
@@ -161,7 +186,10 @@ def _ended_by_no_content() -> Iterator[None]:
 
 
 class FirehoseSource(_Feed):
-    """A FirehoseStream of the caller's own making: its settings, callbacks and models stay in force."""
+    """A FirehoseStream of the caller's own making: its settings, callbacks and models stay in force.
+
+    With ``response_model=FeedEvent`` its records are stored with their types and ids, as by ``envelope``.
+    """
 
     beyond_double = True
 
@@ -175,4 +203,4 @@ class FirehoseSource(_Feed):
         _ = saved
         with self._stream:
             for record in self._stream:
-                yield Record(record)
+                yield Record(_in_envelope(record) if isinstance(record, FeedEvent) else record)

@@ -41,6 +41,7 @@ def source_for(
 
     Raises:
         TypeError: The source is none of these.
+        ValueError: A header must not be set, or an envelope is asked for where there is no feed.
         DurableStreamError: Standard input is closed.
     """
     if isinstance(source, Source):
@@ -48,6 +49,7 @@ def source_for(
     if isinstance(source, (str, os.PathLike)):
         if str(source).startswith(("http://", "https://")):
             return _remote(str(source), form, headers, follow is not False, feed)
+        _check_no_envelope(feed, source)
         return _local(source, bool(follow))
     if type(source).__name__ == "FirehoseStream":
         from durable_streams.relay.feed_source import FirehoseSource  # noqa: PLC0415 - only where there is one
@@ -69,25 +71,36 @@ def _local(source: str | os.PathLike[str], follow: bool) -> Source:
 def _remote(
     url: str, form: Form, headers: Mapping[str, Any] | None, follow: bool, feed: dict[str, Any]
 ) -> Source:
-    content_type = None
+    content_type, found = None, False
     if form == "auto":
-        form, content_type = _look(url, headers)
+        form, content_type, found = _look(url, headers)
     if form == "stream":
+        _check_no_envelope(feed, url)
         from durable_streams.relay.stream_source import StreamSource  # noqa: PLC0415 - files need no client
 
-        return StreamSource(url, headers=headers, follow=follow, content_type=content_type)
+        return StreamSource(url, headers=headers, follow=follow, content_type=content_type, found=found)
     from durable_streams.relay.feed_source import FeedSource  # noqa: PLC0415 - nor the firehose
 
-    return FeedSource(url, resumable=form == "sse", headers=headers, follow=follow, **feed)
+    return FeedSource(url, resumable=form == "sse", headers=headers, follow=follow, found=found, **feed)
 
 
-def _look(url: str, headers: Mapping[str, Any] | None) -> tuple[Form, str | None]:
-    """Ask a URL what it is. A feed need not answer HEAD: then the content type of its answer decides."""
+def _check_no_envelope(feed: Mapping[str, Any], name: object) -> None:
+    if feed.get("envelope"):
+        raise ValueError(
+            f"An envelope is for records of a feed, which have an id and a type; {name} is none."
+        )
+
+
+def _look(url: str, headers: Mapping[str, Any] | None) -> tuple[Form, str | None, bool]:
+    """Ask a URL what it is; return that, its content type, and whether it answered.
+
+    A feed need not answer HEAD: then the content type of its answer decides.
+    """
     try:
         found = DurableStream(url, headers=headers, retry=_ONE_LOOK, timeout=_LOOK_FOR).head()
     except DurableStreamError:
-        return "ndjson", None
+        return "ndjson", None, False
     if found.offset is not None:
-        return "stream", found.content_type
+        return "stream", found.content_type, True
     sse = h.media_type(found.content_type or "") == h.SSE_CONTENT_TYPE
-    return ("sse" if sse else "ndjson"), None
+    return ("sse" if sse else "ndjson"), None, True

@@ -14,7 +14,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from durable_streams.protocol.jsonrule import OnInvalid, check_on_invalid
 from durable_streams.protocol.request import check_url
 from durable_streams.relay.dedupe import Known, id_reader
 from durable_streams.relay.open import source_for
+from durable_streams.relay.selection import selector
 from durable_streams.relay.source import Gap, Record, Source
 from durable_streams.relay.state import (
     Acknowledged,
@@ -51,6 +52,7 @@ class RelayReport:
         skipped: Records that the target had already, or that came twice.
         invalid: Records that were left out.
         gaps: Times in which records of the source may have been missed.
+        filtered: Records that ``where`` did not select.
         reconnects: How often the source was connected again.
         pending: Records that were read and are not acknowledged yet.
         seconds: How long the relay has run.
@@ -64,6 +66,7 @@ class RelayReport:
     skipped: int
     invalid: int
     gaps: int
+    filtered: int
     reconnects: int
     pending: int
     seconds: float
@@ -94,6 +97,9 @@ class Relay:
         on_invalid: For a record that the target cannot hold: ``"raise"`` ends the relay, with every record before it
             stored; ``"skip"`` leaves it out and counts it; so does a callable, which gets its bytes and the error. By
             default feeds skip, and other sources raise.
+        where: Pairs of a field's path and a value: only records are stored of which each field that is named has one of
+            its values. A value is text, or the JSON of a number, ``true``, ``false`` or ``null``; None for all records.
+        on_source: Called without arguments, once, when the source has answered and `guarantee` holds.
 
     Raises:
         ValueError: An option makes no sense.
@@ -117,6 +123,8 @@ class Relay:
         retry_for: float = math.inf,
         grace: float = 10.0,
         on_invalid: OnInvalid | None = None,
+        where: Iterable[tuple[str, str]] | None = None,
+        on_source: Callable[[], object] | None = None,
     ) -> None:
         if id_window < 1:
             raise ValueError(f"id_window must be a count from 1, not {id_window!r}.")
@@ -131,7 +139,9 @@ class Relay:
         self._id_of = id_reader(id_field) if id_field is not None else None
         self._file = self._state_file(state)
         self._create, self._close, self._gap_events, self._grace = create, close, gap_events, grace
-        self._taken = self._skipped = self._invalid = self._gaps = 0
+        self._selects = selector(where) if where is not None else None
+        self._on_source = on_source
+        self._taken = self._skipped = self._invalid = self._gaps = self._filtered = 0
         self._closed = self._gave_up = False
         self._unsettled: tuple[int, int] | None = None
         self._began = self._saved_at = time.monotonic()
@@ -176,6 +186,7 @@ class Relay:
             skipped=self._skipped,
             invalid=self._invalid + self.source.invalid,
             gaps=self._gaps,
+            filtered=self._filtered,
             reconnects=self.source.reconnects,
             pending=producer.pending_count if producer is not None else 0,
             seconds=time.monotonic() - self._began,
@@ -240,6 +251,7 @@ class Relay:
     def _open(self) -> None:
         """Find the target, and the records of the source that it has."""
         self.source.check()
+        self._announce()
         saved = self._file.load() if self._file is not None else None
         make = self._create and saved is None
         try:
@@ -273,6 +285,14 @@ class Relay:
                 self._known.forget_tail()
         if saved is not None and self.source.live and not self.source.resumable:
             self._take_gap(Gap(max(0.0, time.time() - saved.saved)))
+
+    def _announce(self) -> None:
+        """Call ``on_source``, now or once the source has answered."""
+        if self._on_source is not None:
+            if self.source.found:
+                self._on_source()
+            else:
+                self.source.on_found = self._on_source
 
     def _settle_number(self) -> None:
         """Learn the number of the request that the last run may have under way, before the tail is read."""
@@ -311,6 +331,10 @@ class Relay:
             )
         except (ValueError, TypeError) as error:
             self._refuse(record, error)
+            return
+        if self._selects is not None and not self._selects(data):
+            self._filtered += 1
+            self._place = record.place
             return
         known = self._known
         key = known.id_of(data) if known is not None else None
@@ -448,6 +472,8 @@ def relay(
     retry_for: float = math.inf,
     grace: float = 10.0,
     on_invalid: OnInvalid | None = None,
+    where: Iterable[tuple[str, str]] | None = None,
+    on_source: Callable[[], object] | None = None,
 ) -> RelayReport:
     """Relay a source into a durable stream until it ends (section 4).
 
@@ -469,6 +495,9 @@ def relay(
         on_invalid: For a record that the target cannot hold: ``"raise"`` ends the relay, with every record before it
             stored; ``"skip"`` leaves it out and counts it; so does a callable, which gets its bytes and the error. By
             default feeds skip, and other sources raise.
+        where: Pairs of a field's path and a value: only records are stored of which each field that is named has one of
+            its values. A value is text, or the JSON of a number, ``true``, ``false`` or ``null``; None for all records.
+        on_source: Called without arguments, once, when the source has answered and its guarantee holds.
 
     Returns:
         What was done.
@@ -493,4 +522,6 @@ def relay(
         retry_for=retry_for,
         grace=grace,
         on_invalid=on_invalid,
+        where=where,
+        on_source=on_source,
     ).run()

@@ -60,6 +60,8 @@ class Source:
         content_type: The content type that fits a new target.
         reconnects: How often it was connected again.
         invalid: How many records it left out itself.
+        found: Whether it is known to be there once `check` has passed; else it calls ``on_found`` when it answers.
+        on_found: Called without arguments, once, when a source that was not ``found`` has answered.
     """
 
     name = "the source"
@@ -73,6 +75,8 @@ class Source:
     content_type: str | None = h.JSON_CONTENT_TYPE
     reconnects = 0
     invalid = 0
+    found = True
+    on_found: Callable[[], object] | None = None
 
     def __init__(self) -> None:
         self._stopped = threading.Event()
@@ -111,6 +115,13 @@ class Source:
     def stop(self) -> None:
         """End the iteration soon."""
         self._stopped.set()
+
+    def _answered(self) -> None:
+        """Note that it is there."""
+        self.found = True
+        report, self.on_found = self.on_found, None
+        if report is not None:
+            report()
 
 
 def source_error(message: str) -> DurableStreamError:

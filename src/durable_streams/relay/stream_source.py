@@ -28,6 +28,7 @@ class StreamSource(Source):
         headers: Headers of every request.
         follow: Whether to read to the stream's end, instead of its present tail.
         content_type: What the stream holds, where its answers do not say.
+        found: Whether the stream is known to be there.
     """
 
     resumable = True
@@ -39,8 +40,10 @@ class StreamSource(Source):
         headers: HeadersLike | None = None,
         follow: bool = True,
         content_type: str | None = None,
+        found: bool = False,
     ) -> None:
         super().__init__()
+        self.found = found
         self.name = url
         self.content_type = content_type
         self.ends = True
@@ -55,6 +58,7 @@ class StreamSource(Source):
         lines = LineDecoder()
         response = stream(self.name, offset=base, live=self._follow, headers=self._headers)
         self._response = response
+        self._answered()
         count = 0
         with response:
             if self.stopped:
