@@ -116,7 +116,7 @@ PHRASES = {
     "From another task or thread it ends the wait for a record.": (
         "From another thread it ends a read that is blocked."
     ),
-    "For the task that iterates": "For the thread that iterates",
+    "While another task iterates it": "While another thread iterates it",
     "may be callables (async ones too) that": "may be callables that",
     "Return an async generator over": "Return a generator over",
     "def astream_with_retry(  # noqa: PLR0917 - the signature that users know client:": (
@@ -125,6 +125,8 @@ PHRASES = {
     "def astream_with_retry( client:": "def stream_with_retry(\n    session:",
     "client: A client, as for `AsyncFirehoseStream`.": "session: A client, as for `FirehoseStream`.",
     "request, client).records()": "request, session).records()",
+    "client=client) feed = make_feed(": "client=session)\n    feed = make_feed(",
+    "several tasks may iterate, and share the records.": "several threads may iterate, and share the records.",
 }
 
 WIDTH = 112

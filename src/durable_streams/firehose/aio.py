@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from durable_streams.client.aio_performer import AsyncPerformer, resolved, settled
+from durable_streams.client.aio_performer import AsyncPerformer, settled
 from durable_streams.client.forks import Origin, leave_alone
 from durable_streams.client.sides import ASYNC
 from durable_streams.client.transports import AsyncExchange, AsyncTransport, async_transport_for
@@ -22,10 +24,11 @@ from durable_streams.firehose.base import (
     AsyncValues,
     FeedHandle,
     FeedRequest,
+    as_values,
     callable_failed,
     is_running,
+    log_call,
     log_long_wait,
-    logger,
     make_feed,
     make_request,
 )
@@ -51,6 +54,7 @@ class _Driver(AsyncPerformer):
         super().__init__()
         self.feed = feed
         self.stopped = False
+        self._log = logging.getLogger(feed.config.logger_name)
         self._feed_request = request
         self._transport: AsyncTransport = async_transport_for(client)
         if ASYNC:
@@ -97,6 +101,7 @@ class _Driver(AsyncPerformer):
                 effect = next(machine)
         except Exception as error:
             cause = error
+            self._log.log(self.feed.config.final_level, "The feed failed for good: %s", error)
             raise
         finally:
             self.stopped = True
@@ -115,7 +120,8 @@ class _Driver(AsyncPerformer):
         if call.name == "request":
             return await self._request(*call.arguments)
         if call.name == "on_long_wait":
-            return log_long_wait(*call.arguments)
+            return log_long_wait(self._log, *call.arguments)
+        log_call(self._log, call)
         callback = getattr(self.feed.config, call.name)
         if callback is None:
             return None
@@ -125,23 +131,52 @@ class _Driver(AsyncPerformer):
             else:
                 callback(*call.arguments)
         except Exception:  # noqa: BLE001 - the caller's own
-            logger.exception("The callback %s of a feed raised.", call.name)
+            self._log.warning("The callback %s of a feed raised.", call.name, exc_info=True)
 
     async def _request(self, attempt: Attempt) -> Request:
         request = self._feed_request
         try:
-            params = await _resolved(request.params, attempt)
-            headers = await _resolved(request.headers, attempt)
+            params = await _given(request.params, attempt)
+            headers = await _given(request.headers, attempt)
         except Exception as error:
-            raise callable_failed(error) from error
+            raise callable_failed(self._log, error) from error
+        try:
+            params = await _resolved(as_values(params))
+            headers = await _resolved(as_values(headers, text=False))
+        except _ValueError as failed:
+            raise callable_failed(self._log, failed.error) from failed.error
         return request.with_values(params, headers)
 
 
-async def _resolved(values: AsyncValues | None, attempt: Attempt) -> dict[str, Any]:
+class _ValueError(Exception):
+    """A callable for one value raised."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+async def _given(values: AsyncValues | None, attempt: Attempt) -> Any:
     given: Any = values(attempt) if callable(values) else values
     if ASYNC:
         given = await settled(given)
-    return await resolved(given or {})
+    return given
+
+
+async def _resolved(given: Any) -> Any:
+    """Return a mapping with the values that its callables give; text as it is."""
+    if isinstance(given, str):
+        return given
+    found = dict(given)
+    for name, value in given.items():
+        if callable(value):
+            try:
+                found[name] = value()
+                if ASYNC:
+                    found[name] = await settled(found[name])
+            except Exception as error:
+                raise _ValueError(error) from error
+    return found
 
 
 class AsyncFirehoseStream(FeedHandle):
@@ -154,14 +189,17 @@ class AsyncFirehoseStream(FeedHandle):
         method: The method of its requests.
         config: How the feed is followed; None for the defaults.
         params: Query parameters, sent with each attempt: a mapping, in which values may be callables (async
-            ones too) that give one; or a callable that is given the Attempt and returns all of them.
-        headers: Headers, in the same forms.
+            ones too) that give one; pairs; a query as text; or a callable that is given the Attempt and returns all
+            of them in one of these forms.
+        headers: Headers, in the same forms but text. One that is None is not sent, even if the client has it.
         json_data: The body of each request, as a JSON value; None for no body.
         response_model: The type of the records (see `decoder_for`); None for JSON values.
         client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
 
     Raises:
-        ValueError: The URL is not absolute, or a header is not for the caller to set.
+        ValueError: The URL is not absolute and the client has no base for it, or a header is not for the caller to
+            set.
+        TypeError: Parameters or headers are in none of these forms.
     """
 
     def __init__(
@@ -176,13 +214,25 @@ class AsyncFirehoseStream(FeedHandle):
         response_model: Any = None,
         client: Any = None,
     ) -> None:
-        request = make_request(method, url, params, headers, json_data)
+        request = make_request(method, url, params, headers, json_data, client=client)
         self._config = config or self.default_config()
         self._request = request
         self._response_model = response_model
         self._client = client
         self._origin = Origin()
+        self._turn = self._new_turn()
         self._begin()
+
+    if ASYNC:
+
+        @staticmethod
+        def _new_turn() -> asyncio.Lock:
+            return asyncio.Lock()
+    else:
+
+        @staticmethod
+        def _new_turn() -> Any:
+            return threading.RLock()  # a handler of a signal that asks for a record fails, instead of waiting
 
     def _begin(self) -> None:
         feed = make_feed(self._request.url, self._config, self._response_model)
@@ -192,30 +242,44 @@ class AsyncFirehoseStream(FeedHandle):
 
     def _begin_again(self) -> None:
         """In the child of a fork, replace a generator that a thread of the parent is in."""
+        self._turn = self._new_turn()
         if is_running(self._records):
             leave_alone(self._driver, self._records)
             self._begin()
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        """Return the iterator over the records: the same one each time."""
-        self._origin.notice(self._begin_again)
-        return self._records
+        """Return the handle: several tasks may iterate, and share the records."""
+        return self
 
     async def __anext__(self) -> Any:
         self._origin.notice(self._begin_again)
-        return await anext(self._records)
+        async with self._turn:
+            return await anext(self._records)
 
     def stop(self) -> None:
-        """End the feed without an error. From another task or thread it ends the wait for a record."""
+        """End the feed without an error. From another task or thread it ends the wait for a record.
+
+        A signal handler may call it, whatever it interrupts.
+        """
         self._driver.stop()
 
     async def aclose(self) -> None:
-        """End the feed and release its connection. For the task that iterates; others use `stop`."""
+        """End the feed and release its connection. While another task iterates it does what `stop` does."""
+        self._origin.notice(self._begin_again)
         if ASYNC:
-            self._driver.stopped = True
+            if is_running(self._records):
+                self._driver.stop()  # the task that iterates releases the connection
+            else:
+                self._driver.stopped = True
+                await self._records.aclose()
         else:
             self._driver.stop()
-        await self._records.aclose()
+            if self._turn.acquire(blocking=False):  # else the thread that iterates releases the connection
+                try:
+                    if not is_running(self._records):
+                        self._records.close()
+                finally:
+                    self._turn.release()
 
     @property
     def closed(self) -> bool:
@@ -280,8 +344,10 @@ def astream_with_retry(  # noqa: PLR0917 - the signature that users know
         response_model: The type of the records (see `decoder_for`); None for JSON values.
 
     Raises:
-        ValueError: The URL is not absolute, or a header is not for the caller to set.
+        ValueError: The URL is not absolute and the client has no base for it, or a header is not for the caller to
+            set.
+        TypeError: Parameters or headers are in none of these forms.
     """
-    request = make_request(method, url, params, headers, json_data)
+    request = make_request(method, url, params, headers, json_data, client=client)
     feed = make_feed(request.url, config or StreamConfig(), response_model)
     return _Driver(feed, request, client).records()

@@ -6,10 +6,11 @@ however long an outage lasts; a series has no clock, its place in it is passed i
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from durable_streams.firehose.errors import StreamError, StreamErrorType
 from durable_streams.protocol.jsonrule import OnInvalid, check_on_invalid
@@ -124,6 +125,7 @@ class StreamConfig:
         error_records: Whether records such as ``{"errors": [...]}`` without ``data`` are errors of the feed.
         max_record_bytes: The most bytes that one record may have.
         record_format: How records are framed; ``"auto"`` goes by the content type.
+        empty_records: Whether ``{}`` is a record; else it is a heartbeat.
 
     Raises:
         ValueError: A setting makes no sense.
@@ -149,6 +151,13 @@ class StreamConfig:
     error_records: bool = True
     max_record_bytes: int = DEFAULT_LIMIT
     record_format: RecordFormat = "auto"
+    empty_records: bool = True
+
+    logger_name: ClassVar[str] = "durable_streams"
+    """The logger of what a feed with these settings reports."""
+
+    final_level: ClassVar[int] = logging.INFO
+    """The level at which the error that ends the feed is logged: it is raised anyway."""
 
     def __post_init__(self) -> None:
         for name, least in (("initial_backoff", 0), ("max_backoff", 0), ("backoff_multiplier", 1)):

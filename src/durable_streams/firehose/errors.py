@@ -44,8 +44,18 @@ _RETRYABLE = frozenset(
 )
 
 
+def _type_of(given: StreamErrorType | str) -> StreamErrorType:
+    """Return the type for a value or a name (``"timeout"``, ``"TIMEOUT"``); one that is unknown is fatal."""
+    if isinstance(given, StreamErrorType):
+        return given
+    try:
+        return StreamErrorType(str(given).lower())
+    except ValueError:
+        return StreamErrorType.FATAL_ERROR
+
+
 class StreamError(DurableStreamError):
-    """An error of a feed.
+    """An error of a feed. Its type may be given by its value, such as ``"timeout"``.
 
     Attributes:
         error_type: The kind of the error.
@@ -60,7 +70,7 @@ class StreamError(DurableStreamError):
     def __init__(  # noqa: PLR0917 - the order that users know
         self,
         message: str,
-        error_type: StreamErrorType = StreamErrorType.FATAL_ERROR,
+        error_type: StreamErrorType | str = StreamErrorType.FATAL_ERROR,
         original_exception: BaseException | None = None,
         status_code: int | None = None,
         response_body: str | None = None,
@@ -69,6 +79,7 @@ class StreamError(DurableStreamError):
         retryable: bool | None = None,
         **context: Any,
     ) -> None:
+        error_type = _type_of(error_type)
         context.setdefault("code", error_type.name)
         super().__init__(message, status=status_code, headers=headers, **context)
         self.error_type = error_type
@@ -137,8 +148,11 @@ def _is_about_a_proxy(error: BaseException | None) -> bool:
     return False
 
 
-def from_refusal(response: Response, url: str, now: float) -> StreamError:
-    """Return what an answer other than 2xx means. ``now``: seconds since the epoch."""
+def from_refusal(response: Response, url: str, now: float, original: Exception | None = None) -> StreamError:
+    """Return what an answer other than 2xx means.
+
+    ``now``: seconds since the epoch. ``original``: the error that the caller's HTTP library has for the answer.
+    """
     status, headers = response.status, response.headers
     problem = _problem(response.body)
     kind = _kind_of_status(status, problem)
@@ -151,7 +165,7 @@ def from_refusal(response: Response, url: str, now: float) -> StreamError:
     return StreamError(
         f"The feed answered {status}: {said.rstrip('.')}.",
         kind,
-        None,
+        original,
         status,
         response.body.decode("utf-8", "replace"),
         dict(headers),

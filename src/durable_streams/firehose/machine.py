@@ -47,6 +47,7 @@ from durable_streams.protocol.retry import ENDLESS, LONG_WAIT
 
 __all__ = ["Clock", "Feed"]
 
+_SHORT = 64  # bytes: a longer record is not looked at for being ``{}``
 Clock = Callable[[], float]
 
 
@@ -121,7 +122,9 @@ class Feed:
         if not 200 <= head.status < 300 or (head.status == 204 and self._has_events):
             body = yield from read_short_body(self._clock, TRICKLE_TIMEOUT)
             yield RELEASE
-            return from_refusal(Response(head.status, head.headers, body), self.url, self._now())
+            refusal = getattr(head, "refusal", None)
+            original = refusal(body) if refusal is not None else None
+            return from_refusal(Response(head.status, head.headers, body), self.url, self._now(), original)
         yield from self._connected()
         failure = yield from self._body(self._splitter(request, head))
         yield RELEASE
@@ -190,6 +193,8 @@ class Feed:
         return failure
 
     def _take(self, records: list[bytes]) -> Machine[StreamError | None]:
+        if not self.config.empty_records:
+            records = [record for record in records if len(record) > _SHORT or record.strip() != b"{}"]
         for item in self._decoder.items(records):
             failure = yield from self._hand_over(item)
             if failure is not None:

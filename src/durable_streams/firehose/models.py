@@ -21,7 +21,8 @@ def decoder_for(model: Any) -> Decoding | None:
     Args:
         model: A Pydantic model or ``TypeAdapter``; a msgspec Struct, dataclass, TypedDict or other type that JSON can
             be read into; ``bytes`` for the record as it came, checked to be JSON; FeedEvent for the record with its
-            id and type, where the data of an event may be any text; another callable, which is given the JSON value.
+            id and type, where the data of an event may be any text; an object with a method ``model_validate`` of its
+            own, or another callable, which is given the JSON value.
 
     Returns:
         The decoding; None, for ``model=None``: JSON values as they are.
@@ -37,10 +38,8 @@ def decoder_for(model: Any) -> Decoding | None:
         return Decoding(_checked(_event), _event, raw=True)
     if isinstance(model, type) and _is_plain_model(model):
         return _validator(model)
-    for method, make in (("model_validate_json", "model_validate"), ("validate_json", "validate_python")):
-        validate: Decode | None = getattr(model, method, None)
-        if callable(validate):
-            return Decoding(_checked(validate), one_with(validate, getattr(model, make, None)))
+    if (by_method := _by_method(model)) is not None:
+        return by_method
     if is_data_type(model):
         return (
             _validator(model)
@@ -53,9 +52,32 @@ def decoder_for(model: Any) -> Decoding | None:
 
 
 def _is_plain_model(model: type) -> bool:
-    """Whether it is a Pydantic model that validates JSON as all of them do."""
-    method = getattr(model, "model_validate_json", None)
-    return is_pydantic(model) and getattr(method, "__module__", "").partition(".")[0] == "pydantic"
+    """Whether it is a Pydantic model that validates values and JSON as all of them do."""
+    return is_pydantic(model) and not any(
+        _is_own(model, name) for name in ("model_validate", "model_validate_json")
+    )
+
+
+def _by_method(model: Any) -> Decoding | None:
+    """Return the decoding of a model with methods as Pydantic's have; None for one without."""
+    for of_json, of_value in (
+        ("model_validate_json", "model_validate"),
+        ("validate_json", "validate_python"),
+    ):
+        make: Any = getattr(model, of_value, None)
+        parse: Decode | None = getattr(model, of_json, None)
+        # The caller's own validation of values is the one that counts, wherever there is one.
+        if callable(make) and (_is_own(model, of_value) or not callable(parse)):
+            return Decoding(_applied(make), _applied(make))
+        if callable(parse):
+            return Decoding(_checked(parse), one_with(parse, make))
+    return None
+
+
+def _is_own(model: Any, name: str) -> bool:
+    """Whether a method of a model is not Pydantic's."""
+    method = getattr(model, name, None)
+    return callable(method) and str(getattr(method, "__module__", "")).partition(".")[0] != "pydantic"
 
 
 def _validator(model: Any) -> Decoding:

@@ -9,22 +9,25 @@ any thread, ends whatever the feed is blocked in; each call of ``on_connect`` is
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from durable_streams.client.forks import Origin, leave_alone
-from durable_streams.client.sync_performer import Performer, resolved
+from durable_streams.client.sync_performer import Performer
 from durable_streams.client.transports import Exchange, Transport, transport_for
 from durable_streams.errors import DurableStreamError
 from durable_streams.firehose.base import (
     FeedHandle,
     FeedRequest,
     Values,
+    as_values,
     callable_failed,
     is_running,
+    log_call,
     log_long_wait,
-    logger,
     make_feed,
     make_request,
 )
@@ -50,6 +53,7 @@ class _Driver(Performer):
         super().__init__()
         self.feed = feed
         self.stopped = False
+        self._log = logging.getLogger(feed.config.logger_name)
         self._feed_request = request
         self._transport: Transport = transport_for(client)
 
@@ -76,6 +80,7 @@ class _Driver(Performer):
                 effect = next(machine)
         except Exception as error:
             cause = error
+            self._log.log(self.feed.config.final_level, "The feed failed for good: %s", error)
             raise
         finally:
             self.stopped = True
@@ -91,28 +96,56 @@ class _Driver(Performer):
         if call.name == "request":
             return self._request(*call.arguments)
         if call.name == "on_long_wait":
-            return log_long_wait(*call.arguments)
+            return log_long_wait(self._log, *call.arguments)
+        log_call(self._log, call)
         callback = getattr(self.feed.config, call.name)
         if callback is None:
             return None
         try:
             callback(*call.arguments)
         except Exception:  # noqa: BLE001 - the caller's own
-            logger.exception("The callback %s of a feed raised.", call.name)
+            self._log.warning("The callback %s of a feed raised.", call.name, exc_info=True)
 
     def _request(self, attempt: Attempt) -> Request:
         request = self._feed_request
         try:
-            params = _resolved(request.params, attempt)
-            headers = _resolved(request.headers, attempt)
+            params = _given(request.params, attempt)
+            headers = _given(request.headers, attempt)
         except Exception as error:
-            raise callable_failed(error) from error
+            raise callable_failed(self._log, error) from error
+        try:
+            params = _resolved(as_values(params))
+            headers = _resolved(as_values(headers, text=False))
+        except _ValueError as failed:
+            raise callable_failed(self._log, failed.error) from failed.error
         return request.with_values(params, headers)
 
 
-def _resolved(values: Values | None, attempt: Attempt) -> dict[str, Any]:
+class _ValueError(Exception):
+    """A callable for one value raised."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _given(values: Values | None, attempt: Attempt) -> Any:
     given: Any = values(attempt) if callable(values) else values
-    return resolved(given or {})
+    return given
+
+
+def _resolved(given: Any) -> Any:
+    """Return a mapping with the values that its callables give; text as it is."""
+    if isinstance(given, str):
+        return given
+    found = dict(given)
+    for name, value in given.items():
+        if callable(value):
+            try:
+                found[name] = value()
+            except Exception as error:
+                raise _ValueError(error) from error
+    return found
 
 
 class FirehoseStream(FeedHandle):
@@ -125,14 +158,17 @@ class FirehoseStream(FeedHandle):
         method: The method of its requests.
         config: How the feed is followed; None for the defaults.
         params: Query parameters, sent with each attempt: a mapping, in which values may be callables that give
-            one; or a callable that is given the Attempt and returns all of them.
-        headers: Headers, in the same forms.
+            one; pairs; a query as text; or a callable that is given the Attempt and returns all of them in one
+            of these forms.
+        headers: Headers, in the same forms but text. One that is None is not sent, even if the client has it.
         json_data: The body of each request, as a JSON value; None for no body.
         response_model: The type of the records (see `decoder_for`); None for JSON values.
         client: A client of httpx, httpx2, requests or urllib3; None for one that the process shares.
 
     Raises:
-        ValueError: The URL is not absolute, or a header is not for the caller to set.
+        ValueError: The URL is not absolute and the client has no base for it, or a header is not for the caller
+            to set.
+        TypeError: Parameters or headers are in none of these forms.
     """
 
     def __init__(
@@ -147,13 +183,18 @@ class FirehoseStream(FeedHandle):
         response_model: Any = None,
         client: Any = None,
     ) -> None:
-        request = make_request(method, url, params, headers, json_data)
+        request = make_request(method, url, params, headers, json_data, client=client)
         self._config = config or self.default_config()
         self._request = request
         self._response_model = response_model
         self._client = client
         self._origin = Origin()
+        self._turn = self._new_turn()
         self._begin()
+
+    @staticmethod
+    def _new_turn() -> Any:
+        return threading.RLock()  # a handler of a signal that asks for a record fails, instead of waiting
 
     def _begin(self) -> None:
         feed = make_feed(self._request.url, self._config, self._response_model)
@@ -163,27 +204,37 @@ class FirehoseStream(FeedHandle):
 
     def _begin_again(self) -> None:
         """In the child of a fork, replace a generator that a thread of the parent is in."""
+        self._turn = self._new_turn()
         if is_running(self._records):
             leave_alone(self._driver, self._records)
             self._begin()
 
     def __iter__(self) -> Iterator[Any]:
-        """Return the iterator over the records: the same one each time."""
-        self._origin.notice(self._begin_again)
-        return self._records
+        """Return the handle: several threads may iterate, and share the records."""
+        return self
 
     def __next__(self) -> Any:
         self._origin.notice(self._begin_again)
-        return next(self._records)
+        with self._turn:
+            return next(self._records)
 
     def stop(self) -> None:
-        """End the feed without an error. From another thread it ends a read that is blocked."""
+        """End the feed without an error. From another thread it ends a read that is blocked.
+
+        A signal handler may call it, whatever it interrupts.
+        """
         self._driver.stop()
 
     def close(self) -> None:
-        """End the feed and release its connection. For the thread that iterates; others use `stop`."""
+        """End the feed and release its connection. While another thread iterates it does what `stop` does."""
+        self._origin.notice(self._begin_again)
         self._driver.stop()
-        self._records.close()
+        if self._turn.acquire(blocking=False):  # else the thread that iterates releases the connection
+            try:
+                if not is_running(self._records):
+                    self._records.close()
+            finally:
+                self._turn.release()
 
     @property
     def closed(self) -> bool:
@@ -248,8 +299,10 @@ def stream_with_retry(  # noqa: PLR0917 - the signature that users know
         response_model: The type of the records (see `decoder_for`); None for JSON values.
 
     Raises:
-        ValueError: The URL is not absolute, or a header is not for the caller to set.
+        ValueError: The URL is not absolute and the client has no base for it, or a header is not for the caller
+            to set.
+        TypeError: Parameters or headers are in none of these forms.
     """
-    request = make_request(method, url, params, headers, json_data)
+    request = make_request(method, url, params, headers, json_data, client=session)
     feed = make_feed(request.url, config or StreamConfig(), response_model)
     return _Driver(feed, request, session).records()

@@ -98,6 +98,8 @@ class Request:
     """Seconds by which the answer's head may be later than silence alone would make it."""
     dropped: frozenset[str] = frozenset()
     """Headers, in lower case, that are not sent, even if the client has them."""
+    parts: tuple[str, Any] | None = None
+    """The URL without the caller's parameters, and those: for a client whose own methods take both."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,21 @@ def exhausted(t: Trace) -> None:
     )
 
 
+@probe(GROUP, "the exception behind a 404", answer(404, b"none"))
+def original_of_a_refusal(t: Trace) -> None:
+    error: Any = t.run(config=t.quiet())
+    original = error.original_exception
+    t.note(type(original).__name__, original.response.status_code, original.response.text)
+
+
+@probe(GROUP, "the exceptions behind a break and a refused connection", feed(record(1), ending="cut"), FATAL)
+def originals_of_breaks(t: Trace) -> None:
+    found: list[Any] = []
+    t.run(config=t.quiet(on_error=found.append))
+    t.run(url=REFUSED, config=t.quiet(max_retries=0, on_error=found.append))
+    t.note(", ".join(type(error.original_exception).__name__ for error in found))
+
+
 @probe(GROUP, "headers of the answer in the error", answer(404, b"none", x_request_id="abc"))
 def error_headers(t: Trace) -> None:
     error = t.run(config=t.quiet())

@@ -36,6 +36,35 @@ def model_extra(t: Trace) -> None:
     t.run(1, config=t.quiet(), response_model=_tweet())
 
 
+@probe(GROUP, "a Pydantic model with a `model_validate` of its own", feed(records(1, 2)), FATAL)
+def model_overridden(t: Trace) -> None:
+    from pydantic import BaseModel
+
+    class Tweet(BaseModel):
+        data: dict[str, str]
+
+        @classmethod
+        def model_validate(cls, obj: Any, **options: Any) -> Any:
+            obj["data"]["id"] += "!"
+            return super().model_validate(obj, **options)
+
+    t.run(2, config=t.quiet(), response_model=Tweet)
+
+
+@probe(GROUP, "a class that has `model_validate` and nothing else", feed(records(1, 2)), FATAL)
+def model_of_its_own(t: Trace) -> None:
+    class Tweet:
+        data: Any
+
+        @classmethod
+        def model_validate(cls, value: Any) -> Any:
+            made = cls()
+            made.data = value["data"]
+            return made
+
+    t.run(2, config=t.quiet(), response_model=Tweet)
+
+
 def _tweet() -> Any:
     from pydantic import BaseModel
 
@@ -89,6 +118,11 @@ def partial_error(t: Trace) -> None:
 
 @probe(GROUP, "keep-alives: empty lines", feed(b"\r\n", record(1), b"\r\n\r\n", b"\n", record(2)), FATAL)
 def keep_alives(t: Trace) -> None:
+    t.run(2)
+
+
+@probe(GROUP, "keep-alives: lines `{}`", feed(b"{}\r\n", record(1), b" {} \n", record(2)), FATAL)
+def empty_objects(t: Trace) -> None:
     t.run(2)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from types import GeneratorType
+from typing import Any
 
 from observe import Trace
-from probes import probe
+from probes import FATAL, probe
 from wire import Reply, feed, record, records
 
 GROUP = "Names and requests"
@@ -86,6 +87,12 @@ def error_attributes(t: Trace) -> None:
     )
 
 
+@probe(GROUP, "`StreamError` with the name of a type")
+def error_type_by_name(t: Trace) -> None:
+    error = t.s.StreamError("it failed", "timeout")
+    t.note(error, "retryable" if error.is_retryable else "not retryable")
+
+
 @probe(GROUP, "defaults of `StreamState`")
 def state_defaults(t: Trace) -> None:
     state = t.s.StreamState()
@@ -139,3 +146,112 @@ def session_is_usable(t: Trace) -> None:
     with requests.Session() as session:
         for _ in range(2):
             t.run(1, session=session, config=t.quiet())
+
+
+def _asked(t: Trace, **arguments: Any) -> Any:
+    stream = t.open(config=t.quiet(), **arguments)
+    seen = next(stream)
+    stream.close()
+    return seen
+
+
+@probe(GROUP, "`params` as pairs, as text, as bytes; values that are None, bytes, a list", fresh=_echo)
+def params_forms(t: Trace) -> None:
+    forms = ([("a", "1"), ("a", "2")], "a=1&b=x", b"a=1", {"a": None, "b": b"x y", "c": [1, 2]})
+    for params in forms:
+        t.note(_asked(t, params=params)["target"])
+
+
+@probe(GROUP, "`params` that make no sense", fresh=_echo)
+def params_nonsense(t: Trace) -> None:
+    t.run(1, params=7)
+
+
+@probe(GROUP, "a header of the session that `headers` sets to None", fresh=_echo)
+def dropped_header(t: Trace) -> None:
+    import requests
+
+    session = requests.Session()
+    session.headers["X-Mine"] = "1"
+    t.note(
+        _asked(t, session=session)["x-mine"], _asked(t, session=session, headers={"X-Mine": None})["x-mine"]
+    )
+
+
+@probe(GROUP, "`json_data={}`", fresh=_echo)
+def empty_json(t: Trace) -> None:
+    seen = _asked(t, json_data={})
+    t.note(seen["body"] or "no body", seen["content-type"])
+
+
+@probe(GROUP, "the codings that are asked for", fresh=_echo)
+def accept_encoding(t: Trace) -> None:
+    t.note("gzip" if "gzip" in _asked(t, params={"show": "accept-encoding"})["header"] else "none")
+
+
+@probe(GROUP, "the name that requests go out under", fresh=_echo)
+def user_agent(t: Trace) -> None:
+    t.note(_asked(t, params={"show": "user-agent"})["header"].partition("/")[0])
+
+
+@probe(GROUP, "a session with a `get` of its own", fresh=_echo)
+def own_get(t: Trace) -> None:
+    import requests
+
+    class Session(requests.Session):
+        def get(self, url: Any, **options: Any) -> Any:  # type: ignore[override]
+            t.note("get", url.rpartition("/")[2], options["params"], options["stream"])
+            return super().get(url, **options)
+
+    t.note(_asked(t, session=Session(), params={"a": "1"})["target"])
+
+
+@probe(GROUP, "a session that completes URLs", fresh=_echo)
+def base_url_session(t: Trace) -> None:
+    from urllib.parse import urljoin
+
+    import requests
+
+    class BaseUrlSession(requests.Session):
+        def request(self, method: Any, url: Any, *arguments: Any, **options: Any) -> Any:
+            return super().request(method, urljoin(t.url, url), *arguments, **options)
+
+    t.note(_asked(t, session=BaseUrlSession(), url="2/stream", params={"a": "1"})["target"])
+
+
+@probe(GROUP, "a `MagicMock` as the session: data, a refusal")
+def mocked(t: Trace) -> None:
+    from unittest.mock import MagicMock
+
+    import requests
+
+    session = MagicMock()
+    session.get.return_value.iter_content.return_value = [record(1), record(2).decode()]
+    t.run(2, session=session)
+    response = requests.Response()
+    response.status_code = 403
+    response._content = b"no"
+    session = MagicMock(spec=requests.Session)
+    session.get.return_value = response
+    error: Any = t.run(session=session)
+    t.note(error.response_body, error.original_exception.response is response)
+
+
+@probe(GROUP, "the loggers that report: a callback that raises, a wait, the end", feed(record(1)), FATAL)
+def loggers(t: Trace) -> None:
+    import logging
+
+    class Seen(logging.Handler):
+        def emit(self, line: logging.LogRecord) -> None:
+            if not line.name.startswith("urllib3"):
+                seen.add(f"{line.name} {line.levelname}")
+
+    def raises(*_: object) -> None:
+        raise RuntimeError
+
+    seen: set[str] = set()
+    logging.disable(logging.NOTSET)
+    logging.getLogger().addHandler(Seen())
+    logging.getLogger().setLevel(logging.INFO)
+    t.run(config=t.quiet(on_error=raises))
+    t.note(", ".join(sorted(seen)))

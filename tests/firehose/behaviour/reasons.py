@@ -8,6 +8,10 @@ _PAIRED = "Every wait is reported, also after a clean end; connects and disconne
 _ENDS = "An end is followed by a wait of at least `initial_backoff`."
 
 REASONS = {
+    "error_type_by_name": "A type may be given by its value.",
+    "params_nonsense": "A mistake of the caller, reported where it is made.",
+    "accept_encoding": "What compresses holds records back. A session's own `Accept-Encoding` is sent.",
+    "user_agent": "Public feeds refuse the names of HTTP libraries. A session's own `User-Agent` is sent.",
     "nonsense": "They would fail later, in the middle of an outage.",
     "lazy": "A connect is always followed by its disconnect.",
     "invalid_utf8": "JSON is UTF-8: the record is skipped and counted, as `on_invalid` says, not altered.",

@@ -60,4 +60,6 @@ def _echo(request: Received) -> bytes:
         "body": request.body,
         **{name: headers.get(name) for name in ("authorization", "cookie", "x-mine", "content-type")},
     }
+    if "show" in request.query:
+        echo = {"header": headers.get(request.query["show"])}
     return ScriptedServer.response(200, json.dumps(echo).encode() + b"\n", Connection="close")

@@ -8,9 +8,10 @@ mean a dead connection (``StreamConfig.stall_timeout``).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from durable_streams import firehose
 from durable_streams.firehose import (
@@ -46,9 +47,17 @@ T = TypeVar("T")
 
 @dataclass
 class StreamConfig(firehose.StreamConfig):
-    """How a stream is followed: `durable_streams.firehose.StreamConfig`, and 30 seconds of silence end a connection."""
+    """How a stream is followed: `durable_streams.firehose.StreamConfig` with the defaults for X.
+
+    30 seconds of silence end a connection, and a line ``{}`` is a heartbeat. What happens is logged as
+    ``xdk.streaming``.
+    """
 
     stall_timeout: float | None = 30.0
+    empty_records: bool = False
+
+    logger_name: ClassVar[str] = "xdk.streaming"
+    final_level: ClassVar[int] = logging.ERROR
 
 
 class FirehoseStream(firehose.FirehoseStream):
@@ -105,7 +114,7 @@ def stream_with_retry(  # noqa: PLR0917 - the signature that users know
     retry can fix.
     """
     return firehose.stream_with_retry(
-        session, method, url, config or StreamConfig(), params, headers, json_data, response_model
+        session, method, url, config or StreamConfig(), params, headers, json_data or None, response_model
     )
 
 
@@ -148,5 +157,5 @@ def astream_with_retry(  # noqa: PLR0917 - as in the sync form
     callbacks may be async.
     """
     return firehose.astream_with_retry(
-        client, method, url, config or StreamConfig(), params, headers, json_data, response_model
+        client, method, url, config or StreamConfig(), params, headers, json_data or None, response_model
     )

@@ -6,8 +6,9 @@ follows no redirects, repeats nothing, and raises FetchError for each error of i
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -19,9 +20,12 @@ __all__ = [
     "AsyncExchange",
     "AsyncTransport",
     "Exchange",
+    "Gate",
     "Interrupt",
     "Transport",
     "async_transport_for",
+    "completes_urls",
+    "is_session",
     "transport_for",
 ]
 
@@ -78,8 +82,41 @@ class AsyncTransport(Protocol):
         """
 
 
+class Gate:
+    """An event that a signal handler may set, too, while its own thread waits for it; set once and for all.
+
+    The `threading.Event` of the standard library holds a lock for a moment, which a handler that runs in that moment
+    would wait for without end.
+    """
+
+    def __init__(self) -> None:
+        self._open = False
+        self._lock = threading.Lock()
+        self._lock.acquire()  # noqa: SIM115, RUF100 - held until `set`
+
+    def is_set(self) -> bool:
+        """Whether `set` was called."""
+        return self._open
+
+    def set(self) -> None:
+        """Let all that wait, now or later, go on."""
+        self._open = True
+        with contextlib.suppress(RuntimeError):  # it is released already
+            self._lock.release()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait for `set`, for this many seconds at most; return whether it was called."""
+        limit = -1 if seconds is None else min(max(seconds, 0.0), threading.TIMEOUT_MAX)
+        if not self._open and self._lock.acquire(timeout=limit):
+            with contextlib.suppress(RuntimeError):
+                self._lock.release()  # for the next one that waits
+        return self._open
+
+
 class Interrupt:
     """Ends the call that a thread of the performer is blocked in: a connect, a read or a pause. Cannot be taken back.
+
+    A signal handler may call `set`: nothing here waits for a lock that its own thread may hold.
 
     ``with interrupt:`` is around everything that may block, so that `busy` says whether a thread is in it. In a child
     after a fork an interrupt knows no exchange: to break one there would end the parent's connection.
@@ -87,13 +124,13 @@ class Interrupt:
 
     def __init__(self) -> None:
         self._origin = Origin()
-        self._event = threading.Event()
+        self._event = Gate()
         self._lock = threading.RLock()
         self._break: Callable[[], None] | None = None
         self._busy = False
 
     def _renew(self) -> None:
-        was_set, self._event = self._event.is_set(), threading.Event()
+        was_set, self._event = self._event.is_set(), Gate()
         if was_set:
             self._event.set()
         self._lock, self._break, self._busy = threading.RLock(), None, False
@@ -162,7 +199,7 @@ def transport_for(client: Any) -> Transport:
         from durable_streams.client.transports import httpx  # noqa: PLC0415
 
         return httpx.sync_transport(client)
-    elif _is_from("requests", client) and callable(getattr(client, "request", None)):
+    elif is_session(client):
         from durable_streams.client.transports import requests  # noqa: PLC0415
 
         return requests.RequestsTransport(client)
@@ -198,9 +235,38 @@ def async_transport_for(client: Any) -> AsyncTransport:
     )
 
 
-def _is_from(library: str, client: Any) -> bool:
+def is_session(client: Any) -> bool:
+    """Whether it is a ``requests.Session``, or has a session's methods, as test doubles do."""
+    if _is_from("requests", client) or _is_from("requests", client.__class__, itself=True):
+        return callable(getattr(client, "request", None))
+    if isinstance(client, Mapping) or any(_is_from(name, client) for name in _OTHERS):
+        return False
+    is_double = _is_from("unittest", client) or not callable(getattr(client, "open", None))
+    return is_double and callable(getattr(client, "get", None))
+
+
+_OTHERS = ("aiohttp", "httpx", "httpx2", "urllib3")
+
+
+def completes_urls(client: Any) -> bool:
+    """Whether a client may make a whole URL of a relative one: it has a base, or methods of its caller's making."""
+    if client is None:
+        return False
+    if _is_from("httpx", client) or _is_from("httpx2", client):
+        return str(client.base_url) not in {"", "/"}
+    if _is_from("aiohttp", client):
+        return getattr(client, "_base_url", None) is not None
+    if not is_session(client):
+        return False
+    return any(
+        not _is_from("requests", getattr(client, name, None), itself=True) for name in ("request", "get")
+    )
+
+
+def _is_from(library: str, client: Any, *, itself: bool = False) -> bool:
     # By name, so that no library is imported that the caller does not use; subclasses count.
-    return any(kind.__module__.partition(".")[0] == library for kind in type(client).__mro__)
+    kinds = (client, *getattr(client, "__mro__", ())) if itself else type(client).__mro__
+    return any(str(getattr(kind, "__module__", "")).partition(".")[0] == library for kind in kinds)
 
 
 def _kind(client: Any) -> str:

@@ -53,6 +53,18 @@ class _Exchange(AnswerBase):
         with _mapped(self._url, self.status):
             return await self._response.content.readany()
 
+    def refusal(self, body: bytes) -> Exception | None:
+        """Return the library's ClientResponseError."""
+        del body
+        answer = self._response
+        return aiohttp.ClientResponseError(
+            answer.request_info,
+            answer.history,
+            status=answer.status,
+            message=answer.reason or "",
+            headers=answer.headers,
+        )
+
     async def close(self) -> None:
         if self._leave():
             return

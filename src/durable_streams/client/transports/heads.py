@@ -50,6 +50,11 @@ class AnswerBase:
         self.headers: Mapping[str, str] = headers
         self._check_head()
 
+    def refusal(self, body: bytes) -> Exception | None:
+        """Return the error that the library itself raises for this answer, with this body; None without one."""
+        del body
+        return None
+
     def _check_head(self) -> None:
         coding = self.headers.get("transfer-encoding", "chunked").lower()
         if 100 <= self.status < 200:

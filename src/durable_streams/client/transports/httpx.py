@@ -218,6 +218,17 @@ class _Answer(AnswerBase):
         self._response = response
         self._requests = requests
 
+    def refusal(self, body: bytes) -> Exception | None:
+        """Return the library's HTTPStatusError, whose ``response`` has the body."""
+        response = self._response
+        response._content = body  # noqa: SLF001
+        try:
+            response.raise_for_status()
+        except self._requests._library.HTTPStatusError as error:  # noqa: SLF001
+            found: Exception = error
+            return found
+        return None
+
     def _check_end(self) -> None:
         response = self._response
         if ended_early(getattr(response, "_decoder", None), response.num_bytes_downloaded):

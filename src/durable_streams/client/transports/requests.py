@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import http.client
+import json
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from typing import Any
 import urllib3
 
 from durable_streams.client.forks import origin_of
-from durable_streams.client.transports import Interrupt
+from durable_streams.client.transports import Gate, Interrupt
 from durable_streams.client.transports.coding import ended_early
 from durable_streams.client.transports.failures import Failure, fetch_error
 from durable_streams.client.transports.heads import AnswerBase, request_headers
@@ -35,6 +36,7 @@ from durable_streams.client.transports.httpclient import (
 from durable_streams.client.transports.limits import TrickledError, connect_limit, head_limit, silence_of
 from durable_streams.client.transports.sockets import break_off
 from durable_streams.errors import FetchError
+from durable_streams.protocol import headers as h
 from durable_streams.protocol.request import Request, check_callers_headers
 
 __all__ = ["RequestsTransport"]
@@ -52,7 +54,7 @@ class RequestsTransport:
     def _renew(self) -> None:
         """Leave all connections alone after a fork, for they belong to the parent."""
         session = self._session
-        for adapter in session.adapters.values():
+        for adapter in self._adapters():
             managers = (
                 getattr(adapter, "poolmanager", None),
                 *getattr(adapter, "proxy_manager", {}).values(),
@@ -62,9 +64,13 @@ class RequestsTransport:
                     forget_connections(manager)
         session.cookies._cookies_lock = threading.RLock()  # noqa: SLF001
 
+    def _adapters(self) -> list[Any]:
+        adapters = getattr(self._session, "adapters", None)
+        return list(adapters.values()) if isinstance(adapters, Mapping) else []
+
     def _watch(self) -> None:
         """Have the connections of the session's adapters held to HTTP, those through proxies too."""
-        for adapter in self._session.adapters.values():
+        for adapter in self._adapters():
             if isinstance(manager := getattr(adapter, "poolmanager", None), urllib3.PoolManager):
                 watch(manager)
             proxies = getattr(adapter, "proxy_manager", None)
@@ -73,22 +79,37 @@ class RequestsTransport:
 
     def _send(self, request: Request, options: dict[str, Any]) -> Any:
         watching(head_limit(request, options["timeout"][1]))
+        method = getattr(self._session, request.method.lower(), None)
         try:
-            return self._session.request(request.method, request.url, **options)
+            if not callable(method) or _is_of_requests(method):
+                return self._session.request(request.method, request.url, data=request.body, **options)
+            return self._call(method, request, options)
         except Exception as error:
             if trickled():
                 raise TrickledError from error
-            if not was_sent():
+            if self._adapters() and not was_sent():
                 raise _UnsentError from error
             raise
 
-    def open(self, request: Request, interrupt: Interrupt, timeout: float | None) -> _Exchange:
+    @staticmethod
+    def _call(method: Any, request: Request, options: dict[str, Any]) -> Any:
+        """Call a method of the caller's own making with the arguments that the X SDK calls it with."""
+        url, params = request.parts or (request.url, None)
+        body: dict[str, Any] = {}
+        if request.body is not None:
+            is_json = h.is_json(request.headers.get("content-type", ""))
+            body = {"json": json.loads(request.body)} if is_json else {"data": request.body}
+        return method(url, params=params or {}, **body, **options)
+
+    def open(
+        self, request: Request, interrupt: Interrupt, timeout: float | None
+    ) -> _Exchange | _DoublesExchange:
         """Send, and return the exchange as soon as the answer's head is there. See Transport."""
-        self._origin.notice(self._renew)
-        if isinstance(self._session.headers, Mapping):
-            check_callers_headers(self._session.headers, of_client=True)
+        if self._adapters():
+            self._origin.notice(self._renew)
+        if isinstance(headers := getattr(self._session, "headers", None), Mapping):
+            check_callers_headers(headers, of_client=True)
         options = {
-            "data": request.body,
             "headers": self._headers(request),
             "stream": True,
             "timeout": (connect_limit(timeout), silence_of(request, timeout)),
@@ -96,19 +117,25 @@ class RequestsTransport:
         self._watch()
         with _mapped(request.url, interrupt, connect=connect_limit(timeout)):
             response = _Opening(lambda: self._send(request, options)).result(interrupt)
+        kind = _Exchange if isinstance(response.raw, urllib3.BaseHTTPResponse) else _DoublesExchange
         try:
-            return _Exchange(response, interrupt, request.url)
+            return kind(response, interrupt, request.url)
         except FetchError:
             response.close()
             raise
 
     def _headers(self, request: Request) -> dict[str, str | None]:
-        headers: dict[str, str | None] = {**request_headers(request, client=self._session.headers)}
-        chosen = self._session.headers.get("accept-encoding")
+        own = getattr(self._session, "headers", None)
+        headers: dict[str, str | None] = {**request_headers(request, client=own)}
+        chosen = own.get("accept-encoding") if isinstance(own, Mapping) else None
         if chosen != sys.modules["requests"].utils.default_headers().get("accept-encoding"):
             headers.pop("accept-encoding", None)  # the session's own choice goes out
         headers.update(request.headers)
         return {**headers, **dict.fromkeys(request.dropped)}  # None: the session's is left out
+
+
+def _is_of_requests(method: Any) -> bool:
+    return str(getattr(method, "__module__", "")).partition(".")[0] == "requests"
 
 
 class _Managers(dict[str, Any]):
@@ -134,7 +161,7 @@ class _Opening:
 
     def __init__(self, send: Any) -> None:
         self._send = send
-        self._over = threading.Event()
+        self._over = Gate()
         self._lock = threading.Lock()
         self._left = False
         self._response: Any = None
@@ -196,6 +223,12 @@ class _Exchange(AnswerBase):
             with contextlib.suppress(Exception):  # it may be over, or its connection released
                 self._raw.shutdown()
 
+    def refusal(self, body: bytes) -> Exception | None:
+        """Return the library's HTTPError, whose ``response`` has the body."""
+        response = self._response
+        response._content, response._content_consumed = body, True  # noqa: SLF001
+        return _refusal(response)
+
     def read(self) -> bytes:
         self._check_origin()
         with _mapped(self._url, self._interrupt, self.status):
@@ -215,6 +248,75 @@ class _Exchange(AnswerBase):
             self._response.close()
 
 
+class _DoublesExchange(AnswerBase):
+    """An answer that came from no connection: of a test double, or of an adapter of the caller's own."""
+
+    def __init__(self, response: Any, interrupt: Interrupt, url: str) -> None:
+        self._refused = _refusal(response)
+        status = response.status_code
+        if not isinstance(status, int):  # it was never set: what raises for a status has the last word
+            status = getattr(getattr(self._refused, "response", None), "status_code", 500)
+            status = status if self._refused is not None and isinstance(status, int) else 200
+        headers = response.headers
+        lines = headers.items() if isinstance(headers, Mapping) else ()
+        reason = response.reason if isinstance(response.reason, str) else ""
+        super().__init__(url, status, reason, lines)
+        self._response, self._interrupt = response, interrupt
+        self._pieces: Iterator[Any] | None = None
+
+    def refusal(self, body: bytes) -> Exception | None:
+        """Return what the answer itself raises for its status."""
+        del body
+        return self._refused
+
+    def read(self) -> bytes:
+        with _mapped(self._url, self._interrupt, self.status):
+            if self._pieces is None:
+                self._pieces = iter(self._bodys_pieces())
+            for piece in self._pieces:
+                if data := piece.encode() if isinstance(piece, str) else bytes(piece):
+                    return data
+            return b""
+
+    def _bodys_pieces(self) -> Any:
+        if self._refused is not None:
+            texts = (getattr(self._response, name, None) for name in ("content", "text"))
+            return [text for text in texts if isinstance(text, (str, bytes))][:1]
+        return self._response.iter_content(chunk_size=1024, decode_unicode=False)
+
+    def close(self) -> None:
+        self._interrupt.detach()
+        with contextlib.suppress(Exception):
+            self._response.close()
+
+
+def _refusal(response: Any) -> Exception | None:
+    try:
+        response.raise_for_status()
+    except Exception as error:  # noqa: BLE001 - a session may have one of its own
+        return error
+    return None
+
+
+def _as_of_requests(error: Exception) -> Exception:
+    """Return the error that requests itself raises for one that urllib3 raised while a body was read."""
+    if isinstance(error, (_UnsentError, TrickledError)):
+        return error.__cause__ if isinstance(error.__cause__, Exception) else error
+    kinds = sys.modules["requests"].exceptions
+    for kind, theirs in (
+        (urllib3.exceptions.DecodeError, kinds.ContentDecodingError),
+        (urllib3.exceptions.SSLError, kinds.SSLError),
+        (urllib3.exceptions.ReadTimeoutError, kinds.ConnectionError),
+        ((urllib3.exceptions.ProtocolError, http.client.HTTPException), kinds.ChunkedEncodingError),
+        ((urllib3.exceptions.HTTPError, OSError), kinds.ConnectionError),
+    ):
+        if isinstance(error, kind) and not isinstance(error, kinds.RequestException):
+            made: Exception = theirs(error)
+            made.__cause__ = error
+            return made
+    return error
+
+
 @contextlib.contextmanager
 def _mapped(
     url: str, interrupt: Interrupt, status: int | None = None, *, connect: float | None = None
@@ -225,7 +327,7 @@ def _mapped(
     except Exception as error:  # noqa: BLE001 - adapters and authentication may raise anything
         failure = Failure.INTERRUPTED if interrupt.is_set() else _failure(error, status)
         limit = None if failure is Failure.TRICKLE else connect
-        raise fetch_error(failure, url, error, status=status, limit=limit) from None
+        raise fetch_error(failure, url, _as_of_requests(error), status=status, limit=limit) from None
 
 
 _NEVER_SENT = (
