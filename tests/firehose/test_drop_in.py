@@ -370,6 +370,18 @@ def test_d7_doubles_of_a_session() -> None:
     assert (caught.value.status_code, caught.value.original_exception) == (401, refused)
 
 
+@pytest.mark.parametrize("double", [MagicMock, requests.Session])
+def test_d7_what_a_double_raises_is_judged_as_if_a_connection_had(double: Any) -> None:
+    session, seen = double(), []
+    session.get = MagicMock(side_effect=[requests.ConnectionError("x"), requests.Timeout("y"), KeyError("z")])
+    config = streaming.StreamConfig(
+        initial_backoff=0.01, on_error=lambda error: seen.append(error.error_type)
+    )
+    with pytest.raises(StreamError):
+        next(streaming.stream_with_retry(session, "get", "http://x.test/s", config))
+    assert [kind.value for kind in seen] == ["connection_error", "timeout", "fatal_error"]
+
+
 def test_d7_reports_are_logged_under_the_name_of_the_module(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -472,7 +484,7 @@ for _ in range(300):
     config = StreamConfig(max_retries=-1, initial_backoff=0.0005, max_backoff=0.0005, jitter=False)
     feed = FirehoseStream("http://127.0.0.1:1/", config=config)
     signal.signal(signal.SIGALRM, lambda *_: feed.stop())
-    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.0003)
+    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.003)
     assert list(feed) == []
     signal.setitimer(signal.ITIMER_REAL, 0)
 print("ended")

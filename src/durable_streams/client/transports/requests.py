@@ -80,14 +80,16 @@ class RequestsTransport:
     def _send(self, request: Request, options: dict[str, Any]) -> Any:
         watching(head_limit(request, options["timeout"][1]))
         method = getattr(self._session, request.method.lower(), None)
+        own = callable(method) and not _is_of_requests(method)
         try:
-            if not callable(method) or _is_of_requests(method):
+            if not own:
                 return self._session.request(request.method, request.url, data=request.body, **options)
             return self._call(method, request, options)
         except Exception as error:
             if trickled():
                 raise TrickledError from error
-            if self._adapters() and not was_sent():
+            # What a method of the caller's own raises may have come from no connection of ours.
+            if not own and self._adapters() and not was_sent():
                 raise _UnsentError from error
             raise
 
