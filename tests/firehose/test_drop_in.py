@@ -394,7 +394,7 @@ def test_d7_reports_are_logged_under_the_name_of_the_module(
         server.requests.clear()
         follow("own", server.root, settings(initial_backoff=0.01, max_backoff=0.01, on_error=raises))
         levels = {record.levelname for record in caplog.records if record.name == name}
-        assert levels == ({"INFO", "WARNING", "ERROR"} if "xdk" in name else {"INFO", "WARNING"})
+        assert levels == ({"INFO", "WARNING", "ERROR"} if "xdk" in name else {"INFO", "ERROR"})
         assert {record.name for record in caplog.records} == {name}
 
 

@@ -156,6 +156,9 @@ class StreamConfig:
     logger_name: ClassVar[str] = "durable_streams"
     """The logger of what a feed with these settings reports."""
 
+    callback_level: ClassVar[int] = logging.ERROR
+    """The level at which it is logged that a callback raised."""
+
     final_level: ClassVar[int] = logging.INFO
     """The level at which the error that ends the feed is logged: it is raised anyway."""
 

@@ -104,7 +104,9 @@ class _Driver(Performer):
         try:
             callback(*call.arguments)
         except Exception:  # noqa: BLE001 - the caller's own
-            self._log.warning("The callback %s of a feed raised.", call.name, exc_info=True)
+            self._log.log(
+                self.feed.config.callback_level, "The callback %s of a feed raised.", call.name, exc_info=True
+            )
 
     def _request(self, attempt: Attempt) -> Request:
         request = self._feed_request

@@ -57,6 +57,7 @@ class StreamConfig(firehose.StreamConfig):
     empty_records: bool = False
 
     logger_name: ClassVar[str] = "xdk.streaming"
+    callback_level: ClassVar[int] = logging.WARNING
     final_level: ClassVar[int] = logging.ERROR
 
 
