@@ -6,7 +6,6 @@ however long an outage lasts; a series has no clock, its place in it is passed i
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -156,10 +155,10 @@ class StreamConfig:
     logger_name: ClassVar[str] = "durable_streams"
     """The logger of what a feed with these settings reports."""
 
-    callback_level: ClassVar[int] = logging.ERROR
+    callback_level: ClassVar[int] = 40  # logging.ERROR: this module does no I/O
     """The level at which it is logged that a callback raised."""
 
-    final_level: ClassVar[int] = logging.INFO
+    final_level: ClassVar[int] = 20  # logging.INFO
     """The level at which the error that ends the feed is logged: it is raised anyway."""
 
     def __post_init__(self) -> None:
