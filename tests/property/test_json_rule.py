@@ -342,6 +342,8 @@ class Model(pydantic.BaseModel):
 
 @pytest.mark.parametrize("kind", [Struct, Model, pydantic.TypeAdapter(Model)], ids=str)
 @given(MESSAGES, st.sampled_from([1, 2**70, 10**4299]))
+@example(b"9" * 4301 + b".5", 1)
+@example(b"-" + b"9" * 9000 + b"e-9000", 1)
 @settings(max_examples=100)
 def test_a7_models_take_whatever_stands_where_they_do_not_look(kind: Any, text: bytes, number: int) -> None:
     body = b'[{"a":%b,"n":%b},{"n":2,"\\ud800":%b}]' % (text, encode(number), text)

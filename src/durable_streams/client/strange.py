@@ -27,6 +27,7 @@ _SHALLOW = 100
 _HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _LONE = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
 _MARK = re.compile(rb'"[^"]*"|([\[{])|([\]}])|(-?[0-9][0-9.eE+-]{600,})')
+_LONG_NUMBER = re.compile(rb"[0-9][0-9.eE+-]{600,}")
 _OPENS, _CLOSES, _NUMBER = 1, 2, 3
 
 _parse = msgspec.json.Decoder().decode
@@ -38,7 +39,7 @@ def is_strange(message: bytes) -> bool:
         _parse(message)
     except (msgspec.DecodeError, RecursionError):
         return True
-    return is_deeper(message, _SHALLOW)
+    return is_deeper(message, _SHALLOW) or _LONG_NUMBER.search(message) is not None
 
 
 def read_strange(message: bytes, parse: Callable[[bytes], T], make: Callable[[object], T]) -> T:
