@@ -26,8 +26,8 @@ _SHALLOW = 100
 
 _HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _LONE = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
-_MARK = re.compile(rb'"[^"]*"|([\[{])|([\]}])|(-?[0-9][0-9.eE+-]{600,})')
-_LONG_NUMBER = re.compile(rb"[0-9][0-9.eE+-]{600,}")
+_LONG_NUMBER = re.compile(rb"-?[0-9][0-9.eE+-]{600,}")
+_MARK = re.compile(rb'"[^"]*"|([\[{])|([\]}])|(%b)' % _LONG_NUMBER.pattern)
 _OPENS, _CLOSES, _NUMBER = 1, 2, 3
 
 _parse = msgspec.json.Decoder().decode

@@ -63,9 +63,8 @@ class _Request:
             return None
         values: list[str] = self._headers.get_all(name)
         if not values:
-            raise unreadable(
-                name
-            )  # Granian gives out only what is ASCII; what was sent must not count as absent
+            # Granian gives out only what is ASCII; what was sent must not count as absent.
+            raise unreadable(name)
         return ", ".join(values)
 
     def authority(self) -> str:
