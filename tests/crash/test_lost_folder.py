@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -146,6 +147,22 @@ def test_f2_nothing_is_acknowledged_once_the_log_was_shortened(start_server, pla
     assert server.append("s", b"lost").status == 503
     expect_refusals(server)
     assert server.terminate() == 1
+
+
+def test_f2_a_checkpoint_by_another_program_is_no_damage(start_server, place: Path) -> None:
+    """A tool for backups may empty the log: all of it is in the database then."""
+    server = start_server(place)
+    server.create("s")
+    for number in range(3):
+        assert server.append("s", bytes([number]) * 100_000).status == 204
+        with contextlib.closing(sqlite3.connect(real(place) / "streams.db")) as other:
+            assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+        assert (real(place) / "streams.db-wal").stat().st_size == 0
+        assert health(server) == 200
+        assert server.append("s", b"-").status == 204
+    server.kill()
+    server = start_server(place)
+    assert server.read_all("s") == b"".join(bytes([number]) * 100_000 + b"-" for number in range(3))
 
 
 @every_damage

@@ -30,10 +30,10 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         # Absolute, so that it stays the same folder when the working directory changes; links are followed at each use.
         self.folder = folder.absolute()
-        self.identity = FolderIdentity(self.folder / "streams.db", self.folder / "streams.db-wal")
+        self._log = self.folder / "streams.db-wal"
+        self.identity = FolderIdentity(self.folder / "streams.db", self._log)
         self._files: list[int] = []
         self._guarded: dict[str, tuple[int, int]] = {}
-        self._log_path = str(self.folder / "streams.db-wal")
         self._log_size = 0
 
     def acquire(self) -> None:
@@ -91,25 +91,32 @@ class FolderLock:
         """Return if all guarded files are where they were opened.
 
         Raises:
-            StoreLostError: A file was moved, removed or replaced, or the log was shortened: SQLite overwrites its log
-                from the start, but shortens it only when the store is closed.
+            StoreLostError: A file was moved, removed or replaced.
         """
         for path, opened in self._guarded.items():
             if self._identity(path) != opened:
                 raise self._lost(path, "another file is in its place")
-        if self._log_path in self._guarded:
-            self.check_log()
 
-    def check_log(self) -> None:
-        """Return if the log is at least as long as it was. A commit makes it so again, hence the check before each.
+    def log_shrank(self) -> bool:
+        """Whether the log is shorter than at the last call: another program checkpointed it, or cut it off.
 
         Raises:
-            StoreLostError: The log was removed, or shortened.
+            StoreLostError: The log was removed.
         """
-        size = self._status(self._log_path).st_size
-        if size < self._log_size:
-            raise self._lost(self._log_path, "it was shortened")
-        self._log_size = size
+        before, self._log_size = self._log_size, self._status(str(self._log)).st_size
+        return self._log_size < before
+
+    def check_log(self, size: int) -> None:
+        """Return if the log, as `log_shrank` found it, holds all that it has to.
+
+        Args:
+            size: The bytes that SQLite expects in it.
+
+        Raises:
+            StoreLostError: It is shorter.
+        """
+        if self._log_size < size:
+            raise self._lost(str(self._log), "it was cut off")
 
     def lacks_only(self, name: str) -> bool:
         """Whether the guarded file ``name`` is gone, without a replacement, and no other one."""

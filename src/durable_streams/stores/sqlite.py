@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import queue
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -71,6 +72,7 @@ _LOG_NAME = FILE_NAME + "-wal"
 FILE_NAMES = (FILE_NAME, _LOG_NAME, FILE_NAME + "-shm")
 """The files that SQLite keeps open while a server runs; only other programs ever replace them."""
 
+_LOG_HEADER, _FRAME_HEADER = 32, 24  # bytes (SQLite's file format, section 4.1)
 _FORMAT = 2
 _APPLICATION_ID = 0x64757261  # "dura"
 # Large payloads are kept apart from the records: SQLite reads a whole record for each comparison of its key, so that a
@@ -223,6 +225,16 @@ def settle(connection: sqlite3.Connection) -> None:
     """Move all of the log into the file, so that closing the last connection changes nothing."""
     with contextlib.suppress(sqlite3.Error):
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _log_size(connection: sqlite3.Connection) -> int:
+    """Return how many bytes the log has to have at least: those of the frames that SQLite counts in it."""
+    try:
+        _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        (page,) = connection.execute("PRAGMA page_size").fetchone()
+    except sqlite3.Error:
+        return sys.maxsize  # it cannot read them
+    return int(_LOG_HEADER + frames * (_FRAME_HEADER + page)) if frames > 0 else 0
 
 
 def decode_states(rows: str) -> dict[str, StreamState]:
@@ -667,15 +679,14 @@ class _SqliteBackend:
 
         def write(connection: sqlite3.Connection) -> None:
             # Checked before the write, unless it was checked just now: nothing is written to a folder that is gone.
-            is_due = time.monotonic() - self._looked > _LOOK_AFTER
-            error: StoreError | None = self._loss(self._lock.check if is_due else self._lock.check_log)
+            error = self._loss(connection, all_files=time.monotonic() - self._looked > _LOOK_AFTER)
             if error is None:
                 error = _execute(connection, statements)
             if batch.removed:
                 self._garbage = True  # set in the writer's thread: a running purge could clear it otherwise
             if error is None:
                 # Checked after the sync too: data in a folder that is gone by now are not acknowledged.
-                error = self._loss(self._lock.check, written=True)
+                error = self._loss(connection, written=True)
             if self._lost:
                 self._rescue(connection)
             _call_soon(loop, committed, error)
@@ -687,7 +698,7 @@ class _SqliteBackend:
         verified: asyncio.Future[None] = loop.create_future()
 
         def verify(connection: sqlite3.Connection) -> None:
-            error = self._loss(self._lock.check)
+            error = self._loss(connection)
             if error is None:
                 _call_soon(loop, _finish, verified, None)
             else:
@@ -697,10 +708,15 @@ class _SqliteBackend:
         self._work.put(verify)
         await verified
 
-    def _loss(self, check: Callable[[], None], *, written: bool = False) -> StoreLostError | None:
-        self._looked = time.monotonic()
+    def _loss(
+        self, connection: sqlite3.Connection, *, written: bool = False, all_files: bool = True
+    ) -> StoreError | None:
         try:
-            check()
+            if all_files:
+                self._looked = time.monotonic()
+                self._lock.check()
+            if self._lock.log_shrank():
+                self._lock.check_log(_log_size(connection))
         except StoreLostError as loss:
             self._lost = True
             loss.written = written
