@@ -6,8 +6,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-import msgspec
-
 from durable_streams.protocol.commands import Rejection
 from durable_streams.protocol.request import OUTCOME_UNKNOWN
 from durable_streams.server import parse
@@ -16,13 +14,19 @@ from durable_streams.server.bodies import Bodies
 from durable_streams.server.browsers import Browsers
 from durable_streams.server.budget import MemoryBudget
 from durable_streams.server.config import ServerConfig
+from durable_streams.server.control import (
+    RESERVED,
+    Control,
+    error_response,
+    json_response,
+    method_not_allowed,
+)
 from durable_streams.server.handlers import Handlers
 from durable_streams.server.http import (
     BASE_HEADERS,
     CLOSE,
     METHODS,
     STREAM_ROOT,
-    Headers,
     ServerRequest,
     ServerResponse,
 )
@@ -35,13 +39,11 @@ __all__ = ["App"]
 
 _HEALTH = "/health"
 _LIVENESS = "/health/live"
-_RESERVED = "__ds"  # subscriptions, protocol section 8
 _HEALTH_METHODS = "GET, HEAD, OPTIONS"
 _RETRY_AFTER = "1"  # seconds
 _WARNING_INTERVAL = 60.0  # seconds between equal warnings
 _WARNINGS = 16  # different ones that are remembered
 _log = logging.getLogger("durable_streams.server")
-_encode = msgspec.json.Encoder().encode
 
 Handler = Callable[[ServerRequest, str], Awaitable[ServerResponse]]
 
@@ -61,6 +63,7 @@ class App:
         addresses = Addresses(self.config)
         self._browsers = Browsers(self.config, addresses, local=local)
         handlers = Handlers(store, self.config, self.live, ranges, addresses)
+        self.control = Control()
         self._warned: dict[str, float] = {}
         self._handlers: dict[str, Handler] = {
             "POST": handlers.append,
@@ -136,10 +139,10 @@ class App:
                 return _options(METHODS)
             handler = self._handlers.get(request.method)
             if handler is None:
-                return _method_not_allowed(METHODS)
+                return _refused(method_not_allowed(METHODS))
             path = parse.stream_path(path[len(STREAM_ROOT) :])
-            if path == _RESERVED or path.startswith(_RESERVED + "/"):
-                return error_response(404, "NOT_FOUND", "paths under __ds are reserved for subscriptions", [])
+            if path.startswith(RESERVED) and path[len(RESERVED) :][:1] in ("", "/"):
+                return await self.control.answer(request, path[len(RESERVED) + 1 :])
             return await handler(request, path)
         except Rejection as refusal:
             return _refused(refusal)
@@ -173,20 +176,10 @@ class App:
             message = f"there is nothing here: streams live under {STREAM_ROOT}"
             return error_response(404, "NOT_FOUND", message, [])
         if request.method not in ("GET", "HEAD"):
-            return _method_not_allowed("GET, HEAD")
+            raise method_not_allowed("GET, HEAD")
         if path == _HEALTH:
             await self.store.check()
-        body = b"" if request.method == "HEAD" else b'{"status":"ok"}'
-        return ServerResponse(200, [*BASE_HEADERS, *_JSON, ("cache-control", "no-store")], body)
-
-
-_JSON: Headers = [("content-type", "application/json")]
-
-
-def error_response(status: int, code: str, message: str, extra: Headers) -> ServerResponse:
-    """Return an error with its small JSON body (protocol section 7)."""
-    body = _encode({"error": {"code": code, "message": message}})
-    return ServerResponse(status, [*BASE_HEADERS, *_JSON, ("cache-control", "no-store"), *extra], body)
+        return json_response(200, {"status": "ok"})
 
 
 def _framed(request: ServerRequest, response: ServerResponse) -> ServerResponse:
@@ -202,8 +195,3 @@ def _options(allowed: str) -> ServerResponse:
 
 def _refused(refusal: Rejection) -> ServerResponse:
     return error_response(refusal.status, refusal.code, refusal.message, list(refusal.headers.items()))
-
-
-def _method_not_allowed(allowed: str) -> ServerResponse:
-    message = f"this method is not available here, these are: {allowed}"
-    return error_response(405, "METHOD_NOT_ALLOWED", message, [("allow", allowed)])

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from durable_streams.protocol.commands import Rejection
-from durable_streams.server.app import App, error_response
+from durable_streams.server.app import App
 from durable_streams.server.bodies import Bodies, Incoming
+from durable_streams.server.control import error_response
 from durable_streams.server.hosting import ServerWatch
 from durable_streams.server.http import (
     CLOSE,

@@ -16,8 +16,8 @@ from typing import Literal
 from urllib.parse import unquote
 
 from durable_streams.protocol.request import check_header
-from durable_streams.server.app import error_response
 from durable_streams.server.browsers import NO_PAGE
+from durable_streams.server.control import error_response
 from durable_streams.server.http import BASE_HEADERS, STREAM_ROOT
 from durable_streams.testing.proxy import NOTHING, Fault, Head
 
