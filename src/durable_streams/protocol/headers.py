@@ -53,6 +53,11 @@ def media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
+def same_media_type(one: str, other: str) -> bool:
+    """Whether two content types differ in parameters and letter case at most."""
+    return media_type(one) == media_type(other)
+
+
 @lru_cache(maxsize=256)
 def is_json(content_type: str) -> bool:
     """Whether a stream of this content type holds JSON messages (protocol section 4, JSON mode)."""

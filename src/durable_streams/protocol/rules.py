@@ -217,7 +217,7 @@ def other_content_type(state: StreamState, content_type: str) -> Rejection:
 
 
 def _check_content_type(state: StreamState, content_type: str) -> None:
-    if headers.media_type(content_type) != headers.media_type(state.content_type):
+    if content_type != state.content_type and not headers.same_media_type(content_type, state.content_type):
         raise closed(state) if state.closed else other_content_type(state, content_type)
 
 

@@ -27,6 +27,7 @@ from durable_streams.server.http import (
     CLOSE,
     METHODS,
     STREAM_ROOT,
+    Headers,
     ServerRequest,
     ServerResponse,
 )
@@ -71,6 +72,7 @@ class App:
             "PUT": handlers.create,
             "HEAD": handlers.head,
             "DELETE": handlers.delete,
+            "OPTIONS": _options,
         }
 
     async def startup(self) -> None:
@@ -110,13 +112,16 @@ class App:
 
     async def handle(self, request: ServerRequest) -> ServerResponse:
         """Answer a request; errors of clients and of the disk are answers too."""
+        said: Headers = []
         try:
             said = self._browsers.admit(request)
             if request.method == "OPTIONS":
                 said = self._browsers.preflight(request, said)
-        except Rejection as refusal:
-            return _framed(request, _refused(refusal))
-        response = await self._answer(request)
+            # Awaited from here: each coroutine in between costs every append.
+            handler, path = self._route(request)
+            response = await handler(request, path)
+        except Exception as error:  # noqa: BLE001 - every one has an answer, so that the server goes on
+            response = self._failed(request, error)
         response.headers.extend(said)
         return _framed(request, response)
 
@@ -130,34 +135,36 @@ class App:
             request, error_response(503, "UNAVAILABLE", str(error), [("retry-after", _RETRY_AFTER), *said])
         )
 
-    async def _answer(self, request: ServerRequest) -> ServerResponse:
-        try:
-            path = request.path
-            if not path.startswith(STREAM_ROOT):
-                return await self._elsewhere(request)
-            if request.method == "OPTIONS":
-                return _options(METHODS)
-            handler = self._handlers.get(request.method)
-            if handler is None:
-                return _refused(method_not_allowed(METHODS))
-            path = parse.stream_path(path[len(STREAM_ROOT) :])
-            if path.startswith(RESERVED) and path[len(RESERVED) :][:1] in ("", "/"):
-                return await self.control.answer(request, path[len(RESERVED) + 1 :])
-            return await handler(request, path)
-        except Rejection as refusal:
-            return _refused(refusal)
-        except StoreFullError as error:
+    def _route(self, request: ServerRequest) -> tuple[Handler, str]:
+        """Return what answers a request, and the path that it gets."""
+        path = request.path
+        if not path.startswith(STREAM_ROOT):
+            return self._elsewhere, path
+        handler = self._handlers.get(request.method)
+        if handler is None:
+            raise method_not_allowed(METHODS)
+        if handler is _options:
+            return handler, path
+        path = parse.stream_path(path[len(STREAM_ROOT) :])
+        if path.startswith(RESERVED) and path[len(RESERVED) :][:1] in ("", "/"):
+            return self.control.answer, path[len(RESERVED) + 1 :]
+        return handler, path
+
+    def _failed(self, request: ServerRequest, error: Exception) -> ServerResponse:
+        """Return the answer of a request that was refused, or that failed."""
+        if isinstance(error, Rejection):
+            return _refused(error)
+        if isinstance(error, StoreFullError):
             return error_response(507, "STORAGE_FULL", str(error), [("retry-after", _RETRY_AFTER)])
-        except StoreUncertainError as error:
+        if isinstance(error, StoreUncertainError):
             # Without a Retry-After, which says that nothing was done: clients would retry it.
             self._warn(error)
             return error_response(503, OUTCOME_UNKNOWN, str(error), [])
-        except StoreError as error:
+        if isinstance(error, StoreError):
             self._warn(error)
             return error_response(503, "UNAVAILABLE", str(error), [("retry-after", _RETRY_AFTER)])
-        except Exception:  # noqa: BLE001 - logged and answered, so that the server goes on
-            _log.exception("a request failed: %s %s", request.method, request.path)
-            return error_response(500, "INTERNAL", "the server failed on this request; its log says why", [])
+        _log.error("a request failed: %s %s", request.method, request.path, exc_info=error)
+        return error_response(500, "INTERNAL", "the server failed on this request; its log says why", [])
 
     def _warn(self, error: StoreError) -> None:
         """Log why requests are refused, not for each of them: the log may be on the disk that fails."""
@@ -168,10 +175,9 @@ class App:
             self._warned[message] = now
             _log.warning("the store failed: %s", message)
 
-    async def _elsewhere(self, request: ServerRequest) -> ServerResponse:
-        path = request.path
+    async def _elsewhere(self, request: ServerRequest, path: str) -> ServerResponse:
         if request.method == "OPTIONS" and path in (_HEALTH, _LIVENESS, "*"):
-            return _options(METHODS if path == "*" else _HEALTH_METHODS)
+            return _allowed(METHODS if path == "*" else _HEALTH_METHODS)
         if path not in (_HEALTH, _LIVENESS):
             message = f"there is nothing here: streams live under {STREAM_ROOT}"
             return error_response(404, "NOT_FOUND", message, [])
@@ -189,8 +195,12 @@ def _framed(request: ServerRequest, response: ServerResponse) -> ServerResponse:
     return response
 
 
-def _options(allowed: str) -> ServerResponse:
-    return ServerResponse(204, [*BASE_HEADERS, ("allow", allowed)])
+async def _options(request: ServerRequest, path: str) -> ServerResponse:  # noqa: ARG001 - one signature for all
+    return _allowed(METHODS)
+
+
+def _allowed(methods: str) -> ServerResponse:
+    return ServerResponse(204, [*BASE_HEADERS, ("allow", methods)])
 
 
 def _refused(refusal: Rejection) -> ServerResponse:

@@ -87,6 +87,9 @@ class _Request:
             raise unreadable(name)
         return value.decode("ascii")
 
+    def has_any(self, names: frozenset[str]) -> bool:
+        return not names.isdisjoint(self._headers)
+
     @property
     def multiplexed(self) -> bool:
         """Whether its connection carries other requests at the same time: HTTP/2 and later."""

@@ -69,14 +69,17 @@ class Incoming:
             self._task.cancel()
 
     def __enter__(self) -> None:
+        bodies = self._bodies
         self._task = asyncio.current_task()
-        self.deadline = time.monotonic() + (_GRACE if self._bodies.stopping else self._bodies.timeout)
-        self._bodies.watch(self)
+        self.deadline = time.monotonic() + (_GRACE if bodies.stopping else bodies.timeout)
+        bodies.reading[self] = None
+        if not bodies.is_looking:
+            bodies.look()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bodies.forget(self)
+        self._bodies.reading.pop(self, None)
         task, self._task = self._task, None
         if self._is_late and isinstance(error, asyncio.CancelledError):
             if sys.version_info >= (3, 11) and task is not None:
@@ -109,18 +112,9 @@ class Bodies:
         self.stopping = False
         """Whether the server ends."""
         self._ending: asyncio.TimerHandle | None = None
-        self._reading: dict[Incoming, None] = {}
-        self._tick: asyncio.TimerHandle | None = None
-
-    def watch(self, incoming: Incoming) -> None:
-        """Give a body up when it is late."""
-        self._reading[incoming] = None
-        if self._tick is None:
-            self._tick = asyncio.get_running_loop().call_later(_TICK, self._look)
-
-    def forget(self, incoming: Incoming) -> None:
-        """Stop watching a body."""
-        self._reading.pop(incoming, None)
+        self.reading: dict[Incoming, None] = {}
+        self.is_looking = False
+        """Whether a timer runs that gives up what is late."""
 
     async def linger(self, taking: Coroutine[Any, Any, None]) -> None:
         """Take the rest of a body after its answer, for a while: closing at once would lose the answer, too.
@@ -139,17 +133,18 @@ class Bodies:
     def stop(self) -> None:
         """Give up all bodies that are not complete in a moment."""
         self.stopping = True
-        if self._reading:
+        if self.reading:
             self._ending = asyncio.get_running_loop().call_later(_GRACE, self._end_all)
 
     def _end_all(self) -> None:
-        for incoming in list(self._reading):
+        for incoming in list(self.reading):
             incoming.end()
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Give up what is late, now and as long as bodies are being read."""
         now = time.monotonic()
-        for incoming in [one for one in self._reading if one.deadline <= now]:
+        for incoming in [one for one in self.reading if one.deadline <= now]:
             incoming.end()
-        self._tick = None
-        if self._reading:
-            self._tick = asyncio.get_running_loop().call_later(_TICK, self._look)
+        self.is_looking = bool(self.reading)
+        if self.is_looking:
+            asyncio.get_running_loop().call_later(_TICK, self.look)

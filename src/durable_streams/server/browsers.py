@@ -59,7 +59,7 @@ class Browsers:
         """Return what the answer says to browsers; raises the 403 of a host, or of a write, that is not allowed."""
         host, origin = request.header("host"), request.header("origin")
         verdict = self._known.get((host, origin)) or self._judge(host, origin)
-        if not verdict.may_write and request.method in _WRITES and not self._is_same_origin(request, origin):
+        if not verdict.may_write and request.method in _WRITES and not self._may_write(request, origin):
             raise Rejection(
                 403,
                 "ORIGIN_NOT_ALLOWED",
@@ -138,7 +138,7 @@ class Browsers:
             headers.append(("access-control-allow-credentials", "true"))
         return _Verdict(headers, may_write=True)
 
-    def _is_same_origin(self, request: ServerRequest, origin: str | None) -> bool:
+    def _may_write(self, request: ServerRequest, origin: str | None) -> bool:
         """Whether a request that wants to write comes from no page, or from one of this server's own origin."""
         site = request.header("sec-fetch-site")  # a browser's word, which no page can change
         if origin is None:

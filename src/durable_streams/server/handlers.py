@@ -10,7 +10,7 @@ from durable_streams.protocol import headers as names
 from durable_streams.protocol import jsonmode, rules
 from durable_streams.protocol.commands import Append, Create, ForkPoint, Rejection
 from durable_streams.protocol.offsets import format_offset
-from durable_streams.protocol.state import StreamState
+from durable_streams.protocol.state import ProducerStamp, StreamState
 from durable_streams.server import parse
 from durable_streams.server.addresses import Addresses
 from durable_streams.server.config import ServerConfig
@@ -37,6 +37,20 @@ from durable_streams.stores.base import Store, StoreUnavailableError
 
 __all__ = ["Handlers"]
 
+# Most appends have none of these headers: one look answers that for all of them.
+_APPEND_OPTIONS = frozenset(
+    {
+        "content-encoding",
+        "transfer-encoding",
+        names.STREAM_CLOSED,
+        names.STREAM_SEQ,
+        names.PRODUCER_ID,
+        names.PRODUCER_EPOCH,
+        names.PRODUCER_SEQ,
+    }
+)
+_PLAIN: tuple[bool, str | None, ProducerStamp | None] = (False, None, None)
+
 
 class Handlers:
     """The operations on streams."""
@@ -54,16 +68,19 @@ class Handlers:
 
     async def append(self, request: ServerRequest, path: str) -> ServerResponse:
         """POST: append, close, or both (section 4)."""
-        header = request.header
-        parse.check_not_encoded(request.listed("content-encoding"), request.listed("transfer-encoding"))
-        close = names.is_true(header(names.STREAM_CLOSED))
-        content_type = header("content-type")
-        seq = parse.sequence(header(names.STREAM_SEQ))
-        producer = parse.producer(
-            header(names.PRODUCER_ID), header(names.PRODUCER_EPOCH), header(names.PRODUCER_SEQ)
-        )
+        close, seq, producer = self._append_options(request) if request.has_any(_APPEND_OPTIONS) else _PLAIN
+        content_type = request.header("content-type")
         body = await request.body(self._config.max_body)
-        payload = await self._prepared(path, content_type, body, close=close)
+        seen = await self._store.glance(path)
+        try:
+            # JSON is checked here, so that a commit need not wait for it.
+            payload = rules.prepare_append(seen, content_type, body, close=close)
+        except Rejection:
+            # The state at a glance may be older than another server's commit; a refusal needs the current one.
+            state = await self._store.get(path)
+            if state == seen:
+                raise
+            payload = rules.prepare_append(state, content_type, body, close=close)
         command = Append(content_type if payload else None, payload, close, seq, producer)
         appended = await self._store.append(path, command)
         state = appended.state
@@ -76,17 +93,15 @@ class Handlers:
         headers.append((names.PRODUCER_SEQ, str(appended.producer.seq)))
         return ServerResponse(200 if payload and not appended.duplicate else 204, headers)
 
-    async def _prepared(self, path: str, content_type: str | None, body: bytes, *, close: bool) -> bytes:
-        """Return an append's payload. JSON is checked here, so that a commit need not wait for it."""
-        seen = await self._store.glance(path)
-        try:
-            return rules.prepare_append(seen, content_type, body, close=close)
-        except Rejection:
-            # The state at a glance may be older than another server's commit; a refusal needs the current one.
-            state = await self._store.get(path)
-            if state == seen:
-                raise
-            return rules.prepare_append(state, content_type, body, close=close)
+    @staticmethod
+    def _append_options(request: ServerRequest) -> tuple[bool, str | None, ProducerStamp | None]:
+        """Return whether an append closes the stream, its Stream-Seq, and its producer's stamp."""
+        header = request.header
+        parse.check_not_encoded(request.listed("content-encoding"), request.listed("transfer-encoding"))
+        producer = parse.producer(
+            header(names.PRODUCER_ID), header(names.PRODUCER_EPOCH), header(names.PRODUCER_SEQ)
+        )
+        return names.is_true(header(names.STREAM_CLOSED)), parse.sequence(header(names.STREAM_SEQ)), producer
 
     async def create(self, request: ServerRequest, path: str) -> ServerResponse:
         """PUT: create a stream or a fork (sections 3 and 6)."""

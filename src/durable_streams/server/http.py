@@ -99,15 +99,24 @@ class ServerRequest(Protocol):
 
     method: str
     path: str
-    query: str
-    scheme: str
     mount: str
+
+    @property
+    def query(self) -> str:
+        """What follows the ``?``."""
+
+    @property
+    def scheme(self) -> str:
+        """Whether it came by http or https."""
 
     def header(self, name: str) -> str | None:
         """Return the value of a header that has one; raises the 400 of one that was sent twice, or is not ASCII."""
 
     def listed(self, name: str) -> str | None:
         """Return the value of a header that is a list, however many lines it was sent on."""
+
+    def has_any(self, names: frozenset[str]) -> bool:
+        """Whether the request has any of some headers."""
 
     def authority(self) -> str:
         """Return the host, and the port, that were asked for."""

@@ -30,8 +30,6 @@ class _Request:
         "method",
         "mount",
         "path",
-        "query",
-        "scheme",
     )
 
     def __init__(self, scope: Any, protocol: Any, bodies: Bodies) -> None:
@@ -43,12 +41,20 @@ class _Request:
         self._is_begun = False
         self.method: str = scope.method
         self.path: str = scope.path
-        self.query: str = scope.query_string
-        self.scheme: str = scope.scheme
         self.mount = ""
         self._headers = scope.headers
         # Most of the headers that a request is asked for are absent: a set answers that without a call into Granian.
         self._names = frozenset(self._headers.keys())
+
+    @property
+    def query(self) -> str:
+        query: str = self._scope.query_string
+        return query
+
+    @property
+    def scheme(self) -> str:
+        scheme: str = self._scope.scheme
+        return scheme
 
     def header(self, name: str) -> str | None:
         if name not in self._names:
@@ -66,6 +72,9 @@ class _Request:
             # Granian gives out only what is ASCII; what was sent must not count as absent.
             raise unreadable(name)
         return ", ".join(values)
+
+    def has_any(self, names: frozenset[str]) -> bool:
+        return not names.isdisjoint(self._names)
 
     def authority(self) -> str:
         authority: str = self.header("host") or self._scope.authority or self._scope.server
@@ -87,7 +96,10 @@ class _Request:
             if size <= SMALL_BODY:
                 incoming.count(size)
                 with incoming:
-                    whole = await self._whole()
+                    try:
+                        whole: bytes = await self._protocol()
+                    except ProtocolClosed:
+                        raise cut_short() from None
             else:
                 with incoming:
                     whole, _ = await self._parts(incoming, limit)
@@ -105,13 +117,6 @@ class _Request:
         if empty > 1:
             raise cut_short()
         self._is_read = True
-        return whole
-
-    async def _whole(self) -> bytes:
-        try:
-            whole: bytes = await self._protocol()
-        except ProtocolClosed:
-            raise cut_short() from None
         return whole
 
     async def _parts(self, incoming: Incoming, limit: int) -> tuple[bytes, int]:

@@ -10,7 +10,9 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
+
+import msgspec
 
 from durable_streams.stores.backlog import Backlog
 from durable_streams.stores.base import (
@@ -38,7 +40,7 @@ _NOTHING = "none of this request was stored"
 _log = logging.getLogger("durable_streams.stores")
 
 
-class _QueuedCommand(NamedTuple):
+class _QueuedCommand(msgspec.Struct, frozen=True):
     """A command that waits; ``repeatable``: a retry is harmless even if the command was stored."""
 
     decide: Callable[[CommitBatch], Any]

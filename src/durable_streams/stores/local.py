@@ -11,7 +11,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from durable_streams.protocol import rules
@@ -319,13 +318,13 @@ class LocalStore:
         loaded = None
         if stamp is not None and stamp.id not in slot.producers:
             loaded = await self._producer(slot, stamp.id)
+
+        def decide(batch: CommitBatch) -> Appended:
+            return batch.append(slot, command, loaded)
+
         while True:
             try:
-                return await self._commits.submit(
-                    partial(CommitBatch.append, slot=slot, command=command, loaded=loaded),
-                    len(command.payload),
-                    repeatable=stamp is not None,
-                )
+                return await self._commits.submit(decide, len(command.payload), repeatable=stamp is not None)
             except NotLoadedError:
                 if stamp is not None:
                     loaded = await self._producer(slot, stamp.id)
