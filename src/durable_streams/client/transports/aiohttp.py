@@ -2,7 +2,8 @@
 
 Invariants: one session for each event loop, closed when its loop shuts down, and never shared with a child
 after a fork; no exception of aiohttp or the socket layer leaves this module, all become FetchError in `_mapped`;
-aiohttp follows no redirect; no request has a time limit as a whole, only one on silence.
+aiohttp follows no redirect; an answer that the session
+raises an error for is handed over all the same; no request has a time limit as a whole, only one on silence.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import os
 import ssl
 import weakref
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -47,9 +48,13 @@ class _Exchange(AnswerBase):
     def __init__(self, response: aiohttp.ClientResponse, url: str) -> None:
         super().__init__(url, response.status, response.reason, response.headers.items())
         self._response = response
+        self._read: bytes | None = response._body  # noqa: SLF001 - what a hook of the session has read already
 
     async def read(self) -> bytes:
         self._check_origin()
+        if self._read is not None:
+            data, self._read = self._read, b""
+            return data
         with _mapped(self._url, self.status):
             return await self._response.content.readany()
 
@@ -79,6 +84,20 @@ class _Exchange(AnswerBase):
             connection._protocol = None  # noqa: SLF001
 
 
+class _Told(AnswerBase):
+    """An answer of which only an error of the library is left: its head, without its body."""
+
+    def __init__(self, error: aiohttp.ClientResponseError, url: str) -> None:
+        headers = error.headers.items() if error.headers is not None else ()
+        super().__init__(url, error.status, error.message, headers)
+
+    async def read(self) -> bytes:
+        return b""
+
+    async def close(self) -> None:
+        """Do nothing: the library has closed it."""
+
+
 class AiohttpTransport:
     """Sends requests through a ClientSession: one of its own, or the caller's, whose timeouts stay in force."""
 
@@ -102,7 +121,7 @@ class AiohttpTransport:
                 connections.clear()
         self._sessions = {}
 
-    async def open(self, request: Request, timeout: float | None) -> _Exchange:
+    async def open(self, request: Request, timeout: float | None) -> _Exchange | _Told:
         """Send, and return the exchange as soon as the answer's head is there. See AsyncTransport."""
         self._origin.notice(self._renew)
         url = URL(request.url, encoded=True)
@@ -126,15 +145,23 @@ class AiohttpTransport:
         _holder.set(holder)
         limit = head_limit(request, silence)
         with _mapped(request.url, limit=limit, connect=connect_limit(timeout)), Deadline(limit):
-            response = await session.request(
-                request.method,
-                url,
-                headers=request_headers(request, client=None if self._given is None else self._given.headers),
-                skip_auto_headers=("content-type", *request.dropped),
-                data=None if request.body is None else _Body(request.body),
-                allow_redirects=False,
-                **options,
-            )
+            try:
+                response = await session.request(
+                    request.method,
+                    url,
+                    headers=request_headers(
+                        request, client=None if self._given is None else self._given.headers
+                    ),
+                    skip_auto_headers=("content-type", *request.dropped),
+                    data=None if request.body is None else _Body(request.body),
+                    allow_redirects=False,
+                    raise_for_status=_kept(session),
+                    **options,
+                )
+            except aiohttp.ClientResponseError as error:
+                if _is_answer(error, url):
+                    return _Told(error, request.url)
+                raise
         if request.streaming and response.connection is not None:
             transport = response.connection.transport
             keep_alive(transport and transport.get_extra_info("socket"))
@@ -171,6 +198,29 @@ class AiohttpTransport:
             return contextlib.nullcontext()
         self._origin.notice(self._renew)
         return _LastRequests(self._sessions.get(asyncio.get_running_loop()) or self._new_session())
+
+
+def _kept(session: ClientSession) -> Callable[[aiohttp.ClientResponse], Awaitable[None]] | bool:
+    """Return what ``raise_for_status`` of a session becomes: its function is called, but its error does not count."""
+    own = getattr(session, "_raise_for_status", False)
+    if not callable(own):
+        return False
+
+    async def kept(response: aiohttp.ClientResponse) -> None:
+        response._in_context = True  # noqa: SLF001 - its `raise_for_status` would drop the body
+        try:
+            await own(response)
+        except aiohttp.ClientResponseError as error:
+            if error.status != response.status:
+                raise
+
+    return kept
+
+
+def _is_answer(error: aiohttp.ClientResponseError, url: URL) -> bool:
+    """Whether an error, of a middleware or a trace say, tells no more than the status of the answer from this URL."""
+    malformed = isinstance(error.__cause__, aiohttp.http_exceptions.HttpProcessingError)
+    return type(error) is aiohttp.ClientResponseError and not malformed and error.request_info.url == url
 
 
 _holder: ContextVar[list[Any] | None] = ContextVar("_holder", default=None)

@@ -1,7 +1,8 @@
 """Transports over the caller's httpx or httpx2 client, sync and async.
 
 Invariants: neither library is imported here, the client brings its own; the client is never closed, and its
-timeouts, proxies, authentication and hooks stay in force; no exception of the library leaves this module.
+timeouts, proxies, authentication and hooks stay in force; no exception of the library leaves this module. A hook
+that raises for a status has run, and the answer is handed over even so.
 
 Interrupt cannot end the wait of a sync request for a connection or for a free place in the pool: the client's own
 timeouts bound both. On HTTP/2 it breaks nothing, since other requests share the connection.
@@ -10,11 +11,12 @@ timeouts bound both. On HTTP/2 it breaks nothing, since other requests share the
 from __future__ import annotations
 
 import contextlib
+import copy
 import ssl
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -156,6 +158,23 @@ class _Requests:
             _forget_connections(getattr(transport, "_pool", None))
         client.cookies.jar._cookies_lock = threading.RLock()  # noqa: SLF001
 
+    def _with_hooks(self, kept: Callable[[Any, Any], Any]) -> Any:
+        """Return the client, or a copy of it on the same connections, with each of its hooks of answers ``kept``."""
+        hooks = getattr(self._client, "event_hooks", {})
+        if not hooks.get("response"):
+            return self._client
+        client = copy.copy(self._client)
+        of_answers = [partial(kept, hook) for hook in hooks["response"]]
+        client._event_hooks = {**hooks, "response": of_answers}  # noqa: SLF001 - the public setter does the same
+        return client
+
+    def is_answer(self, error: Exception, outgoing: Any) -> bool:
+        """Whether an error says no more than the status of the answer to this request."""
+        if not isinstance(error, self._library.HTTPStatusError):
+            return False
+        asked = error.response.request
+        return bool(asked.method == outgoing.method and asked.url == outgoing.url)
+
     def _kind(self, error: Exception) -> Failure:
         library = self._library
         if isinstance(error, TrickledError):
@@ -229,6 +248,10 @@ class _Answer(AnswerBase):
             return found
         return None
 
+    def _is_gone(self) -> bool:
+        """Whether the body was dropped with the error that a client raised for its status."""
+        return self._response.is_closed and not hasattr(self._response, "_content")
+
     def _check_end(self) -> None:
         response = self._response
         if ended_early(getattr(response, "_decoder", None), response.num_bytes_downloaded):
@@ -239,10 +262,13 @@ class _Exchange(_Answer):
     def __init__(self, response: Any, requests: _Requests, url: str, interrupt: Interrupt) -> None:
         super().__init__(response, requests, url)
         self._interrupt = interrupt
+        self._drained = self._is_gone()
         self._body: Generator[bytes, None, None] = response.iter_bytes()
 
     def read(self) -> bytes:
         self._check_origin()
+        if self._drained:
+            return b""
         with self._requests.mapped(self._url, self._interrupt, self.status):
             for chunk in self._body:
                 if chunk:
@@ -284,7 +310,7 @@ class HttpxTransport(_Requests):
                 outgoing = self._built(request, timeout, {"trace": trace})
                 limit = head_limit(request, outgoing.extensions["timeout"].get("read"))
                 interrupt.attach(partial(_break_waiting, self._client, outgoing))
-                response = self._client.send(outgoing, stream=True, follow_redirects=False)
+                response = self._send(outgoing)
         except BaseException:
             interrupt.detach()
             raise
@@ -297,14 +323,32 @@ class HttpxTransport(_Requests):
             response.close()
             raise
 
+    def _send(self, outgoing: Any) -> Any:
+        def kept(hook: Any, response: Any) -> None:
+            try:
+                hook(response)
+            except self._library.HTTPStatusError as error:
+                if error.response is not response:
+                    raise
+
+        try:
+            return self._with_hooks(kept).send(outgoing, stream=True, follow_redirects=False)
+        except self._library.HTTPStatusError as error:
+            if self.is_answer(error, outgoing):
+                return error.response
+            raise
+
 
 class _AsyncExchange(_Answer):
     def __init__(self, response: Any, requests: _Requests, url: str) -> None:
         super().__init__(response, requests, url)
+        self._drained = self._is_gone()
         self._body: AsyncGenerator[bytes, None] = response.aiter_bytes()
 
     async def read(self) -> bytes:
         self._check_origin()
+        if self._drained:
+            return b""
         with self._requests.mapped(self._url, status=self.status):
             async for chunk in self._body:
                 if chunk:
@@ -335,12 +379,27 @@ class AsyncHttpxTransport(_Requests):
         with self.mapped(request.url, watch=watch):
             outgoing = self._built(request, timeout, {"trace": trace})
             with Deadline(head_limit(request, outgoing.extensions["timeout"].get("read"))):
-                response = await self._client.send(outgoing, stream=True, follow_redirects=False)
+                response = await self._send(outgoing)
         watch.answered(response, _connection_of(self._client, outgoing))
         try:
             return _AsyncExchange(response, self, request.url)
         except FetchError:
             await response.aclose()
+            raise
+
+    async def _send(self, outgoing: Any) -> Any:
+        async def kept(hook: Any, response: Any) -> None:
+            try:
+                await hook(response)
+            except self._library.HTTPStatusError as error:
+                if error.response is not response:
+                    raise
+
+        try:
+            return await self._with_hooks(kept).send(outgoing, stream=True, follow_redirects=False)
+        except self._library.HTTPStatusError as error:
+            if self.is_answer(error, outgoing):
+                return error.response
             raise
 
 

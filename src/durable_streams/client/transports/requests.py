@@ -2,7 +2,8 @@
 
 Invariants: requests is not imported here, the session brings it; the session is never closed, and its adapters,
 authentication, cookies, proxies and hooks stay in force; no exception of requests, urllib3 or the socket layer
-leaves this module. Redirects are the session's: a feed that moved is found as its user expects.
+leaves this module; an answer that a hook, an adapter or its `Retry` raises an error for is handed over all the same.
+Redirects are the session's: a feed that moved is found as its user expects.
 
 Requests cannot be interrupted before an answer's head is there, so the wait for it takes place in a separate thread,
 which an Interrupt leaves behind: that thread closes its answer, should one come.
@@ -12,11 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
 import http.client
 import json
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import urllib3
@@ -76,22 +79,33 @@ class RequestsTransport:
             proxies = getattr(adapter, "proxy_manager", None)
             if type(proxies) is dict:
                 adapter.proxy_manager = _Managers(proxies)
+            retry = getattr(adapter, "max_retries", None)
+            if isinstance(retry, urllib3.Retry) and not isinstance(retry, _Lenient):
+                adapter.max_retries = lenient = copy.copy(retry)
+                kind: Any = type(retry)
+                lenient.__class__ = _lenient(kind)
 
     def _send(self, request: Request, options: dict[str, Any]) -> Any:
         watching(head_limit(request, options["timeout"][1]))
         method = getattr(self._session, request.method.lower(), None)
         own = callable(method) and not _is_of_requests(method)
+        _current.ours = True
         try:
             if not own:
                 return self._session.request(request.method, request.url, data=request.body, **options)
             return self._call(method, request, options)
         except Exception as error:
+            response = getattr(error, "response", None)
+            if _is_answer(response, request):
+                return response
             if trickled():
                 raise TrickledError from error
             # What a method of the caller's own raises may have come from no connection of ours.
             if not own and self._adapters() and not was_sent():
                 raise _UnsentError from error
             raise
+        finally:
+            _current.ours = False
 
     @staticmethod
     def _call(method: Any, request: Request, options: dict[str, Any]) -> Any:
@@ -111,11 +125,13 @@ class RequestsTransport:
             self._origin.notice(self._renew)
         if isinstance(headers := getattr(self._session, "headers", None), Mapping):
             check_callers_headers(headers, of_client=True)
-        options = {
+        options: dict[str, Any] = {
             "headers": self._headers(request),
             "stream": True,
             "timeout": (connect_limit(timeout), silence_of(request, timeout)),
         }
+        if hooks := _kept_hooks(self._session):
+            options["hooks"] = {"response": hooks}
         self._watch()
         with _mapped(request.url, interrupt, connect=connect_limit(timeout)):
             response = _Opening(lambda: self._send(request, options)).result(interrupt)
@@ -138,6 +154,63 @@ class RequestsTransport:
 
 def _is_of_requests(method: Any) -> bool:
     return str(getattr(method, "__module__", "")).partition(".")[0] == "requests"
+
+
+_current = threading.local()
+
+
+class _Lenient:
+    """Mixed into a `Retry` of an adapter: the last answer to a request of this module is returned, whatever its status.
+
+    Not so for other users of the adapter.
+    """
+
+    @property
+    def raise_on_status(self) -> bool:
+        raises: bool = self.__dict__["raise_on_status"]
+        return raises and not getattr(_current, "ours", False)
+
+    @raise_on_status.setter
+    def raise_on_status(self, raises: bool) -> None:
+        self.__dict__["raise_on_status"] = raises
+
+
+@lru_cache(maxsize=64)
+def _lenient(kind: Any) -> Any:
+    return type(kind.__name__, (_Lenient, kind), {})
+
+
+def _kept_hooks(session: Any) -> list[Callable[..., Any]]:
+    """Return a session's hooks of answers, so that an error that they raise for an answer does not count."""
+    given = session.hooks.get("response") if isinstance(getattr(session, "hooks", None), dict) else None
+    hooks = [given] if callable(given) else list(given or ())
+    return [_kept(hook) for hook in hooks]
+
+
+def _kept(hook: Callable[..., Any]) -> Callable[..., Any]:
+    def kept(response: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return hook(response, *args, **kwargs)
+        except Exception as error:
+            if getattr(error, "response", None) is not response:
+                raise
+            return None
+
+    return kept
+
+
+def _is_answer(response: Any, request: Request) -> bool:
+    """Whether an error carries the answer to this request, and not that of another, for a token say."""
+    library = sys.modules["requests"]
+    if not isinstance(response, library.Response) or response.request is None:
+        return False
+    first = (response.history or [response])[0].request
+    return bool(first.method == request.method and _place(first.url) == _place(request.url))
+
+
+def _place(url: str) -> str:
+    prepared: str = sys.modules["requests"].Request("GET", url).prepare().url
+    return prepared.partition("?")[0]
 
 
 class _Managers(dict[str, Any]):
@@ -214,6 +287,8 @@ class _Exchange(AnswerBase):
         self._raw = response.raw
         self._raw.decode_content = True
         self._interrupt = interrupt
+        content = response._content  # noqa: SLF001 - what a hook has read already; False for nothing
+        self._read: bytes | None = content if isinstance(content, bytes) else None
         # Kept here, because http.client forgets the socket of an answer that ends with its connection.
         sock = getattr(getattr(self._raw, "connection", None), "sock", None)
         interrupt.attach(lambda: self._break(sock))
@@ -233,6 +308,9 @@ class _Exchange(AnswerBase):
 
     def read(self) -> bytes:
         self._check_origin()
+        if self._read is not None:
+            content, self._read = self._read, b""
+            return content
         with _mapped(self._url, self._interrupt, self.status):
             data: bytes | None = self._raw.read1(_READ_SIZE)
             if data:
