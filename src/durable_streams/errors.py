@@ -22,6 +22,7 @@ those of the official client take, in the same order, so that a test double that
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,35 @@ __all__ = [
     "StreamExistsError",
     "StreamNotFoundError",
     "StreamParseError",
+    "redacted",
 ]
+
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/?#\"']*@")
+_PARAMETER = re.compile(r"(?<=[?&;])([^\s=&;#?\"']+)=([^\s&;#\"']+)")
+_SECRET = re.compile(
+    r"token|secret|passw|pwd|passphrase|auth|api[-_.]?key|access[-_.]?key|private[-_.]?key|credential|signature"
+    r"|session|jwt|bearer|^(?:key|sig|pass|pw|code|ticket|otp|pin)$",
+    re.IGNORECASE,
+)
+
+
+def redacted(text: str) -> str:
+    """Return a URL, or a text in which URLs stand, without credentials: they end up in logs.
+
+    Args:
+        text: The URL or text.
+
+    Returns:
+        The text without ``user:password@``, and with ``***`` for the value of each query parameter whose name looks
+        like that of a secret.
+    """
+    if "@" in text:
+        text = _CREDENTIALS.sub("", text)
+    return _PARAMETER.sub(_hidden, text) if "=" in text else text
+
+
+def _hidden(found: re.Match[str]) -> str:
+    return f"{found[1]}=***" if _SECRET.search(found[1]) else found[0]
 
 
 class DurableStreamError(Exception):
@@ -75,12 +104,13 @@ class DurableStreamError(Exception):
         retry_after: float | None = None,
         may_have_been_sent: bool | None = None,
     ) -> None:
+        message = redacted(message) if isinstance(message, str) else message
         super().__init__(message)
         self.message = message
         self.status = self.default_status if status is None else status
         self.code = code or self.default_code
         self.details = details
-        self.url = url
+        self.url = redacted(url) if isinstance(url, str) else url
         self.headers: Mapping[str, str] = headers if headers is not None else {}
         self.retry_after = retry_after
         self.may_have_been_sent = may_have_been_sent

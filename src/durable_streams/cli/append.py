@@ -36,6 +36,7 @@ from durable_streams.cli.options import (
 )
 from durable_streams.cli.patience import patient
 from durable_streams.cli.units import Duration, Size, show_duration, show_size
+from durable_streams.errors import redacted
 from durable_streams.protocol.jsonrule import InvalidJSONError
 
 __all__ = ["append"]
@@ -142,7 +143,7 @@ def append(
         content_type = patient(handle.head, options["retry_for"]).content_type
     if not is_json(content_type):
         raise click.ClickException(
-            f"{url} holds {content_type}; --ndjson is for streams of type application/json."
+            f"{redacted(url)} holds {content_type}; --ndjson is for streams of type application/json."
         )
     with _opened(file) as source:
         _append_lines(settings, url, source, options)

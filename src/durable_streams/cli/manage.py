@@ -19,6 +19,7 @@ from durable_streams.cli.options import (
     read_value,
 )
 from durable_streams.cli.units import Duration
+from durable_streams.errors import redacted
 
 __all__ = ["close", "create", "delete", "fork", "head"]
 
@@ -109,7 +110,7 @@ def create(
     if settings.json_output:
         emit(settings, "", **fields)
     raise click.ClickException(
-        f"{url} {_not_stored('VALUE' if value is not None else _named(file), created)}"
+        f"{redacted(url)} {_not_stored('VALUE' if value is not None else _named(file), created)}"
     )
 
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import click
 import msgspec
 
+from durable_streams.errors import redacted
 from durable_streams.protocol.jsonrule import InvalidJSONError
 
 __all__ = [
@@ -131,8 +132,9 @@ def is_json(content_type: str | None) -> bool:
 
 
 def emit(settings: Settings, text: str, **fields: Any) -> None:
-    """Print a result: the text for people, the fields as one line of JSON for machines."""
-    click.echo(msgspec.json.encode(fields).decode() if settings.json_output else text)
+    """Print a result: the text for people, the fields as one line of JSON for machines; without credentials."""
+    shown = {name: redacted(value) if isinstance(value, str) else value for name, value in fields.items()}
+    click.echo(msgspec.json.encode(shown).decode() if settings.json_output else redacted(text))
 
 
 def read_value(value: str | None, file: Path | None) -> bytes:

@@ -19,7 +19,7 @@ from durable_streams.client.transports import AsyncExchange, AsyncTransport, asy
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol.effects import READ, RELEASE, Call, Effect, Machine, Pause, Send
 from durable_streams.protocol.exchange import fetch
-from durable_streams.protocol.request import Op, Request, Response, text_of, with_caller
+from durable_streams.protocol.request import Op, Request, Response, text_of, with_caller, with_credentials
 from durable_streams.protocol.retry import with_retry
 
 __all__ = ["AsyncPerformer", "next_effect", "open_exchange", "resolved", "run", "send"]
@@ -154,6 +154,8 @@ async def open_exchange(request: Request, options: CallOptions, interrupt: Async
     transport: AsyncTransport = options.transport or async_transport_for(None)
     if options.headers or options.params:
         request = with_caller(request, await resolved(options.headers), await resolved(options.params))
+    if "@" in request.url:
+        request = with_credentials(request)
     if request.trickle != options.trickle:
         request = replace(request, trickle=options.trickle)
     if ASYNC:

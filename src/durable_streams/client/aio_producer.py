@@ -256,7 +256,7 @@ class IdempotentProducer(ProducerBase):
 
     async def _ask_content_type(self) -> None:
         try:
-            known = await run(operations.content_type_of(self.url), self._options)
+            known = await run(operations.content_type_of(self._machine.url), self._options)
         except DurableStreamError as error:
             self._settle(self._fail(error))
         except Exception as error:  # noqa: BLE001 - a header callable, say; it is seen nowhere else

@@ -293,7 +293,7 @@ class AsyncStreamResponse(ResponseBase[ItemT], AsyncPerformer):
     async def _learn_content_type(self) -> None:
         """Ask for the content type where only an event stream was opened, which does not name it."""
         if self._reader.content_type is None:
-            self._reader.content_type = await run(operations.content_type_of(self.url), self._options)
+            self._reader.content_type = await run(operations.content_type_of(self._reader.url), self._options)
 
     # -- the loop
 

@@ -25,6 +25,7 @@ from durable_streams.errors import (
     FetchError,
     StreamConsumedError,
     StreamParseError,
+    redacted,
 )
 from durable_streams.protocol import headers as h
 from durable_streams.protocol.effects import Effect, Machine
@@ -246,8 +247,8 @@ class HandleBase:
 
     @property
     def url(self) -> str:
-        """The stream's URL."""
-        return self._url
+        """The stream's URL, without credentials: those stay with the handle."""
+        return redacted(self._url)
 
     @property
     def content_type(self) -> str | None:
@@ -264,7 +265,7 @@ class HandleBase:
         return self._created
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._url!r})"
+        return f"{type(self).__name__}({self.url!r})"
 
     def _arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments for another handle with the same options."""
@@ -318,8 +319,8 @@ class ResponseBase(Generic[ItemT]):
 
     @property
     def url(self) -> str:
-        """The stream's URL."""
-        return self._reader.url
+        """The stream's URL, without credentials."""
+        return redacted(self._reader.url)
 
     @property
     def content_type(self) -> str | None:

@@ -535,7 +535,7 @@ class DurableStream(HandleBase):
         """
         fork = type(self)(new_url, content_type=content_type or self._content_type, **self._arguments())
         op = operations.create(
-            fork.url,
+            fork._url,  # noqa: SLF001 - of the same class
             content_type=content_type,
             ttl_seconds=ttl_seconds,
             expires_at=expires_at,

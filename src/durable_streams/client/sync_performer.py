@@ -18,7 +18,7 @@ from durable_streams.client.transports import Exchange, Interrupt, Transport, tr
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol.effects import READ, RELEASE, Call, Effect, Machine, Pause, Send
 from durable_streams.protocol.exchange import fetch
-from durable_streams.protocol.request import Op, Request, Response, text_of, with_caller
+from durable_streams.protocol.request import Op, Request, Response, text_of, with_caller, with_credentials
 from durable_streams.protocol.retry import with_retry
 
 __all__ = ["Performer", "next_effect", "open_exchange", "resolved", "run", "send"]
@@ -153,6 +153,8 @@ def open_exchange(request: Request, options: CallOptions, interrupt: Interrupt) 
     transport: Transport = options.transport or transport_for(None)
     if options.headers or options.params:
         request = with_caller(request, resolved(options.headers), resolved(options.params))
+    if "@" in request.url:
+        request = with_credentials(request)
     if request.trickle != options.trickle:
         request = replace(request, trickle=options.trickle)
     return transport.open(request, interrupt, options.timeout)

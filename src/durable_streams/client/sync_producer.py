@@ -218,7 +218,7 @@ class SyncIdempotentProducer(ProducerBase):
         self._check_fork()
         with self._learning:
             if self._machine.content_type is None:
-                self._machine.content_type = run(operations.content_type_of(self.url), self._options)
+                self._machine.content_type = run(operations.content_type_of(self._machine.url), self._options)
 
     def _check_usable(self) -> None:
         self._check_fork()

@@ -12,12 +12,20 @@ from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
 
 from durable_streams.client.transports import completes_urls
+from durable_streams.errors import redacted
 from durable_streams.firehose.config import Attempt, StreamConfig, StreamState
 from durable_streams.firehose.errors import StreamError, StreamErrorType
 from durable_streams.firehose.machine import Feed
 from durable_streams.firehose.models import decoder_for
 from durable_streams.protocol.effects import Call
-from durable_streams.protocol.request import Request, check_callers_headers, check_url, text_of, with_caller
+from durable_streams.protocol.request import (
+    Request,
+    check_callers_headers,
+    check_url,
+    text_of,
+    with_caller,
+    with_credentials,
+)
 
 __all__ = [
     "AsyncValues",
@@ -67,7 +75,7 @@ class FeedRequest:
         request = Request(
             self.method, url, {}, self.body, streaming=True, dropped=dropped, parts=(self.url, params)
         )
-        return with_caller(request, {**own, **_named(headers)}, {})
+        return with_credentials(with_caller(request, {**own, **_named(headers)}, {}))
 
 
 def make_request(
@@ -200,8 +208,8 @@ class FeedHandle:
 
     @property
     def url(self) -> str:
-        """The feed's URL."""
-        return self._feed.url
+        """The feed's URL, without credentials."""
+        return redacted(self._feed.url)
 
     @property
     def state(self) -> StreamState:
@@ -209,4 +217,4 @@ class FeedHandle:
         return self._feed.state
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._feed.url!r})"
+        return f"{type(self).__name__}({self.url!r})"

@@ -9,13 +9,14 @@ URL, without its query, where tokens may be.
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, TypeVar
-from urllib.parse import quote, quote_plus, urlsplit, urlunsplit
+from urllib.parse import quote, quote_plus, unquote_to_bytes, urlsplit, urlunsplit
 
 import msgspec
 
@@ -28,6 +29,7 @@ from durable_streams.errors import (
     StreamClosedError,
     StreamExistsError,
     StreamNotFoundError,
+    redacted,
 )
 from durable_streams.protocol import headers as h
 
@@ -49,6 +51,7 @@ __all__ = [
     "server_date",
     "text_of",
     "with_caller",
+    "with_credentials",
     "with_query",
     "without_query",
 ]
@@ -77,6 +80,7 @@ _FRAMING = frozenset(
 _CONNECTION = frozenset({"connection", "host", "keep-alive", "proxy-connection"})
 """Headers that control the connection."""
 
+_CREDENTIALS = re.compile(r"//[^/]*@")  # of a URL that may be malformed
 _BAD_IN_URL = re.compile(r"[\x00-\x20\x7f]")
 # HTTP libraries resolve these on their own: another URL than the one that errors and checkpoints name.
 _DOT_SEGMENT = re.compile(r"/(?:\.|%2[Ee]){1,2}(?:/|\Z)")
@@ -126,28 +130,35 @@ def check_url(url: str) -> str:
     """Return the URL without its fragment; raises ValueError unless it is an absolute http or https URL."""
     if not isinstance(url, str):
         raise TypeError(f"A stream's URL must be text, not {type(url).__name__}.")
+    shown = redacted(_CREDENTIALS.sub("//", url, count=1))
     if _BAD_IN_URL.search(url):
-        raise ValueError(f"The URL {url!r} contains a space or control character; percent-encode it.")
+        raise ValueError(f"The URL {shown!r} contains a space or control character; percent-encode it.")
     try:
         parts = urlsplit(url)
         host = parts.hostname
         _ = parts.port
     except ValueError as error:
-        raise ValueError(f"The URL {url!r} is not valid: {error}.") from None
+        raise ValueError(f"The URL {shown!r} is not valid: {_invalid(error)}.") from None
     if parts.scheme not in {"http", "https"} or not host:
         raise ValueError(
-            f"The URL {url!r} is not an absolute http:// or https:// URL; give the whole address."
+            f"The URL {shown!r} is not an absolute http:// or https:// URL; give the whole address."
         )
     if _DOT_SEGMENT.search(parts.path):
         raise ValueError(
-            f"The URL {url!r} has a segment . or .., which would lead to another stream; leave it out."
+            f"The URL {shown!r} has a segment . or .., which would lead to another stream; leave it out."
         )
     if not _is_host(host):
-        raise ValueError(f"The URL {url!r} has a host that is no valid name: {host!r}.")
+        raise ValueError(f"The URL {shown!r} has a host that is no valid name: {host!r}.")
     path = quote(parts.path, safe="/%:@!$&'()*+,;=~-._")
     return urlunsplit(
         (parts.scheme, parts.netloc, path, quote(parts.query, safe="/?%:@!$&'()*+,;=~-._[]"), "")
     )
+
+
+def _invalid(error: ValueError) -> str:
+    """Return why a URL is invalid, without the part of it that the standard library quotes."""
+    text = str(error)
+    return "its port is not a number from 0 to 65535" if text.startswith("Port") else text.partition(":")[0]
 
 
 def _is_host(host: str) -> bool:
@@ -230,6 +241,22 @@ def with_caller(request: Request, headers: Mapping[str, str], params: Mapping[st
         taken = {pair.partition("=")[0] for pair in urlsplit(url).query.split("&")} & _PROTOCOL_KEYS
         url = with_query(url, {key: value for key, value in params.items() if key not in taken})
     return replace(request, headers=merged, url=url)
+
+
+def with_credentials(request: Request) -> Request:
+    """Return the request with the user and password of its URL as its ``Authorization``, as HTTP sends them (RFC 7617).
+
+    An ``Authorization`` header of the caller's wins.
+    """
+    parts = urlsplit(request.url)
+    user, _, host = parts.netloc.rpartition("@")
+    if host == parts.netloc:
+        return request
+    headers = dict(request.headers)
+    if user:
+        pair = unquote_to_bytes(user if ":" in user else f"{user}:")
+        headers.setdefault("authorization", f"Basic {b64encode(pair).decode()}")
+    return replace(request, headers=headers, url=urlunsplit((parts.scheme, host, *parts[2:])))
 
 
 _PROTOCOL_KEYS = frozenset({h.QUERY_OFFSET, h.QUERY_LIVE, h.QUERY_CURSOR})

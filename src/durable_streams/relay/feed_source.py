@@ -101,6 +101,7 @@ class FeedSource(_Feed):
         self.found = found
         self._envelope = envelope
         self.name = url.partition("?")[0]  # a query may carry secrets
+        self._url = url
         self.resumable = resumable
         self._follow = follow
         self._headers = dict(headers or {})
@@ -128,7 +129,7 @@ class FeedSource(_Feed):
     @property
     def key(self) -> str:
         """The whole URL."""
-        return self._stream.url
+        return self._url
 
     def records(self, saved: Any = None) -> Generator[Record | Gap, None, None]:
         """Iterate over the records; the place of an event is its id."""
