@@ -192,3 +192,13 @@ def test_a9_a_stream_that_exists_may_be_created_again_without_data(cli):
     cli.ok("create", "s")
     cli.ok("create", "s", "")
     cli.ok("create", "s", "--file", "empty")
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.ISO-8859-1"])
+def test_b15_names_of_streams_in_any_locale(cli, locale):
+    env = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    created = cli.run("create", "流/ö", "-t", "text", "data", env=env)
+    assert (created.returncode, created.stderr) == (0, b"")
+    assert created.stdout == f"created {cli.root}/%E6%B5%81/%C3%B6 (text/plain)\n".encode()
+    assert cli.run("read", "流/ö", env=env).stdout == cli.ok("read", "流/ö") == b"data"
+    cli.ok("delete", "流/ö")

@@ -191,6 +191,17 @@ def test_which_hosts_have_a_proxy(environment: pytest.MonkeyPatch) -> None:
     assert proxies.proxy_for("http://other.example:8080/a") is None
 
 
+def test_b11_networks_without_a_proxy(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("http_proxy", "proxy.example:3128")
+    environment.setenv("no_proxy", "10.0.0.0/8,internal.example, 2001:db8::/32 ,[fd00::]/8,192.0.2.7")
+    for host in ("10.1.2.3", "10.9.9.9:8080", "[2001:db8::1]", "[2001:db8:1::2]:80", "[fd12::1]:80"):
+        assert proxies.proxy_for(f"http://{host}/a") is None, host
+    for host in ("192.0.2.7", "[::ffff:10.1.2.3]", "u:p@10.1.2.3:80"):
+        assert proxies.proxy_for(f"http://{host}/a") is None, host
+    for host in ("11.1.2.3", "192.0.2.8", "[2001:db9::1]", "10.example", "host.example"):
+        assert proxies.proxy_for(f"http://{host}/a") == "http://proxy.example:3128", host
+
+
 @pytest.mark.parametrize(
     "host", ["localhost", "a.localhost", "127.0.0.1", "127.9.9.9:80", "[::1]", "[::1]:8080"]
 )

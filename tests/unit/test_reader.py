@@ -271,6 +271,8 @@ def test_g8_what_came_before_an_offset_that_goes_back_is_handed_over() -> None:
 def test_empty_rounds_keep_a_distance_that_counts_their_own_length() -> None:
     machine = reader(live="long-poll", policy=POLICY)
     answer(machine, 204)
+    assert machine.delay == 0, "the first poll is no repetition"
+    answer(machine, 204)
     assert machine.delay == 1.0
     answer(machine, 204, lasting=0.25)
     assert machine.delay == 0.75

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ class Settings:
         path = stream.lstrip("/")
         if not path:
             raise click.UsageError("STREAM is empty; give a path such as 'flights' or a full URL.")
+        with contextlib.suppress(UnicodeError):
+            path = os.fsencode(path).decode()  # UTF-8, whatever the locale took it for
         root = (self.root or DEFAULT_ROOT).rstrip("/")
         return f"{root}/{quote(path, safe=_LITERAL_IN_PATHS)}"
 

@@ -13,6 +13,7 @@ Invariants:
 * a body too large to be held is given out in pieces. All but the last leave the position where the body began, for no
   offset inside it is known; if the body is cut, the pieces that were given out are skipped in the next answer;
 * under ``live=True`` SSE is used only where it is lossless; text and unknown types follow by long-polling;
+* a first answer is never waited for longer than it takes to make it: a read that polls begins with a catch-up;
 * once the stream is closed there is no further request;
 * positions never go back, and are never empty;
 * the back-off grows with every failure and every empty round, and only progress (or a long, healthy life)
@@ -201,12 +202,14 @@ class Reader:
     def _next_request(self) -> Request:
         params = {h.QUERY_OFFSET: self._position}
         headers = {}
-        if self.mode == "catch-up":
+        # Where the read begins, a poll could wait for all of its time before the position is known.
+        mode = "catch-up" if self.mode == "long-poll" and not self._began else self.mode
+        if mode == "catch-up":
             headers[h.STREAM_MAX_BYTES] = str(_ANSWER_SIZE)
             if self._known_etag is not None and not self._began and not self._skip:
                 headers["if-none-match"] = self._known_etag
         else:
-            params[h.QUERY_LIVE] = self.mode
+            params[h.QUERY_LIVE] = mode
             if self._position_cursor is not None:
                 params[h.QUERY_CURSOR] = self._position_cursor
         if self.mode == "sse":
@@ -215,7 +218,7 @@ class Reader:
             "GET",
             with_query(self.url, params),
             headers,
-            streaming=self.mode != "catch-up",
+            streaming=mode != "catch-up",
             trickle=self.trickle,
         )
         self._begin()
@@ -363,6 +366,7 @@ class Reader:
             return
         if self._skip and self._next != self._position:
             self._skipped(body.units, at_tail=up_to_date or closed)
+        first = not self._began
         portion = self._advance(data, self._next, headers.get(h.STREAM_CURSOR), up_to_date, closed)
         self._heard = True
         if not self._progress and (up_to_date or closed):
@@ -371,6 +375,8 @@ class Reader:
             self._retry(self._no_progress())
         elif not self._progress:
             self._empty(lived)
+        if first and self.mode == "long-poll":
+            self.delay = 0.0
         if self.mode == "catch-up" and self.live is True and up_to_date:
             self.mode = (
                 "sse" if self._fruitless < _FRUITLESS_LIMIT and self._sse_is_lossless() else "long-poll"

@@ -115,9 +115,9 @@ def _names_itself(client: Mapping[str, Any] | None) -> bool:
 
 
 def _answer_headers(lines: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return an answer's headers by their names in lower case; values on several lines are joined."""
-    headers: dict[str, str] = {}
+    """Return an answer's headers by their names in lower case; different values on several lines are joined."""
+    values: dict[str, dict[str, None]] = {}
     for name, value in lines:
         key = name.lower()
-        headers[key] = f"{headers[key]}, {value}" if key in headers else value
-    return headers
+        values.setdefault(key, {})[value.strip()] = None
+    return {key: ", ".join(of_name) for key, of_name in values.items()}

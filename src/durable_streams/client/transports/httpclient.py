@@ -191,12 +191,12 @@ class Watched:
         _current.left = True
         return memoryview(data)[count:] if count < len(data) else None
 
-    def getresponse(self) -> Any:
+    def getresponse(self, *args: Any, **kwargs: Any) -> Any:
         """Return the answer to it."""
         if self._is_used and self._is_unsent:
             # Urllib3 looks for an answer even so; on a connection that was used before it would be another's.
             raise http.client.RemoteDisconnected("the connection had ended")
-        response = super().getresponse()  # type: ignore[misc]
+        response = super().getresponse(*args, **kwargs)  # type: ignore[misc]
         self._is_used = self.sock is not None
         return response
 

@@ -1,13 +1,15 @@
 """Which proxy leads to a host: the one that the environment, or the system's settings, name for it.
 
-``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` as everywhere in Python (``urllib.request``). They are
-read once per host. This machine itself is never reached through a proxy; a caller that wants it passes
-a client.
+``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` as everywhere in Python (``urllib.request``);
+``NO_PROXY`` takes networks too (``10.0.0.0/8``). They are read once per host. This machine itself is never reached
+through a proxy; a caller that wants it passes a client.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+from collections.abc import Iterator
 from functools import lru_cache
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -30,7 +32,8 @@ def proxy_for(url: str) -> str | None:
 def _proxy(scheme: str, host: str) -> str | None:
     proxies = getproxies()
     proxy = proxies.get(scheme) or proxies.get("all")
-    if not proxy or _is_this_machine(urlsplit(f"//{host}").hostname or "") or proxy_bypass(host):
+    name = urlsplit(f"//{host}").hostname or ""
+    if not proxy or _is_this_machine(name) or _is_excepted(host, proxies.get("no") or ""):
         return None
     proxy = proxy if "://" in proxy else f"http://{proxy}"
     kind = urlsplit(proxy).scheme
@@ -43,10 +46,30 @@ def _proxy(scheme: str, host: str) -> str | None:
     return proxy
 
 
+def _is_excepted(host: str, exceptions: str) -> bool:
+    """Whether a host is reached without a proxy: as everywhere in Python, or by a network in ``NO_PROXY``."""
+    if proxy_bypass(host):
+        return True
+    address = _address(urlsplit(f"//{host}").hostname or "")
+    return address is not None and any(address in network for network in _networks(exceptions))
+
+
+def _networks(exceptions: str) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    for part in exceptions.split(","):
+        with contextlib.suppress(ValueError):
+            yield ipaddress.ip_network(part.strip().replace("[", "").replace("]", ""), strict=False)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 def _is_this_machine(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
+    address = _address(host)
+    return address is not None and address.is_loopback

@@ -18,7 +18,7 @@ import http.client
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -180,6 +180,14 @@ def _lenient(kind: Any) -> Any:
     return type(kind.__name__, (_Lenient, kind), {})
 
 
+def _lines(response: Any) -> Iterable[tuple[str, str]]:
+    """Return the lines of an answer's head: the library's own headers have joined those of one name."""
+    headers = getattr(response.raw, "headers", None)
+    lines = headers if isinstance(headers, urllib3.HTTPHeaderDict) else response.headers
+    items: Iterable[tuple[str, str]] = lines.items()
+    return items
+
+
 def _kept_hooks(session: Any) -> list[Callable[..., Any]]:
     """Return a session's hooks of answers, so that an error that they raise for an answer does not count."""
     given = session.hooks.get("response") if isinstance(getattr(session, "hooks", None), dict) else None
@@ -282,7 +290,7 @@ class _Exchange(AnswerBase):
     """One answer of requests, read below the library's own buffers, with its errors mapped."""
 
     def __init__(self, response: Any, interrupt: Interrupt, url: str) -> None:
-        super().__init__(url, response.status_code, response.reason, response.headers.items())
+        super().__init__(url, response.status_code, response.reason, _lines(response))
         self._response = response
         self._raw = response.raw
         self._raw.decode_content = True

@@ -72,7 +72,7 @@ class _Interruptible(Watched):
         head, self._head = self._head, b""
         super().send(head + data if head else data)
 
-    def getresponse(self) -> Any:
+    def getresponse(self, *args: Any, **kwargs: Any) -> Any:
         holder: Interrupt | None = getattr(_current, "interrupt", None)
         # Kept here, because http.client forgets the socket of an answer that ends with its connection.
         sock = self.sock
@@ -84,7 +84,7 @@ class _Interruptible(Watched):
         self._holder = holder
         if holder is not None:
             holder.attach(break_mine)
-        return super().getresponse()
+        return super().getresponse(*args, **kwargs)
 
 
 class _Connection(_Interruptible, HTTPConnection):
