@@ -38,6 +38,9 @@ class AsyncPerformer:
     """The errors that are thrown into the machine; any other one ends it."""
 
     _exchange: AsyncExchange | None = None
+    _paused_at = 0.0
+    _waiting = False
+    """Whether the machine is still where it was: the present effect is not done yet."""
 
     def __init__(self, interrupt: AsyncInterrupt | None = None) -> None:
         self._interrupt = interrupt or AsyncInterrupt()
@@ -55,10 +58,13 @@ class AsyncPerformer:
         interrupt, answer = self._interrupt, None
         if interrupt.is_set():
             return None
+        self._waiting = True
         try:
             with interrupt:
                 answer = await self._do(effect)
+            self._waiting = False
         except self._thrown as error:
+            self._waiting = False
             # Once interrupted, the break is our own and no failure.
             return None if interrupt.is_set() else _after_failure(machine, error)
         finally:
@@ -75,8 +81,19 @@ class AsyncPerformer:
             self._exchange = await self._open(effect.request)
             return self._exchange
         if isinstance(effect, Pause):
+            self._paused_at = time.monotonic()
             return await self._interrupt.pause(effect.seconds)
         return await self._called(effect) if isinstance(effect, Call) else None
+
+    async def _broken_off(self, effect: Effect) -> Effect | None:
+        """Return what goes on in place of an effect that was broken off; None where its answer is lost."""
+        if ASYNC:
+            if getattr(self._exchange, "outlives_cancellation", False):
+                return effect
+        await self._release()
+        if isinstance(effect, Pause):
+            return Pause(max(0.0, effect.seconds - (time.monotonic() - self._paused_at)))
+        return None if effect is READ else effect
 
     async def _close(self) -> None:
         """Interrupt the machine for good and release its answer."""

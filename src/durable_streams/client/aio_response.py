@@ -10,8 +10,9 @@ import asyncio
 import inspect
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -30,11 +31,12 @@ from durable_streams.client.formats import (
     merge_bodies,
     merge_texts,
 )
+from durable_streams.client.pieces import AsyncPieces
 from durable_streams.client.sides import ASYNC
 from durable_streams.client.transports import AsyncExchange
 from durable_streams.errors import StreamParseError
 from durable_streams.protocol import operations
-from durable_streams.protocol.effects import READ, Call, Effect, Give
+from durable_streams.protocol.effects import READ, Call, Give
 from durable_streams.protocol.jsonrule import OnInvalid
 from durable_streams.protocol.reader import Portion, Reader
 from durable_streams.protocol.request import Request
@@ -48,6 +50,11 @@ __all__ = ["AsyncStreamResponse"]
 T = TypeVar("T")
 
 _NO_TIMER = nullcontext()
+
+if ASYNC:
+
+    def _do_nothing() -> None:
+        pass
 
 
 class AsyncStreamResponse(ResponseBase[ItemT], AsyncPerformer):
@@ -73,6 +80,7 @@ class AsyncStreamResponse(ResponseBase[ItemT], AsyncPerformer):
         AsyncPerformer.__init__(self)
         if ASYNC:
             self._refusals: list[Awaitable[object]] = []
+            self.when_broken: Callable[[], None] = _do_nothing
 
     async def start(self) -> Self:
         """Make the first request; return the response itself.
@@ -124,10 +132,8 @@ class AsyncStreamResponse(ResponseBase[ItemT], AsyncPerformer):
     def __del__(self) -> None:
         # Neither consumed nor closed: its connection must not wait for the garbage collector.
         if ASYNC:
-            if (exchange := self._exchange) is not None:
-                loop = self._interrupt.loop
-                if loop is not None and not loop.is_closed():
-                    loop.call_soon_threadsafe(lambda: loop.create_task(exchange.close()))
+            if self._exchange is not None:
+                self._interrupt.later(self._exchange.close)
         else:
             self._release()
 
@@ -301,17 +307,13 @@ class AsyncStreamResponse(ResponseBase[ItemT], AsyncPerformer):
         self, method: str, form: Format[T], *, to_tail: bool = False, learn: bool = False
     ) -> AsyncIterator[T]:
         self._consume(method)
-        return self._pieces(form, to_tail, learn)
+        return AsyncPieces(self, partial(self._pieces, form, to_tail, learn))
 
-    async def _pieces(self, form: Format[T], to_tail: bool, learn: bool) -> AsyncIterator[T]:
-        """Hand over every portion once; leave no connection behind on any way out."""
-        saver, reader = self._saver, self._reader
+    async def _pieces(self, form: Format[T], to_tail: bool, learn: bool) -> AsyncGenerator[T, None]:
+        """Hand over every portion once; leave no connection behind on any way out, but for an interruption."""
         try:
-            if learn:
-                await self._learn_content_type()
-            self._note_data()
-            portion = await self._portion(self._effect)
-            while portion is not None:
+            await self._begin_taking(learn)
+            while (portion := await self._portion()) is not None:
                 for piece in form.take(portion):
                     if ASYNC:
                         if self._refusals:
@@ -319,15 +321,49 @@ class AsyncStreamResponse(ResponseBase[ItemT], AsyncPerformer):
                     yield piece
                 if ASYNC:
                     await self._refusals_taken()
-                if not to_tail and saver.passed(reader.offset):
-                    await asyncio.to_thread(saver.save)
                 if to_tail and portion.up_to_date:
                     return
-                if portion.data:
-                    self._note_data()
-                portion = await self._portion(next_effect(self._machine))
+                await self._pass(portion, to_tail)
+        except BaseException as error:
+            self._note_end(error, to_tail)
+            raise
         finally:
-            await self.aclose()
+            await (self._break_off() if self._interrupted else self.aclose())
+
+    async def _begin_taking(self, learn: bool) -> None:
+        if self._interrupted:
+            self._go_on()
+        else:
+            self._note_data()
+        if learn:
+            await self._learn_content_type()
+
+    async def _pass(self, portion: Portion, to_tail: bool) -> None:
+        """Note that the consumer is done with a portion."""
+        due = not to_tail and self._saver.passed(self._reader.offset)
+        if portion.data:
+            self._note_data()
+        self._effect = next_effect(self._machine)
+        if due:
+            self._waiting = True
+            await asyncio.to_thread(self._saver.save)
+            self._waiting = False
+
+    def _note_end(self, error: BaseException, to_tail: bool) -> None:
+        if not to_tail and not isinstance(error, GeneratorExit):
+            self._interrupted = self._outlives(error)
+            if ASYNC:
+                self.when_broken()
+
+    async def _break_off(self) -> None:
+        """Leave the read so that the next wait goes on from here."""
+        if self._effect is not None:
+            self._effect = await self._broken_off(self._effect)
+            if self._effect is None:
+                self._reader.break_off()
+                self._machine = self._reader.run()
+                self._effect = next_effect(self._machine)
+        await self._save()
 
     @contextmanager
     def _idle_timer(self) -> Iterator[None]:
@@ -349,11 +385,12 @@ class AsyncStreamResponse(ResponseBase[ItemT], AsyncPerformer):
         self._timed_out = True
         self._interrupt.set()
 
-    async def _portion(self, effect: Effect | None) -> Portion | None:
-        """Perform effects, from this one on, until there is a portion; None at the end of the read."""
+    async def _portion(self) -> Portion | None:
+        """Perform effects, from the present one on, until there is a portion; None at the end of the read."""
+        effect = self._effect
         with self._idle_timer() if self._idle_timeout else _NO_TIMER:
             while effect is not None and not isinstance(effect, Give):
-                effect = await self._perform(self._machine, effect)
+                effect = self._effect = await self._perform(self._machine, effect)
         portion: Portion | None = None if effect is None else effect.value
         return portion
 

@@ -28,7 +28,7 @@ from durable_streams.errors import (
     redacted,
 )
 from durable_streams.protocol import headers as h
-from durable_streams.protocol.effects import Effect, Machine
+from durable_streams.protocol.effects import Call, Effect, Machine
 from durable_streams.protocol.jsonrule import OnInvalid, check_on_invalid
 from durable_streams.protocol.reader import Reader
 from durable_streams.protocol.request import (
@@ -290,6 +290,7 @@ class ResponseBase(Generic[ItemT]):
     """
 
     _consumed_by: str | None = None
+    _waiting: bool  # of the performer
 
     def __init__(
         self,
@@ -316,6 +317,8 @@ class ResponseBase(Generic[ItemT]):
         self._effect: Effect | None = None
         self._entered = self._collected = False
         self._status_text = ""
+        self._interrupted = False
+        self._lost: BaseException | None = None
 
     @property
     def url(self) -> str:
@@ -402,6 +405,49 @@ class ResponseBase(Generic[ItemT]):
                 url=self.url,
                 code="TIMEOUT",
             )
+
+    # -- interruptions: see `pieces`
+
+    @property
+    def closed(self) -> bool:
+        """Whether the read was ended and its connection released."""
+        raise NotImplementedError
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a cancellation, or a signal handler that raised, broke off the last wait; the next one goes on.
+
+        Raises:
+            DurableStreamError: Code ``INTERRUPTED``: it cannot go on, since it did not wait.
+        """
+        if self._lost is not None:
+            lost, self._lost = self._lost, None
+            raise DurableStreamError(
+                f"This read was ended by {lost!r}; call stream() again, with offset=response.offset, to go on.",
+                code="INTERRUPTED",
+                url=self.url,
+            )
+        return self._interrupted
+
+    def _outlives(self, error: BaseException) -> bool:
+        """Whether the read can go on although this broke off a wait: its machine is where it was."""
+        effect = self._effect
+        own = isinstance(error, DurableStreamError) or (
+            isinstance(effect, Call) and isinstance(error, Exception)
+        )
+        if own or self.closed:
+            return False
+        if not self._waiting:
+            self._lost = error
+            return False
+        self._silent_at -= (
+            time.monotonic()
+        )  # until the next wait begins: what is between the two is no silence
+        return True
+
+    def _go_on(self) -> None:
+        self._interrupted = False
+        self._silent_at += time.monotonic()
 
     @property
     def invalid(self) -> int:

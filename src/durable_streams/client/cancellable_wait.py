@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any
 
@@ -58,6 +59,12 @@ class AsyncInterrupt:
     async def pause(self, seconds: float) -> None:
         """Sleep for this many seconds, unless interrupted."""
         await asyncio.sleep(seconds)
+
+    def later(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have the loop of the last wait close what was dropped in the middle of it, if the loop still runs."""
+        loop = self.loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(lambda: loop.create_task(close()))
 
     def __enter__(self) -> None:
         self._origin.notice(self._renew)

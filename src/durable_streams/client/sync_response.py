@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -29,10 +30,11 @@ from durable_streams.client.formats import (
     merge_bodies,
     merge_texts,
 )
+from durable_streams.client.pieces import Pieces
 from durable_streams.client.sync_performer import Performer, next_effect, open_exchange, run
 from durable_streams.client.transports import Exchange
 from durable_streams.protocol import operations
-from durable_streams.protocol.effects import READ, Call, Effect, Give
+from durable_streams.protocol.effects import READ, Call, Give
 from durable_streams.protocol.jsonrule import OnInvalid
 from durable_streams.protocol.reader import Portion, Reader
 from durable_streams.protocol.request import Request
@@ -291,27 +293,55 @@ class StreamResponse(ResponseBase[ItemT], Performer):
         self, method: str, form: Format[T], *, to_tail: bool = False, learn: bool = False
     ) -> Iterator[T]:
         self._consume(method)
-        return self._pieces(form, to_tail, learn)
+        return Pieces(self, partial(self._pieces, form, to_tail, learn))
 
-    def _pieces(self, form: Format[T], to_tail: bool, learn: bool) -> Iterator[T]:
-        """Hand over every portion once; leave no connection behind on any way out."""
-        saver, reader = self._saver, self._reader
+    def _pieces(self, form: Format[T], to_tail: bool, learn: bool) -> Generator[T, None, None]:
+        """Hand over every portion once; leave no connection behind on any way out, but for an interruption."""
         try:
-            if learn:
-                self._learn_content_type()
-            self._note_data()
-            portion = self._portion(self._effect)
-            while portion is not None:
+            self._begin_taking(learn)
+            while (portion := self._portion()) is not None:
                 yield from form.take(portion)
-                if not to_tail and saver.passed(reader.offset):
-                    saver.save()
                 if to_tail and portion.up_to_date:
                     return
-                if portion.data:
-                    self._note_data()
-                portion = self._portion(next_effect(self._machine))
+                self._pass(portion, to_tail)
+        except BaseException as error:
+            self._note_end(error, to_tail)
+            raise
         finally:
-            self.close()
+            (self._break_off() if self._interrupted else self.close())
+
+    def _begin_taking(self, learn: bool) -> None:
+        if self._interrupted:
+            self._go_on()
+        else:
+            self._note_data()
+        if learn:
+            self._learn_content_type()
+
+    def _pass(self, portion: Portion, to_tail: bool) -> None:
+        """Note that the consumer is done with a portion."""
+        due = not to_tail and self._saver.passed(self._reader.offset)
+        if portion.data:
+            self._note_data()
+        self._effect = next_effect(self._machine)
+        if due:
+            self._waiting = True
+            self._saver.save()
+            self._waiting = False
+
+    def _note_end(self, error: BaseException, to_tail: bool) -> None:
+        if not to_tail and not isinstance(error, GeneratorExit):
+            self._interrupted = self._outlives(error)
+
+    def _break_off(self) -> None:
+        """Leave the read so that the next wait goes on from here."""
+        if self._effect is not None:
+            self._effect = self._broken_off(self._effect)
+            if self._effect is None:
+                self._reader.break_off()
+                self._machine = self._reader.run()
+                self._effect = next_effect(self._machine)
+        self._save()
 
     @contextmanager
     def _idle_timer(self) -> Iterator[None]:
@@ -330,11 +360,12 @@ class StreamResponse(ResponseBase[ItemT], Performer):
         self._timed_out = True
         self._interrupt.set()
 
-    def _portion(self, effect: Effect | None) -> Portion | None:
-        """Perform effects, from this one on, until there is a portion; None at the end of the read."""
+    def _portion(self) -> Portion | None:
+        """Perform effects, from the present one on, until there is a portion; None at the end of the read."""
+        effect = self._effect
         with self._idle_timer() if self._idle_timeout else _NO_TIMER:
             while effect is not None and not isinstance(effect, Give):
-                effect = self._perform(self._machine, effect)
+                effect = self._effect = self._perform(self._machine, effect)
         portion: Portion | None = None if effect is None else effect.value
         return portion
 

@@ -35,7 +35,6 @@ __all__ = [
     "Values",
     "as_values",
     "callable_failed",
-    "is_running",
     "log_call",
     "log_long_wait",
     "make_feed",
@@ -191,11 +190,6 @@ def callable_failed(log: logging.Logger, error: Exception) -> StreamError:
         StreamErrorType.CONNECTION_ERROR,
         error,
     )
-
-
-def is_running(records: Any) -> bool:
-    """Whether a generator, sync or async, is between two of its records."""
-    return bool(getattr(records, "gi_running", False) or getattr(records, "ag_running", False))
 
 
 class FeedHandle:

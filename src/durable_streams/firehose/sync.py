@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from durable_streams.client.forks import Origin, leave_alone
 from durable_streams.client.sync_performer import Performer
 from durable_streams.client.transports import Exchange, Transport, transport_for
-from durable_streams.errors import DurableStreamError
+from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.firehose.base import (
     FeedHandle,
     FeedRequest,
     Values,
     as_values,
     callable_failed,
-    is_running,
     log_call,
     log_long_wait,
     make_feed,
     make_request,
 )
 from durable_streams.firehose.config import Attempt, StreamConfig
+from durable_streams.firehose.errors import StreamError
 from durable_streams.firehose.machine import Feed
 from durable_streams.protocol.effects import Call, Effect, Give
 from durable_streams.protocol.request import Request
@@ -45,14 +45,22 @@ T = TypeVar("T")
 
 
 class _Driver(Performer):
-    """Performs the machine of one feed. It holds no reference to the generator that it gives."""
+    """Performs the machine of one feed. It holds no reference to what takes its records.
+
+    ``outlives``: whether the feed goes on, with the next call of `batch`, after something from outside has
+    broken off a wait; else that ends it.
+    """
 
     _thrown = DurableStreamError
 
-    def __init__(self, feed: Feed, request: FeedRequest, client: Any) -> None:
+    def __init__(self, feed: Feed, request: FeedRequest, client: Any, *, outlives: bool = False) -> None:
         super().__init__()
         self.feed = feed
-        self.stopped = False
+        self.stopped = self.running = False
+        self._outlives = outlives
+        self._machine = feed.run()
+        self._effect: Effect | None = None
+        self._lost: BaseException | None = None
         self._log = logging.getLogger(feed.config.logger_name)
         self._feed_request = request
         self._transport: Transport = transport_for(client)
@@ -64,30 +72,94 @@ class _Driver(Performer):
 
     def records(self) -> Generator[Any, None, None]:
         """Return the records as a generator, which leaves no connection behind on any way out."""
-        machine, state = self.feed.run(), self.feed.state
-        cause: Exception | None = None
+        state = self.feed.state
         try:
-            effect: Effect | None = next(machine)
-            while effect is not None:
-                if not isinstance(effect, Give):
-                    effect = self._perform(machine, effect)
-                    continue
-                for value in effect.value:
+            while (values := self.batch()) is not None:
+                for value in values:
                     state.total_items_received += 1
                     yield value
                     if self.stopped:
                         return
-                effect = next(machine)
         except Exception as error:
-            cause = error
-            self._log.log(self.feed.config.final_level, "The feed failed for good: %s", error)
+            self.end(error)
             raise
         finally:
-            self.stopped = True
-            self._release()
-            goodbye = self.feed.disconnected(cause)
-            if goodbye is not None:
-                self._called(goodbye)
+            self.end()
+
+    def batch(self) -> list[Any] | None:
+        """Return the next records as soon as there are some; None at the end of the feed, which is ended then.
+
+        Raises:
+            StreamError: A failure that no attempt can fix.
+            RuntimeError: It was called from within itself, by the handler of a signal, say.
+        """
+        if self.running:
+            raise RuntimeError(f"A record of {self.feed.url} is being waited for already.")
+        self.running = True
+        try:
+            effect = self._next_records()
+        except BaseException as error:
+            self._broken_by(error)
+            raise
+        finally:
+            self.running = False
+        if effect is None:
+            self.end()
+            return None
+        values: list[Any] = effect.value
+        return values
+
+    def _next_records(self) -> Give | None:
+        lost, self._lost = self._lost, None
+        if lost is not None:
+            raise StreamError(
+                f"The feed was ended by {lost!r}; open it again to go on.",
+                original_exception=lost if isinstance(lost, Exception) else None,
+                code="INTERRUPTED",
+                url=self.feed.url,
+            )
+        if self.stopped:
+            return None
+        effect: Effect | None = self._effect if self._effect is not None else next(self._machine)
+        while effect is not None and not isinstance(effect, Give):
+            self._effect = effect
+            effect = self._perform(self._machine, effect)
+        self._effect = None
+        return effect
+
+    def _broken_by(self, error: BaseException) -> None:
+        """Break off the wait where the feed outlives this error, else end the feed."""
+        if self._outlives and self._waiting and not self._interrupt.is_set():
+            self._break_off()
+            return
+        if isinstance(error, StreamError):
+            self._log.log(self.feed.config.final_level, "The feed failed for good: %s", error)
+        elif self._outlives and self._lost is None:
+            self._lost = error  # for the next call: an end without a word would look like that of the feed
+        self.end(error if isinstance(error, Exception) else None)
+
+    def _break_off(self) -> None:
+        """Leave the feed so that the next call goes on from here: on its connection, if that can be read on."""
+        if self._effect is None:
+            return
+        self._effect = self._broken_off(self._effect)
+        if self._effect is None:
+            message = f"A wait for records of {self.feed.url} was interrupted."
+            cut = FetchError(message, url=self.feed.url, code="INTERRUPTED", may_have_been_sent=True)
+            self._effect = self._machine.throw(cut)
+
+    def end(self, cause: Exception | None = None) -> None:
+        """End the feed and release its connection."""
+        self.stopped = True
+        self._release()
+        goodbye = self.feed.disconnected(cause)
+        if goodbye is not None:
+            self._called(goodbye)
+
+    def __del__(self) -> None:
+        # Dropped with an open connection, which must not wait for the garbage collector.
+        if self._exchange is not None:
+            self.end()
 
     def _open(self, request: Request) -> Exchange:
         return self._transport.open(request, self._interrupt, self.feed.config.silence)
@@ -200,15 +272,16 @@ class FirehoseStream(FeedHandle):
 
     def _begin(self) -> None:
         feed = make_feed(self._request.url, self._config, self._response_model)
-        self._driver = _Driver(feed, self._request, self._client)
+        self._driver = _Driver(feed, self._request, self._client, outlives=True)
         self._feed = self._driver.feed
-        self._records = self._driver.records()
+        self._state = feed.state
+        self._ready: Iterator[Any] = iter(())
 
     def _begin_again(self) -> None:
-        """In the child of a fork, replace a generator that a thread of the parent is in."""
+        """In the child of a fork, replace a driver that a thread of the parent is in."""
         self._turn = self._new_turn()
-        if is_running(self._records):
-            leave_alone(self._driver, self._records)
+        if self._driver.running:
+            leave_alone(self._driver)
             self._begin()
 
     def __iter__(self) -> Iterator[Any]:
@@ -216,9 +289,25 @@ class FirehoseStream(FeedHandle):
         return self
 
     def __next__(self) -> Any:
+        # No lock for a record that is here already: threads may share an iterator of a list.
+        if not self._driver.stopped:
+            for value in self._ready:
+                self._state.total_items_received += 1
+                return value
+        return self._awaited()
+
+    def _awaited(self) -> Any:
         self._origin.notice(self._begin_again)
         with self._turn:
-            return next(self._records)
+            while True:
+                if not self._driver.stopped:
+                    for value in self._ready:  # another one has waited for them
+                        self._state.total_items_received += 1
+                        return value
+                values = self._driver.batch()
+                if values is None:
+                    raise StopIteration
+                self._ready = iter(values)
 
     def stop(self) -> None:
         """End the feed without an error. From another thread it ends a read that is blocked.
@@ -233,8 +322,8 @@ class FirehoseStream(FeedHandle):
         self._driver.stop()
         if self._turn.acquire(blocking=False):  # else the thread that iterates releases the connection
             try:
-                if not is_running(self._records):
-                    self._records.close()
+                if not self._driver.running:
+                    self._driver.end()
             finally:
                 self._turn.release()
 

@@ -317,6 +317,14 @@ class Reader:
         self.offset, self.cursor = portion.next_offset, portion.cursor
         self.up_to_date, self.stream_closed = portion.up_to_date, portion.closed
 
+    def break_off(self) -> None:
+        """Note that the driver ended the answer in progress, for no fault of the server's: `run` asks for it again."""
+        if self._body is not None:
+            self._skip = max(self._skip, self._body.units)
+        self._sent_at = self._clock()
+        self.delay = 0.0
+        self._begin()
+
     def resume(self) -> None:
         """Go on after a fatal error, with a pause: the caller has removed its cause (``on_error``)."""
         self._failed = False

@@ -64,7 +64,8 @@ class AsyncExchange(_Answer, Protocol):
     async def read(self) -> bytes:
         """Return the next bytes as soon as there are some, ``b""`` at the end; raises FetchError.
 
-        Cancelled in the middle, it leaves an exchange that can only be closed.
+        Cancelled in the middle, it leaves an exchange that can only be closed, unless ``outlives_cancellation`` is
+        True: then the next call goes on.
         """
 
     async def close(self) -> None:

@@ -45,6 +45,8 @@ _HEADER_SIZE = 64 * 1024
 class _Exchange(AnswerBase):
     """One answer of aiohttp, with its errors mapped."""
 
+    outlives_cancellation = True  # `readany` takes bytes out of its buffer at its end only
+
     def __init__(self, response: aiohttp.ClientResponse, url: str) -> None:
         super().__init__(url, response.status, response.reason, response.headers.items())
         self._response = response

@@ -1,13 +1,19 @@
 """The kinds of failed exchanges: one sentence, code and verdict for each, the same for all libraries.
 
 Invariants: nothing here knows an HTTP library; ``may_have_been_sent`` is false only where no byte of the
-request can have reached the server.
+request can have reached the server; what the handler of a signal raises is no failure, but the caller's own.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from enum import Enum
+from functools import partial
+from traceback import walk_tb
+from types import CodeType
+from typing import Any
 from urllib.parse import urlsplit
 
 from durable_streams.errors import DurableStreamError, FetchError
@@ -49,8 +55,11 @@ def fetch_error(
     """Return the error for a failure of an exchange with ``url``.
 
     ``status``: of the answer, once there is one; then the request was sent in any case. ``limit``: the seconds
-    of the wait, None where only the caller's client knows.
+    of the wait, None where only the caller's client knows. Raises what the handler of a signal raised, which libraries
+    take for a failure of theirs: a TimeoutError, say.
     """
+    if (raised := _of_signal_handler(original)) is not None:
+        raise raised
     code, sent, sentence = failure.value
     message = sentence.format(
         host=urlsplit(url).netloc.rpartition("@")[2],
@@ -65,6 +74,26 @@ def fetch_error(
         status=status,
         code=code,
     )
+
+
+def _of_signal_handler(error: BaseException | None) -> BaseException | None:
+    """Return the exception within this one that a handler of a signal raised; None where there is none."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    while error is not None and handlers:
+        if any(frame.f_code in handlers for frame, _ in walk_tb(error.__traceback__)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _code_of(handler: Any) -> CodeType | None:
+    if isinstance(handler, partial):
+        handler = handler.func
+    function = handler if hasattr(handler, "__code__") else type(handler).__dict__.get("__call__")
+    code = getattr(function, "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 def client_closed(url: str) -> DurableStreamError:
