@@ -392,7 +392,7 @@ class FetchError(DurableStreamError):
         status: The HTTP status of the answer, if there was one.
         url: The stream's URL.
         headers: The answer's headers, with lower-case names.
-        body: The body of the answer, as far as it came.
+        body: The beginning of the answer's body, at most 64 KiB; None where no answer came.
         original: The cause.
         may_have_been_sent: Whether the server may have acted on the request before the failure, so that a plain append
             must not be repeated blindly.

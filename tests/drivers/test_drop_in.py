@@ -306,6 +306,29 @@ def test_b5_a_date_to_come_back_needs_no_date_of_the_answer(facade: Facade, scri
     assert 1.5 < time.monotonic() - began < 10
 
 
+def test_b5_a_date_that_is_none_is_not_taken_for_one(facade: Facade, scripted: ScriptedServer) -> None:
+    refused = _refused(time.time() + 3, date="a while ago")
+    scripted.replies = [scripted.send(refused), scripted.send(_whole(b"data"))]
+    began = time.monotonic()
+    assert facade.stream(scripted.root + "/s", live=False, retry=QUICK).read_bytes() == b"data"
+    assert 1.5 < time.monotonic() - began < 10
+
+
+@pytest.mark.every_transport
+def test_c2_a_failure_within_an_answer_has_what_came_of_it(facade: Facade, scripted: ScriptedServer) -> None:
+    wire = ScriptedServer.response(200, b"half of i", length=12, stream_next_offset="1", x_marked="yes")
+    scripted.replies = [scripted.send(wire, close=True)]
+    with pytest.raises(FetchError) as caught:
+        facade.stream(scripted.root + "/s", live=False, retry=NONE).read_bytes()
+    error = caught.value
+    assert (error.status, error.headers["x-marked"]) == (200, "yes")
+    # aiohttp may raise for the cut before it gives out what came before it.
+    assert error.body == b"half of i" or (facade.transport == "aiohttp" and error.body == b"")
+    with pytest.raises(FetchError) as caught:
+        facade.stream("http://127.0.0.1:1/s", live=False, retry=NONE)
+    assert (caught.value.status, caught.value.body, caught.value.headers) == (None, None, {})
+
+
 def test_b5_the_clock_of_the_server_counts_where_it_is_known(
     facade: Facade, scripted: ScriptedServer
 ) -> None:

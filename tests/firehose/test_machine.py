@@ -110,6 +110,23 @@ def test_a_server_that_names_a_time_is_met_no_sooner(answer: Answer, least: floa
 
 
 @pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ({"date": "Thu, 01 Jan 1970 00:00:00 GMT", "x_rate_limit_reset": "2"}, 2.0),
+        ({"date": "Thu, 01 Jan 1970 00:00:00", "x_rate_limit_reset": "2"}, 2.0),
+        ({"date": "Thu, 01 Jan 1970 00:00:00 +0000", "retry_after": "Thu, 01 Jan 1970 00:00:02 GMT"}, 2.0),
+        ({"date": "a while ago", "x_rate_limit_reset": "1000002"}, 2.0),
+        ({"date": "a while ago", "retry_after": "Mon, 12 Jan 1970 13:46:42 GMT"}, 2.0),
+        ({"retry_after": "Mon, 12 Jan 1970 13:46:42 GMT"}, 2.0),
+        ({"x_rate_limit_reset": "1000002"}, 2.0),
+    ],
+)
+def test_b5_a_moment_is_measured_by_the_clock_of_the_server(headers: dict[str, str], wait: float) -> None:
+    """The local clock, here at 1,000,000 seconds, counts where the answer does not say the server's time."""
+    assert Player(plain()).play(refusal(429, **headers)).pauses == [wait]
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b'{"title":"ConnectionException","detail":"maximum","connection_issue":"TooManyConnections"}',

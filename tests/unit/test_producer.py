@@ -286,3 +286,31 @@ def test_a_producer_id_must_be_a_safe_header() -> None:
     for bad in ("", "a\r\nb"):
         with pytest.raises(ValueError, match=r"id|header"):
             Producer("http://host/s", bad, random=lambda: 0.0)
+
+
+def test_b16_what_comes_beside_a_request_in_flight_goes_out_together() -> None:
+    machine = make()
+    add(machine, b"0")
+    accept(machine, take(machine))
+    assert machine.add(b"1", 10.0), "nothing is in flight: it goes out at once"
+    first = take(machine, 10.0)
+    assert machine.add(b"2", 10.0)
+    assert not any(machine.add(b"%d" % number, 10.001) for number in range(3, 9))
+    assert machine.next_request(10.001) is None
+    wake = machine.wake_at(10.001)
+    assert wake is not None
+    assert 10.001 < wake < 10.01, "a slow answer delays nothing for longer than that"
+    second = take(machine, wake)
+    assert second.request.body == b"2345678"
+    add(machine, b"9", now=wake)
+    assert machine.next_request(wake) is None
+    accept(machine, first, wake)
+    assert machine.next_request(wake) is None, "another one is in flight"
+    accept(machine, second, wake)
+    assert take(machine, wake).request.body == b"9"
+
+
+def test_b16_a_full_batch_goes_out_beside_a_request_in_flight() -> None:
+    machine = established()
+    add(machine, b"1", b"2", b"3")
+    assert seqs(take(machine), take(machine)) == [("0", "1"), ("0", "2")]

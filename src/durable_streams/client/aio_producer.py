@@ -57,7 +57,7 @@ class IdempotentProducer(ProducerBase):
         epoch: The number of this start. It must grow with every start under the same ``producer_id``.
         auto_claim: Whether the producer takes the next free epoch by itself when another one has the present one.
         max_batch_bytes: The size of a request in bytes, unless one record is larger.
-        linger_ms: Milliseconds that a batch waits for more records.
+        linger_ms: Milliseconds that a batch waits for more records; while requests are in flight, 2 at least.
         max_in_flight: How many requests may be in flight at once.
         content_type: The stream's content type; None asks for it at the first append.
         headers: Headers of each request; values may be callables, async ones too, called for every attempt.

@@ -214,13 +214,12 @@ LONGEST_WAIT = 3600.0
 
 
 def _asked_wait(kind: StreamErrorType, headers: Mapping[str, str], now: float) -> float | None:
-    moment = None if "date" in headers else datetime.fromtimestamp(now, timezone.utc)
-    waits = [parse_retry_after(headers, moment)]
+    # By the server's own clock where it says its time: ours may be wrong.
+    served = server_date(headers) or datetime.fromtimestamp(now, timezone.utc)
+    waits = [parse_retry_after(headers, served)]
     reset = headers.get("x-rate-limit-reset", "").strip()
     if kind in {StreamErrorType.RATE_LIMITED, StreamErrorType.SERVER_ERROR} and reset.isdecimal():
-        # By the server's own clock where it says its time: ours may be wrong.
-        served = server_date(headers)
-        waits.append(float(reset[:20]) - (now if served is None else served.timestamp()))
+        waits.append(float(reset[:20]) - served.timestamp())
     asked = [min(wait, LONGEST_WAIT) for wait in waits if wait is not None and wait > 0]
     return max(asked, default=None)
 

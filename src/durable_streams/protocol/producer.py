@@ -49,6 +49,7 @@ __all__ = [
 
 # Bytes that `fits` takes before the driver calls `add` again, where it may look after its senders.
 _STRIDE = 32 * 1024
+_GATHERING = 0.002  # seconds that a batch gathers beside requests in flight: it would hold a few records else
 _MOST_CLAIMS = 10  # in a row without one acknowledgement: then another producer is alive and claims too
 
 PRODUCER_POLICY = RetryPolicy(max_retries=ENDLESS, initial_delay=0.05, max_delay=2.0)
@@ -239,7 +240,7 @@ class Producer:
             self._seal()
             woken = True
         if not self._records:
-            self._due = now + settings.linger
+            self._begun = now
             woken = True
         self._records.append(record)
         self._size += len(record) + 1
@@ -311,7 +312,7 @@ class Producer:
         if any(self._may_go(batch) for batch in self._batches.values()):
             return max(now, self._not_before)
         if self._records and not self._troubled:
-            return max(self._not_before, now if self._is_full() else self._due)
+            return max(self._not_before, now if self._is_full() else self._due())
         return None
 
     def _sendable(self, now: float) -> Batch | None:
@@ -320,7 +321,7 @@ class Producer:
         for batch in self._batches.values():
             if self._may_go(batch):
                 return batch
-        if self._records and (self._is_full() or now >= self._due) and not self._troubled:
+        if self._records and (self._is_full() or now >= self._due()) and not self._troubled:
             return self._seal()
         return None
 
@@ -332,6 +333,11 @@ class Producer:
 
     def _most_in_flight(self) -> int:
         return self._settings.max_in_flight if self._established and not self._troubled else 1
+
+    def _due(self) -> float:
+        """Return when the open batch goes out, full or not: beside requests in flight, records gather in any case."""
+        linger = self._settings.linger
+        return self._begun + (max(linger, _GATHERING) if self._in_flight else linger)
 
     def _is_full(self) -> bool:
         return self._size >= self._settings.max_batch_bytes
@@ -355,7 +361,7 @@ class Producer:
         self._tickets: list[Any] = []
         self._size = 1  # the brackets of a JSON body, less the comma that the last record has not
         self._fits_to = 0  # the size up to which `fits` takes records for the open batch
-        self._due = 0.0
+        self._begun = 0.0  # when its first record came
 
     def _seal(self) -> Batch | None:
         if not self._records:

@@ -42,6 +42,7 @@ from durable_streams.protocol.eventstream import Control, EventStream
 from durable_streams.protocol.exchange import read_short_body
 from durable_streams.protocol.lines import DEFAULT_LIMIT
 from durable_streams.protocol.request import (
+    ERROR_BODY_LIMIT,
     SLOWEST,
     TRICKLE_TIMEOUT,
     Request,
@@ -256,10 +257,12 @@ class Reader:
             try:
                 chunk: bytes = yield READ
             except FetchError as error:
-                return error
+                return self._of_answer(error)
             if not chunk:
                 return None
             waited += self._clock() - asked
+            if not self._received:
+                self._first = chunk[:ERROR_BODY_LIMIT]
             self._received += len(chunk)
             if self._event_stream is not None:
                 yield from self._events(self._event_stream, chunk)
@@ -270,12 +273,19 @@ class Reader:
         return None
 
     def _too_slow(self, waited: float) -> FetchError:
-        return FetchError(
-            f"The answer from {self.url} trickles: {self._received} bytes in {waited:.0f} seconds.",
-            code="TOO_SLOW",
-            url=self.url,
-            status=self.status,
+        return self._of_answer(
+            FetchError(
+                f"The answer from {self.url} trickles: {self._received} bytes in {waited:.0f} seconds.",
+                code="TOO_SLOW",
+                url=self.url,
+            )
         )
+
+    def _of_answer(self, error: FetchError) -> FetchError:
+        """Return a failure within an answer, with what came of that."""
+        error.status, error.headers = self.status, dict(self.headers)
+        error.body = self._first
+        return error
 
     def _attempt_ended(self, error: FetchError | None) -> Machine[None]:
         """Take the end of the answer, or of the attempt to get one; raises the error that no retry can fix."""
@@ -343,7 +353,7 @@ class Reader:
         self._started_at = None
         self.accepted = False
         self._body = None
-        self._refusal = b""
+        self._refusal = self._first = b""
         self._received = 0
         self._event_stream: EventStream | None = None
         self._progress = self._moved = self._heard = False
@@ -406,7 +416,7 @@ class Reader:
         return self._fatal(StreamParseError, error.message, code=error.code)
 
     def _cut(self, where: str) -> FetchError:
-        return FetchError(f"The answer from {self.url} was cut {where}.", url=self.url, status=self.status)
+        return self._of_answer(FetchError(f"The answer from {self.url} was cut {where}.", url=self.url))
 
     def _position_from(self, headers: Mapping[str, str]) -> str:
         position = headers.get(h.STREAM_NEXT_OFFSET)
@@ -505,7 +515,9 @@ class Reader:
         if self.live is True and self._fruitless >= _FRUITLESS_LIMIT:
             self.mode = "long-poll"
         if error is None and not self._heard:
-            error = FetchError(f"The event stream of {self.url} ended before its first event.", url=self.url)
+            error = self._of_answer(
+                FetchError(f"The event stream of {self.url} ended before its first event.", url=self.url)
+            )
         if error is not None and not (self._heard and _is_silence(error)):
             self._retry(error, lived)
         elif not self._progress:

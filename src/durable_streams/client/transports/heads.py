@@ -9,7 +9,7 @@ from typing import Any
 
 from durable_streams.client.forks import Origin, answer_left_behind, leave_alone
 from durable_streams.client.transports.failures import Failure, fetch_error
-from durable_streams.protocol.request import Request
+from durable_streams.protocol.request import Request, server_date
 from durable_streams.version import USER_AGENT
 
 __all__ = ["AnswerBase", "ends_its_connection", "request_headers"]
@@ -44,9 +44,9 @@ class AnswerBase:
         self.status = status
         self.reason = reason or ""
         headers = _answer_headers(lines)
-        if "retry-after" in headers:
+        if "retry-after" in headers and server_date(headers) is None:
             # A recipient adds the date that a server left out (RFC 9110, section 6.6.1).
-            headers.setdefault("date", formatdate(usegmt=True))
+            headers["date"] = formatdate(usegmt=True)
         self.headers: Mapping[str, str] = headers
         self._check_head()
 
