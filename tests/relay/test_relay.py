@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from durable_streams import DurableStream, DurableStreamError, StreamNotFoundError
+from durable_streams import DurableStream, DurableStreamError, RetryPolicy, StreamNotFoundError
 from durable_streams.relay import FileSource, Gap, IterableSource, Record, Relay, Source, relay
 from durable_streams.relay.dedupe import IdWindow, id_reader
 from durable_streams.relay.state import StateFile, default_path
@@ -334,6 +334,78 @@ def test_a_target_that_is_missing(server: Any, tmp_path: Path) -> None:
     DurableStream.create(target, content_type="application/json")
     with pytest.raises(DurableStreamError, match="gone or shorter"):
         relay(source, target)
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the pauses of a relay whose target is away short."""
+    quick = RetryPolicy(max_retries=-1, initial_delay=0.01, max_delay=0.02)
+    monkeypatch.setattr("durable_streams.client.patience._PAUSES", quick)
+    monkeypatch.setattr("durable_streams.relay.target._QUICK", RetryPolicy(max_retries=0))
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("fault", ["respond", "reset"])
+def test_d11_a_target_that_is_away_at_the_start_is_waited_for(
+    server: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    """For as long as ``retry_for`` says, which is forever here; the cause is said once."""
+    source, target = numbers(tmp_path / "in.ndjson", 1, 2), server.url("/copy")
+    arm = {
+        "respond": lambda: server.faults.respond(503, times=30),
+        "reset": lambda: server.faults.reset(times=30),
+    }
+    arm[fault]()
+    assert relay(source, target).records == 2
+    assert server.faults.pending == 0
+    assert [record.message.count("trying again until it answers") for record in caplog.records] == [1]
+    numbers(source, 3)
+    arm[fault]()
+    assert relay(source, target).records == 1
+
+
+@pytest.mark.usefixtures("hurried")
+def test_d11_what_a_killed_run_left_is_settled_with_a_target_that_is_away(
+    server: Any, watch: Any, tmp_path: Path
+) -> None:
+    source, target = numbers(tmp_path / "in.ndjson", 1), server.url("/copy")
+    server.faults.stall(method="POST")  # executed, never answered
+    with running(Relay(source, target)):
+        watch.until(lambda: watch.messages(target) == [{"n": 1}] if watch.tail(target) else False)
+    for method in ("HEAD", "POST", "GET"):
+        server.faults.respond(503, times=20, method=method)
+    numbers(source, 2)
+    relay(source, target)
+    assert watch.messages(target) == [{"n": 1}, {"n": 2}]
+
+
+@pytest.mark.usefixtures("hurried")
+def test_d11_the_wait_for_a_target_has_its_end(
+    server: Any, watch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.faults.respond(503, times=None)
+    with pytest.raises(DurableStreamError) as caught:
+        relay([1], server.url("/copy"), retry_for=0.2)
+    assert caught.value.status == 503
+    assert "trying again for up to 0 s" in caplog.text
+    waiting = Relay([1], server.url("/copy"))
+    with running(waiting) as raised:
+        watch.until(lambda: "trying again until it answers" in caplog.text)
+        waiting.stop()
+        watch.until(lambda: bool(raised))
+    assert isinstance(raised[0], DurableStreamError)
+    server.faults.clear()
+    server.faults.respond(401)
+    with pytest.raises(DurableStreamError, match="answered 401"):
+        relay([1], server.url("/copy"))
+
+
+def test_d11_a_target_that_fails_meanwhile_is_said_once(
+    server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.faults.respond(503, times=3, method="POST")
+    assert relay([1, 2], server.url("/copy")).records == 2
+    assert [record.message.count("answered 503") for record in caplog.records] == [1]
 
 
 def test_a_target_of_another_type(server: Any) -> None:

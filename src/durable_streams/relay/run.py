@@ -92,7 +92,7 @@ class Relay:
         close: Whether to close the target when the source has ended.
         gap_events: Whether to store a record ``{"relay": "gap", ...}`` where records of the source may be missing.
         headers: Headers of all requests to the target.
-        retry_for: Seconds for which a failing target is retried; forever by default.
+        retry_for: Seconds for which a target that is away or failing is retried, at the start too; forever by default.
         grace: Seconds that `stop` waits for acknowledgements.
         on_invalid: For a record that the target cannot hold: ``"raise"`` ends the relay, with every record before it
             stored; ``"skip"`` leaves it out and counts it; so does a callable, which gets its bytes and the error. By
@@ -132,8 +132,13 @@ class Relay:
         if on_invalid is not None:
             check_on_invalid(on_invalid)
             self.source.on_invalid = on_invalid
+        self._stopping = threading.Event()
         self._target = Target(
-            check_url(target), headers=headers, content_type=content_type, retry_for=retry_for
+            check_url(target),
+            headers=headers,
+            content_type=content_type,
+            retry_for=retry_for,
+            stopping=self._stopping,
         )
         self._id_field, self._id_window = id_field, id_window
         self._id_of = id_reader(id_field) if id_field is not None else None
@@ -210,6 +215,7 @@ class Relay:
             self._timer = threading.Timer(self._grace if grace is None else grace, self._give_up)
             self._timer.daemon = True
             self._timer.start()
+        self._stopping.set()
         self.source.stop()
 
     def run(self) -> RelayReport:
@@ -296,9 +302,7 @@ class Relay:
 
     def _settle_number(self) -> None:
         """Learn the number of the request that the last run may have under way, before the tail is read."""
-        number = self._target.next_number(
-            self._state.producer_id, self._state.epoch, lambda: self.source.stopped
-        )
+        number = self._target.next_number(self._state.producer_id, self._state.epoch)
         self._state = msgspec.structs.replace(self._state, epoch=number[0])
         if self.source.resumable or self._id_of is not None:
             self._unsettled = number
@@ -359,7 +363,7 @@ class Relay:
         known = self._known
         if self._unsettled is None or known is None:
             return False
-        self._target.claim(self._state.producer_id, self._unsettled, data, lambda: self.source.stopped)
+        self._target.claim(self._state.producer_id, self._unsettled, data)
         known.extend()
         self._unsettled = None
         return known.has(data, key)
@@ -490,7 +494,7 @@ def relay(
         close: Whether to close the target when the source has ended.
         gap_events: Whether to store a record ``{"relay": "gap", ...}`` where records of the source may be missing.
         headers: Headers of all requests to the target.
-        retry_for: Seconds for which a failing target is retried; forever by default.
+        retry_for: Seconds for which a target that is away or failing is retried, at the start too; forever by default.
         grace: Seconds that `stop` waits for acknowledgements.
         on_invalid: For a record that the target cannot hold: ``"raise"`` ends the relay, with every record before it
             stored; ``"skip"`` leaves it out and counts it; so does a callable, which gets its bytes and the error. By

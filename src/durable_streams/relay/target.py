@@ -1,21 +1,26 @@
 """The stream that a relay writes to.
 
 Invariants: one request of a relay's producer is under way at a time, so that `claim` can settle for
-certain the last one of a run that was killed.
+certain the last one of a run that was killed; whatever is asked of a target that is away is asked again for as long
+as an append is, and the cause is logged once.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
+from durable_streams.client.patience import may_pass, patient
 from durable_streams.client.sync import DurableStream, stream
 from durable_streams.client.sync_producer import SyncIdempotentProducer
+from durable_streams.client.sync_response import StreamResponse
 from durable_streams.errors import (
     DurableStreamError,
-    FetchError,
     SequenceGapError,
     StreamNotFoundError,
     StreamParseError,
@@ -26,25 +31,38 @@ from durable_streams.protocol.jsonrule import WHITESPACE, InvalidJSONError
 from durable_streams.protocol.lines import LineDecoder
 from durable_streams.protocol.operations import encode_json_message
 from durable_streams.protocol.request import check_callers_headers
-from durable_streams.protocol.retry import RetryPolicy, is_retryable_status
-from durable_streams.types import HeadersLike, HeadResult, IdempotentAppendResult
+from durable_streams.protocol.retry import RetryPolicy
+from durable_streams.types import HeadersLike, HeadResult, IdempotentAppendResult, StreamEvent
 
 __all__ = ["EncodedProducer", "Target", "split_messages"]
 
-_PATIENCE = RetryPolicy(max_retries=9, max_delay=5.0)
-"""About 20 seconds: enough for a server that restarts; a wrong address is an error after that."""
-_AGAIN = 0.2  # seconds until a claim whose outcome is unknown is retried
+T = TypeVar("T")
+
+_QUICK = RetryPolicy(max_retries=2)
+_log = logging.getLogger("durable_streams.relay")
 _PENDING = 8 * 1024 * 1024  # bytes read from the source and not acknowledged yet; then reading waits
 
 
 class EncodedProducer(SyncIdempotentProducer):
-    """A producer of records that are encoded already, so that their JSON is not checked once more."""
+    """A producer of records that are encoded already, so that their JSON is not checked once more.
+
+    It logs why it retries, once for each outage.
+    """
+
+    _said = False
 
     def submit_record(self, record: bytes) -> Future[IdempotentAppendResult]:
         """Queue a record as `Target.encode` gives it; see ``submit``."""
         future = self._receipt()
         self._add(record, future)
         return future
+
+    def _report(self) -> None:
+        trouble = self._machine.trouble
+        if trouble is not None and not self._said:
+            _log.warning("%s; trying again", str(trouble).rstrip("."))
+        self._said = trouble is not None
+        super()._report()
 
 
 class Target:
@@ -54,13 +72,21 @@ class Target:
         url: Its URL.
         headers: Headers of every request.
         content_type: What it must hold, or is made with; None to take what is there.
-        retry_for: Seconds for which a failing append is retried.
+        retry_for: Seconds for which a target that is away or failing is retried.
+        stopping: Set when the relay is to end: then nothing is retried.
     """
 
     def __init__(
-        self, url: str, *, headers: HeadersLike | None, content_type: str | None, retry_for: float
+        self,
+        url: str,
+        *,
+        headers: HeadersLike | None,
+        content_type: str | None,
+        retry_for: float,
+        stopping: threading.Event,
     ) -> None:
         self.url = url
+        self._stopping = stopping
         self._headers = dict(headers or {})
         check_callers_headers(self._headers)
         self._retry_for = retry_for
@@ -86,13 +112,7 @@ class Target:
             DurableStreamError: It holds another content type than was asked for (code ``BAD_CONTENT_TYPE``).
         """
         with self._handle() as handle:
-            try:
-                found, new = handle.head(), False
-            except StreamNotFoundError:
-                if content_type is None:
-                    raise
-                found, new = handle.create_stream(content_type=self._given_type or content_type), True
-                found = handle.head()
+            found, new = self._patiently(lambda: self._found(handle, content_type))
         self.content_type = found.content_type or h.DEFAULT_CONTENT_TYPE
         given = self._given_type
         if given is not None and h.media_type(given) != h.media_type(self.content_type):
@@ -100,6 +120,19 @@ class Target:
                 f"{self.url} holds {self.content_type}, not {given}.", code="BAD_CONTENT_TYPE", url=self.url
             )
         return found, new
+
+    def _found(self, handle: DurableStream, content_type: str | None) -> tuple[HeadResult, bool]:
+        try:
+            return handle.head(), False
+        except StreamNotFoundError:
+            if content_type is None:
+                raise
+            handle.create_stream(content_type=self._given_type or content_type)
+            return handle.head(), True
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Return what a request gives, repeated while the target is away, and the relay is not to end."""
+        return patient(call, self._retry_for, _log.warning, self._stopping.wait)
 
     def encode(self, data: Any, *, beyond_double: bool = False, checked: bool = False) -> bytes:
         """Return a record as the target holds it: a JSON message, or a line with its end.
@@ -125,15 +158,33 @@ class Target:
     def batches(self, offset: str) -> Iterator[tuple[list[bytes], str]]:
         """Iterate over what it holds from an offset to its tail: records, and the offset after them."""
         lines = LineDecoder()
-        response = stream(self.url, offset=offset, live=False, headers=self._headers, retry=_PATIENCE)
-        with response:
-            for event in response.iter_events(mode="bytes"):
-                if self.is_json:
-                    yield split_messages(event.data, response.offset), event.next_offset
-                else:
-                    yield [line + b"\n" for line in lines.feed(event.data)], event.next_offset
+        for event in self._events(offset):
+            if self.is_json:
+                yield split_messages(event.data, offset), event.next_offset
+            else:
+                yield [line + b"\n" for line in lines.feed(event.data)], event.next_offset
+            offset = event.next_offset
 
-    def next_number(self, producer_id: str, epoch: int, stopped: Callable[[], bool]) -> tuple[int, int]:
+    def _events(self, offset: str) -> Iterator[StreamEvent[bytes]]:
+        """Iterate over what it holds, also across its outages."""
+        since = time.monotonic()
+        while True:
+            try:
+                with self._patiently(partial(self._read, offset)) as response:
+                    for event in response.iter_events(mode="bytes"):
+                        yield event
+                        offset, since = event.next_offset, time.monotonic()
+            except DurableStreamError as error:
+                late = time.monotonic() - since > self._retry_for
+                if late or self._stopping.is_set() or not may_pass(error):
+                    raise
+            else:
+                return
+
+    def _read(self, offset: str) -> StreamResponse[Any]:
+        return stream(self.url, offset=offset, live=False, headers=self._headers, retry=_QUICK)
+
+    def next_number(self, producer_id: str, epoch: int) -> tuple[int, int]:
         """Return the producer's epoch at the server and the number that its next request must have.
 
         The request that asks for them has a number that is too great, so that it stores nothing. The epoch is the
@@ -152,32 +203,23 @@ class Target:
                     epoch = int(newer)  # the state file is older than the target
                 elif error.status == 400:
                     return epoch, 0  # the epoch is new to the server
-                elif stopped() or not _worth_another(error):
-                    raise
                 else:
-                    time.sleep(_AGAIN)
+                    raise
 
-    def claim(
-        self, producer_id: str, number: tuple[int, int], record: bytes, stopped: Callable[[], bool]
-    ) -> None:
+    def claim(self, producer_id: str, number: tuple[int, int], record: bytes) -> None:
         """Send a record in the place of the request that a killed run may have under way.
 
         ``number`` is what `next_number` gave before the target's tail was read. Both requests carry it, so that
         the server stores one of them and takes the other for its repetition: afterwards nothing of that run can
         arrive any more. Which of the two it was, the target's tail tells.
         """
-        while True:
-            try:
-                return self._append(record, producer_id, *number)
-            except DurableStreamError as error:
-                if stopped() or not _worth_another(error):
-                    raise
-                time.sleep(_AGAIN)
+        self._append(record, producer_id, *number)
 
     def _append(self, record: bytes, producer_id: str, epoch: int, seq: int) -> None:
+        # However often it is sent, it is stored once, or never.
         stamp = {h.PRODUCER_ID: producer_id, h.PRODUCER_EPOCH: str(epoch), h.PRODUCER_SEQ: str(seq)}
         with self._handle(stamp) as handle:
-            handle.append(record)
+            self._patiently(lambda: handle.append(record))
 
     def producer(self, producer_id: str, epoch: int) -> EncodedProducer:
         """Return the producer for this epoch, which must be new."""
@@ -195,22 +237,16 @@ class Target:
     def close_stream(self) -> str:
         """Close the stream; return its final offset."""
         with self._handle() as handle:
-            return handle.close_stream().final_offset
+            return self._patiently(handle.close_stream).final_offset
 
     def _handle(self, more: dict[str, str] | None = None) -> DurableStream:
         return DurableStream(
             self.url,
             headers={**self._headers, **(more or {})},
-            retry=_PATIENCE,
+            retry=_QUICK,
             batching=False,
             content_type=self.content_type if more else None,
         )
-
-
-def _worth_another(error: DurableStreamError) -> bool:
-    if isinstance(error, FetchError):
-        return error.may_have_been_sent
-    return error.status is not None and is_retryable_status(error.status)
 
 
 def split_messages(body: bytes, offset: str) -> list[bytes]:

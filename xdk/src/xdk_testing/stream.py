@@ -1,4 +1,4 @@
-"""A local imitation of X API v2's filtered stream, for tests, and for readers without an account.
+"""A local imitation of X API v2's filtered stream and its other streams, for tests, and for readers without an account.
 
 Invariants: all state belongs to the server's event loop, and public methods return once they took effect there; a
 record goes out whole, ended by CR LF, in the order of publishing; a record that is published while no
@@ -28,6 +28,7 @@ __all__ = ["Attempt", "XFilteredStream"]
 T = TypeVar("T")
 
 _PATH = "/2/tweets/search/stream"
+_EVERY_PATH = r"/2/{stream:(?:[a-z0-9]+/)+stream(?:/lang/[a-z]+)?}"
 _LINE_END = b"\r\n"
 _RATE_WINDOW = 15  # minutes
 _OPERATIONAL = {
@@ -46,17 +47,19 @@ _TOO_MANY = {
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A request for the stream: its query and headers (names in lower case), and the status it was answered with."""
+    """A request for a stream: the status of its answer, its query, its headers (names in lower case) and its path."""
 
     status: int
     query: dict[str, str]
     headers: dict[str, str]
+    path: str = _PATH
 
 
 class XFilteredStream(Stoppable):
     """The filtered stream of X API v2 at ``stream_url``, with its rules at ``rules_url``.
 
-    It runs when the constructor returns.
+    It runs when the constructor returns. The paths of X's other streams (``/2/tweets/sample/stream``,
+    ``/2/users/compliance/stream`` and so on) give the same records.
 
     ``publish(record)`` sends a record to every open connection, with the ``matching_rules`` that match it.
     ``disconnect()``, ``drop()`` and ``stall()`` act on the open connections, ``faults`` and ``refuse()``
@@ -183,7 +186,7 @@ class XFilteredStream(Stoppable):
         ready: Callable[[asyncio.AbstractEventLoop], None],
     ) -> None:
         app = web.Application()
-        app.router.add_get(_PATH, self._stream, allow_head=False)
+        app.router.add_get(_EVERY_PATH, self._stream, allow_head=False)
         app.router.add_get(f"{_PATH}/rules", self._list_rules)
         app.router.add_post(f"{_PATH}/rules", self._change_rules)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
@@ -203,7 +206,7 @@ class XFilteredStream(Stoppable):
         minutes = request.query.get("backfill_minutes", "0")
         status, body = self._admission(request, allowed=allowed, minutes=minutes)
         headers = {name.lower(): value for name, value in request.headers.items()}
-        self._attempts.append(Attempt(status, dict(request.query), headers))
+        self._attempts.append(Attempt(status, dict(request.query), headers, request.path))
         if status != 200:
             return web.json_response(body, status=status, headers=limits)
         return await self._feed.serve(request, int(minutes), limits)
