@@ -42,6 +42,7 @@ __all__ = [
     "StreamExistsError",
     "StreamNotFoundError",
     "StreamParseError",
+    "hides_a_secret",
     "redacted",
 ]
 
@@ -64,9 +65,15 @@ def redacted(text: str) -> str:
         The text without ``user:password@``, and with ``***`` for the value of each query parameter whose name looks
         like that of a secret.
     """
+    text = text[:]  # plain text, whatever kind of it was given
     if "@" in text:
         text = _CREDENTIALS.sub("", text)
     return _PARAMETER.sub(_hidden, text) if "=" in text else text
+
+
+def hides_a_secret(url: str) -> bool:
+    """Whether a URL has been made to be shown: ``***`` is the value of a parameter that `redacted` hides."""
+    return any(value == "***" and _SECRET.search(name) for name, value in _PARAMETER.findall(url))
 
 
 def _hidden(found: re.Match[str]) -> str:

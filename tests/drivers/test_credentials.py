@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import pickle
 from base64 import b64encode
 from typing import Any
@@ -156,6 +158,32 @@ def test_b6_urls_and_reprs_of_handles_hide_secrets(facade: Facade, scripted: Scr
         assert response.read_bytes() == b"data"
     assert "X-Amz-Signature=hidden" in scripted.requests[0].target
     assert "hidden" not in repr(DurableStream(url)) + repr(AsyncDurableStream(url))
+
+
+def test_b6_the_url_of_a_handle_opens_the_stream_again(facade: Facade, scripted: ScriptedServer) -> None:
+    scripted.answer = _answer(scripted)
+    url = _with_user(scripted.root, "/s?token=hidden&limit=5")
+    handle = facade.DurableStream(url, content_type="text/plain")
+    shown = handle.url
+    assert facade.stream(shown, live=False).read_bytes() == b"data"
+    with facade.DurableStream(shown, content_type="text/plain").stream(live=False) as response:
+        assert facade.stream(response.url, live=False).read_bytes() == b"data"
+    with facade.Producer(shown, "p", content_type="text/plain") as producer:
+        assert producer.url == shown
+    assert all("token=hidden" in request.target for request in scripted.requests)
+    feed = FirehoseStream(shown)
+    assert FirehoseStream(feed.url).url == shown
+    copies = (str(shown), f"{shown}", shown + "", pickle.loads(pickle.dumps(shown)), copy.copy(shown))
+    for copied in (*copies, *map(repr, copies), json.dumps(shown)):
+        assert "hidden" not in copied
+        assert "p@ss" not in copied
+    # A copy is no longer the URL: that is said before anything is sent.
+    with pytest.raises(ValueError, match="Open the stream with the whole URL"):
+        stream(str(shown))
+    assert check_url("http://host/s?sort=***&x=1") == "http://host/s?sort=***&x=1"
+    assert type(redacted(shown)) is str
+    plain = scripted.root + "/s"
+    assert type(DurableStream(plain).url) is str
 
 
 @pytest.mark.parametrize(

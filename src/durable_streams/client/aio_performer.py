@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 from durable_streams.client.base import CallOptions, log_refusal, random
-from durable_streams.client.cancellable_wait import AsyncInterrupt
+from durable_streams.client.cancellable_wait import AsyncInterrupt, running_loop
 from durable_streams.client.sides import ASYNC
 from durable_streams.client.transports import AsyncExchange, AsyncTransport, async_transport_for
 from durable_streams.errors import DurableStreamError, FetchError
@@ -168,6 +168,8 @@ async def send(request: Request, options: CallOptions, interrupt: AsyncInterrupt
 
 async def open_exchange(request: Request, options: CallOptions, interrupt: AsyncInterrupt) -> AsyncExchange:
     """Send one request with the caller's headers and parameters, resolved now; raises FetchError."""
+    if ASYNC:
+        running_loop()
     transport: AsyncTransport = options.transport or async_transport_for(None)
     if options.headers or options.params:
         request = with_caller(request, await resolved(options.headers), await resolved(options.params))

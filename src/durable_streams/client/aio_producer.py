@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from durable_streams.client.aio_performer import run, send
 from durable_streams.client.base import make_options
+from durable_streams.client.cancellable_wait import running_loop
 from durable_streams.client.forks import leave_alone
 from durable_streams.client.producer_base import MISSING, ProducerBase, one_of
 from durable_streams.client.transports import async_transport_for
@@ -203,7 +204,7 @@ class IdempotentProducer(ProducerBase):
         Returns:
             A future that is done when the data is durable; its result's ``offset`` is the position after the batch.
         """
-        ticket: _Ticket = asyncio.get_running_loop().create_future()
+        ticket: _Ticket = running_loop().create_future()
         if self._machine.content_type is None:
             self._add_early(data, ticket)
         else:
@@ -342,7 +343,7 @@ class IdempotentProducer(ProducerBase):
             return replace(await asyncio.shield(self._ending), duplicate=True)
         record = None if final is None else self._machine.encode(final)
         self._begin()
-        ending: _Ticket = asyncio.get_running_loop().create_future()
+        ending: _Ticket = running_loop().create_future()
         self._machine.close_stream(record, ending)
         self._ending = ending
         self._turn()
@@ -416,7 +417,7 @@ class IdempotentProducer(ProducerBase):
         """
         busy(self)
         if self._keeper is None and not self._closing:
-            self._loop = asyncio.get_running_loop()
+            self._loop = running_loop()
             settle_stranded(self._loop)
             self._keeper = _until_the_end(weakref.ref(self))
             with contextlib.suppress(StopIteration):

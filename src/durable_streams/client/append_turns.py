@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from durable_streams.client.cancellable_wait import running_loop
 from durable_streams.client.forks import Origin, leave_alone
 from durable_streams.protocol.append_queue import AppendQueue, Entry
 from durable_streams.types import AppendResult
@@ -103,7 +104,7 @@ class AsyncAppendTurns:
         cancelled with its task.
         """
         self._origin.notice(self._renew)
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         queue = self._queues.setdefault(loop, AppendQueue())
         entry = Entry(data, loop.create_future())
         if not queue.add(entry):

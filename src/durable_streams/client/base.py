@@ -25,7 +25,6 @@ from durable_streams.errors import (
     FetchError,
     StreamConsumedError,
     StreamParseError,
-    redacted,
 )
 from durable_streams.protocol import headers as h
 from durable_streams.protocol.effects import Call, Effect, Machine
@@ -38,6 +37,7 @@ from durable_streams.protocol.request import (
     check_callers_headers,
     check_url,
     parse_retry_after,
+    shown_url,
     without_query,
 )
 from durable_streams.protocol.retry import DEFAULT_POLICY, LONG_WAIT, RetryPolicy
@@ -247,8 +247,8 @@ class HandleBase:
 
     @property
     def url(self) -> str:
-        """The stream's URL, without credentials: those stay with the handle."""
-        return redacted(self._url)
+        """The stream's URL, shown without credentials; `stream` and the handles open it with them all the same."""
+        return shown_url(self._url)
 
     @property
     def content_type(self) -> str | None:
@@ -322,8 +322,8 @@ class ResponseBase(Generic[ItemT]):
 
     @property
     def url(self) -> str:
-        """The stream's URL, without credentials."""
-        return redacted(self._reader.url)
+        """The stream's URL, as a handle shows it."""
+        return shown_url(self._reader.url)
 
     @property
     def content_type(self) -> str | None:

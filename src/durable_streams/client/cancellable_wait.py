@@ -13,7 +13,18 @@ from typing import Any
 
 from durable_streams.client.forks import Origin
 
-__all__ = ["AsyncInterrupt"]
+__all__ = ["AsyncInterrupt", "running_loop"]
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Return the running event loop of asyncio; raises RuntimeError where there is none, as under trio."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "The async API runs in an event loop of asyncio, and none runs here. Under trio use the sync API in a "
+            "thread: trio.to_thread.run_sync."
+        ) from None
 
 
 class AsyncInterrupt:
@@ -68,8 +79,8 @@ class AsyncInterrupt:
 
     def __enter__(self) -> None:
         self._origin.notice(self._renew)
-        task = self._task = asyncio.current_task()
-        self.loop = task.get_loop() if task is not None else asyncio.get_running_loop()
+        self.loop = running_loop()
+        self._task = asyncio.current_task(self.loop)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

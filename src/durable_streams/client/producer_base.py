@@ -11,9 +11,9 @@ from typing import Any
 
 from durable_streams.client.base import CallOptions, random
 from durable_streams.client.unclosed import Remains, register
-from durable_streams.errors import DurableStreamError, FetchError, redacted
+from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol.producer import PRODUCER_POLICY, Producer, ProducerSettings
-from durable_streams.protocol.request import check_url
+from durable_streams.protocol.request import check_url, shown_url
 
 __all__ = ["MISSING", "ProducerBase", "forked", "one_of"]
 
@@ -75,8 +75,8 @@ class ProducerBase:
 
     @property
     def url(self) -> str:
-        """The stream's URL, without credentials."""
-        return redacted(self._machine.url)
+        """The stream's URL, as a handle shows it."""
+        return shown_url(self._machine.url)
 
     @property
     def producer_id(self) -> str:

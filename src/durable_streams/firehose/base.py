@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
 
 from durable_streams.client.transports import completes_urls
-from durable_streams.errors import redacted
 from durable_streams.firehose.config import Attempt, StreamConfig, StreamState
 from durable_streams.firehose.errors import StreamError, StreamErrorType
 from durable_streams.firehose.machine import Feed
@@ -22,6 +21,7 @@ from durable_streams.protocol.request import (
     Request,
     check_callers_headers,
     check_url,
+    shown_url,
     text_of,
     with_caller,
     with_credentials,
@@ -203,7 +203,7 @@ class FeedHandle:
     @property
     def url(self) -> str:
         """The feed's URL, without credentials."""
-        return redacted(self._feed.url)
+        return shown_url(self._feed.url)
 
     @property
     def state(self) -> StreamState:

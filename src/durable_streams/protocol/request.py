@@ -29,6 +29,7 @@ from durable_streams.errors import (
     StreamClosedError,
     StreamExistsError,
     StreamNotFoundError,
+    hides_a_secret,
     redacted,
 )
 from durable_streams.protocol import headers as h
@@ -40,6 +41,7 @@ __all__ = [
     "Op",
     "Request",
     "Response",
+    "ShownURL",
     "check_callers_headers",
     "check_header",
     "check_url",
@@ -49,6 +51,7 @@ __all__ = [
     "parse_retry_after",
     "path_of",
     "server_date",
+    "shown_url",
     "text_of",
     "with_caller",
     "with_credentials",
@@ -126,10 +129,44 @@ Op = Generator[Request, Response, T]
 """
 
 
+class ShownURL(str):
+    """A URL without its credentials, as text; given to this package, it opens what the whole URL does.
+
+    So a program may log the ``url`` of a handle, and open the stream again with it. A copy in a pickle, a file or
+    another text is without credentials.
+    """
+
+    __slots__ = ("whole",)
+
+    whole: str
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)
+
+    def __str__(self) -> str:
+        return self[:]
+
+
+def shown_url(url: str) -> str:
+    """Return a URL as it may be shown: the same, if there are no credentials in it, else a `ShownURL`."""
+    text = redacted(url)
+    if text == url:
+        return url
+    shown = ShownURL(text)
+    shown.whole = url
+    return shown
+
+
 def check_url(url: str) -> str:
     """Return the URL without its fragment; raises ValueError unless it is an absolute http or https URL."""
     if not isinstance(url, str):
         raise TypeError(f"A stream's URL must be text, not {type(url).__name__}.")
+    if isinstance(url, ShownURL):
+        url = url.whole
+    elif "***" in url and hides_a_secret(url):
+        raise ValueError(
+            f"The URL {url!r} was made to be shown: *** stands for a secret. Open the stream with the whole URL."
+        )
     shown = redacted(_CREDENTIALS.sub("//", url, count=1))
     if _BAD_IN_URL.search(url):
         raise ValueError(f"The URL {shown!r} contains a space or control character; percent-encode it.")
