@@ -25,15 +25,18 @@ WORKERS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN) + 1)))
 DOCS := $(filter-out docs/xdk-behaviour.md,$(wildcard *.md docs/*.md)) benchmarks/README.md deploy/README.md xdk/README.md
 # What needs no server, or one that starts in the process of the test.
 FAST := tests/unit tests/property
+# The fast tests, and the others that play machines without a socket: together they run every line and branch of these.
+PURE := $(FAST) tests/firehose/test_machine.py tests/firehose/test_records.py tests/firehose/test_json_records.py
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo serve cluster test test-pythons check generate lint words format types conformance interop bench clean
+.PHONY: help demo serve cluster test test-pythons check coverage generate lint words format types conformance interop bench clean
 
 help:
 	@echo "make demo         write 20,000 real records through a server that keeps being killed, and count them"
 	@echo "make serve        the server, on http://127.0.0.1:4437/v1/stream"
 	@echo "make cluster      three NATS servers and two gateways over them, on free ports, until Ctrl-C"
-	@echo "make check        lint, types and the fast tests: within a minute"
+	@echo "make check        lint, types, and the fast tests with their coverage"
+	@echo "make coverage     the fast tests: they run every line and branch of what decides"
 	@echo "make test         the test suite"
 	@echo "make test-pythons the client's tests on other Pythons; PYTHONS=\"3.10 3.13\" chooses"
 	@echo "make lint types   ruff, codespell, words and widths; mypy --strict, and pyright for the public names"
@@ -60,8 +63,10 @@ test: $(VENV)/dev.stamp
 test-pythons:
 	.ci/pythons $(PYTHONS)
 
-check: lint types
-	$(PYTEST) -q $(FAST) $(ARGS)
+check: lint types coverage
+
+coverage: $(VENV)/dev.stamp
+	$(PYTEST) -q --cov --cov-report=term $(PURE) $(ARGS)
 
 generate: $(VENV)/dev.stamp
 	$(BIN)/python tools/make_sync.py
@@ -96,7 +101,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv .venv-* tests/conformance/node_modules tests/interop/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* tests/conformance/node_modules tests/interop/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 
 # The stamps make a second run start at once; a changed pyproject.toml installs again.
 $(VENV)/pip.stamp:

@@ -16,6 +16,7 @@ from playing import CUT, REFUSED, STALL, Answer, Player
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.firehose import X_SCHEDULE, Linear, StreamConfig, StreamError, StreamErrorType
 from durable_streams.firehose.errors import from_failure
+from durable_streams.protocol.effects import Call, Pause
 
 LINE = b'{"data":{"id":1}}\r\n'
 DATA = Answer(body=(LINE,))
@@ -435,3 +436,20 @@ def test_a_feed_of_events_is_asked_for_by_its_type() -> None:
     player = Player(plain(record_format="sse")).play(DATA)
     assert player.requests[0].headers["accept"] == "text/event-stream"
     assert "accept" not in Player(plain()).play(DATA).requests[0].headers
+
+
+def test_a_request_that_cannot_be_made_is_a_failed_attempt() -> None:
+    """The caller's parameters for an attempt may fail: the driver throws what that is, and the feed goes on."""
+    feed = Player(plain()).feed
+    run = feed.run()
+    call = next(run)
+    assert isinstance(call, Call)
+    error = StreamError("no token", "timeout")
+    assert run.throw(error) == Call("on_error", (error,))
+    assert [next(run), next(run)] == [Call("on_reconnect", (1, 1.0)), Pause(1.0)]
+
+
+@pytest.mark.parametrize(("empty_records", "given"), [(True, [{}, {"a": 1}, {}]), (False, [{"a": 1}])])
+def test_empty_records_are_records_unless_they_are_not_wanted(empty_records: bool, given: list[Any]) -> None:
+    player = Player(plain(empty_records=empty_records)).play(Answer(body=(b'{}\n{"a":1}\n {} \r\n',)))
+    assert [entry for entry in player.log if isinstance(entry, dict)] == given

@@ -117,6 +117,7 @@ def test_invalid_records_stand_where_they_were() -> None:
         (b'{"title":"x","disconnect_type":"OperationalDisconnect"}', True),
         (b'{"title":"ConnectionException","connection_issue":"TooManyConnections"}', True),
         (b'{"data":{"id":"1"},"errors":[{"title":"Not Found Error"}]}', False),
+        (b'{"errors":[{"title":"Not Found Error"}],"data":{"id":"1"}}', False),
         (b'{"errors":[]}', False),
         (b'{"errors":3}', False),
         (b'{"errors":["of yesterday"]}', False),

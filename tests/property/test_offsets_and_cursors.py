@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from durable_streams.protocol.cursors import next_cursor
-from durable_streams.protocol.offsets import format_offset, parse_offset
+from durable_streams.protocol.offsets import format_offset, is_exact, parse_offset
 from durable_streams.protocol.sse import encode_control, encode_data
 
 POSITIONS = st.integers(0, 10**16 - 1)
@@ -119,3 +119,12 @@ def test_a_control_event_is_one_line_of_json(
     }
     assert kind == "control"
     assert json.loads(data) == {name: value for name, value in expected.items() if value not in {None, False}}
+
+
+def test_a_cursor_that_is_longer_than_any_of_a_server_is_no_cursor() -> None:
+    assert next_cursor(2e9, "9" * 1001, lambda: 0.5) == next_cursor(2e9, None, lambda: 0.5)
+
+
+def test_an_exact_offset_says_so() -> None:
+    assert is_exact(format_offset(5, exact=True))
+    assert not is_exact(format_offset(5))

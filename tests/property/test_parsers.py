@@ -163,3 +163,11 @@ def test_more_than_the_limit_is_a_clear_error(wire: bytes) -> None:
 
 def test_an_event_of_exactly_the_limit_is_taken() -> None:
     assert SSEDecoder(limit=100).feed(b"data: " + b"x" * 100 + b"\n\n")[0].data == b"x" * 100
+
+
+def test_an_event_of_another_type_is_nobodys() -> None:
+    """A later version of the protocol may have more of them; a comment keeps a connection alive."""
+    stream = EventStream({}, 100)
+    wire = b"event: ping\ndata: x\n\n: comment\n\n" + encode_data(b"a", text=True) + encode_control("2")
+    [control] = stream.feed(wire)
+    assert (control.payloads, control.next_offset) == ([b"a"], "2")

@@ -3,9 +3,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 
-from durable_streams.errors import StreamNotFoundError, StreamParseError
+from durable_streams.errors import (
+    DurableStreamError,
+    StreamExistsError,
+    StreamNotFoundError,
+    StreamParseError,
+)
 from durable_streams.protocol import operations
 from durable_streams.protocol.request import Op, Request, Response
 
@@ -172,3 +178,70 @@ def test_malformed_json_names_the_safe_offset(body: bytes) -> None:
     with pytest.raises(StreamParseError) as caught:
         operations.decode_json(body, "42")
     assert caught.value.offset == "42"
+
+
+def test_a_stream_that_was_there_is_not_called_new() -> None:
+    for response, created in [
+        (Response(201, {}), True),
+        (Response(200, {}), False),
+        (Response(200, {}, after_doubt=True), None),  # an attempt without an answer may have made it
+    ]:
+        _, result = play(operations.create(URL), response)
+        assert result.created is created
+
+
+def test_an_end_and_a_fork_without_a_place_in_a_batch_are_said_as_they_are() -> None:
+    op = operations.create(URL, source=URL + "/b", fork_offset="7", expires_at="2030-01-01T00:00:00Z")
+    [request], result = play(
+        op, Response(201, {"stream-expires-at": "2030-01-01T00:00:00Z", "stream-ttl": "x"})
+    )
+    assert request.headers == {
+        "stream-forked-from": "/v1/stream/a/b",
+        "stream-fork-offset": "7",
+        "stream-expires-at": "2030-01-01T00:00:00Z",
+    }
+    assert (result.expires_at, result.ttl_seconds) == ("2030-01-01T00:00:00Z", None)
+
+
+@pytest.mark.parametrize(
+    ("op", "status", "kind"),
+    [
+        (operations.create(URL), 409, StreamExistsError),
+        (operations.head(URL), 404, StreamNotFoundError),
+        (operations.append(URL, b"x", content_type="text/plain"), 413, DurableStreamError),
+        (operations.close_stream(URL), 404, StreamNotFoundError),
+        (operations.delete(URL), 404, StreamNotFoundError),
+        (operations.delete(URL), 500, DurableStreamError),
+    ],
+)
+def test_a_refusal_is_raised(op: Op[Any], status: int, kind: type[Exception]) -> None:
+    with pytest.raises(kind) as caught:
+        play(op, Response(status, {}))
+    assert caught.value.status == status  # type: ignore[attr-defined]
+
+
+def test_a_close_may_carry_data_under_a_sequence() -> None:
+    op = operations.close_stream(URL, b"end", content_type="text/plain", seq="7")
+    [request], result = play(op, Response(204, {"stream-next-offset": "9"}))
+    assert (request.body, request.headers["stream-seq"], result.final_offset) == (b"end", "7", "9")
+
+
+def test_a_delete_is_done_where_the_server_says_so() -> None:
+    [request], result = play(operations.delete(URL), Response(202, {}))
+    assert (request.method, result) == ("DELETE", None)
+
+
+def test_an_offset_that_is_none_is_refused() -> None:
+    with pytest.raises(StreamParseError, match="Stream-Next-Offset") as caught:
+        play(
+            operations.append(URL, b"x", content_type="text/plain"),
+            Response(204, {"stream-next-offset": "now"}),
+        )
+    assert caught.value.code == "BAD_OFFSET"
+
+
+def test_json_text_may_come_in_any_kind_of_bytes() -> None:
+    for kind in (bytes, bytearray, memoryview, msgspec.Raw):
+        assert operations.encode_json_message(kind(b' {"a":1}\n')) == b'{"a":1}'
+    with pytest.raises(ValueError, match="no UTF-8 from character 2 on: write a lone surrogate as an escape"):
+        operations.encode_json_message('["\ud800"]')

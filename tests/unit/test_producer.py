@@ -314,3 +314,129 @@ def test_b16_a_full_batch_goes_out_beside_a_request_in_flight() -> None:
     machine = established()
     add(machine, b"1", b"2", b"3")
     assert seqs(take(machine), take(machine)) == [("0", "1"), ("0", "2")]
+
+
+def test_a_record_that_fits_joins_the_open_batch_without_a_decision() -> None:
+    machine = make(max_batch_bytes=8)
+    assert not machine.fits(b"a"), "the first record of a batch starts its time"
+    add(machine, b"a")
+    assert [machine.fits(record) for record in (b"b", b"c", b"too long")] == [True, True, False]
+    assert (machine.pending_count, machine.pending_bytes) == (3, 3)
+    assert take(machine).request.body == b"abc"
+
+
+def test_a_flush_is_over_when_what_was_queued_before_it_is_acknowledged() -> None:
+    machine = make(linger=60.0)
+    assert machine.passed(machine.flush()), "nothing was queued"
+    add(machine, b"a")
+    barrier = machine.flush()
+    assert not machine.passed(barrier)
+    job = take(machine)
+    add(machine, b"b")  # behind the barrier
+    assert not machine.passed(barrier)
+    accept(machine, job)
+    assert machine.passed(barrier)
+    assert not machine.idle
+
+
+def test_a_flush_is_over_when_its_records_have_failed() -> None:
+    machine = make()
+    add(machine, b"a")
+    barrier = machine.flush()
+    machine.fail(errors.DurableStreamError("no more"))
+    assert machine.passed(barrier)
+
+
+def test_while_a_claim_waits_for_requests_in_flight_there_is_nothing_to_wake_for() -> None:
+    machine = established(auto_claim=True)
+    add(machine, b"1", b"2", b"3")
+    first, second = take(machine), take(machine)
+    machine.answered(first.token, Response(403, {"producer-epoch": "4"}), 0.0)
+    assert machine.wake_at(0.0) is None
+    assert machine.next_request(0.0) is None
+    machine.answered(second.token, Response(403, {"producer-epoch": "4"}), 0.0)
+    assert machine.wake_at(0.0) == 0.0
+    assert seqs(take(machine)) == [("5", "0")]
+
+
+def test_a_producer_that_failed_is_never_woken() -> None:
+    machine = make()
+    add(machine, b"a")
+    machine.fail(errors.DurableStreamError("no more"))
+    assert machine.wake_at(0.0) is None
+
+
+def test_the_first_error_of_a_producer_stays_its_error() -> None:
+    machine = make()
+    machine.add(b"a", 0.0, "ticket")
+    machine.fail(first := errors.DurableStreamError("first"))
+    assert machine.fail(errors.DurableStreamError("second")) == []
+    assert machine.error is first
+    with pytest.raises(errors.DurableStreamError, match="first"):
+        add(machine, b"b")
+
+
+def test_a_restart_waits_for_requests_in_flight_and_sends_the_rest_under_the_next_epoch() -> None:
+    machine = established()
+    add(machine, b"1")
+    job = take(machine)
+    with pytest.raises(errors.DurableStreamError, match="flush it first") as caught:
+        machine.restart()
+    assert caught.value.code == "BUSY"
+    machine.broken_off(job.token)
+    machine.broken_off(job.token)  # it is known already
+    machine.restart()
+    again = take(machine)
+    assert (seqs(again), again.request.body) == ([("1", "0")], b"1")
+
+
+def test_a_request_that_the_driver_ended_goes_out_again_with_its_number() -> None:
+    machine = established()
+    add(machine, b"1")
+    job = take(machine)
+    machine.broken_off(job.token)
+    again = take(machine)
+    assert (seqs(again), again.request.body) == (seqs(job), job.request.body)
+
+
+def test_what_belongs_to_another_process_is_dropped_without_being_lost_here() -> None:
+    machine = established()
+    add(machine, b"1", b"2")
+    take(machine)
+    machine.disown(errors.DurableStreamError("made before the fork"))
+    assert (machine.pending_count, machine.in_flight_count, machine.lost_count) == (0, 0, 0)
+    with pytest.raises(errors.DurableStreamError, match="made before the fork"):
+        add(machine, b"3")
+
+
+def test_an_acknowledgement_with_an_offset_that_is_none_fails_the_producer() -> None:
+    machine = make()
+    machine.add(b"a", 0.0, "ticket")
+    machine.flush()
+    [outcome] = machine.answered(take(machine).token, Response(200, {"stream-next-offset": "now"}), 0.0)
+    assert isinstance(outcome.error, errors.StreamParseError)
+    assert (outcome.ticket, machine.error) == ("ticket", outcome.error)
+
+
+def test_a_content_type_that_becomes_known_says_how_records_are_encoded() -> None:
+    machine = make()
+    machine.content_type = "application/json"
+    assert machine.encode({"a": 1}) == b'{"a":1}'
+    machine.content_type = None  # no longer known: what was said stays
+    assert (machine.content_type, machine.encode([2])) == (None, b"[2]")
+
+
+def test_a_producer_is_woken_when_a_batch_may_go_and_its_pause_is_over() -> None:
+    machine = make(linger=2.0)
+    assert machine.wake_at(1.0) is None
+    add(machine, b"a", now=1.0)
+    assert machine.wake_at(1.0) == 3.0
+    machine.flush()
+    assert machine.wake_at(1.5) == 1.5
+    job = take(machine, 1.5)
+    assert machine.wake_at(1.5) is None, "its answer comes first"
+    machine.failed(job.token, errors.FetchError("lost"), 2.0)
+    assert machine.wake_at(2.0) == 3.0
+    add(machine, b"b", now=2.0)
+    machine.restart()
+    assert machine.wake_at(2.5) == 2.5

@@ -7,6 +7,8 @@ import pytest
 
 from durable_streams import errors
 from durable_streams.protocol.effects import READ, RELEASE, Call, Effect, Give, Pause, Send
+from durable_streams.protocol.jsonarrays import split
+from durable_streams.protocol.jsonchunks import PIECE_SIZE
 from durable_streams.protocol.reader import Portion, Reader
 from durable_streams.protocol.request import Request
 from durable_streams.protocol.retry import RetryPolicy
@@ -413,3 +415,143 @@ def test_an_answer_that_trickles_is_given_up() -> None:
     CLOCK.now += 2
     assert run.send(b"b") is RELEASE
     assert next(run) == Pause(1.0)
+
+
+def test_auto_is_another_word_for_true() -> None:
+    assert reader(live="auto").live is True
+
+
+def test_a_known_tag_is_sent_until_the_first_answer() -> None:
+    machine = reader(live=False, offset="3", etag='"t"')
+    sent = next_request(machine)
+    assert sent is not None
+    assert sent.headers["if-none-match"] == '"t"'
+    assert [b.data for b in answer(machine, 304, stream_next_offset="3", stream_up_to_date="true")] == [b""]
+    assert machine.finished
+    machine = reader(live=False, offset="3", etag='"t"')
+    answer(machine, body=b"x", stream_next_offset="4", etag='"u"')
+    sent = next_request(machine)
+    assert sent is not None
+    assert "if-none-match" not in sent.headers
+    assert machine.etag == '"u"'
+
+
+def test_the_place_is_what_commit_comes_back_to() -> None:
+    machine = reader(live="long-poll")
+    tail(machine, "5", stream_cursor="c")
+    place = machine.place
+    assert place == Portion(b"", "5", "c", True, False)
+    tail(machine, "9")
+    assert machine.offset == "9"
+    machine.commit(place)
+    assert (machine.offset, machine.cursor) == ("5", "c")
+
+
+def array(machine: Reader, body: bytes, **headers: str) -> list[Portion]:
+    headers = {"content_type": "application/json", "stream_next_offset": "9", **headers}
+    return answer(machine, body=body, **headers)  # type: ignore[arg-type]
+
+
+def test_a_body_that_is_given_early_comes_in_pieces_before_its_end() -> None:
+    machine = reader(live=False, policy=POLICY)
+    run = machine.run()
+    next(run)
+    assert run.send(head(200, stream_next_offset="9", content_length="6")) is READ
+    machine.give_early(2)
+    given = run.send(b"abc")
+    assert isinstance(given, Give)
+    assert (given.value.data, given.value.next_offset) == (b"abc", "-1")
+    assert next(run) is READ
+    assert run.send(b"def") is READ
+    last = [effect for effect in (run.send(b""), next(run)) if isinstance(effect, Give)]
+    assert [(give.value.data, give.value.next_offset) for give in last] == [(b"def", "9")]
+
+
+MESSAGES = [b'"%d"' % number for number in range(60_000)]  # more than one piece
+
+
+def test_an_array_that_ends_without_its_bracket_was_cut_and_the_rest_is_asked_for() -> None:
+    machine = reader(live=False, policy=POLICY)
+    machine.give_early(4)
+    [first] = array(machine, b"[" + b",".join(MESSAGES))
+    assert (machine.delay, first.next_offset, machine.offset) == (1, "-1", "-1")
+    # The next answer begins at the same place: what was given out is left out.
+    rest = array(machine, b"[" + b",".join(MESSAGES) + b"]")
+    assert machine.offset == "9"
+    given = [message for portion in (first, *rest) for message in split(portion.data)]
+    assert given == MESSAGES
+
+
+@pytest.mark.parametrize("body", [b'{"a":1}', b'{"a":"' + b"x" * PIECE_SIZE + b'"}'])
+def test_a_body_that_is_no_array_ends_the_read(body: bytes) -> None:
+    machine = reader(live=False)
+    machine.give_early(4)
+    with pytest.raises(errors.StreamParseError, match="not a JSON array"):
+        array(machine, body)
+
+
+def test_a_message_over_the_limit_ends_the_read_before_it_is_whole() -> None:
+    machine = reader(live=False, limit=64)
+    machine.give_early(4)
+    with pytest.raises(errors.StreamParseError) as caught:
+        array(machine, b'["' + b"x" * PIECE_SIZE)
+    assert caught.value.code == "TOO_LARGE"
+
+
+def test_a_stream_that_ends_before_what_was_read_already_is_another_one() -> None:
+    machine = reader(live=False, policy=POLICY)
+    machine.give_early(2)
+    cut = answer(machine, body=b"abcdef", content_length="9", stream_next_offset="9")
+    assert b"".join(b.data for b in cut) == b"abcdef"
+    with pytest.raises(errors.StreamParseError, match="another stream has replaced it"):
+        answer(machine, body=b"abc", stream_next_offset="3", stream_up_to_date="true")
+
+
+def test_what_was_given_out_already_may_come_again_in_answers_of_other_sizes() -> None:
+    machine = reader(live=False, policy=POLICY)
+    machine.give_early(2)
+    answer(machine, body=b"abcdef", content_length="9", stream_next_offset="9")
+    assert b"".join(b.data for b in answer(machine, body=b"abc", stream_next_offset="3")) == b""
+    again = answer(machine, body=b"defghi", stream_next_offset="9", stream_up_to_date="true")
+    assert b"".join(b.data for b in again) == b"ghi"
+
+
+def test_an_answer_that_moves_without_data_before_the_tail_is_followed_with_a_pause() -> None:
+    machine = reader(live=False, offset="3", policy=POLICY)
+    answer(machine, stream_next_offset="4")
+    assert (machine.delay, query(machine)) == (1.0, "offset=4")
+
+
+def test_an_offset_of_the_server_that_is_none_ends_the_read() -> None:
+    machine = reader(live=False)
+    with pytest.raises(errors.StreamParseError, match="gave 'now', which is not an offset") as caught:
+        answer(machine, body=b"x", stream_next_offset="now")
+    assert caught.value.code == "BAD_OFFSET"
+
+
+@pytest.mark.parametrize("status", [204, 406, 400])
+def test_live_sse_says_whether_the_server_has_no_event_streams(status: int) -> None:
+    machine = reader(live="sse")
+    kind = errors.DurableStreamError if status == 400 else errors.SSENotSupportedError
+    with pytest.raises(kind) as caught:
+        answer(machine, status)
+    assert type(caught.value) is kind
+
+
+def test_an_event_stream_that_lasted_is_no_repeated_failure() -> None:
+    machine = reader(live="sse", policy=POLICY)
+    for _ in range(POLICY.max_retries + 3):
+        answer(
+            machine,
+            body=encode_control("-1", up_to_date=True),
+            error=errors.FetchError("cut"),
+            lasting=60.0,
+            **SSE,  # type: ignore[arg-type]
+        )
+        assert machine.delay == 1.0
+
+
+def test_an_event_stream_that_ends_without_an_event_is_a_failure() -> None:
+    machine = reader(live="sse", policy=RetryPolicy(max_retries=0))
+    with pytest.raises(errors.FetchError, match="ended before its first event"):
+        answer(machine, **SSE)  # type: ignore[arg-type]

@@ -6,10 +6,13 @@ from durable_streams import errors
 from durable_streams.protocol.request import (
     Request,
     Response,
+    check_callers_headers,
     check_header,
     check_url,
+    content_length,
     error_from,
     parse_retry_after,
+    text_of,
     with_caller,
     with_query,
 )
@@ -142,3 +145,84 @@ def test_a_server_that_does_not_know_the_outcome_says_so() -> None:
         f"POST {URL} answered 503: the answer was not heard (the append may have been"
     )
     assert error_from(Response(503, {}), Request("POST", URL)).code == "BUSY"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://host/a/../b",
+        "http://host/a/%2E%2e",
+        "http://host/.",
+        "http://a..b/",
+        "http://" + "a" * 64 + "/",
+        "http://" + "ab." * 85 + "/",
+        "http://\u00e9..b/",
+        "http://" + "\u00e9" * 64 + "/",
+    ],
+)
+def test_a_url_whose_path_or_host_stands_for_another_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"\.$"):
+        check_url(url)
+
+
+def test_a_host_may_have_letters_of_any_language_and_a_final_dot() -> None:
+    for url in ("http://b\u00fccher.example/s", "http://host./s", "http://[::1]:8080/s"):
+        assert check_url(url) == url
+
+
+def test_a_url_must_be_text() -> None:
+    with pytest.raises(TypeError, match="must be text, not bytes"):
+        check_url(b"http://host/")  # type: ignore[arg-type]
+
+
+def test_numbers_and_truth_values_have_their_text_in_headers_and_parameters() -> None:
+    assert [text_of(value) for value in (True, False, 3, 1.5, "a")] == ["true", "false", "3", "1.5", "a"]
+    odd = object()
+    assert text_of(odd) is odd  # what it is worth, `check_header` says
+
+
+def test_a_header_must_be_text() -> None:
+    with pytest.raises(TypeError, match="'X' must be text"):
+        check_header("X", 3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="must be text, not int"):
+        check_callers_headers([3])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "transfer_encoding", " Host ", "Connection"])
+def test_headers_that_say_where_a_message_ends_are_not_the_callers(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be set: it belongs to the connection"):
+        check_callers_headers([name])
+
+
+def test_a_client_may_set_the_headers_of_its_connections_but_not_those_of_bodies() -> None:
+    check_callers_headers(["Connection", "Accept"], of_client=True)
+    with pytest.raises(ValueError, match="cannot be set on a client"):
+        check_callers_headers(["Content-Length"], of_client=True)
+
+
+def test_without_parameters_the_url_stays() -> None:
+    assert with_caller(Request("GET", URL + "?b=1&a=2"), {}, {}).url == URL + "?b=1&a=2"
+
+
+def test_a_date_without_a_zone_is_taken_as_utc() -> None:
+    headers = {
+        "retry-after": "Wed, 21 Oct 2015 07:28:30 -0000",
+        "date": "Wed, 21 Oct 2015 07:28:00 -0000",
+    }
+    assert parse_retry_after(headers) == 30.0
+    assert parse_retry_after({"retry-after": headers["retry-after"]}) == 1.0  # whatever the time is there
+
+
+def test_the_length_of_a_body_in_a_coding_is_not_known() -> None:
+    assert content_length({"content-length": "12"}) == 12
+    assert content_length({"content-length": "-1"}) is None
+    assert content_length({}) is None
+    assert content_length({"content-length": "12", "content-encoding": "gzip"}) is None
+    assert content_length({"content-length": "12", "transfer-encoding": "chunked"}) is None
+
+
+def test_an_error_may_be_a_mere_sentence_or_have_no_text_at_all() -> None:
+    assert str(answer(400, b'{"error":"no such view"}')) == f"GET {URL} answered 400: no such view."
+    assert answer(400, b'{"error":{"code":"bad code","message":7}}').code == "BAD_REQUEST"
+    assert str(answer(400, b"[1]")).startswith(f"GET {URL} answered 400: the server refused")
+    assert str(answer(400, b'"\\n \\t"')).startswith(f"GET {URL} answered 400: the server refused")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -177,3 +179,127 @@ def test_what_a_body_is_stored_as(
     with pytest.raises(Rejection) as caught:
         rules.prepare_append(state, content_type, body, close=close)
     assert caught.value.status == expected
+
+
+# -- what exists already, and what was deleted
+
+
+def refusal(decide: Callable[[], object]) -> tuple[int, str]:
+    with pytest.raises(Rejection) as caught:
+        decide()
+    return caught.value.status, caught.value.code
+
+
+def test_a_deleted_stream_is_gone_for_its_users_and_in_the_way_of_a_new_one() -> None:
+    deleted = stream(deleted=True, forks=1)
+    assert refusal(lambda: rules.require(deleted)) == (410, "GONE")
+    assert refusal(lambda: rules.require(None)) == (404, "NOT_FOUND")
+    assert refusal(lambda: rules.decide_create(deleted, None, Create("s", TEXT), 2, NOW)) == (
+        409,
+        "CONFLICT_EXISTS",
+    )
+
+
+FORK = ForkPoint("source", 7, 5)
+FORKED = {"forked_from": "source", "fork_position": 5}
+
+
+@pytest.mark.parametrize(
+    ("existing", "command", "same"),
+    [
+        ({}, {}, True),
+        ({}, {"content_type": "TEXT/plain; charset=x"}, True),
+        ({}, {"content_type": None}, False),  # the default is another type
+        ({"content_type": "application/octet-stream"}, {"content_type": None}, True),
+        ({}, {"closed": True}, False),
+        ({"closed": True}, {"closed": True}, True),
+        ({}, {"ttl": 60}, False),
+        ({"ttl": 60, "deadline": NOW + 60}, {"ttl": 60}, True),
+        # A moment is the same however it is spelled.
+        ({"expires_at": "a", "deadline": NOW}, {"expires_at": "b", "deadline": NOW}, True),
+        ({"expires_at": "a", "deadline": NOW}, {"expires_at": "a", "deadline": NOW + 1}, False),
+        ({}, {"fork": FORK}, False),
+        (FORKED, {}, False),
+        (FORKED, {"fork": FORK, "content_type": None}, True),
+        (FORKED, {"fork": ForkPoint("source", 7, 6)}, False),
+        # A fork without an expiry of its own has its source's.
+        ({**FORKED, "ttl": 60, "deadline": NOW + 60}, {"fork": FORK}, True),
+        ({**FORKED, "ttl": 60, "deadline": NOW + 60}, {"fork": FORK, "ttl": 61}, False),
+    ],
+)
+def test_a_stream_is_made_again_only_with_the_same_configuration(
+    existing: dict[str, object], command: dict[str, object], same: bool
+) -> None:
+    state, create = stream(**existing), Create(**{"path": "s", "content_type": TEXT, **command})
+
+    def decide() -> rules.Created:
+        return rules.decide_create(state, None, create, 2, NOW)
+
+    if same:
+        assert (decide().state, decide().new) == (state, False)
+    else:
+        assert refusal(decide) == (409, "CONFLICT_EXISTS")
+
+
+def test_what_cannot_be_forked() -> None:
+    source = stream(id=7, path="source", tail=9)
+    missing = 404, "NOT_FOUND"
+    command = Create("s", None, fork=FORK)
+    assert refusal(lambda: rules.decide_create(None, None, command, 2, NOW)) == missing
+    replaced = replace(source, id=8)  # since the position was resolved
+    assert refusal(lambda: rules.decide_create(None, replaced, command, 2, NOW)) == missing
+    assert refusal(lambda: rules.check_fork_source(None, None)) == missing
+    deleted = replace(source, deleted=True)
+    assert refusal(lambda: rules.check_fork_source(deleted, None)) == (409, "CONFLICT_DELETED")
+    other = 409, "CONFLICT_CONTENT_TYPE"
+    assert refusal(lambda: rules.check_fork_source(source, "application/json")) == other
+    assert rules.check_fork_source(source, "Text/Plain") is source
+
+
+def test_a_sequence_must_grow_in_the_order_of_its_bytes() -> None:
+    first = rules.decide_append(stream(), None, Append(TEXT, b"ab", seq="9")).state
+    assert (first.last_seq, first.tail) == ("9", 2)
+    for seq in ("9", "10"):
+        assert refusal(lambda seq=seq: rules.decide_append(first, None, Append(TEXT, b"c", seq=seq))) == (
+            409,
+            "CONFLICT_SEQ",
+        )
+    assert rules.decide_append(first, None, Append(TEXT, b"c", seq="\u00e9")).state.last_seq == "\u00e9"
+    # Only a request with a sequence moves it.
+    assert rules.decide_append(first, None, Append(TEXT, b"c")).state.last_seq == "9"
+
+
+def test_a_closed_stream_takes_what_it_has_already_and_nothing_else() -> None:
+    state, known = stream(closed=True, tail=9), ProducerState(3, 5)
+
+    def append(
+        payload: bytes = b"x", *, close: bool = False, stamp: ProducerStamp | None = None
+    ) -> rules.Appended:
+        return rules.decide_append(state, known, Append(TEXT, payload, close=close, producer=stamp))
+
+    for repeated in (append(stamp=ProducerStamp("p", 3, 5)), append(b"", close=True)):
+        assert (repeated.state, repeated.producer, repeated.duplicate) == (state, known, True)
+    for stamp in (None, ProducerStamp("p", 3, 6), ProducerStamp("p", 2, 5)):
+        for close in (False, True):
+            with pytest.raises(Rejection) as caught:
+                append(close=close, stamp=stamp)
+            assert (caught.value.status, caught.value.code) == (409, "STREAM_CLOSED")
+            assert caught.value.headers["stream-closed"] == "true"
+            assert caught.value.headers["stream-next-offset"].endswith("9")
+
+
+def test_a_deleted_stream_and_one_without_an_end_do_not_expire() -> None:
+    ended = stream(deadline=NOW)
+    assert rules.is_expired(ended, None, NOW)
+    assert not rules.is_expired(ended, None, NOW - 1)
+    assert not rules.is_expired(replace(ended, deleted=True), None, NOW)
+    assert not rules.is_expired(stream(), None, NOW)
+    # With a sliding window, the last touch counts where it is known.
+    sliding = stream(ttl=60, deadline=NOW)
+    assert not rules.is_expired(sliding, NOW - 59, NOW)
+    assert rules.is_expired(sliding, NOW - 60, NOW)
+
+
+def test_a_mere_close_needs_no_content_type() -> None:
+    done = rules.decide_append(stream(tail=3), None, Append(None, b"", close=True))
+    assert (done.state.closed, done.state.tail, done.duplicate) == (True, 3, False)

@@ -214,7 +214,7 @@ class RecordDecoder:
         else:
             if values is None:
                 yield from self._one_by_one(records)
-            elif values:
+            else:
                 self.reached = records[-1]
                 yield values
 

@@ -55,8 +55,9 @@ def decode_slowly(text: bytes) -> Any:
     try:
         return _Parser(text.decode()).value()
     except ValueError as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise InvalidJSONError(reason[:1].lower() + reason[1:]) from None
+        if isinstance(error, json.JSONDecodeError):
+            raise InvalidJSONError(error.msg[:1].lower() + error.msg[1:]) from None
+        raise InvalidJSONError(str(error)) from None
 
 
 class _Parser:

@@ -266,7 +266,7 @@ class Reader:
             self._received += len(chunk)
             if self._event_stream is not None:
                 yield from self._events(self._event_stream, chunk)
-            elif self._body is not None:
+            elif self._body is not None:  # pragma: no branch - what was accepted is one or the other
                 yield from self._pieces(self._body, chunk)
                 if waited > self.trickle + self._received / SLOWEST:
                     return self._too_slow(waited)
@@ -306,7 +306,7 @@ class Reader:
             self._retry(error)
         elif not self.accepted:
             self._refused()
-        elif self._body is not None:
+        elif self._body is not None:  # pragma: no branch - an accepted answer that has no events has a body
             yield from self._body_ended(self._body, lived)
 
     # -- what the driver calls
