@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from durable_streams.protocol.jsonarrays import ArrayPieces, split
+from durable_streams.protocol.jsonarrays import ArrayPieces, messages, split
 from durable_streams.protocol.jsonchunks import ArraySplitter
+from durable_streams.protocol.jsonparser import parse
 from durable_streams.protocol.jsonrule import MAX_DEPTH, MAX_INTEGER_DIGITS, InvalidJSONError
-from durable_streams.protocol.jsonvalues import decode, decode_slowly, encode
+from durable_streams.protocol.jsonvalues import decode, encode
 
 LONE = "\ud800"  # what the fast encoder refuses
 
@@ -84,8 +85,8 @@ def test_a_value_may_nest_as_deep_as_a_message_and_no_deeper(leaf: Any) -> None:
     ],
 )
 def test_what_is_no_text_is_refused_with_its_place(text: bytes, reason: str) -> None:
-    with pytest.raises(InvalidJSONError, match=reason):
-        decode_slowly(text)
+    with pytest.raises(ValueError, match=reason):
+        parse(text)
     with pytest.raises(InvalidJSONError):
         decode(text)
 
@@ -94,10 +95,10 @@ def test_what_is_no_text_is_refused_with_its_place(text: bytes, reason: str) -> 
 
 
 def test_an_array_of_long_messages_is_cut_between_them() -> None:
-    messages = [b'{"a":"' + bytes([letter]) * 20_000 + b'"}' for letter in b"bcdef"]
-    pieces = list(ArrayPieces(b"[" + b",".join(messages) + b"]"))
+    texts = [b'{"a":"' + bytes([letter]) * 20_000 + b'"}' for letter in b"bcdef"]
+    pieces = list(ArrayPieces(b"[" + b",".join(texts) + b"]"))
     assert len(pieces) > 1
-    assert [message for piece in pieces for message in split(piece)] == messages
+    assert [message for piece in pieces for message in split(piece)] == texts
 
 
 @pytest.mark.parametrize(("body", "count"), [(b"[1,2,3]", 3), (b"[1,,3]", 3), (b"[1,2 3]", 2), (b"[]", 0)])
@@ -118,3 +119,15 @@ def test_messages_before_one_that_nests_deeply_are_given_first() -> None:
     rest = [splitter.feed(deep[12_000:]), splitter.feed(b',"c"]'), splitter.finish()]
     given = [message for piece in rest if piece is not None for message in split(piece.body)]
     assert given == [deep, b'"c"']
+
+
+def test_messages_before_a_long_text_are_given_first() -> None:
+    splitter = ArraySplitter(size=10_000)
+    first = splitter.feed(b'["a","b","' + b"x" * 12_000)
+    assert first is not None
+    assert (first.body, first.messages) == (b'["a","b"]', 2)
+
+
+def test_what_is_no_array_has_no_messages() -> None:
+    with pytest.raises(InvalidJSONError, match="not an array of messages"):
+        list(messages(b"{}"))

@@ -1,4 +1,4 @@
-"""Dependencies point one way: cli to client, server to stores to protocol."""
+"""Dependencies point one way: cli to client, server to stores to protocol. A class name stands for one thing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import ast
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,39 @@ def test_nothing_imports_upward(path: Path) -> None:
         return
     assert layer in ALLOWED, f"{layer} has no place in the order yet"
     assert set(imported(path)) <= ALLOWED[layer] | {layer}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(HOME.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in HOME.rglob("*.py")}
+
+
+def modules_imported(path: Path) -> Iterator[str]:
+    """Yield the modules of ours that a module imports: at its top, in a function, or for type checkers only."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                yield submodule if submodule in MODULES else node.module or ""
+
+
+def test_no_import_leads_back_to_where_it_began() -> None:
+    graph = {name: MODULES.keys() & set(modules_imported(path)) for name, path in MODULES.items()}
+    TopologicalSorter(graph).prepare()  # its error names the circle
+
+
+def test_a_class_name_stands_for_one_thing() -> None:
+    """A name with an underscore is its module's own: so are the sync and the async side of one performer."""
+    places = defaultdict(list)
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(name)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
 def test_only_adapters_know_the_http_server() -> None:

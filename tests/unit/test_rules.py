@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from durable_streams.protocol import rules
-from durable_streams.protocol.commands import Append, Create, ForkPoint, Rejection
+from durable_streams.protocol.commands import Append, Appended, Create, Created, ForkPoint, Rejection
 from durable_streams.protocol.state import ProducerStamp, ProducerState, Segment, StreamState
 
 NOW = 1_800_000_000.0
@@ -232,7 +232,7 @@ def test_a_stream_is_made_again_only_with_the_same_configuration(
 ) -> None:
     state, create = stream(**existing), Create(**{"path": "s", "content_type": TEXT, **command})
 
-    def decide() -> rules.Created:
+    def decide() -> Created:
         return rules.decide_create(state, None, create, 2, NOW)
 
     if same:
@@ -272,9 +272,7 @@ def test_a_sequence_must_grow_in_the_order_of_its_bytes() -> None:
 def test_a_closed_stream_takes_what_it_has_already_and_nothing_else() -> None:
     state, known = stream(closed=True, tail=9), ProducerState(3, 5)
 
-    def append(
-        payload: bytes = b"x", *, close: bool = False, stamp: ProducerStamp | None = None
-    ) -> rules.Appended:
+    def append(payload: bytes = b"x", *, close: bool = False, stamp: ProducerStamp | None = None) -> Appended:
         return rules.decide_append(state, known, Append(TEXT, payload, close=close, producer=stamp))
 
     for repeated in (append(stamp=ProducerStamp("p", 3, 5)), append(b"", close=True)):

@@ -13,27 +13,27 @@ import msgspec
 
 from durable_streams.protocol.jsonrule import InvalidJSONError, check
 
-__all__ = ["Record", "flaw_of", "lines_of", "records"]
+__all__ = ["Line", "flaw_of", "lines_of", "records"]
 
 _WHITESPACE = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class Line:
     """One line that is not blank: its number, from 1, and its bytes without space around them."""
 
     line: int
     message: bytes
 
 
-def records(lines: Iterable[bytes]) -> Iterator[Record]:
+def records(lines: Iterable[bytes]) -> Iterator[Line]:
     """Yield a record for every line that is not blank; a byte order mark at the start is dropped."""
     for number, line in enumerate(lines, start=1):
         message = line.removeprefix(_BOM) if number == 1 else line
         message = message.strip(_WHITESPACE)
         if message:
-            yield Record(number, message)
+            yield Line(number, message)
 
 
 def flaw_of(message: bytes) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
 
 from durable_streams.client.transports import completes_urls
-from durable_streams.firehose.config import Attempt, StreamConfig, StreamState
+from durable_streams.firehose.config import Attempt, FeedState, StreamConfig
 from durable_streams.firehose.errors import StreamError, StreamErrorType
 from durable_streams.firehose.machine import Feed
 from durable_streams.firehose.models import decoder_for
@@ -206,7 +206,7 @@ class FeedHandle:
         return shown_url(self._feed.url)
 
     @property
-    def state(self) -> StreamState:
+    def state(self) -> FeedState:
         """The present state of the feed."""
         return self._feed.state
 

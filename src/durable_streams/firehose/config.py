@@ -19,6 +19,7 @@ from durable_streams.protocol.retry import RetryPolicy
 __all__ = [
     "X_SCHEDULE",
     "Attempt",
+    "FeedState",
     "Linear",
     "OnInvalid",
     "RecordFormat",
@@ -196,7 +197,7 @@ class StreamConfig:
 
 
 @dataclass(slots=True)
-class StreamState:
+class FeedState:
     """The state of a feed. Read it at any moment, from any thread.
 
     Attributes:
@@ -227,6 +228,10 @@ class StreamState:
     connects: int = 0
     last_activity: float | None = None
     last_event_id: str = ""
+
+
+StreamState = FeedState
+"""The name that the users of feeds know. Within the package a stream is one of the protocol, and this is a feed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from durable_streams.errors import DurableStreamError
-from durable_streams.firehose.config import Attempt, Schedule, Series, StreamConfig, StreamState
+from durable_streams.firehose.config import Attempt, FeedState, Schedule, Series, StreamConfig
 from durable_streams.firehose.errors import (
     LONGEST_WAIT,
     StreamError,
@@ -75,7 +75,7 @@ class Feed:
     ) -> None:
         self.url = url
         self.config = config
-        self.state = StreamState(current_backoff=config.initial_backoff)
+        self.state = FeedState(current_backoff=config.initial_backoff)
         self._clock, self._now, self._random = clock, now, random
         self._decoder = RecordDecoder(decode, problems=config.error_records)
         self._waits = _Waits(config.waits(), random)

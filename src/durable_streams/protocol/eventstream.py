@@ -18,14 +18,14 @@ from durable_streams.errors import SSEEncodingError, StreamParseError
 from durable_streams.protocol import headers as h
 from durable_streams.protocol.sse import SSEDecoder, SSEEvent
 
-__all__ = ["Control", "EventStream"]
+__all__ = ["ControlEvent", "EventStream"]
 
 
 _OVERHEAD = 64  # bytes of memory that a payload takes besides its own
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
+class ControlEvent:
     """A control event, with the payloads that it commits: ``next_offset`` is right after the last of them."""
 
     payloads: list[bytes]
@@ -53,7 +53,7 @@ class EventStream:
         self._limit = limit
         self._waiting = 0
 
-    def feed(self, chunk: bytes) -> Iterator[Control]:
+    def feed(self, chunk: bytes) -> Iterator[ControlEvent]:
         """Yield the controls that this chunk completes; raises StreamParseError or SSEEncodingError."""
         for event in self._decoder.feed(chunk):
             if event.event == "data":
@@ -80,7 +80,7 @@ class EventStream:
         except binascii.Error as error:
             raise SSEEncodingError(f"An event's data is not the base64 it should be: {error}.") from None
 
-    def _control(self, event: SSEEvent) -> Control:
+    def _control(self, event: SSEEvent) -> ControlEvent:
         try:
             control: Any = msgspec.json.decode(event.data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -90,7 +90,7 @@ class EventStream:
             raise StreamParseError("A control event has no streamNextOffset.")
         cursor = control.get("streamCursor")
         payloads, self._payloads, self._waiting = self._payloads, [], 0
-        return Control(
+        return ControlEvent(
             payloads,
             position,
             cursor if isinstance(cursor, str) else None,

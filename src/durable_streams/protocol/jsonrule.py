@@ -25,6 +25,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from durable_streams.protocol.jsonparser import parse
+
 __all__ = [
     "MAX_DEPTH",
     "MAX_INTEGER_DIGITS",
@@ -156,11 +158,16 @@ def _check_slowly(text: bytes) -> None:
     try:
         _grammar(text)
     except RecursionError:
-        from durable_streams.protocol.jsonvalues import decode_slowly  # noqa: PLC0415 - it needs this module
-
-        decode_slowly(text)
+        _parse_slowly(text)
     except msgspec.DecodeError as error:
         raise InvalidJSONError(_reason(error)) from None
+
+
+def _parse_slowly(text: bytes) -> None:
+    try:
+        parse(text)
+    except ValueError as error:
+        raise InvalidJSONError(str(error)) from None
 
 
 def _reason(error: Exception) -> str:

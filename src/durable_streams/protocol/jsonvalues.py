@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from typing import Any
 
 import msgspec
 
+from durable_streams.protocol.jsonparser import SAFE_DIGITS, parse
 from durable_streams.protocol.jsonrule import (
     MAX_DEPTH,
     MAX_INTEGER_DIGITS,
@@ -25,12 +25,10 @@ from durable_streams.protocol.jsonrule import (
     check_utf8,
 )
 
-__all__ = ["decode", "decode_slowly", "encode"]
+__all__ = ["decode", "encode"]
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
-_space = re.compile(r"[ \t\r\n]*").match
-_SAFE_DIGITS = 600  # for which Python never refuses to convert between numbers and text
 _TOO_LARGE = 10**MAX_INTEGER_DIGITS
 
 
@@ -47,118 +45,7 @@ def decode(text: bytes, depth: int = MAX_DEPTH) -> Any:
         return _decode(text)
     except (msgspec.DecodeError, RecursionError):
         check(text, depth)
-        return decode_slowly(text)
-
-
-def decode_slowly(text: bytes) -> Any:
-    """Return the value of a text of any depth that is UTF-8, without recursion; raises InvalidJSONError."""
-    try:
-        return _Parser(text.decode()).value()
-    except ValueError as error:
-        if isinstance(error, json.JSONDecodeError):
-            raise InvalidJSONError(error.msg[:1].lower() + error.msg[1:]) from None
-        raise InvalidJSONError(str(error)) from None
-
-
-class _Parser:
-    """One text. Containers that are not complete are on a stack, with the keys that wait for their values."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._place = 0
-        self._containers: list[Any] = []
-        self._keys: list[str] = []
-
-    def value(self) -> Any:
-        while True:
-            value = self._begin()
-            if value is _OPENED:
-                continue
-            while self._containers:
-                container = self._containers[-1]
-                if type(container) is list:
-                    container.append(value)
-                else:
-                    container[self._keys.pop()] = value
-                if self._goes_on(container):
-                    break
-                value = self._containers.pop()
-            else:
-                if self._next():
-                    raise self._unexpected()
-                return value
-
-    def _begin(self) -> Any:
-        """Return the value that begins here if it is complete; else what begins is on the stack."""
-        mark = self._next()
-        if mark not in {"[", "{"} or not mark:
-            value, self._place = _scalar(self._source, self._place)
-            return value
-        container: Any = [] if mark == "[" else {}
-        self._place += 1
-        if self._next() == _CLOSING[mark]:
-            self._place += 1
-            return container
-        self._containers.append(container)
-        if mark == "{":
-            self._key()
-        return _OPENED
-
-    def _goes_on(self, container: Any) -> bool:
-        """Whether another value of the container follows; else its end was there."""
-        mark = self._next()
-        self._place += 1
-        if mark == ",":
-            if type(container) is dict:
-                self._key()
-            return True
-        if mark != ("]" if type(container) is list else "}"):
-            self._place -= 1
-            raise self._unexpected()
-        return False
-
-    def _key(self) -> None:
-        if self._next() != '"':
-            raise self._unexpected()
-        key, self._place = _scalar(self._source, self._place)
-        if self._next() != ":":
-            raise self._unexpected()
-        self._place += 1
-        self._keys.append(key)
-
-    def _next(self) -> str:
-        """Go to the next character that is no white space, and return it; "" at the end."""
-        found = _space(self._source, self._place)
-        self._place = found.end() if found else self._place
-        return self._source[self._place : self._place + 1]
-
-    def _unexpected(self) -> ValueError:
-        found = self._source[self._place : self._place + 1]
-        return ValueError(f"unexpected {found!r} at character {self._place}" if found else "it is cut off")
-
-
-_OPENED = object()
-_CLOSING = {"[": "]", "{": "}"}
-
-
-def _exact(digits: str) -> int:
-    """Return an integer of any length, whatever the interpreter's limit."""
-    if len(digits) <= _SAFE_DIGITS:
-        return int(digits)
-    value = 0
-    sign = -1 if digits.startswith("-") else 1
-    digits = digits.removeprefix("-")
-    for start in range(0, len(digits), _SAFE_DIGITS):
-        part = digits[start : start + _SAFE_DIGITS]
-        value = value * 10 ** len(part) + int(part)
-    return sign * value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"JSON has no {name}")
-
-
-_scalar = json.JSONDecoder(parse_int=_exact, parse_constant=_refuse_constant).raw_decode
+        return parse(text)
 
 
 # -- to text
@@ -278,7 +165,7 @@ def _integer(number: int) -> bytes:
         raise InvalidJSONError(f"an integer has more than {MAX_INTEGER_DIGITS:,} digits")
     parts = []
     while rest:
-        rest, part = divmod(rest, 10**_SAFE_DIGITS)
-        parts.append(f"{part:0{_SAFE_DIGITS}d}")
+        rest, part = divmod(rest, 10**SAFE_DIGITS)
+        parts.append(f"{part:0{SAFE_DIGITS}d}")
     digits = "".join(reversed(parts)).lstrip("0")
     return f"{'-' if number < 0 else ''}{digits}".encode()

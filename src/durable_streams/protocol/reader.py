@@ -38,7 +38,7 @@ from durable_streams.errors import (
 from durable_streams.protocol import headers as h
 from durable_streams.protocol.bodies import Body
 from durable_streams.protocol.effects import READ, RELEASE, Call, Give, Head, Machine, Pause, Send
-from durable_streams.protocol.eventstream import Control, EventStream
+from durable_streams.protocol.eventstream import ControlEvent, EventStream
 from durable_streams.protocol.exchange import read_short_body
 from durable_streams.protocol.lines import DEFAULT_LIMIT
 from durable_streams.protocol.request import (
@@ -497,7 +497,7 @@ class Reader:
         except (StreamParseError, SSEEncodingError) as error:
             raise self._fatal(type(error), error.message, code=error.code) from None
 
-    def _control(self, control: Control) -> list[Portion]:
+    def _control(self, control: ControlEvent) -> list[Portion]:
         self._heard = True
         position = self._checked(control.next_offset)
         *first, last = control.payloads or [b""]

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 from durable_streams.protocol import headers as h
 from durable_streams.testing.background import Background, Stoppable
 from durable_streams.testing.faults import answer
-from durable_streams.testing.proxy import NOTHING, Fault, Head, Proxy
+from durable_streams.testing.proxy import NOTHING, Fault, Proxy, RequestHead
 
 __all__ = ["ChaosProxy"]
 
@@ -88,7 +88,7 @@ class ChaosProxy(Stoppable):
         """Pass on everything unchanged from now on."""
         self._calm.set()
 
-    def _plan(self, head: Head) -> Fault | None:
+    def _plan(self, head: RequestHead) -> Fault | None:
         asked = _identity(head)
         self._asked[asked] += 1
         chance = random.Random(f"{self.seed} {self._asked[asked]} {asked}")  # noqa: S311 - no secret
@@ -102,7 +102,7 @@ class ChaosProxy(Stoppable):
         return fault
 
 
-def _identity(head: Head) -> str:
+def _identity(head: RequestHead) -> str:
     """Name what is requested, without the cursor, which depends on the time."""
     path, _, query = head.target.partition("?")
     kept = [pair for pair in query.split("&") if not pair.startswith(f"{h.QUERY_CURSOR}=")]

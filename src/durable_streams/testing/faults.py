@@ -19,7 +19,7 @@ from durable_streams.protocol.request import check_header
 from durable_streams.server.browsers import NO_PAGE
 from durable_streams.server.control import error_response
 from durable_streams.server.http import BASE_HEADERS, STREAM_ROOT
-from durable_streams.testing.proxy import NOTHING, Fault, Head
+from durable_streams.testing.proxy import NOTHING, Fault, RequestHead
 
 __all__ = ["Faults", "answer"]
 
@@ -195,7 +195,7 @@ class Faults:
             raise ValueError(f"answer must be 'first' or 'second', not {answer!r}.")
         self._arm(Fault(copies=2, answered_by=int(answer == "second")), times, path, method)
 
-    def take(self, head: Head) -> Fault | None:
+    def take(self, head: RequestHead) -> Fault | None:
         """Return the fault that a request meets, which is used up by it."""
         if not self._armed:
             return None

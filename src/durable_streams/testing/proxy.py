@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["NOTHING", "Fault", "Head", "Plan", "Proxy"]
+__all__ = ["NOTHING", "Fault", "Plan", "Proxy", "RequestHead"]
 
 NOTHING = -(1 << 30)
 """``Fault.after`` for an answer of which not even the head gets through."""
@@ -28,7 +28,7 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close at once, and say so
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class RequestHead:
     """A request's head: ``raw`` as it came, header names in lower case."""
 
     raw: bytes
@@ -71,7 +71,7 @@ class Fault:
     seconds: float = math.inf
 
 
-Plan = Callable[[Head], Fault | None]
+Plan = Callable[[RequestHead], Fault | None]
 """Names the fault that a request meets. Called on the proxy's event loop, once for each request."""
 
 
@@ -254,7 +254,7 @@ class _Connection:
 
     # -- faults
 
-    async def _meet(self, fault: Fault, head: Head) -> bool:
+    async def _meet(self, fault: Fault, head: RequestHead) -> bool:
         """Let a request meet its fault; return whether the connection can take another one."""
         if "expect" in head.headers:
             await self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -322,7 +322,7 @@ class _Connection:
             await asyncio.gather(working, gone, return_exceptions=True)
 
 
-def _parse(raw: bytes) -> Head | None:
+def _parse(raw: bytes) -> RequestHead | None:
     """Return a request's head, None for bytes that are no head."""
     first, *lines = raw.removesuffix(_HEAD_END).decode("latin-1").split("\r\n")
     words = first.split(" ")
@@ -332,10 +332,10 @@ def _parse(raw: bytes) -> Head | None:
     headers = {name.lower(): value.strip() for name, _, value in pairs}
     if not headers.get("content-length", "0").isdigit():
         return None
-    return Head(raw, words[0], words[1], headers)
+    return RequestHead(raw, words[0], words[1], headers)
 
 
-async def _body(reader: asyncio.StreamReader, head: Head) -> AsyncIterator[bytes]:
+async def _body(reader: asyncio.StreamReader, head: RequestHead) -> AsyncIterator[bytes]:
     """Yield a request's body in the form in which it is sent on the wire."""
     if not head.chunked:
         async for part in _exactly(reader, int(head.headers.get("content-length", "0"))):

@@ -20,7 +20,7 @@ import msgspec
 from durable_streams.cli.demo.feed import FlakyFeed
 from durable_streams.testing.program import Program, ProgramError, clean_environment
 
-__all__ = ["Process", "Reader", "RelayWriter", "Server", "Signals", "Writer"]
+__all__ = ["Process", "RelayWriter", "Server", "Signals", "TailReader", "Writer"]
 
 _END_WITHIN = 10.0  # seconds
 
@@ -111,7 +111,7 @@ class Server:
         return self._process.end() if self._process is not None else 0
 
 
-class Reader:
+class TailReader:
     """``tail`` into a file, with a checkpoint: killed and started again, it continues where it was."""
 
     def __init__(self, name: str, live: str, url: str, folder: Path) -> None:

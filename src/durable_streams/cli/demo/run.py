@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from durable_streams import DurableStream
-from durable_streams.cli.demo.processes import Process, Reader, RelayWriter, Server, Signals, Writer
+from durable_streams.cli.demo.processes import Process, RelayWriter, Server, Signals, TailReader, Writer
 from durable_streams.cli.demo.report import Outage, Report, account
 
 __all__ = ["Demo"]
@@ -42,7 +42,7 @@ class Demo:
         self._console = console
         self._signals = signals
         self._server = Server(folder)
-        self._readers: list[Reader] = []
+        self._readers: list[TailReader] = []
         self._writer: Writer | RelayWriter | None = None
         self._limit = 0
         self._report = Report(sent=len(messages), sha256=hashlib.sha256(self._lines).hexdigest())
@@ -79,7 +79,7 @@ class Demo:
         url = f"{self._server.root}/demo"
         DurableStream.create(url, content_type="application/json").close()
         for name, live in (("SSE reader", "sse"), ("long-poll reader", "long-poll")):
-            reader = Reader(name, live, url, self._folder)
+            reader = TailReader(name, live, url, self._folder)
             self._readers.append(reader)
             with self._signals.held():
                 reader.start()
@@ -115,7 +115,7 @@ class Demo:
 
         self._flowing = flowing
 
-    def _restart_reader(self, reader: Reader, fraction: float) -> None:
+    def _restart_reader(self, reader: TailReader, fraction: float) -> None:
         reader.kill()
         self._say(f"{reader.name} killed at record {self._records(reader.received):,}")
         self._reach(fraction)

@@ -25,7 +25,6 @@ from typing import Any
 import urllib3
 
 from durable_streams.client.forks import origin_of
-from durable_streams.client.transports import Gate, Interrupt
 from durable_streams.client.transports.coding import ended_early
 from durable_streams.client.transports.failures import Failure, fetch_error
 from durable_streams.client.transports.heads import AnswerBase, request_headers
@@ -36,6 +35,7 @@ from durable_streams.client.transports.httpclient import (
     watch,
     watching,
 )
+from durable_streams.client.transports.interrupt import Gate, Interrupt
 from durable_streams.client.transports.limits import TrickledError, connect_limit, head_limit, silence_of
 from durable_streams.client.transports.sockets import break_off
 from durable_streams.errors import FetchError

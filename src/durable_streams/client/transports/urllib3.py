@@ -23,7 +23,6 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from durable_streams.client.forks import Origin, origin_of
-from durable_streams.client.transports import Interrupt
 from durable_streams.client.transports.coding import ended_early
 from durable_streams.client.transports.failures import Failure, fetch_error
 from durable_streams.client.transports.heads import AnswerBase, request_headers
@@ -35,6 +34,7 @@ from durable_streams.client.transports.httpclient import (
     watch,
     watching,
 )
+from durable_streams.client.transports.interrupt import Interrupt
 from durable_streams.client.transports.limits import CONNECT_TIMEOUT, connect_limit, head_limit, silence_of
 from durable_streams.client.transports.proxies import proxy_for
 from durable_streams.client.transports.sockets import KEEP_ALIVE, break_off
