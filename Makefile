@@ -22,6 +22,8 @@ BIN := $(VENV)/bin
 PYTHONS ?= 3.10 3.13
 # Most tests wait for servers, so that more of them run at a time than there are cores.
 WORKERS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN) + 1)))
+# What starts servers is shared with the tests. Scripts outside pytest find it here, as pytest does by `pythonpath`.
+SHARED := $(CURDIR)/tests/support
 DOCS := $(filter-out docs/xdk-behaviour.md,$(wildcard *.md docs/*.md)) benchmarks/README.md deploy/README.md xdk/README.md
 # What needs no server, or one that starts in the process of the test.
 FAST := tests/unit tests/property
@@ -29,7 +31,7 @@ FAST := tests/unit tests/property
 PURE := $(FAST) tests/firehose/test_machine.py tests/firehose/test_records.py tests/firehose/test_json_records.py
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo serve cluster test test-pythons check coverage generate lint words format types conformance interop bench clean
+.PHONY: help demo serve cluster test test-pythons check coverage generate lint words format types conformance interop behaviour parity bench clean
 
 help:
 	@echo "make demo         write 20,000 real records through a server that keeps being killed, and count them"
@@ -44,6 +46,8 @@ help:
 	@echo "make words        words that the project's English does without"
 	@echo "make conformance  the protocol's public conformance suite (Node >= 18)"
 	@echo "make interop      other clients, and Chromium, against our server (Node >= 20.11); ARGS=\"browser\" chooses"
+	@echo "make behaviour    docs/xdk-behaviour.md, from what the official xdk.streaming and ours do"
+	@echo "make parity       the public names of the official packages: ARGS=record, then ARGS=page"
 	@echo "make bench        the benchmarks of server, client, firehose and cluster; ARGS=\"client --quick\" chooses"
 	@echo "make format       let ruff rewrite what it can, wrap the documentation"
 	@echo "make clean        remove .venv, node_modules and caches"
@@ -92,10 +96,16 @@ types: $(VENV)/dev.stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing
 
 conformance: $(VENV)/dev.stamp
-	$(BIN)/python tests/conformance/run --store $(STORE) --interface $(INTERFACE) --gateways $(GATEWAYS) $(ARGS)
+	PYTHONPATH=$(SHARED) $(BIN)/python tests/conformance/run --store $(STORE) --interface $(INTERFACE) --gateways $(GATEWAYS) $(ARGS)
 
 interop: $(VENV)/dev.stamp
-	$(BIN)/python tests/interop/run $(ARGS)
+	PYTHONPATH=$(SHARED) $(BIN)/python tests/interop/run $(ARGS)
+
+behaviour: $(VENV)/dev.stamp
+	PYTHONPATH=$(SHARED):$(CURDIR)/benchmarks $(BIN)/python tests/firehose/behaviour $(ARGS)
+
+parity: $(VENV)/dev.stamp
+	PYTHONPATH=$(CURDIR)/xdk/src $(BIN)/python tests/parity $(ARGS)
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks $(ARGS)

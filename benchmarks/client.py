@@ -1,6 +1,6 @@
 """Measure the client against its targets and against the official package, in one run.
 
-python benchmarks/client.py [--rounds N] [--quick] [--only GROUP ...] [--no-peer] [--json FILE] [--data DIR]
+python benchmarks client [--rounds N] [--quick] [--only GROUP ...] [--no-peer] [--json FILE] [--data DIR]
 """
 
 from __future__ import annotations

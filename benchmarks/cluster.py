@@ -1,6 +1,6 @@
 """Measure gateways on a NATS cluster against their targets and against the bare NATS client, in one run.
 
-python benchmarks/cluster.py [--rounds N] [--quick] [--only GROUP ...] [--json FILE] [--data DIR]
+python benchmarks cluster [--rounds N] [--quick] [--only GROUP ...] [--json FILE] [--data DIR]
 """
 
 from __future__ import annotations

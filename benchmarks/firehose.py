@@ -1,6 +1,6 @@
 """Measure `xdk.streaming` against its targets and against the official module, in one run.
 
-python benchmarks/firehose.py [--rounds N] [--quick] [--only GROUP ...] [--no-peer] [--json FILE]
+python benchmarks firehose [--rounds N] [--quick] [--only GROUP ...] [--no-peer] [--json FILE]
 """
 
 from __future__ import annotations

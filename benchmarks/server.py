@@ -1,6 +1,6 @@
 """Measure the server against its targets and against the reference server, in one run.
 
-python benchmarks/server.py [--rounds N] [--quick] [--only GROUP ...] [--no-peer] [--json FILE] [--data DIR]
+python benchmarks server [--rounds N] [--quick] [--only GROUP ...] [--no-peer] [--json FILE] [--data DIR]
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ SEARCHED = ["src", "xdk", "docs", "tests", "benchmarks", "examples", "deploy", "
 SEARCHED += ["README.md", "CONTRIBUTING.md", "SECURITY.md"]
 # What is read of a folder; seed/ holds the words of others, and so does node_modules.
 SUFFIXES = {".py", ".md", ".toml", ".yaml", ".yml", ".mjs", ".ts", ""}
-SKIPPED = {"node_modules", "seed", "__pycache__", ".venv"}
+SKIPPED = {"node_modules", "seed", "__pycache__"}
 
 INSTEAD = {
     r"whoever": "name it: the caller, the reader, the gateway",
@@ -57,6 +57,7 @@ def files(path: Path) -> Iterator[Path]:
             file.is_file()
             and file.suffix in SUFFIXES
             and not parts & SKIPPED
+            and not any(part.startswith(".venv") for part in parts)  # of benchmarks, too
             and file != Path(__file__).resolve()
         ):
             yield file

@@ -1,6 +1,6 @@
 """The official Python client, `durable-streams` 0.1.0, against our server.
 
-Run by `tests/interop/run` with the Python of an environment that has it, and with unittest, which needs nothing more
+Run by `make interop` with the Python of an environment that has it, and with unittest, which needs nothing more
 there. `durable_streams` is the official package here; the server is a process of our own environment, INTEROP_PYTHON.
 """
 

@@ -1,20 +1,15 @@
 """The data and the page of the comparison with the official packages.
 
-python tests/parity record    install the official packages and write what they offer
-python tests/parity page      write the list of the page from the data
+make parity ARGS=record    install the official packages and write what they offer
+make parity ARGS=page      write the list of the page from the data
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1] / "xdk" / "src")]
-
-from page import PAGE, render  # noqa: E402
-from record import PACKAGES, record  # noqa: E402
+from page import PAGE, render
+from record import PACKAGES, record
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from record import FOLDER, HERE, load
 
 PAGE = HERE.parents[1] / "docs" / "coming-from-the-official-client.md"
 LIST = HERE / "differences.json"
-MARK = "<!-- Below: made from tests/parity/differences.json by `python tests/parity page`. -->\n"
+MARK = "<!-- Below: made from tests/parity/differences.json by `make parity ARGS=page`. -->\n"
 # Classes that users are given but do not make themselves, under the names that they have officially.
 GIVEN = {
     "durable_streams": {

@@ -1,4 +1,4 @@
-"""Records what the official packages offer: `python tests/parity record` installs them and writes `official/*.json`.
+"""Records what the official packages offer: `make parity ARGS=record` installs them and writes `official/*.json`.
 
 Each is installed from PyPI into an environment that is thrown away, and described there by `inventory.py`. It needs a
 package index; the test that compares does not.

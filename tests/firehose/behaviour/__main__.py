@@ -1,19 +1,15 @@
-"""Write docs/xdk-behaviour.md: python tests/firehose/behaviour [--official PYTHON] [--only PROBE ...]."""
+"""Write docs/xdk-behaviour.md: make behaviour ARGS="[--official PYTHON] [--only PROBE ...]"."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[2] / "benchmarks")]
-
-from official_xdk import VERSION, install  # noqa: E402
-from probes import PROBES  # noqa: E402
-from run import OURS, observe  # noqa: E402
-from table import DOCUMENT, render  # noqa: E402
+from official_xdk import VERSION, install
+from probes import PROBES
+from run import OURS, observe
+from table import DOCUMENT, render
 
 
 def main() -> None:
@@ -23,7 +19,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=list(PROBES), help="show these and write nothing")
     args = parser.parse_args()
-    official = [args.official or str(install()), "-I"]
+    official = [args.official or str(install()), "-E", "-s"]
     seen: list[dict[str, str]] = []
     for side, python in (("official", official), ("ours", OURS)):
         with ThreadPoolExecutor(2) as pool:

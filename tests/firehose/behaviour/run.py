@@ -9,13 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from probes import PROBES
+from scripted import Received, ScriptedServer
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-sys.path[:0] = [str(HERE), str(HERE.parents[1] / "support")]
-
-from probes import PROBES  # noqa: E402
-from scripted import Received, ScriptedServer  # noqa: E402
-
 WITHIN = 60.0  # seconds; a busy machine is no difference
 
 

@@ -6,9 +6,6 @@ import json
 import logging
 import sys
 from importlib import import_module
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from observe import Trace
 from probes import PROBES
