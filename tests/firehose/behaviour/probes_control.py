@@ -19,7 +19,7 @@ GROUP = "Callbacks and control"
 
 @probe(
     GROUP,
-    "order of callbacks: 503, data, a break, data, an end, 404",
+    "order of callbacks: 503, data, a broken connection, data, a clean end, 404",
     answer(503),
     feed(record(1), ending="cut"),
     feed(record(2)),
@@ -77,7 +77,7 @@ def closing(t: Trace) -> None:
     _note_release(t)
 
 
-@probe(GROUP, "leaving the loop with `break`, nothing kept", fresh=_noted_when_gone)
+@probe(GROUP, "leaving the loop with `break`, without keeping the generator", fresh=_noted_when_gone)
 def leaving(t: Trace) -> None:
     t.run(1)
     _note_release(t)

@@ -18,7 +18,7 @@ BUSY = b'{"title":"Too Many Requests"}'
 TOO_MANY = b'{"title":"ConnectionException","connection_issue":"TooManyConnections"}'
 
 
-@probe(GROUP, "a regular end", feed(record(1)), feed(record(2)), FATAL)
+@probe(GROUP, "a clean end", feed(record(1)), feed(record(2)), FATAL)
 def regular_end(t: Trace) -> None:
     t.run(config=t.loud())
 
@@ -30,7 +30,7 @@ def breaks(t: Trace) -> None:
     t.run(config=t.loud())
 
 
-@probe(GROUP, "nobody listens")
+@probe(GROUP, "a refused connection")
 def refused(t: Trace) -> None:
     t.run(url=REFUSED, config=t.loud())
 
@@ -64,7 +64,7 @@ def jitter(t: Trace) -> None:
     t.note("never above max_backoff" if max(waits) <= 0.01 else "above max_backoff")
 
 
-@probe(GROUP, "a thousand attempts in vain")
+@probe(GROUP, "a thousand failed attempts")
 def overflow(t: Trace) -> None:
     config = t.quiet(max_retries=1100, initial_backoff=1e-6, max_backoff=1e-5)
     t.run(url=REFUSED, config=config)
@@ -72,7 +72,7 @@ def overflow(t: Trace) -> None:
 
 @probe(
     GROUP,
-    "a server that accepts and drops, `max_retries=3`",
+    "a server that accepts and closes connections, `max_retries=3`",
     *[feed(ending="cut")] * 4,
     FATAL,
 )
@@ -82,7 +82,7 @@ def accepts_and_drops(t: Trace) -> None:
 
 @probe(
     GROUP,
-    "the delays after data came",
+    "delays after data has arrived",
     answer(503),
     answer(503),
     feed(record(1), ending="cut"),
@@ -93,7 +93,7 @@ def reset_by_data(t: Trace) -> None:
     t.run(2)
 
 
-@probe(GROUP, "retries exhausted: what the last error tells", answer(503, b"busy", x_served_by="a"))
+@probe(GROUP, "retries exhausted: contents of the last error", answer(503, b"busy", x_served_by="a"))
 def exhausted(t: Trace) -> None:
     error = t.run(config=t.quiet(max_retries=1))
     t.note("status", getattr(error, "status_code", None))
@@ -112,7 +112,7 @@ def original_of_a_refusal(t: Trace) -> None:
     t.note(type(original).__name__, original.response.status_code, original.response.text)
 
 
-@probe(GROUP, "the exceptions behind a break and a refused connection", feed(record(1), ending="cut"), FATAL)
+@probe(GROUP, "the exceptions behind a broken and a refused connection", feed(record(1), ending="cut"), FATAL)
 def originals_of_breaks(t: Trace) -> None:
     found: list[Any] = []
     t.run(config=t.quiet(on_error=found.append))
@@ -191,7 +191,7 @@ def rate_limit_reset(t: Trace) -> None:
 
 @probe(
     GROUP,
-    "429 for one connection too many, the rate limit not used up",
+    "429 for too many connections, with the rate limit not exhausted",
     fresh=lambda: [
         answer(429, TOO_MANY, x_rate_limit_remaining="40", x_rate_limit_reset=str(int(time.time()) + 900)),
         feed(record(1)),
@@ -212,7 +212,7 @@ def silence(t: Trace) -> None:
     t.run(config=t.config(timeout=0.5))
 
 
-@probe(GROUP, "TLS to a server that speaks none")
+@probe(GROUP, "TLS to a server without TLS")
 def tls(t: Trace) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=_speak_plainly, args=(listener,), daemon=True).start()
@@ -228,7 +228,7 @@ def _speak_plainly(listener: socket.socket) -> None:
                 connection.recv(65536)
 
 
-@probe(GROUP, "a proxy that nobody runs")
+@probe(GROUP, "a proxy that refuses the connection")
 def proxy(t: Trace) -> None:
     import requests
 

@@ -51,7 +51,7 @@ def model_overridden(t: Trace) -> None:
     t.run(2, config=t.quiet(), response_model=Tweet)
 
 
-@probe(GROUP, "a class that has `model_validate` and nothing else", feed(records(1, 2)), FATAL)
+@probe(GROUP, "a class with only a `model_validate`", feed(records(1, 2)), FATAL)
 def model_of_its_own(t: Trace) -> None:
     class Tweet:
         data: Any
@@ -78,17 +78,17 @@ def _tweet() -> Any:
     return Tweet
 
 
-@probe(GROUP, "a line that is no JSON", feed(record(1), b"{not json\r\n", record(2)), FATAL)
+@probe(GROUP, "a line that is not JSON", feed(record(1), b"{not json\r\n", record(2)), FATAL)
 def invalid_line(t: Trace) -> None:
     t.run(2)
 
 
-@probe(GROUP, "a line that is no UTF-8", feed(record(1), b'{"data":{"id":"\xff"}}\r\n', record(2)), FATAL)
+@probe(GROUP, "a line that is not UTF-8", feed(record(1), b'{"data":{"id":"\xff"}}\r\n', record(2)), FATAL)
 def invalid_utf8(t: Trace) -> None:
     t.run(2)
 
 
-@probe(GROUP, "JSON that is no object", feed(b'[1]\n7\nnull\n"text"\n', record(2)), FATAL)
+@probe(GROUP, "JSON that is not an object", feed(b'[1]\n7\nnull\n"text"\n', record(2)), FATAL)
 def no_object(t: Trace) -> None:
     t.run(5)
 
@@ -165,7 +165,7 @@ def split_crlf(t: Trace) -> None:
 
 @probe(
     GROUP,
-    "the last line of a feed that ends regularly, without its newline",
+    "the last line of a feed that ends cleanly, without its newline",
     feed(record(1), record(2).rstrip()),
     FATAL,
 )
@@ -173,14 +173,14 @@ def last_line(t: Trace) -> None:
     t.run()
 
 
-@probe(GROUP, "a line that a break leaves unfinished", feed(record(1), record(2)[:-9], ending="cut"), FATAL)
+@probe(GROUP, "a line cut off by a broken connection", feed(record(1), record(2)[:-9], ending="cut"), FATAL)
 def partial_line(t: Trace) -> None:
     t.run()
 
 
 @probe(
     GROUP,
-    "a whole object without its newline, then a break",
+    "a complete object without its newline, then a broken connection",
     feed(record(1), record(2).rstrip(), ending="cut"),
     FATAL,
 )
@@ -193,12 +193,12 @@ def big_integers(t: Trace) -> None:
     t.run(1, config=t.quiet())
 
 
-@probe(GROUP, "a number that no double holds, `1e400`", feed(b'{"data":{"id":1e400}}\n'), FATAL)
+@probe(GROUP, "a number beyond a double, `1e400`", feed(b'{"data":{"id":1e400}}\n'), FATAL)
 def big_floats(t: Trace) -> None:
     t.run(1, config=t.quiet())
 
 
-@probe(GROUP, "`NaN`, which is no JSON", feed(b'{"data":{"id":NaN}}\n', record(2)), FATAL)
+@probe(GROUP, "`NaN`, which is not JSON", feed(b'{"data":{"id":NaN}}\n', record(2)), FATAL)
 def not_a_number(t: Trace) -> None:
     t.run(1, config=t.quiet())
 
@@ -252,7 +252,7 @@ def slow_gzip(t: Trace) -> None:
 
 @probe(
     GROUP,
-    "records that come again after a reconnect",
+    "records that are sent again after a reconnect",
     feed(records(1, 2), ending="cut"),
     feed(records(2, 3)),
     FATAL,

@@ -48,7 +48,7 @@ def positional(t: Trace) -> None:
     t.note("equal" if t.s.StreamConfig() == t.s.StreamConfig() else "not equal")
 
 
-@probe(GROUP, "settings that make no sense")
+@probe(GROUP, "invalid settings")
 def nonsense(t: Trace) -> None:
     for settings in ({"initial_backoff": -1}, {"backoff_multiplier": 0}, {"max_retries": -2}):
         try:
@@ -106,7 +106,7 @@ def parameters(t: Trace) -> None:
     t.note(", ".join(f"{p.name}" + ("" if p.default is p.empty else f"={p.default}") for p in found))
 
 
-@probe(GROUP, "what it returns; when it connects", feed(record(1), ending="hold"))
+@probe(GROUP, "the return value; when it connects", feed(record(1), ending="hold"))
 def lazy(t: Trace) -> None:
     stream = t.open(config=t.loud())
     t.note("generator" if isinstance(stream, GeneratorType) else type(stream).__name__)
@@ -139,7 +139,7 @@ def request_parts(t: Trace) -> None:
     stream.close()
 
 
-@probe(GROUP, "an endless feed of a `with` session that is used again", feed(records(1, 2), ending="hold"))
+@probe(GROUP, "an endless feed over a `with` session that is reused", feed(records(1, 2), ending="hold"))
 def session_is_usable(t: Trace) -> None:
     import requests
 
@@ -162,7 +162,7 @@ def params_forms(t: Trace) -> None:
         t.note(_asked(t, params=params)["target"])
 
 
-@probe(GROUP, "`params` that make no sense", fresh=_echo)
+@probe(GROUP, "invalid `params`", fresh=_echo)
 def params_nonsense(t: Trace) -> None:
     t.run(1, params=7)
 
@@ -184,17 +184,17 @@ def empty_json(t: Trace) -> None:
     t.note(seen["body"] or "no body", seen["content-type"])
 
 
-@probe(GROUP, "the codings that are asked for", fresh=_echo)
+@probe(GROUP, "the `Accept-Encoding` header", fresh=_echo)
 def accept_encoding(t: Trace) -> None:
     t.note("gzip" if "gzip" in _asked(t, params={"show": "accept-encoding"})["header"] else "none")
 
 
-@probe(GROUP, "the name that requests go out under", fresh=_echo)
+@probe(GROUP, "the `User-Agent` header", fresh=_echo)
 def user_agent(t: Trace) -> None:
     t.note(_asked(t, params={"show": "user-agent"})["header"].partition("/")[0])
 
 
-@probe(GROUP, "a session with a `get` of its own", fresh=_echo)
+@probe(GROUP, "a session that overrides `get`", fresh=_echo)
 def own_get(t: Trace) -> None:
     import requests
 
@@ -237,7 +237,7 @@ def mocked(t: Trace) -> None:
     t.note(error.response_body, error.original_exception.response is response)
 
 
-@probe(GROUP, "the loggers that report: a callback that raises, a wait, the end", feed(record(1)), FATAL)
+@probe(GROUP, "the loggers used for a callback that raises, a wait, the end", feed(record(1)), FATAL)
 def loggers(t: Trace) -> None:
     import logging
 

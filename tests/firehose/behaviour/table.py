@@ -16,21 +16,22 @@ SAME = "the same"
 _INTRODUCTION = """\
 # What `xdk.streaming` does: the official module and this one
 
-Written by `python tests/firehose/behaviour`, which runs every probe against the same scripted server on both sides,
-each in a process of its own: the official package (PyPI `xdk` {version}), and `xdk.streaming` of this repository. A
-test of the suite runs ours again and compares it with this page.
+`make behaviour` writes this page. It runs every probe against the same scripted server on both
+sides, each in its own process: the official package (PyPI `xdk` {version}), and `xdk.streaming` of
+this repository. A test repeats the probes on this side and compares the results with this page.
 
-How to read a cell: what happened, in order. `record 1 2` are records handed over; `server_error, 503` is an error as
-`on_error` got it, with its status; `waits 0.05` is a delay as `on_reconnect` got it, rounded down to 0.05 s; `raises`
-is how iteration ended. Retries are quick: `initial_backoff=0.05, max_backoff=0.4, jitter=False, max_retries=2`. Where
-a probe has no end of its own, the server answers 404 at last, which is final on both sides.
+A cell lists events in order. `record 1 2`: these records were handed over. `server_error, 503`:
+`on_error` was called with an error of this type and status. `waits 0.05`: the delay given to
+`on_reconnect`, rounded down to 0.05 s. `raises`: the error that ended the iteration. Retries are
+quick: `initial_backoff=0.05, max_backoff=0.4, jitter=False, max_retries=2`. Where a probe has no end
+of its own, the server finally answers 404, which ends both sides.
 
-{same} of {all} behaviours are the same. Where ours differs, the last column says why.
+{same} of {all} behaviours are the same. The last column gives the reason for each difference.
 """
 
 
 def render(version: str, official: Mapping[str, str], ours: Mapping[str, str]) -> str:
-    """Return the document; raises ValueError for a difference that has no reason, or a reason without one."""
+    """Return the document; raises ValueError where a difference has no reason, or a reason no difference."""
     different = {name for name in PROBES if official[name] != ours[name]}
     if different != set(REASONS):
         missing, needless = sorted(different - set(REASONS)), sorted(set(REASONS) - different)
