@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from durable_streams.errors import StreamParseError
 from durable_streams.protocol.eventstream import EventStream
-from durable_streams.protocol.lines import LineDecoder, Pieces
+from durable_streams.protocol.lines import Buffer, LineDecoder
 from durable_streams.protocol.sse import SSEDecoder, SSEEvent, encode_control, encode_data
 
 ODD_TEXT = st.text(alphabet=st.sampled_from("ab \t:\r\n\u2028\u0085\x0b\x0c\x1cé€😀data"), max_size=60)
@@ -140,7 +140,7 @@ def test_g2_the_sum_of_what_waits_is_bounded_and_starts_over_with_each_control()
 
 @given(st.lists(st.binary(max_size=5), max_size=3000))
 def test_pieces_come_back_in_order(parts: list[bytes]) -> None:
-    pieces = Pieces()
+    pieces = Buffer()
     for part in parts:
         pieces.add(part)
     assert pieces.size == sum(map(len, parts))

@@ -12,7 +12,7 @@ messages, so that another server may cut its answers elsewhere.
 from __future__ import annotations
 
 from durable_streams.protocol.jsonchunks import PIECE_SIZE, ArraySplitter, Piece, without_first
-from durable_streams.protocol.lines import Pieces
+from durable_streams.protocol.lines import Buffer
 
 __all__ = ["Body"]
 
@@ -32,7 +32,7 @@ class Body:
         self.whole = whole
         self._expected = expected
         self._skip = skip
-        self._held = Pieces()
+        self._held = Buffer()
         self._array = ArraySplitter(limit, size=PIECE_SIZE) if is_json else None
         self._in_pieces = skip > 0
 

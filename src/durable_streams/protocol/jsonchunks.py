@@ -21,7 +21,7 @@ import msgspec
 from durable_streams.errors import StreamParseError
 from durable_streams.protocol.jsonarrays import count_messages, messages, split
 from durable_streams.protocol.jsonrule import WHITESPACE, InvalidJSONError
-from durable_streams.protocol.lines import DEFAULT_LIMIT, Pieces
+from durable_streams.protocol.lines import DEFAULT_LIMIT, Buffer
 
 __all__ = ["PIECE_SIZE", "ArraySplitter", "Piece", "without_first"]
 
@@ -60,7 +60,7 @@ class ArraySplitter:
     def __init__(self, limit: int = DEFAULT_LIMIT, *, size: int = PIECE_SIZE) -> None:
         self._limit = limit
         self._size = size
-        self._held = Pieces()
+        self._held = Buffer()
         self._next_look = size
         self._opened = False
         self._marks: list[_Mark] = []

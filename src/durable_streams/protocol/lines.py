@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from durable_streams.errors import StreamParseError
 
-__all__ = ["DEFAULT_LIMIT", "MANY", "LineDecoder", "Pieces"]
+__all__ = ["DEFAULT_LIMIT", "MANY", "Buffer", "LineDecoder"]
 
 DEFAULT_LIMIT = 64 * 1024 * 1024
 """Bytes that one line, event or body may have."""
@@ -20,7 +20,7 @@ MANY = 1024
 """This many pieces are joined before more are kept: each costs some 50 bytes, however small it is."""
 
 
-class Pieces:
+class Buffer:
     """Bytes that came in pieces. They take memory by their size, not by the number of pieces."""
 
     __slots__ = ("_blocks", "_few", "size")
@@ -62,7 +62,7 @@ class LineDecoder:
         self._limit = limit
         self._bare_cr = bare_cr
         self._keep_cr = keep_cr
-        self._parts = Pieces()
+        self._parts = Buffer()
         self._after_cr = False
 
     @property
