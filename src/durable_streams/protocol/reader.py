@@ -354,7 +354,7 @@ class Reader:
         self.accepted = False
         self._body = None
         self._refusal = self._first = b""
-        self._received = 0
+        self._received: int = 0
         self._event_stream: EventStream | None = None
         self._progress = self._moved = self._heard = False
 
