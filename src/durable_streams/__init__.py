@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from durable_streams.errors import (
         DurableStreamError,
         FetchError,
+        OffsetConflictError,
         RetentionGoneError,
         SeqConflictError,
         SequenceGapError,
@@ -70,6 +71,7 @@ __all__ = [
     "IdempotentProducer",
     "LiveMode",
     "Offset",
+    "OffsetConflictError",
     "ParamsLike",
     "RetentionGoneError",
     "RetryPolicy",

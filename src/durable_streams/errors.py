@@ -5,6 +5,7 @@
      ├─ StreamExistsError         409 on create
      ├─ StreamClosedError         409 with Stream-Closed; .final_offset
      ├─ SeqConflictError          409, Stream-Seq not greater than the last; .expected
+     ├─ OffsetConflictError       412, the tail is not the expected one; .expected_offset, .current_offset
      ├─ RetentionGoneError        410
      ├─ StaleEpochError           403 for a producer; .current_epoch
      ├─ SequenceGapError          409 for a producer; .expected_seq, .received_seq
@@ -29,6 +30,7 @@ from typing import Any
 __all__ = [
     "DurableStreamError",
     "FetchError",
+    "OffsetConflictError",
     "RetentionGoneError",
     "SSEBytesIterationError",
     "SSEEncodingError",
@@ -224,6 +226,33 @@ class SeqConflictError(DurableStreamError):
     ) -> None:
         super().__init__(message, details=details, **context)
         self.expected = expected
+
+
+class OffsetConflictError(DurableStreamError):
+    """412: the stream does not end at the offset that an append expects.
+
+    Args:
+        expected_offset: The offset that the append expects, if it is known.
+        current_offset: The offset at which the stream ends, if it is known.
+        message: What happened; None for a sentence made of the offsets.
+        **context: As for DurableStreamError.
+    """
+
+    default_code = "CONFLICT_OFFSET"
+    default_status = 412
+
+    def __init__(
+        self,
+        expected_offset: str | None = None,
+        current_offset: str | None = None,
+        *,
+        message: str | None = None,
+        **context: Any,
+    ) -> None:
+        stated = f"the stream ends at {current_offset}, not at {expected_offset}"
+        super().__init__(message or f"The append was refused: {stated}.", **context)
+        self.expected_offset = expected_offset
+        self.current_offset = current_offset
 
 
 class RetentionGoneError(DurableStreamError):

@@ -22,6 +22,16 @@ def test_a_stream_from_its_creation_to_its_end(cli):
     assert "404" in cli.error("head", "log")
 
 
+def test_an_append_and_a_close_on_condition(cli):
+    cli.ok("create", "s", "-t", "text")
+    empty = json.loads(cli.ok("head", "--json", "s"))["offset"]
+    offset = json.loads(cli.ok("append", "--json", "s", "a", "--expected-offset", empty))["offset"]
+    assert "412" in cli.error("append", "s", "b", "--expected-offset", empty)
+    assert "412" in cli.error("close", "s", "--expected-offset", empty)
+    cli.ok("close", "s", "c", "--expected-offset", offset)
+    assert cli.ok("read", "s") == b"ac"
+
+
 def test_create_is_idempotent_and_says_when_it_cannot_be(cli):
     cli.ok("create", "s", "-t", "json")
     cli.ok("create", "s", "-t", "json")

@@ -10,6 +10,7 @@ from scripted import ScriptedServer
 
 from durable_streams import (
     DurableStreamError,
+    OffsetConflictError,
     RetryPolicy,
     SeqConflictError,
     StreamClosedError,
@@ -116,6 +117,27 @@ def test_sequence_conflicts(facade: Facade, url: str) -> None:
     assert caught.value.code == "CONFLICT_SEQ"
     handle.append(b"b", seq="3")
     assert handle.stream(live=False).read_bytes() == b"ab"
+
+
+@pytest.mark.every_store
+@pytest.mark.every_transport
+def test_an_append_expects_the_end_of_the_stream(facade: Facade, url: str) -> None:
+    handle = facade.DurableStream.create(url, content_type="application/json")
+    empty = handle.head().offset
+    first = handle.append([1], expected_offset=empty).next_offset
+    with pytest.raises(OffsetConflictError) as caught:
+        handle.append([2], expected_offset=empty)
+    assert (caught.value.expected_offset, caught.value.current_offset) == (empty, first)
+    assert (caught.value.code, caught.value.status) == ("CONFLICT_OFFSET", 412)
+    assert caught.value.may_have_been_sent is False
+    second = handle.append([3], expected_offset=first).next_offset
+    with pytest.raises(OffsetConflictError):
+        handle.close_stream(expected_offset=first)
+    assert handle.close_stream([4], expected_offset=second).final_offset > second
+    assert handle.stream(live=False).read_json() == [[1], [3], [4]]
+    for wrong in ("-1", "now", "", 'a"b'):
+        with pytest.raises(ValueError, match="offset from an answer"):
+            handle.append(1, expected_offset=wrong)
 
 
 def test_another_content_type_is_a_conflict_of_its_own(facade: Facade, url: str) -> None:

@@ -12,7 +12,13 @@ import pytest
 from facade import Facade
 from scripted import Received, ScriptedServer
 
-from durable_streams import DurableStreamError, FetchError, RetryPolicy, StreamClosedError
+from durable_streams import (
+    DurableStreamError,
+    FetchError,
+    OffsetConflictError,
+    RetryPolicy,
+    StreamClosedError,
+)
 
 QUICK = RetryPolicy(max_retries=5, initial_delay=0.001, max_delay=0.01)
 WITHIN = 30.0
@@ -55,6 +61,18 @@ def test_an_append_that_may_have_been_written_is_not_repeated(
     with pytest.raises(DurableStreamError, match="may have been written"):
         facade.DurableStream(scripted.root + "/s", content_type="text/plain", retry=QUICK).append(b"x")
     assert len(scripted.requests) == 1
+
+
+def test_an_append_that_expects_an_offset_is_repeated(facade: Facade, scripted: ScriptedServer) -> None:
+    """The server refuses the repetition of what it has."""
+    refusal = scripted.response(412, stream_next_offset="8")
+    scripted.replies = [scripted.reset, scripted.send(refusal)]
+    handle = facade.DurableStream(scripted.root + "/s", content_type="text/plain", retry=QUICK)
+    with pytest.raises(OffsetConflictError, match="may have been written") as caught:
+        handle.append(b"x", expected_offset="7")
+    assert caught.value.may_have_been_sent
+    assert (caught.value.expected_offset, caught.value.current_offset) == ("7", "8")
+    assert [request.count('if-match: "7"') for request in scripted.requests] == [1, 1]
 
 
 @pytest.mark.parametrize("status", [425, 429, 503])

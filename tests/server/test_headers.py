@@ -19,6 +19,7 @@ SINGLE = [
     ("POST", "Content-Type", BYTES, "text/plain"),
     ("POST", "Stream-Seq", "a", "b"),
     ("POST", "Stream-Closed", "false", "true"),
+    ("POST", "If-Match", '"0000000000000000_0000000000000003"', '"0000000000000000_0000000000000000"'),
     ("POST", "Producer-Id", "p", "q"),
     ("POST", "Producer-Epoch", "0", "1"),
     ("POST", "Producer-Seq", "0", "1"),

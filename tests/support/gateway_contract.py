@@ -58,6 +58,28 @@ def on_two(test: Callable[..., Awaitable[None]]) -> Callable[[Any], None]:
 class GatewayContract(StoreFactory):
     """For a store whose ``make_store`` returns stores over the same streams."""
 
+    # -- appends on condition
+
+    @on_two
+    async def test_an_append_expects_the_tail_that_the_other_left(self, a: Harness, b: Harness) -> None:
+        await a.create("s")
+        for number in range(_ROUNDS):
+            await refused(412, b.append("s", b"x", expected=2 * number + 1))
+            assert (await b.append("s", b"b", expected=2 * number)).state.tail == 2 * number + 1
+            await refused(412, a.append("s", b"x", expected=2 * number))
+            await a.append("s", b"a", expected=2 * number + 1)
+        assert await b.everything("s") == b"ba" * _ROUNDS
+
+    @on_two
+    async def test_one_of_two_appends_that_expect_one_tail(self, a: Harness, b: Harness) -> None:
+        await a.create("s")
+        for number in range(_ROUNDS):
+            appends = a.append("s", b"a", expected=number), b.append("s", b"b", expected=number)
+            outcomes = await asyncio.gather(*appends, return_exceptions=True)
+            refusals = [one for one in outcomes if isinstance(one, Rejection)]
+            assert [one.status for one in refusals] == [412], outcomes
+        assert (await a.state("s")).tail == _ROUNDS
+
     # -- what one did, the other knows
 
     @on_two

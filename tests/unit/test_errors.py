@@ -15,6 +15,7 @@ MADE = [
     (errors.StreamExistsError(), {"status": 409, "code": "CONFLICT_EXISTS", "url": None}),
     (errors.StreamClosedError(final_offset="7"), {"status": 409, "final_offset": "7"}),
     (errors.SeqConflictError("m", {"a": 1}), {"status": 409, "details": {"a": 1}, "expected": None}),
+    (errors.OffsetConflictError("1", "2"), {"status": 412, "expected_offset": "1", "current_offset": "2"}),
     (errors.RetentionGoneError(), {"status": 410, "code": "RETENTION_GONE"}),
     (errors.SequenceGapError(1, 2), {"expected_seq": 1, "received_seq": 2, "status": 409}),
     (errors.StaleEpochError(3), {"current_epoch": 3, "status": 403}),

@@ -75,6 +75,11 @@ _REDRAW = 256  # acknowledgements between two updates of the progress bar
 )
 @click.option("--seq", metavar="TEXT", help="Refuse the append unless this sorts after the last one's.")
 @click.option(
+    "--expected-offset",
+    metavar="OFFSET",
+    help="Refuse the append unless the stream ends at this offset.",
+)
+@click.option(
     "--ndjson", is_flag=True, help="Append every line as one JSON message, exactly once, in batches."
 )
 @click.option("--close", is_flag=True, help="Close the stream for good after the last line.")
@@ -132,12 +137,14 @@ def append(
     if not options["ndjson"]:
         _refuse_without_ndjson()
         with json_in_shell_words(value, file), DurableStream(url, headers=settings.headers) as handle:
-            result = handle.append(read_value(value, file), seq=options["seq"])
+            result = handle.append(
+                read_value(value, file), seq=options["seq"], expected_offset=options["expected_offset"]
+            )
         emit(settings, f"appended, next offset {result.next_offset}", url=url, offset=result.next_offset)
         return
-    if value is not None or options["seq"] is not None:
+    if value is not None or options["seq"] is not None or options["expected_offset"] is not None:
         raise click.UsageError(
-            "--ndjson takes its lines from --file or standard input, not VALUE, and no --seq"
+            "--ndjson takes its lines from --file or standard input, not VALUE, and no --seq or --expected-offset"
         )
     with DurableStream(url, headers=settings.headers) as handle:
         content_type = patient(handle.head, options["retry_for"]).content_type

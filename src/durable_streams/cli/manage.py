@@ -170,14 +170,21 @@ def _shown(field: Any) -> str:
 @click.argument("stream")
 @click.argument("value", required=False)
 @_file
+@click.option(
+    "--expected-offset",
+    metavar="OFFSET",
+    help="Refuse unless the stream ends at this offset before the call.",
+)
 @connection_options
 @click.pass_obj
-def close(settings: Settings, stream: str, value: str | None, file: Path | None) -> None:
+def close(
+    settings: Settings, *, stream: str, value: str | None, file: Path | None, expected_offset: str | None
+) -> None:
     """Close STREAM for good, with VALUE or --file as its last data; what it holds stays readable."""
     url = settings.url(stream)
     data = None if value is None and file is None else read_value(value, file)
     with json_in_shell_words(value, file), DurableStream(url, headers=settings.headers) as handle:
-        result = handle.close_stream(data)
+        result = handle.close_stream(data, expected_offset=expected_offset)
     emit(settings, f"closed {url} at offset {result.final_offset}", url=url, final_offset=result.final_offset)
 
 

@@ -423,13 +423,23 @@ class DurableStream(HandleBase):
         self._created = result.created
         return result
 
-    def append(self, data: Any, *, seq: str | None = None, content_type: str | None = None) -> AppendResult:
+    def append(
+        self,
+        data: Any,
+        *,
+        seq: str | None = None,
+        expected_offset: Offset | None = None,
+        content_type: str | None = None,
+    ) -> AppendResult:
         """Append data, and return once it is durable (protocol section 4).
 
         Args:
             data: Bytes or text; for a JSON stream any JSON value as one message, where text and bytes are JSON
                 already.
             seq: The writer's sequence text, which must be greater than the last one.
+            expected_offset: Where the stream has to end, as an answer stated it (`next_offset`, the `offset` of
+                `head`): the append is refused if there is other data. None to append wherever it ends. Goes to
+                the server as ``If-Match``, which servers without appends on condition may ignore.
             content_type: The stream's content type; None for that of the handle, which asks for it once.
 
         Returns:
@@ -441,14 +451,19 @@ class DurableStream(HandleBase):
             StreamClosedError: The stream is closed.
             SeqConflictError: ``seq`` is not greater than the last one; after an attempt whose answer was lost,
                 ``may_have_been_sent`` is True, for that attempt may have stored the data.
+            OffsetConflictError: The stream does not end at ``expected_offset``; ``may_have_been_sent`` as
+                above.
             FetchError: The answer was lost; ``may_have_been_sent`` says whether the data may have been written.
         """
-        if not self._batching or seq is not None or content_type is not None:
+        # What waits for others must not depend on where they end.
+        alone = not self._batching or seq is not None or expected_offset is not None
+        if alone or content_type is not None:
             op = operations.append(
                 self._url,
                 data,
                 content_type=content_type or self._content_type,
                 seq=seq,
+                expected_offset=expected_offset,
                 repeatable=self._retry_appends,
             )
             result, self._content_type = run(op, self._options)
@@ -461,7 +476,12 @@ class DurableStream(HandleBase):
         self._content_type = run(op, self._options) or self._content_type
 
     def close_stream(
-        self, data: Any = None, *, content_type: str | None = None, seq: str | None = None
+        self,
+        data: Any = None,
+        *,
+        content_type: str | None = None,
+        seq: str | None = None,
+        expected_offset: Offset | None = None,
     ) -> CloseResult:
         """Close the stream for good (protocol section 4).
 
@@ -469,6 +489,7 @@ class DurableStream(HandleBase):
             data: The last data, as for `append`; None for none, which makes the call safe to repeat.
             content_type: The stream's content type; None for that of the handle.
             seq: The writer's sequence text, which must be greater than the last one.
+            expected_offset: Where the stream has to end before the call, as for `append`; None for anywhere.
 
         Returns:
             Where the stream ends.
@@ -476,11 +497,16 @@ class DurableStream(HandleBase):
         Raises:
             StreamClosedError: The stream is closed already, and ``data`` was given.
             SeqConflictError: ``seq`` is not greater than the last one.
+            OffsetConflictError: The stream does not end at ``expected_offset``.
             StreamNotFoundError: There is no stream at the URL.
             DurableStreamError: Another refusal, or a failure that no retry can fix.
         """
         op = operations.close_stream(
-            self._url, data, content_type=content_type or self._content_type, seq=seq
+            self._url,
+            data,
+            content_type=content_type or self._content_type,
+            seq=seq,
+            expected_offset=expected_offset,
         )
         return run(op, self._options)
 

@@ -53,13 +53,17 @@ class Created(msgspec.Struct, frozen=True, gc=False):
 
 
 class Append(msgspec.Struct, frozen=True, gc=False):
-    """Append, close, or both (section 4). ``payload`` is in stored form, empty for a mere close."""
+    """Append, close, or both (section 4). ``payload`` is in stored form, empty for a mere close.
+
+    ``expected``: the position that the tail must have, None for any.
+    """
 
     content_type: str | None
     payload: bytes
     close: bool = False
     seq: str | None = None
     producer: ProducerStamp | None = None
+    expected: int | None = None
 
 
 class Appended(msgspec.Struct, frozen=True, gc=False):

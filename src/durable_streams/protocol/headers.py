@@ -16,6 +16,8 @@ STREAM_FORKED_FROM = "stream-forked-from"
 STREAM_FORK_OFFSET = "stream-fork-offset"
 STREAM_FORK_SUB_OFFSET = "stream-fork-sub-offset"
 SSE_DATA_ENCODING = "stream-sse-data-encoding"
+ETAG = "etag"
+IF_MATCH = "if-match"
 PRODUCER_ID = "producer-id"
 PRODUCER_EPOCH = "producer-epoch"
 PRODUCER_SEQ = "producer-seq"
@@ -32,6 +34,9 @@ OFFSET_NOW = "now"
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 JSON_CONTENT_TYPE = "application/json"
 SSE_CONTENT_TYPE = "text/event-stream"
+
+CONDITIONS = frozenset({STREAM_SEQ, IF_MATCH})
+"""Headers that make a server refuse the repetition of an append that it has stored."""
 
 MAX_SAFE_INTEGER = 2**53 - 1
 """The largest epoch and producer sequence number: what every JSON reader holds exactly."""

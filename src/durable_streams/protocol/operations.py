@@ -6,7 +6,7 @@ that is not its success; only requests that may be executed twice without harm a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -118,46 +118,68 @@ def append(
     *,
     content_type: str | None = None,
     seq: str | None = None,
+    expected_offset: str | None = None,
     repeatable: bool = False,
 ) -> Op[tuple[AppendResult, str]]:
     """Append once; returns the result and the stream's content type, asked for with HEAD where not given.
 
     Where it may have been written it is repeated only if that is asked for (``repeatable``), or cannot store it
-    twice (``seq``); else the FetchError says so (protocol section 4).
+    twice (``seq``, ``expected_offset``); else the FetchError says so (protocol section 4).
     """
+    conditions = _conditions(seq, expected_offset)
     known = content_type or (yield from content_type_of(url))
     records = [encode_record(data, known)]
-    result = yield from append_records(url, records, known, seq=seq, repeatable=repeatable)
+    result = yield from append_records(url, records, known, conditions=conditions, repeatable=repeatable)
     return result, known
 
 
 def append_records(
-    url: str, records: list[bytes], content_type: str, *, seq: str | None = None, repeatable: bool = False
+    url: str,
+    records: list[bytes],
+    content_type: str,
+    *,
+    conditions: Mapping[str, str] | None = None,
+    repeatable: bool = False,
 ) -> Op[AppendResult]:
     """Append encoded records in one request, all or none; repeated as `append` is."""
-    headers = {"content-type": check_header("content-type", content_type)}
-    if seq is not None:
-        headers[h.STREAM_SEQ] = check_header(h.STREAM_SEQ, seq)
+    headers = {"content-type": check_header("content-type", content_type), **(conditions or {})}
     body = join_records(records, content_type)
-    # A sequence makes the server refuse a repetition of what it has.
-    request = Request("POST", url, headers, body, idempotent=repeatable or seq is not None)
+    # A condition makes the server refuse a repetition of what it has.
+    request = Request("POST", url, headers, body, idempotent=repeatable or bool(conditions))
     response = yield request
     if response.status not in {200, 204}:
         raise error_from(response, request)
     return AppendResult(_next_offset(response, request))
 
 
+def _conditions(seq: str | None, expected_offset: str | None) -> dict[str, str]:
+    """Return the headers of an append that is stored under a condition."""
+    conditions = {}
+    if seq is not None:
+        conditions[h.STREAM_SEQ] = check_header(h.STREAM_SEQ, seq)
+    if expected_offset is not None:
+        if not isinstance(expected_offset, str):
+            raise TypeError(f"expected_offset must be text, not {type(expected_offset).__name__}.")
+        if not h.is_position(expected_offset) or expected_offset == h.OFFSET_START or '"' in expected_offset:
+            raise ValueError(f"expected_offset must be an offset from an answer, not {expected_offset!r}.")
+        conditions[h.IF_MATCH] = check_header(h.IF_MATCH, f'"{expected_offset}"')
+    return conditions
+
+
 def close_stream(
-    url: str, data: Any = None, *, content_type: str | None = None, seq: str | None = None
+    url: str,
+    data: Any = None,
+    *,
+    content_type: str | None = None,
+    seq: str | None = None,
+    expected_offset: str | None = None,
 ) -> Op[CloseResult]:
     """Close the stream for good, with its last data where given; idempotent without data (protocol section 4)."""
-    headers, body = {h.STREAM_CLOSED: "true"}, None
+    headers, body = {h.STREAM_CLOSED: "true", **_conditions(seq, expected_offset)}, None
     if data is not None:
         known = content_type or (yield from content_type_of(url))
         headers["content-type"] = check_header("content-type", known)
         body = encode_payload(data, known)
-    if seq is not None:
-        headers[h.STREAM_SEQ] = check_header(h.STREAM_SEQ, seq)
     request = Request("POST", url, headers, body, idempotent=body is None)
     response = yield request
     if response.status not in {200, 204}:

@@ -22,6 +22,7 @@ import msgspec
 
 from durable_streams.errors import (
     DurableStreamError,
+    OffsetConflictError,
     RetentionGoneError,
     SeqConflictError,
     SequenceGapError,
@@ -342,6 +343,7 @@ _STATUS_CODES: dict[int, tuple[str, str]] = {
     408: ("REQUEST_TIMEOUT", "the server did not receive the whole request in time"),
     409: ("CONFLICT", "the request conflicts with the stream's state"),
     410: ("RETENTION_GONE", "the stream was deleted, or the offset is before what is retained"),
+    412: ("PRECONDITION_FAILED", "the stream is not in the state that the request expects"),
     413: ("TOO_LARGE", "the body is over the server's limit; send smaller pieces"),
     415: ("BAD_CONTENT_TYPE", "the server does not take this content type"),
     425: ("TOO_EARLY", "the server is not ready for the request yet"),
@@ -372,7 +374,7 @@ def error_from(response: Response, request: Request) -> DurableStreamError:
     url = without_query(request.url)
     message = f"{request.method} {url} answered {response.status}: {sentence or meaning}"
     in_doubt = response.after_doubt or (response.status >= 500 and not not_executed(response))
-    may_be_an_append = not request.idempotent or h.STREAM_SEQ in request.headers
+    may_be_an_append = not request.idempotent or not h.CONDITIONS.isdisjoint(request.headers)
     if in_doubt and request.method == "POST" and may_be_an_append:
         message = f"{message.rstrip('.')} (the append may have been written; read the stream before a retry)"
     context: dict[str, Any] = {
@@ -400,6 +402,10 @@ def _classify(
     if status == 403 and h.PRODUCER_EPOCH in headers and h.PRODUCER_ID in request.headers:
         context["code"] = StaleEpochError.default_code
         return StaleEpochError(_integer(headers.get(h.PRODUCER_EPOCH)), message=message, **context)
+    if status == 412 and h.IF_MATCH in request.headers:
+        context["code"] = OffsetConflictError.default_code
+        expected = request.headers[h.IF_MATCH].strip('"')
+        return OffsetConflictError(expected, headers.get(h.STREAM_NEXT_OFFSET), message=message, **context)
     if status == 409:
         return _conflict(response, request, message, context, server_code)
     if server_code is not None and (status in {400, 405, 415} or server_code == OUTCOME_UNKNOWN):

@@ -24,6 +24,7 @@ __all__ = [
     "json_payload",
     "not_found",
     "other_content_type",
+    "other_tail",
     "prepare_append",
     "require",
     "unknown_offset",
@@ -230,6 +231,8 @@ def decide_append(state: StreamState, producer: ProducerState | None, command: A
         _check_content_type(state, command.content_type)
     if stamp is not None and _is_duplicate(producer, stamp):
         return Appended(state, producer, duplicate=True)
+    if command.expected is not None and command.expected != state.tail:
+        raise other_tail(state, command.expected)
     last_seq = state.last_seq
     if command.seq is not None:
         if last_seq is not None and command.seq.encode() <= last_seq.encode():
@@ -256,6 +259,20 @@ def closed(state: StreamState) -> Rejection:
     return Rejection(409, "STREAM_CLOSED", "the stream is closed, nothing can be appended", explanation)
 
 
+def other_tail(state: StreamState, expected: int) -> Rejection:
+    """Return the 412 of an append that expects another tail than the stream's."""
+    tail = format_offset(state.tail)
+    explanation = {headers.STREAM_NEXT_OFFSET: tail, headers.ETAG: f'"{tail}"'}
+    if state.closed:
+        explanation[headers.STREAM_CLOSED] = "true"
+    return Rejection(
+        412,
+        "CONFLICT_OFFSET",
+        f"the stream ends at {tail}, not at {format_offset(expected)}, where this append has to begin",
+        explanation,
+    )
+
+
 def _decide_on_closed(state: StreamState, producer: ProducerState | None, command: Append) -> Appended:
     stamp = command.producer
     if (
@@ -267,6 +284,8 @@ def _decide_on_closed(state: StreamState, producer: ProducerState | None, comman
         # What was acknowledged once stays acknowledged: a retry must not read as a loss because of a later close.
         return Appended(state, producer, duplicate=True)
     if command.close and not command.payload:
+        if command.expected is not None and command.expected != state.tail:
+            raise other_tail(state, command.expected)
         return Appended(state, producer, duplicate=True)
     raise closed(state)
 

@@ -44,12 +44,13 @@ _APPEND_OPTIONS = frozenset(
         "transfer-encoding",
         names.STREAM_CLOSED,
         names.STREAM_SEQ,
+        names.IF_MATCH,
         names.PRODUCER_ID,
         names.PRODUCER_EPOCH,
         names.PRODUCER_SEQ,
     }
 )
-_PLAIN: tuple[bool, str | None, ProducerStamp | None] = (False, None, None)
+_PLAIN: tuple[bool, str | None, ProducerStamp | None, int | None] = (False, None, None, None)
 
 
 class Handlers:
@@ -68,7 +69,8 @@ class Handlers:
 
     async def append(self, request: ServerRequest, path: str) -> ServerResponse:
         """POST: append, close, or both (section 4)."""
-        close, seq, producer = self._append_options(request) if request.has_any(_APPEND_OPTIONS) else _PLAIN
+        has_options = request.has_any(_APPEND_OPTIONS)
+        close, seq, producer, expected = self._append_options(request) if has_options else _PLAIN
         content_type = request.header("content-type")
         body = await request.body(self._config.max_body)
         seen = await self._store.glance(path)
@@ -81,10 +83,12 @@ class Handlers:
             if state == seen:
                 raise
             payload = rules.prepare_append(state, content_type, body, close=close)
-        command = Append(content_type if payload else None, payload, close, seq, producer)
+        command = Append(content_type if payload else None, payload, close, seq, producer, expected)
         appended = await self._store.append(path, command)
         state = appended.state
-        headers = [*BASE_HEADERS, (names.STREAM_NEXT_OFFSET, format_offset(state.tail))]
+        tail = format_offset(state.tail)
+        # What the next append can send as If-Match.
+        headers = [*BASE_HEADERS, (names.STREAM_NEXT_OFFSET, tail), (names.ETAG, f'"{tail}"')]
         if state.closed:
             headers.append((names.STREAM_CLOSED, "true"))
         if producer is None or appended.producer is None:
@@ -94,14 +98,16 @@ class Handlers:
         return ServerResponse(200 if payload and not appended.duplicate else 204, headers)
 
     @staticmethod
-    def _append_options(request: ServerRequest) -> tuple[bool, str | None, ProducerStamp | None]:
-        """Return whether an append closes the stream, its Stream-Seq, and its producer's stamp."""
+    def _append_options(request: ServerRequest) -> tuple[bool, str | None, ProducerStamp | None, int | None]:
+        """Return whether an append closes the stream, its Stream-Seq, its producer's stamp, and the tail it expects."""
         header = request.header
         parse.check_not_encoded(request.listed("content-encoding"), request.listed("transfer-encoding"))
         producer = parse.producer(
             header(names.PRODUCER_ID), header(names.PRODUCER_EPOCH), header(names.PRODUCER_SEQ)
         )
-        return names.is_true(header(names.STREAM_CLOSED)), parse.sequence(header(names.STREAM_SEQ)), producer
+        expected = parse.expected_tail(header(names.IF_MATCH), producer)
+        close, seq = names.is_true(header(names.STREAM_CLOSED)), parse.sequence(header(names.STREAM_SEQ))
+        return close, seq, producer, expected
 
     async def create(self, request: ServerRequest, path: str) -> ServerResponse:
         """PUT: create a stream or a fork (sections 3 and 6)."""

@@ -42,13 +42,14 @@ _EXPOSED = (
     names.PRODUCER_SEQ,
     names.PRODUCER_EXPECTED_SEQ,
     names.PRODUCER_RECEIVED_SEQ,
-    "etag",
+    names.ETAG,
     "location",
     "retry-after",
 )
 ALLOWED_HEADERS = (
     "content-type",
     "authorization",
+    names.IF_MATCH,
     "if-none-match",
     "last-event-id",
     names.STREAM_MAX_BYTES,

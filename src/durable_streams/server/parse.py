@@ -11,6 +11,7 @@ import msgspec
 
 from durable_streams.protocol import headers as names
 from durable_streams.protocol.commands import Rejection
+from durable_streams.protocol.offsets import is_exact, parse_offset
 from durable_streams.protocol.state import ProducerStamp
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "check_not_encoded",
     "content_type",
     "decoded_path",
+    "expected_tail",
     "expires_at",
     "max_bytes",
     "producer",
@@ -132,6 +134,26 @@ def producer(producer_id: str | None, epoch: str | None, seq: str | None) -> Pro
     return ProducerStamp(
         producer_id, _safe_integer(names.PRODUCER_EPOCH, epoch), _safe_integer(names.PRODUCER_SEQ, seq)
     )
+
+
+def expected_tail(if_match: str | None, stamp: ProducerStamp | None) -> int | None:
+    """Return the position that an append expects the tail to have.
+
+    Args:
+        if_match: The header If-Match.
+        stamp: What the producer headers say: they order a producer's appends by themselves.
+    """
+    if if_match is None:
+        return None
+    if stamp is not None:
+        raise bad_request("If-Match and the Producer headers exclude each other: send one of them")
+    offset = if_match[1:-1] if len(if_match) > 1 and if_match[0] == if_match[-1] == '"' else ""
+    position = None if is_exact(offset) else parse_offset(offset)
+    if position is None:
+        raise bad_request(
+            f"If-Match of an append is one offset in quotes, such as the ETag of the last append, not {if_match[:80]!r}"
+        )
+    return position
 
 
 def sub_offset(value: str | None) -> int | None:

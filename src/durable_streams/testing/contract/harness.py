@@ -212,6 +212,7 @@ class Harness:
         close: bool = False,
         seq: str | None = None,
         producer: ProducerStamp | None = None,
+        expected: int | None = None,
     ) -> Appended:
         """Append to a stream (protocol section 4).
 
@@ -222,11 +223,12 @@ class Harness:
             close: Whether to close the stream after the append.
             seq: The Stream-Seq of the request.
             producer: The producer, its epoch and its sequence number.
+            expected: The position that the tail must have, in bytes; None for any.
 
         Returns:
             The state after the append, and whether the append had been stored before.
         """
-        return await self.store.append(path, Append(content_type, payload, close, seq, producer))
+        return await self.store.append(path, Append(content_type, payload, close, seq, producer, expected))
 
     async def produce(
         self,

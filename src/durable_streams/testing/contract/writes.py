@@ -142,6 +142,33 @@ class WriteContract(StoreFactory):
         assert await h.everything("s") == b"xxxxxxz"
 
     @on_a_loop
+    async def test_an_append_expects_a_tail(self, h: Harness) -> None:
+        await h.create("s", payload=b"ab")
+        assert (await h.append("s", b"c", expected=2)).state.tail == 3
+        for position in (0, 2, 4):
+            refusal = await refused(412, h.append("s", b"d", expected=position), "CONFLICT_OFFSET")
+            assert refusal.headers[names.STREAM_NEXT_OFFSET] == format_offset(3)
+            assert refusal.headers[names.ETAG] == f'"{format_offset(3)}"'
+        await refused(412, h.append("s", b"", None, close=True, expected=2), "CONFLICT_OFFSET")
+        assert not (await h.state("s")).closed
+        assert (await h.append("s", b"d", close=True, expected=3)).state.closed
+        await refused(409, h.append("s", b"e", expected=4), "STREAM_CLOSED")
+        assert (await h.append("s", b"", None, close=True, expected=4)).duplicate
+        refusal = await refused(412, h.append("s", b"", None, close=True, expected=3), "CONFLICT_OFFSET")
+        assert refusal.headers[names.STREAM_CLOSED] == "true"
+        assert await h.everything("s") == b"abcd"
+
+    @on_a_loop
+    async def test_one_of_many_appends_that_expect_one_tail(self, h: Harness) -> None:
+        await h.create("s")
+        for begin in range(0, 15, 3):
+            appends = [h.append("s", b"%03d" % number, expected=begin) for number in range(8)]
+            outcomes = await asyncio.gather(*appends, return_exceptions=True)
+            refusals = [one for one in outcomes if isinstance(one, Rejection)]
+            assert [one.status for one in refusals] == [412] * 7
+            assert (await h.state("s")).tail == begin + 3
+
+    @on_a_loop
     async def test_close_is_final_and_idempotent(self, h: Harness) -> None:
         await h.create("s", payload=b"ab")
         assert (await h.close("s")).state.closed
