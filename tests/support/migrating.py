@@ -21,7 +21,16 @@ BYTES = "application/octet-stream"
 HUGE = 9 << 20  # more than one message of NATS
 MANY = 100
 OFFSETS = 8  # of a stream that readers saved
-SAME = ("content-type", "stream-next-offset", "stream-closed", "stream-ttl", "stream-expires-at", "etag")
+SAME = (
+    "content-type",
+    "stream-next-offset",
+    "stream-closed",
+    "stream-ttl",
+    "stream-expires-at",
+    "etag",
+    "stream-earliest-offset",
+    "stream-retention-max-bytes",
+)
 
 
 class World:
@@ -33,7 +42,15 @@ class World:
         self._contents: dict[str, bytes] = {}
         self._offsets: dict[str, list[str]] = {}
         self._numbers = dict.fromkeys(("one", "two"), 0)
-        for build in (self._plain, self._json, self._producers, self._closed, self._expiring, self._forks):
+        for build in (
+            self._plain,
+            self._json,
+            self._producers,
+            self._closed,
+            self._expiring,
+            self._forks,
+            self._trimmed,
+        ):
             build(server)
         for number in range(bulk):
             self._create(server, f"bulk/{number % 10}/{number}")
@@ -113,6 +130,22 @@ class World:
                 1, 9
             )
             self._append(server, "json", json.dumps(messages).encode(), JSON)
+
+    def _trimmed(self, server: Any) -> None:
+        """Streams that gave up their first appends; one has a fork, one gave up everything."""
+        limits = {"Stream-Retention-Max-Bytes": "2000", "Stream-Retention-Max-Age": "86400"}
+        cases = {"trimmed": 2000, "trimmed/forked": 3000, "trimmed/out": 4500, "limited": 0}
+        for name, before in cases.items():
+            self._create(server, name, **(limits if name == "limited" else {}))
+            for number in range(50):
+                self._append(server, name, b"%03d" % number * 30)
+            if name == "trimmed/forked":
+                self._fork(server, "trimmed/fork", name, None)
+            asked = json.dumps({"before": format_offset(before)}).encode()
+            assert server.request("POST", f"__ds/streams/{name}/trim", asked).status == 200
+            # Readers' places are those of streams that keep everything.
+            self._offsets[name].clear()
+        self._offsets["trimmed/fork"].clear()
 
     def _producers(self, server: Any) -> None:
         self._create(server, "produced")

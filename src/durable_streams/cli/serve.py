@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from durable_streams.cli.help import Command
 from durable_streams.cli.options import DEFAULT_ROOT, PROGRAM, Settings, emit, json_option
+from durable_streams.cli.retention import RetentionRuleType
 from durable_streams.cli.units import Duration, Size, show_duration, show_size
 from durable_streams.server import ServerConfig, ServerStartError
 from durable_streams.server import serve as run_server
@@ -344,6 +345,15 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     show_default=True,
     show_envvar=True,
     help="How many requests may wait to be stored, over all streams; more are answered 503.",
+)
+@click.option(
+    "--retention",
+    multiple=True,
+    type=RetentionRuleType(),
+    envvar="DURABLE_STREAMS_RETENTION",
+    metavar="RULE",
+    show_envvar=True,
+    help="What streams without a retention of their own keep, 'jobs/**=7d,1GiB'; the first rule that matches counts.",
 )
 @json_option
 @click.pass_context

@@ -6,9 +6,18 @@ from collections.abc import Mapping
 
 import msgspec
 
-from durable_streams.protocol.state import ProducerStamp, ProducerState, StreamState
+from durable_streams.protocol.state import Policy, ProducerStamp, ProducerState, StreamState
 
-__all__ = ["Append", "Appended", "Create", "Created", "ForkPoint", "Rejection"]
+__all__ = [
+    "Append",
+    "Appended",
+    "Create",
+    "Created",
+    "ForkPoint",
+    "Rejection",
+    "SetRetention",
+    "Trim",
+]
 
 
 class Rejection(Exception):  # noqa: N818 - an answer of the protocol, not a failure of the server
@@ -43,6 +52,24 @@ class Create(msgspec.Struct, frozen=True, gc=False):
     expires_at: str | None = None
     deadline: float | None = None
     fork: ForkPoint | None = None
+    policy: Policy | None = None
+
+
+class Trim(msgspec.Struct, frozen=True, gc=False):
+    """Give up what is before a position, where an append begins: of the stream that was there when it was resolved.
+
+    ``max_age``: give up what is older than that, in seconds, as far as the stream knows; ``position`` is 0 then.
+    """
+
+    stream_id: int
+    position: int
+    max_age: int | None = None
+
+
+class SetRetention(msgspec.Struct, frozen=True, gc=False):
+    """Keep a stream by another policy from now on; None for all of it."""
+
+    policy: Policy | None
 
 
 class Created(msgspec.Struct, frozen=True, gc=False):

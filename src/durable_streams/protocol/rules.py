@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from durable_streams.protocol import headers, jsonmode
+from durable_streams.protocol import headers, jsonmode, retention
 from durable_streams.protocol.commands import Append, Appended, Create, Created, Rejection
 from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import ProducerStamp, ProducerState, Segment, StreamState
@@ -79,8 +79,14 @@ def decide_create(
             )
         return Created(existing, new=False)
     state = _new_state(command, new_id) if command.fork is None else _new_fork(source, command, new_id)
-    tail = state.tail + len(command.payload)
-    return Created(replace(_with_deadline(state, now), tail=tail, closed=command.closed), new=True)
+    begin = state.tail
+    state = replace(_with_deadline(state, now), tail=begin + len(command.payload), closed=command.closed)
+    policy = command.policy
+    if policy is None and command.fork is not None and source is not None and source.retention is not None:
+        policy = source.retention.policy
+    if policy is not None:
+        state = replace(state, retention=retention.retention_of(policy, state, now))
+    return Created(state, new=True)
 
 
 def _same_configuration(existing: StreamState, command: Create) -> bool:
@@ -97,11 +103,15 @@ def _same_configuration(existing: StreamState, command: Create) -> bool:
     )
     expiry_given = command.ttl is not None or command.expires_at is not None
     same_expiry = existing.ttl == command.ttl and _expiry(existing) == _expiry(command)
+    asked = command.policy
+    kept = None if existing.retention is None else existing.retention.policy
     return (
         same_origin
         and headers.media_type(existing.content_type) == headers.media_type(content_type)
         and existing.closed == command.closed
         and (same_expiry or (inherits and not expiry_given))
+        # Nothing asked for is any policy: an administrator may have changed it since.
+        and (asked is None or asked.is_default or asked == kept)
     )
 
 
@@ -126,6 +136,7 @@ def _new_fork(source: StreamState | None, command: Create, new_id: int) -> Strea
     if fork is None or source is None or source.id != fork.source_id:
         raise Rejection(404, "NOT_FOUND", "there is no stream at the path to fork from")
     check_fork_source(source, command.content_type)
+    retention.check_retained(source, fork.position)
     own_expiry = command.ttl is not None or command.expires_at is not None
     return StreamState(
         id=new_id,
@@ -138,6 +149,8 @@ def _new_fork(source: StreamState | None, command: Create, new_id: int) -> Strea
         forked_from=fork.path,
         fork_position=fork.position,
         lineage=_lineage(source, fork.position),
+        earliest=source.earliest,
+        floor=source.earliest,
     )
 
 
@@ -363,6 +376,8 @@ def decide_release(state: StreamState, ancestors: list[StreamState]) -> list[Str
     outcome: list[StreamState | None] = [None]
     for ancestor in ancestors:
         left = replace(ancestor, forks=ancestor.forks - 1)
+        if not left.forks:
+            left = replace(left, floor=left.earliest)
         if left.forks or not left.deleted:
             outcome.append(left)
             break

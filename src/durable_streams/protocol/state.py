@@ -10,7 +10,7 @@ import msgspec
 
 from durable_streams.protocol import headers
 
-__all__ = ["ProducerStamp", "ProducerState", "Segment", "StreamState"]
+__all__ = ["Policy", "ProducerStamp", "ProducerState", "Retention", "Segment", "StreamState"]
 
 
 class ProducerStamp(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -35,10 +35,33 @@ class Segment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     end: int
 
 
+class Policy(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How much of itself a stream keeps: at least one limit.
+
+    Attributes:
+        max_age: In seconds.
+        max_bytes: In bytes of stored form.
+        is_default: Whether it is the server's (``serve --retention``), not the stream's own.
+    """
+
+    max_age: int | None = None
+    max_bytes: int | None = None
+    is_default: bool = False
+
+
+class Retention(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A policy, and what applying it needs: when (seconds since 1970) the append at a position came."""
+
+    policy: Policy
+    marks: tuple[tuple[float, int], ...] = ()
+
+
 class StreamState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A stream's configuration and condition; positions in bytes, times in seconds since 1970.
 
     ``deadline`` is when it expires if nothing touches it; ``lineage`` says whose bytes a fork reads before its own.
+    ``earliest`` is where a read can begin, ``floor`` from where the bytes are kept: for forks, that may be before it.
+    ``trims`` counts the changes of ``earliest`` and ``retention``.
     """
 
     id: int
@@ -56,6 +79,10 @@ class StreamState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     lineage: tuple[Segment, ...] = ()
     forks: int = 0
     deleted: bool = False
+    earliest: int = 0
+    floor: int = 0
+    retention: Retention | None = None
+    trims: int = 0
 
     @property
     def is_json(self) -> bool:

@@ -34,6 +34,7 @@ from durable_streams.server.http import (
 from durable_streams.server.live import LiveReads
 from durable_streams.server.outlets import Outlets
 from durable_streams.server.ranges import Ranges
+from durable_streams.server.retention import RetentionActions, RetentionRules
 from durable_streams.stores.base import Store, StoreError, StoreFullError, StoreUncertainError
 
 __all__ = ["App"]
@@ -63,8 +64,10 @@ class App:
         self.live = LiveReads(store, self.config, ranges)
         addresses = Addresses(self.config)
         self._browsers = Browsers(self.config, addresses, local=local)
-        handlers = Handlers(store, self.config, self.live, ranges, addresses)
+        retention = RetentionRules(store, tuple(self.config.retention))
+        handlers = Handlers(store, self.config, self.live, ranges, addresses, retention=retention)
         self.control = Control()
+        self.control.add("streams", {"POST": RetentionActions(store).post})
         self._warned: dict[str, float] = {}
         self._handlers: dict[str, Handler] = {
             "POST": handlers.append,

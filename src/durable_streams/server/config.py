@@ -6,11 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from durable_streams.protocol.globs import Glob
 from durable_streams.server import hosts
 
-__all__ = ["ServerConfig"]
+__all__ = ["RetentionRule", "ServerConfig"]
 
 _ALL_BODIES = 256 << 20
 _DURATIONS = (
@@ -34,6 +35,20 @@ _SIZES = (
 
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9.*_\[\]:-]+")
 _HOST = re.compile(r"[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.]+\]")
+
+
+class RetentionRule(NamedTuple):
+    """How much of themselves the streams of a pattern keep that have no retention of their own.
+
+    Attributes:
+        pattern: Paths: ``*`` is one segment, ``**`` any number of them.
+        max_age: In seconds; None for any age.
+        max_bytes: In bytes; None for any size.
+    """
+
+    pattern: str
+    max_age: int | None = None
+    max_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,7 @@ class ServerConfig:
         disk_timeout: Seconds that the disk may take for a commit or a read before requests are refused.
         max_queued_bytes: The most bytes that wait to be stored, over all streams.
         max_queued_appends: The most requests that wait to be stored, over all streams.
+        retention: How much streams keep that have no retention of their own: the first rule that matches a path counts.
         cache: The scope of ``Cache-Control``: public, or private where shared caches must keep nothing.
         keep_alive: Seconds that a connection may be silent between two requests, or within the head of one (`serve`
             only).
@@ -106,6 +122,7 @@ class ServerConfig:
     disk_timeout: float = 15.0
     max_queued_bytes: int = 128 << 20
     max_queued_appends: int = 16_384
+    retention: Sequence[RetentionRule] = ()
     cache: str = "public"
     keep_alive: float = 30.0
     public_url: str | None = None
@@ -129,6 +146,8 @@ class ServerConfig:
             raise ValueError(f"port is a number from 0 to 65535, not {self.port}")
         if self.cache not in ("public", "private"):
             raise ValueError(f"cache is public or private, not {self.cache}")
+        for rule in self.retention:
+            _check_rule(RetentionRule(*rule))  # a plain tuple will do
         self._check_addresses()
 
     def _check_addresses(self) -> None:
@@ -150,3 +169,13 @@ class ServerConfig:
     def all_bodies(self) -> int:
         """Bytes that request bodies may take in memory, in all."""
         return max(_ALL_BODIES, 2 * self.max_body) if self.body_budget is None else self.body_budget
+
+
+def _check_rule(rule: RetentionRule) -> None:
+    try:
+        Glob(rule.pattern)
+    except ValueError as error:
+        raise ValueError(f"retention of {rule.pattern!r}: {error}") from error
+    limits = [limit for limit in (rule.max_age, rule.max_bytes) if limit is not None]
+    if not limits or min(limits) < 1:
+        raise ValueError(f"retention of {rule.pattern!r} is an age or a size above 0, or both")

@@ -39,16 +39,16 @@ class Control:
     """The resources of one server."""
 
     def __init__(self) -> None:
-        self._resources: dict[str, Mapping[str, Resource]] = {}
+        self._resources: dict[str, dict[str, Resource]] = {}
 
     def add(self, name: str, methods: Mapping[str, Resource]) -> None:
-        """Serve a resource.
+        """Serve a resource, or more methods of one.
 
         Args:
             name: The first segment of its paths, below ``__ds/``.
             methods: What answers each method; HEAD is answered by what answers GET.
         """
-        self._resources[name] = methods
+        self._resources.setdefault(name, {}).update(methods)
 
     async def answer(self, request: ServerRequest, path: str) -> ServerResponse:
         """Answer a request for a path below ``__ds/``; raises the 404 and the 405 of what is not there."""

@@ -33,6 +33,7 @@ from durable_streams.server.positions import (
     range_headers,
 )
 from durable_streams.server.ranges import Ranges
+from durable_streams.server.retention import RetentionRules, retention_headers
 from durable_streams.stores.base import Store, StoreUnavailableError
 
 __all__ = ["Handlers"]
@@ -57,8 +58,16 @@ class Handlers:
     """The operations on streams."""
 
     def __init__(
-        self, store: Store, config: ServerConfig, live: LiveReads, ranges: Ranges, addresses: Addresses
+        self,
+        store: Store,
+        config: ServerConfig,
+        live: LiveReads,
+        ranges: Ranges,
+        addresses: Addresses,
+        *,
+        retention: RetentionRules,
     ) -> None:
+        self._retention = retention
         self._ranges = ranges
         self._store = store
         self._config = config
@@ -74,6 +83,8 @@ class Handlers:
         content_type = request.header("content-type")
         body = await request.body(self._config.max_body)
         seen = await self._store.glance(path)
+        if seen is not None and (seen.retention is not None or self._retention.has_rules):
+            await self._retention.update(path, seen)
         try:
             # JSON is checked here, so that a commit need not wait for it.
             payload = rules.prepare_append(seen, content_type, body, close=close)
@@ -133,6 +144,7 @@ class Handlers:
             expires_at=expires,
             deadline=deadline,
             fork=fork,
+            policy=self._retention.asked_for(path, header),
         )
         location = self._addresses.base_url(request) + STREAM_ROOT + quote(path)
         created = await self._store.create(command)
@@ -188,7 +200,8 @@ class Handlers:
         headers = _description(state)
         headers += [
             SANDBOX,
-            ("etag", etag(self._store.identity, state, 0, state.tail)),
+            (names.STREAM_EARLIEST_OFFSET, format_offset(state.earliest)),
+            ("etag", etag(self._store.identity, state, state.earliest, state.tail)),
             ("cache-control", "no-store"),
         ]
         return ServerResponse(200, headers)
@@ -221,7 +234,9 @@ class Handlers:
             headers = _read_headers(state, state.tail)
             headers.append(("cache-control", "no-store"))
             return ServerResponse(200, headers, content(state, b""))
-        return await self._catch_up(request, state, place, exact=offset is not None)
+        # What the start is changes as a stream is trimmed.
+        exact = offset is not None and (offset != names.OFFSET_START or not state.trims)
+        return await self._catch_up(request, state, place, exact=exact)
 
     async def _read_in_outage(
         self, request: ServerRequest, path: str, offset: str | None, outage: StoreUnavailableError
@@ -280,4 +295,6 @@ def _description(state: StreamState) -> Headers:
         headers.append((names.STREAM_TTL, str(state.ttl)))
     if state.expires_at is not None:
         headers.append((names.STREAM_EXPIRES_AT, state.expires_at))
+    if state.retention is not None:
+        headers += retention_headers(state.retention.policy)
     return headers

@@ -22,6 +22,7 @@ __all__ = [
     "expected_tail",
     "expires_at",
     "max_bytes",
+    "positive",
     "producer",
     "query",
     "sequence",
@@ -154,6 +155,16 @@ def expected_tail(if_match: str | None, stamp: ProducerStamp | None) -> int | No
             f"If-Match of an append is one offset in quotes, such as the ETag of the last append, not {if_match[:80]!r}"
         )
     return position
+
+
+def positive(name: str, value: str | None) -> int | None:
+    """Return a header that is a whole number above 0."""
+    if value is None:
+        return None
+    number = _safe_integer(name, value)
+    if not number:
+        raise bad_request(f"{name.title()} is a whole number above 0")
+    return number
 
 
 def sub_offset(value: str | None) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from durable_streams.protocol import headers as names
-from durable_streams.protocol import jsonmode, rules
+from durable_streams.protocol import jsonmode, retention, rules
 from durable_streams.protocol.offsets import format_offset, is_exact, parse_offset
 from durable_streams.protocol.state import StreamState
 from durable_streams.server import parse
@@ -24,9 +24,9 @@ class Place(NamedTuple):
 
 
 def place_of(offset: str | None, state: StreamState) -> Place:
-    """Return the place an offset stands for in a stream; raises the 400 of one that it cannot have."""
+    """Return the place an offset stands for in a stream; raises its 400, or the 410 of one that is gone."""
     if offset is None or offset == names.OFFSET_START:
-        return Place(0)
+        return Place(state.earliest)
     if offset == names.OFFSET_NOW:
         return Place(state.tail)
     position = parse_offset(offset)
@@ -34,7 +34,8 @@ def place_of(offset: str | None, state: StreamState) -> Place:
         raise parse.bad_request(f"{offset[:80]!r} is no offset: use one from an answer, -1, or now")
     if position > state.tail:
         raise rules.unknown_offset(position)
-    return Place(position, is_exact(offset) or position in (0, state.tail))
+    retention.check_retained(state, position)
+    return Place(position, is_exact(offset) or position in (state.earliest, state.tail))
 
 
 def content(state: StreamState, payload: bytes) -> bytes:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import msgspec
 
-from durable_streams.protocol.commands import Append, Appended, Create, Created
+from durable_streams.protocol.commands import Append, Appended, Create, Created, SetRetention, Trim
 from durable_streams.protocol.state import StreamState
 
 __all__ = [
@@ -234,6 +234,21 @@ class Store(Protocol):
             StoreError: The stream was not deleted.
         """
 
+    async def retain(self, path: str, command: Trim | SetRetention) -> StreamState:
+        """Change what a stream keeps: give up its first bytes, or take a policy.
+
+        Args:
+            path: The path of the stream.
+            command: The position to begin at, or the policy.
+
+        Returns:
+            The state after the command.
+
+        Raises:
+            Rejection: There is no stream at the path.
+            StoreError: Nothing was changed.
+        """
+
     def touch(self, path: str) -> None:
         """Restart the sliding window of a stream's time to live, for a read.
 
@@ -253,7 +268,7 @@ class Store(Protocol):
             The bytes. The chunk begins before ``start`` where that is inside an append; at the tail it is empty.
 
         Raises:
-            Rejection: The bytes are gone (404).
+            Rejection: The bytes are gone: with the stream (404), or given up since ``state`` (410).
             StoreUnavailableError: The bytes cannot be read now.
         """
 
@@ -272,7 +287,7 @@ class Store(Protocol):
             The bytes; at the tail the chunk is empty.
 
         Raises:
-            Rejection: The bytes are gone (404).
+            Rejection: The bytes are gone: with the stream (404), or given up since ``state`` (410).
             StoreUnavailableError: The bytes cannot be read now.
         """
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from durable_streams.protocol import rules
-from durable_streams.protocol.commands import Append, Appended, Create, Created
+from durable_streams.protocol import retention, rules
+from durable_streams.protocol.commands import Append, Appended, Create, Created, SetRetention, Trim
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.slots import Slot
 
@@ -40,6 +40,7 @@ class CommitBatch:
         records: Stream id, position, payload and slot of each append, in order.
         producers: The new state and the slot of each producer, by stream id and producer id.
         removed: Ids of streams whose bytes and producers can be deleted.
+        trimmed: The position before which the bytes of a stream can be deleted, by stream id.
         probe: Whether a health check waits for the commit.
 
     Args:
@@ -47,7 +48,7 @@ class CommitBatch:
         new_id: Returns an id for a new stream.
     """
 
-    __slots__ = ("_new_id", "changed", "dirty", "now", "probe", "producers", "records", "removed")
+    __slots__ = ("_new_id", "changed", "dirty", "now", "probe", "producers", "records", "removed", "trimmed")
 
     def __init__(self, now: float, new_id: Callable[[], int]) -> None:
         self.now = now
@@ -57,6 +58,7 @@ class CommitBatch:
         self.records: list[tuple[int, int, bytes, Slot]] = []
         self.producers: dict[tuple[int, str], tuple[ProducerState, Slot]] = {}
         self.removed: list[int] = []
+        self.trimmed: dict[int, int] = {}
         self.probe = False
 
     def __bool__(self) -> bool:
@@ -92,7 +94,13 @@ class CommitBatch:
             self._touch(slot, state)
             return appended
         after = appended.state
-        self._set(slot, after, dirty=after.closed or after.last_seq is not state.last_seq)
+        dirty = after.closed or after.last_seq is not state.last_seq
+        if after.retention is not None:
+            after = retention.after_append(after, state.tail, self.now)
+            dirty = dirty or after.trims != state.trims
+            appended = Appended(after, appended.producer)
+            self._free(state, after)
+        self._set(slot, after, dirty=dirty)
         if command.payload:
             self.records.append((state.id, state.tail, command.payload, slot))
         if stamp is not None and appended.producer is not None:
@@ -100,6 +108,22 @@ class CommitBatch:
         if state.ttl is not None:
             self._touch(slot, after)
         return appended
+
+    def retain(self, slot: Slot, command: Trim | SetRetention) -> StreamState:
+        """Decide what a stream keeps."""
+        state = rules.require(self._live(slot))
+        if isinstance(command, Trim):
+            after = retention.decide_trim(state, command, self.now)
+        else:
+            after = retention.decide_retention(state, command, self.now)
+        self._kept(slot, state, after)
+        return after
+
+    def trim_due(self, slot: Slot) -> None:
+        """Give up what is too old."""
+        state = self._live(slot)
+        if state is not None:
+            self._kept(slot, state, retention.decide_due(state, self.now))
 
     def delete(self, slot: Slot, ancestors: list[Slot]) -> None:
         """Decide a deletion; ``ancestors`` are the slots up the chain of forks."""
@@ -131,6 +155,15 @@ class CommitBatch:
         self.changed[slot] = state
         if dirty:
             self.dirty[slot] = None
+
+    def _kept(self, slot: Slot, before: StreamState, after: StreamState) -> None:
+        if after is not before:
+            self._set(slot, after, dirty=True)
+            self._free(before, after)
+
+    def _free(self, before: StreamState, after: StreamState) -> None:
+        if after.floor > before.floor:
+            self.trimmed[after.id] = after.floor
 
     def _touch(self, slot: Slot, state: StreamState) -> None:
         slot.touched = self.now
@@ -170,3 +203,5 @@ class CommitBatch:
             self._set(touched, left, dirty=True)
             if left is None:
                 self.removed.append(before.id)
+            else:
+                self._free(before, left)

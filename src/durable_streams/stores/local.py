@@ -13,8 +13,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from durable_streams.protocol import rules
-from durable_streams.protocol.commands import Append, Appended, Create, Created
+from durable_streams.protocol import retention, rules
+from durable_streams.protocol.commands import Append, Appended, Create, Created, Rejection, SetRetention, Trim
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.backlog import MAX_BYTES, MAX_COMMANDS, Backlog
 from durable_streams.stores.base import Chunk, StoreError, StoreLostError, StoreUnavailableError
@@ -157,7 +157,7 @@ class Backend(Protocol):
         """
 
     async def expired(self, now: float, limit: int) -> list[str]:
-        """Return streams that have expired by their stored deadline.
+        """Return streams that are due: their stored ``retention.due_at`` has passed.
 
         Args:
             now: The time, in seconds since 1970.
@@ -347,6 +347,23 @@ class LocalStore:
 
         await self._decide(ready, 0)
 
+    async def retain(self, path: str, command: Trim | SetRetention) -> StreamState:
+        """Change what a stream keeps.
+
+        Args:
+            path: The path of the stream.
+            command: The position to begin at, or the policy.
+
+        Returns:
+            The state after the command.
+
+        Raises:
+            Rejection: There is no stream at the path.
+            StoreError: Nothing was changed.
+        """
+        slot = await self._slots.get(path)
+        return await self._commits.submit(lambda batch: batch.retain(slot, command), repeatable=True)
+
     def touch(self, path: str) -> None:
         """Restart the sliding window of a stream; the stored one follows once it lags too far behind.
 
@@ -379,12 +396,16 @@ class LocalStore:
             The bytes. The chunk begins before ``start`` where that is inside an append; at the tail it is empty.
 
         Raises:
-            Rejection: The bytes are gone (404).
+            Rejection: The bytes are gone: with the stream (404), or given up since ``state`` (410).
             StoreUnavailableError: The bytes cannot be read now.
         """
         if self._lost is not None:
             raise copied(self._lost)
-        return await read_lineage(self._backend.read, state, start, limit)
+        try:
+            return await read_lineage(self._backend.read, state, start, limit)
+        except Rejection:
+            await self._check_retained(state, start)
+            raise
 
     async def read_piece(self, state: StreamState, start: int, limit: int, *, aligned: bool = False) -> Chunk:
         """Return some bytes from ``start``, wherever appends end.
@@ -399,12 +420,22 @@ class LocalStore:
             The bytes; at the tail the chunk is empty.
 
         Raises:
-            Rejection: The bytes are gone (404).
+            Rejection: The bytes are gone: with the stream (404), or given up since ``state`` (410).
             StoreUnavailableError: The bytes cannot be read now.
         """
         if self._lost is not None:
             raise copied(self._lost)
-        return await read_piece_of_lineage(self._backend.read_piece, state, start, limit, aligned=aligned)
+        try:
+            return await read_piece_of_lineage(self._backend.read_piece, state, start, limit, aligned=aligned)
+        except Rejection:
+            await self._check_retained(state, start)
+            raise
+
+    async def _check_retained(self, state: StreamState, position: int) -> None:
+        """Raise the 410 of bytes that were given up since ``state``; return if they went with their stream."""
+        now = await self.get(state.path)
+        if now is not None and now.id == state.id:
+            retention.check_retained(now, position)
 
     async def boundary(self, state: StreamState, position: int) -> int:
         """Return where the first append at or after ``position`` begins, or the tail.
@@ -538,17 +569,36 @@ class LocalStore:
             await asyncio.sleep(_SWEEP_INTERVAL)
             try:
                 await self._backend.verify()
-                for path in await self._backend.expired(self._clock(), _SWEEP_STREAMS):
-                    slot = await self._slots.get(path)
-                    if slot.audience is not None:
-                        self.touch(path)
-                    else:
-                        await self._expire(slot)
+                while await self._sweep_some():
+                    pass
             except StoreLostError as loss:
                 self._lose(loss)
                 return
             except StoreError:
                 continue  # the store cannot write now; an expired stream is a 404 all the same
+
+    async def _sweep_some(self) -> bool:
+        """Look at streams that are due, in commits that they share; return whether more may wait."""
+        paths = await self._backend.expired(self._clock(), _SWEEP_STREAMS)
+        outcomes = await asyncio.gather(*map(self._look_at, paths), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        # Those that a touch in memory keeps alive stay due: they must not be looked at without a pause.
+        return len(paths) == _SWEEP_STREAMS and outcomes.count(True) > _SWEEP_STREAMS // 2
+
+    async def _look_at(self, path: str) -> bool:
+        """Give up what is too old of a stream, or all of it if it expired; return whether that was needed."""
+        slot = await self._slots.get(path)
+        state, now = slot.state, self._clock()
+        if state is not None and state.retention is not None:
+            await self._commits.submit(partial(CommitBatch.trim_due, slot=slot), repeatable=True)
+        if slot.audience is not None:
+            self.touch(path)
+        elif state is not None and slot.expired(state, now):
+            await self._expire(slot)
+            return True
+        return state is not slot.state
 
 
 def _mark_probe(batch: CommitBatch) -> None:

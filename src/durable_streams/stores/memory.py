@@ -7,6 +7,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
+from durable_streams.protocol.retention import due_at
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import Chunk
 from durable_streams.stores.batch import CommitBatch
@@ -44,6 +45,15 @@ class _MemoryLog:
         self.starts: list[int] = []
         self.payloads: list[bytes] = []
 
+    def trim(self, floor: int) -> None:
+        """Drop what begins before ``floor``."""
+        count = bisect_left(self.starts, floor)
+        del self.starts[:count], self.payloads[:count]
+
+    def lacks(self, position: int) -> bool:
+        """Whether the append that holds a position was dropped."""
+        return not self.starts or position < self.starts[0]
+
 
 class _MemoryBackend:
     identity = ""  # ids of streams are never used again
@@ -51,7 +61,7 @@ class _MemoryBackend:
 
     def __init__(self) -> None:
         self._states: dict[str, StreamState] = {}
-        self._mortal: dict[str, float] = {}  # path to deadline
+        self._due: dict[str, float] = {}
         self._logs: dict[int, _MemoryLog] = {}
         self._producers: dict[int, dict[str, ProducerState]] = {}
 
@@ -80,10 +90,11 @@ class _MemoryBackend:
                 self._states.pop(slot.path, None)
             else:
                 self._states[slot.path] = state
-            if state is None or state.deadline is None or state.deleted:
-                self._mortal.pop(slot.path, None)
+            due = None if state is None else due_at(state)
+            if due is None:
+                self._due.pop(slot.path, None)
             else:
-                self._mortal[slot.path] = state.deadline
+                self._due[slot.path] = due
         for stream_id, start, payload, _ in batch.records:
             log = self._logs.get(stream_id)
             if log is None:
@@ -92,6 +103,9 @@ class _MemoryBackend:
             log.payloads.append(payload)
         for (stream_id, producer_id), (producer, _) in batch.producers.items():
             self._producers.setdefault(stream_id, {})[producer_id] = producer
+        for stream_id, floor in batch.trimmed.items():
+            if stream_id in self._logs:
+                self._logs[stream_id].trim(floor)
         for stream_id in batch.removed:
             self._logs.pop(stream_id, None)
             self._producers.pop(stream_id, None)
@@ -99,9 +113,9 @@ class _MemoryBackend:
 
     async def read(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
         log = self._logs.get(stream_id)
-        if log is None:
+        if log is None or log.lacks(start):
             return None
-        first = max(0, bisect_right(log.starts, start) - 1)
+        first = bisect_right(log.starts, start) - 1
         last = bisect_right(log.starts, min(stop, start + limit) - 1)
         payload = b"".join(log.payloads[first:last])
         begin = log.starts[first]
@@ -113,9 +127,9 @@ class _MemoryBackend:
         self, stream_id: int, start: int, stop: int, limit: int, aligned: bool
     ) -> Chunk | None:
         log = self._logs.get(stream_id)
-        if log is None:
+        if log is None or log.lacks(start):
             return None
-        first = max(0, bisect_right(log.starts, start) - 1)
+        first = bisect_right(log.starts, start) - 1
         begin = log.starts[first] if aligned else start
         end = min(stop, begin + limit)
         last = bisect_left(log.starts, end)
@@ -131,4 +145,4 @@ class _MemoryBackend:
         return None if log is None or index == len(log.starts) else log.starts[index]
 
     async def expired(self, now: float, limit: int) -> list[str]:
-        return [path for path, deadline in self._mortal.items() if deadline <= now][:limit]
+        return [path for path, due in self._due.items() if due <= now][:limit]

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from durable_streams.protocol.retention import due_at
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import (
     Chunk,
@@ -42,6 +43,7 @@ from durable_streams.stores.folder import FolderLock
 from durable_streams.stores.lanes import Lane, Lookup
 from durable_streams.stores.local import DEFAULT_LIMITS, LocalStore, StoreLimits
 from durable_streams.stores.private import create_file
+from durable_streams.stores.purging import PURGE_TABLES, purge
 
 __all__ = [
     "FILE_NAME",
@@ -49,6 +51,7 @@ __all__ = [
     "LARGE",
     "SIZE",
     "STATE",
+    "TRIM",
     "UPSERT_PRODUCERS",
     "UPSERT_STREAMS",
     "SqliteStore",
@@ -61,7 +64,7 @@ __all__ = [
     "opening",
     "payload_of",
     "prepare",
-    "purge",
+    "purge_step",
     "read_appends",
     "settle",
     "stream_row",
@@ -73,7 +76,7 @@ FILE_NAMES = (FILE_NAME, _LOG_NAME, FILE_NAME + "-shm")
 """The files that SQLite keeps open while a server runs; only other programs ever replace them."""
 
 _LOG_HEADER, _FRAME_HEADER = 32, 24  # bytes (SQLite's file format, section 4.1)
-_FORMAT = 2
+_FORMAT = 3
 _APPLICATION_ID = 0x64757261  # "dura"
 # Large payloads are kept apart from the records: SQLite reads a whole record for each comparison of its key, so that a
 # record of 60 MB would slow down every search that passes it, even for another stream.
@@ -92,13 +95,14 @@ CREATE TABLE producer (
     PRIMARY KEY (stream, id)
 ) WITHOUT ROWID;
 CREATE TABLE garbage (stream INTEGER PRIMARY KEY);
+{PURGE_TABLES}
 CREATE TABLE probe (id INTEGER PRIMARY KEY, at REAL NOT NULL);
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_FORMAT};
 """
 
-# From format 1, which had large payloads among the records: they stay there.
-_UPGRADES = {1: f"BEGIN IMMEDIATE; {_LARGE} PRAGMA user_version = 2; COMMIT;"}
+# Format 1 had large payloads among the records: they stay there. Format 2 kept every stream from its beginning.
+_UPGRADES = {1: _LARGE, 2: PURGE_TABLES}
 
 _LARGEST_APPEND = 1_000_000_000
 """The largest payload, in bytes: the largest value that SQLite takes, since format 1 stored a payload as one value."""
@@ -117,15 +121,6 @@ UPSERT_STREAMS = """
 INSERT INTO stream SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
 json_extract(value, '$[3]') FROM json_each(?1) WHERE true
 ON CONFLICT (id) DO UPDATE SET deadline = excluded.deadline, state = excluded.state"""
-_PURGED_LARGE = """
-SELECT data FROM record WHERE stream = ?1 AND typeof(data) = 'integer' AND start IN
-(SELECT start FROM record WHERE stream = ?1 ORDER BY start LIMIT ?2)"""
-_PURGE_LARGE = "DELETE FROM large WHERE id BETWEEN ? AND ?"
-_PURGE_RECORDS = """
-DELETE FROM record WHERE stream = ?1
-AND start IN (SELECT start FROM record WHERE stream = ?1 ORDER BY start LIMIT ?2)"""
-_PURGE_PRODUCERS = """
-DELETE FROM producer WHERE stream = ?1 AND id IN (SELECT id FROM producer WHERE stream = ?1 ORDER BY id LIMIT ?2)"""
 SIZE = "CASE typeof(data) WHEN 'integer' THEN data & 4294967295 ELSE length(data) END"
 """SQL: the size of the payload of a row of ``record``, in bytes. Reads none of it."""
 STATE = f"""json_array(path, json(state),
@@ -133,7 +128,6 @@ STATE = f"""json_array(path, json(state),
 """SQL: an element of the JSON array that ``decode_states`` takes, for a row of ``stream``."""
 
 _PARTS = "SELECT data FROM large WHERE id BETWEEN ? AND ? ORDER BY id"
-_PURGE_ROWS = 2000
 _SQLITE_FULL = 13  # SQLite's primary result code
 _PRIMARY_CODE = 0xFF  # the bits of an extended result code that hold the primary one
 _SIZE_BITS = 0xFFFFFFFF
@@ -198,7 +192,7 @@ def prepare(connection: sqlite3.Connection, folder: Path) -> int:
     elif application != _APPLICATION_ID:
         raise StoreError(f"{folder / FILE_NAME} is another program's database; choose another folder")
     elif version in _UPGRADES:
-        connection.executescript(_UPGRADES[version])
+        _upgrade(connection, version)
     elif version != _FORMAT:
         raise StoreError(
             f"the streams in {folder} have format {version}, this version reads {_FORMAT}; "
@@ -207,6 +201,12 @@ def prepare(connection: sqlite3.Connection, folder: Path) -> int:
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'stream'").fetchone()
     # Ids of a new file start at the clock, so that caches never confuse its streams with those of a deleted folder.
     return int(time.time()) if row is None else int(row[0])
+
+
+def _upgrade(connection: sqlite3.Connection, version: int) -> None:
+    """Bring a file to the present format, in one transaction: an interrupted upgrade has changed nothing."""
+    changes = "".join([_UPGRADES[old] for old in range(version, _FORMAT)])
+    connection.executescript(f"BEGIN IMMEDIATE; {changes} PRAGMA user_version = {_FORMAT}; COMMIT;")
 
 
 def is_full(error: Exception) -> bool:
@@ -240,7 +240,8 @@ def _log_size(connection: sqlite3.Connection) -> int:
 def decode_states(rows: str) -> dict[str, StreamState]:
     """Return states by path from a JSON array of ``STATE``; a tail is where the last record ends."""
     return {
-        path: state if tail is None else msgspec.structs.replace(state, tail=tail)
+        # The row may be older than the last record; of a trimmed stream the last record may be gone.
+        path: state if tail is None or tail <= state.tail else msgspec.structs.replace(state, tail=tail)
         for path, state, tail in _decode_rows(rows)
     }
 
@@ -292,29 +293,12 @@ def insert_records(connection: sqlite3.Connection, records: Sequence[tuple[int, 
 
 def stream_row(state: StreamState) -> tuple[int, str, float | None, StreamState]:
     """Return the element of the JSON array of ``UPSERT_STREAMS`` for a stream."""
-    return state.id, state.path, None if state.deleted else state.deadline, state
+    return state.id, state.path, due_at(state), state
 
 
-def purge(connection: sqlite3.Connection) -> bool:
-    """Delete a part of the rows of deleted streams; return True while there are more."""
-    row = connection.execute("SELECT stream FROM garbage LIMIT 1").fetchone()
-    if row is None:
-        return False
-    stream = row[0]
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        for (data,) in connection.execute(_PURGED_LARGE, (stream, _PURGE_ROWS)).fetchall():
-            connection.execute(_PURGE_LARGE, _large_parts(data, 0, _size_of(data))[:2])
-        purged = connection.execute(_PURGE_RECORDS, (stream, _PURGE_ROWS)).rowcount
-        connection.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            connection.rollback()
-        raise
-    if purged or connection.execute(_PURGE_PRODUCERS, (stream, _PURGE_ROWS)).rowcount:
-        return True
-    connection.execute("DELETE FROM garbage WHERE stream = ?", (stream,))
-    return True
+def purge_step(connection: sqlite3.Connection) -> bool:
+    """Remove a part of what no stream holds any more; return True while there is more."""
+    return purge(connection, LARGE)
 
 
 # Small payloads come as one value: a row each would release and acquire the interpreter lock a thousand times. A large
@@ -329,7 +313,7 @@ SELECT CASE typeof(data) WHEN 'integer' THEN NULL ELSE data END AS small,
 CASE typeof(data) WHEN 'integer' THEN json_array(start, data) END AS large
 FROM record WHERE stream = ?1 AND start >= ?2 AND start < ?3 ORDER BY start)"""
 _FIRST = "SELECT max(start) FROM record WHERE stream = ? AND start <= ?"
-_ALIVE = "SELECT 1 FROM stream WHERE id = ?"
+_HELD = "SELECT 1 FROM stream WHERE id = ? AND coalesce(json_extract(state, '$.floor'), 0) <= ?"
 
 _RUN_BYTES = 4 << 20  # between two checks whether the result is still wanted
 
@@ -354,7 +338,7 @@ def read_appends(
             if isinstance(append, bytes):
                 part = append
             elif lookup.wanted and (not parts or end + _size_of(append) <= begin + limit):
-                part = file.large(append, 0, _size_of(append))
+                part = file.large(end, append, 0, _size_of(append))
             if part is None:
                 return _chunk(begin, stop, parts)
             parts.append(part)
@@ -389,7 +373,7 @@ def read_piece(
         for append in run.in_order():
             size = _size_of(append) if isinstance(append, int) else len(append)
             low, high = max(0, position - at), min(size, end - at)
-            part = append[low:high] if isinstance(append, bytes) else file.large(append, low, high)
+            part = append[low:high] if isinstance(append, bytes) else file.large(at, append, low, high)
             if part is None or not lookup.wanted:
                 return _chunk(begin, end, parts)
             parts.append(part)
@@ -445,7 +429,7 @@ class _File:
         """
         first, small, following = self._connection.execute(_RUN, (self._stream, position, until)).fetchone()
         if first is None or small is None:
-            self._explain()
+            self._explain(position)
             return None
         run = _Run(first, small, [])
         end = self._stop if following is None else following
@@ -453,20 +437,20 @@ class _File:
             small, large = self._connection.execute(_MIXED, (self._stream, first, until)).fetchone()
             run = _Run(first, small or b"", _decode_large(large))
             if run.end() < end:
-                self._explain()
+                self._explain(position)
                 return None
         return run
 
-    def large(self, data: int, begin: int, end: int) -> bytes | None:
-        """Return ``[begin, end)`` of a large append whose record holds ``data``; None, or raises, as ``find`` does."""
+    def large(self, at: int, data: int, begin: int, end: int) -> bytes | None:
+        """Return ``[begin, end)`` of the large append at ``at``, as ``data`` says; else None or raise, as ``find``."""
         payload = _read_large(self._connection, data, begin, end)
         if payload is None:
-            self._explain()
+            self._explain(at)
         return payload
 
-    def _explain(self) -> None:
-        """Return if the stream is being removed; raise the error of a damaged file if it is not."""
-        if self._connection.execute(_ALIVE, (self._stream,)).fetchone() is not None:
+    def _explain(self, position: int) -> None:
+        """Return if what is at a position is being removed; raise the error of a damaged file if it is not."""
+        if self._connection.execute(_HELD, (self._stream, position)).fetchone() is not None:
             raise sqlite3.DatabaseError("the file is damaged: bytes of a stream are missing")
 
 
@@ -475,6 +459,9 @@ T = TypeVar("T")
 _INSERT_RECORDS = """
 INSERT INTO record SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'),
 substr(?1, json_extract(value, '$[2]'), json_extract(value, '$[3]')) FROM json_each(?2)"""
+TRIM = """
+INSERT INTO trim SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?1) WHERE true
+ON CONFLICT (stream) DO UPDATE SET floor = excluded.floor"""
 _BOUNDARY = "SELECT min(start) FROM record WHERE stream = ? AND start >= ?"
 # One row, so that loading a hundred streams gives up the interpreter lock once.
 _LOAD = f"SELECT json_group_array({STATE}) FROM stream WHERE path IN (SELECT value FROM json_each(?))"  # noqa: S608
@@ -594,7 +581,7 @@ class _SqliteBackend:
             writer = connect(folder, _CACHE_KIB)
             connections.append(writer)
             last_id = prepare(writer, folder)
-            self._garbage = writer.execute("SELECT 1 FROM garbage LIMIT 1").fetchone() is not None
+            self._garbage = True  # perhaps: the first step of the purge finds out
             for _ in range(1 + _READERS):
                 reader = connect(folder, _READER_CACHE_KIB)
                 connections.append(reader)
@@ -682,7 +669,7 @@ class _SqliteBackend:
             error = self._loss(connection, all_files=time.monotonic() - self._looked > _LOOK_AFTER)
             if error is None:
                 error = _execute(connection, statements)
-            if batch.removed:
+            if batch.removed or batch.trimmed:
                 self._garbage = True  # set in the writer's thread: a running purge could clear it otherwise
             if error is None:
                 # Checked after the sync too: data in a folder that is gone by now are not acknowledged.
@@ -752,6 +739,8 @@ def _statements(batch: CommitBatch) -> list[tuple[str, Any]]:
         ids = _encode(batch.removed).decode()
         statements.append(("DELETE FROM stream WHERE id IN (SELECT value FROM json_each(?))", (ids,)))
         statements.append(("INSERT INTO garbage SELECT value FROM json_each(?)", (ids,)))
+    if batch.trimmed:
+        statements.append((TRIM, (_encode(list(batch.trimmed.items())).decode(),)))
     changed = (batch.changed[slot] for slot in batch.dirty)
     rows = [stream_row(state) for state in changed if state is not None]
     if rows:
@@ -809,7 +798,7 @@ def _execute(connection: sqlite3.Connection, statements: list[tuple[str, Any]]) 
 
 def _purge(connection: sqlite3.Connection) -> bool:
     try:
-        return purge(connection)
+        return purge_step(connection)
     except sqlite3.Error:
         return False  # no room to delete in: the next deletion or start tries again
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from durable_streams.protocol.commands import Appended, Created, Rejection
+from durable_streams.protocol.state import StreamState
 from durable_streams.stores.base import StoreError, StoreUnavailableError, StoreUncertainError, as_store_error
 from durable_streams.stores.batch import CommitBatch
 from durable_streams.stores.jetstream.catchup import CatchUp
@@ -79,6 +80,8 @@ def _changed_nothing(outcome: Any, refusal: BaseException | None) -> bool:
         return isinstance(refusal, Rejection)
     if isinstance(outcome, Appended):
         return outcome.duplicate
+    if isinstance(outcome, StreamState):
+        return True  # of a command on what a stream keeps: if it changed that, its record proves it
     return isinstance(outcome, Created) and not outcome.new
 
 

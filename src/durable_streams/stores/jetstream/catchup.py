@@ -140,8 +140,8 @@ class CatchUp:
             if last is None:
                 continue  # it was deleted during the read
             record = decode_record(last.record)
-            if record.end and not state.deleted:
-                continue
+            if (record.end and not state.deleted) or record.trims > state.trims:
+                continue  # the meta is older than the record
             if slot.state is not None and slot.state.id == state.id and slot.seq >= last.seq:
                 slot.learn_meta(state, revision)  # the log is known up to here, or further
             elif version == slot.version:

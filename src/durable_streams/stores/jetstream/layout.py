@@ -67,6 +67,15 @@ class Layout:
         """The pattern of all notes of logs that can be removed."""
         return f"{self._key}.gone.>"
 
+    def trimmed(self, stream_id: int) -> str:
+        """Return the subject of the note that the first records of a log can be removed."""
+        return f"{self._key}.trim.{stream_id:x}"
+
+    @property
+    def every_trimmed(self) -> str:
+        """The pattern of all notes of logs whose first records can be removed."""
+        return f"{self._key}.trim.>"
+
     def snapshot(self, stream_id: int, part: int) -> str:
         """Return the subject of a part of the snapshot of a log."""
         return f"{self._key}.snap.{stream_id:x}.{part}"

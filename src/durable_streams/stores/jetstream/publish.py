@@ -10,13 +10,20 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
-from msgspec.structs import replace
 
+from durable_streams.protocol.retention import due_at
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.batch import CommitBatch
 from durable_streams.stores.jetstream.layout import EXPECT, OPERATION, RECORD, ROLLUP, TTL, Layout
 from durable_streams.stores.jetstream.nats.messages import Message
-from durable_streams.stores.jetstream.records import Base, LogRecord, encode_meta, encode_record, same_meta
+from durable_streams.stores.jetstream.records import (
+    Base,
+    LogRecord,
+    encode_meta,
+    encode_record,
+    same_meta,
+    with_meta,
+)
 from durable_streams.stores.jetstream.slots import JetSlot
 
 __all__ = ["MARKER_SECONDS", "Change", "PublishPlan", "Witness", "plan"]
@@ -59,7 +66,7 @@ class Change(msgspec.Struct, gc=False):
             known = slot.state
             if known is None or known.id != state.id:
                 return  # another gateway removed the stream since
-            state = _with_meta(state, known)  # records do not contain that
+            state = with_meta(state, known)  # records do not contain that
         slot.revision = revision
         if self.log is not None:
             slot.checked = max(slot.checked, moment)  # its expectation held: the slot was current
@@ -67,7 +74,7 @@ class Change(msgspec.Struct, gc=False):
             slot.become(None, 0, 0, revision, None)
         elif slot.state is not None and slot.state.id == state.id and self._is_known(slot, first):
             # A read of the log returned these records already, and perhaps later ones.
-            slot.publish(_with_meta(slot.state, state))
+            slot.publish(with_meta(slot.state, state))
         else:
             self._advance(state, first, now)
         if slot.audience is not None:
@@ -92,10 +99,6 @@ class Change(msgspec.Struct, gc=False):
         if slot.audience is not None:
             for start, payload in self.appends:
                 slot.audience.publish(start, payload)
-
-
-def _with_meta(state: StreamState, meta: StreamState) -> StreamState:
-    return replace(state, deadline=meta.deadline, forks=meta.forks, deleted=meta.deleted)
 
 
 class Witness(NamedTuple):
@@ -166,12 +169,21 @@ def _plan_change(planned: PublishPlan, change: Change, layout: Layout, room: int
         change.base = None
     if before is not None and state.deleted and not before.deleted:
         _plan_end(planned, change, before, layout, goes=False)
-    elif before is None or change.appends or change.producers or state.closed is not before.closed:
+    elif (
+        before is None
+        or change.appends
+        or change.producers
+        or state.closed is not before.closed
+        or state.trims != before.trims
+    ):
         _plan_records(planned, change, state, layout, room)
     if before is None or not same_meta(before, state):
         _plan_meta(planned, change, layout, encode_meta(state), {ROLLUP: "sub"})
-        if state.deadline is not None and (before is None or before.deadline != state.deadline):
-            due = layout.due(max(state.deadline, now), slot.path)
+        if before is not None and state.floor > before.floor:
+            planned.messages.append(Message(layout.trimmed(state.id), slot.path.encode(), {ROLLUP: "sub"}))
+        when = due_at(state)
+        if when is not None and (before is None or due_at(before) != when):
+            due = layout.due(max(when, now), slot.path)
             planned.messages.append(Message(due, slot.path.encode(), {ROLLUP: "sub"}))
 
 
@@ -197,6 +209,7 @@ def _plan_end(
         last_seq=before.last_seq,
         end=True,
         base=change.base,
+        trims=before.trims,
     )
     _add_record(planned, change, layout.log(before.id), record, b"", first=True)
     if goes:
@@ -227,6 +240,7 @@ def _plan_records(
             producers=change.producers if last else [],
             more=more,
             base=change.base,
+            trims=state.trims,
         )
         _add_record(planned, change, subject, record, b"".join(payloads), first=index == 0)
 

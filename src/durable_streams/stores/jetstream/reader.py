@@ -133,6 +133,17 @@ class LogReader:
             return None
         return position if chunk.start == position else chunk.end
 
+    async def record_at(self, stream_id: int, position: int) -> int | None:
+        """Return the sequence of the record that holds ``position``; None if the log is gone."""
+        place = await self._search(stream_id, position)
+        subject, seq = self._bus.layout.log(stream_id), 0 if place is None else place[0]
+        while seq and (stored := await self._bus.next(subject, seq)) is not None:
+            _, start, end = _extent(stored)
+            if end > position or start >= position:
+                return stored.seq
+            seq = stored.seq + 1
+        return None
+
     def remember(self, stream_id: int, position: int, seq: int) -> None:
         """Remember that the append at ``position`` is in the first record of the log at or after ``seq``."""
         self._places[stream_id, position] = seq
@@ -178,8 +189,9 @@ class LogReader:
         if first is None or last is None:
             return None
         (low, low_start, low_end), (high, high_start, _) = _extent(first), _extent(last)
-        if low_start > position or decode_record(first.record).n > 1:
-            return None  # it is being removed
+        if low_start > position:
+            return None  # it is being removed, or was given up
+        self.remember(stream_id, low_start, low)  # also where the log was cut, an append begins
         if high_start < position:
             return high, high_start
         near = min(_NEAR, _NEAR_RECORDS * (high_start - low_start) // decode_record(last.record).n)

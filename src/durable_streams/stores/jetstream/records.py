@@ -27,6 +27,7 @@ __all__ = [
     "encode_meta",
     "encode_record",
     "same_meta",
+    "with_meta",
     "with_tail",
 ]
 
@@ -60,6 +61,7 @@ class LogRecord(msgspec.Struct, array_like=True, gc=False):
         more: Whether the append continues in the next record.
         end: Whether the log ends: the stream was deleted.
         base: Where the fold of producers begins, None while no producer has written.
+        trims: How often what the stream keeps was changed, the record included: the meta tells the last change.
     """
 
     nonce: str
@@ -73,6 +75,7 @@ class LogRecord(msgspec.Struct, array_like=True, gc=False):
     more: bool = False
     end: bool = False
     base: Base | None = None
+    trims: int = 0
 
 
 class Snapshot(msgspec.Struct, array_like=True, gc=False):
@@ -101,7 +104,27 @@ def encode_meta(state: StreamState) -> bytes:
 
 def same_meta(one: StreamState, other: StreamState) -> bool:
     """Whether two states of one stream have the same changeable meta."""
-    return one.deadline == other.deadline and one.forks == other.forks and one.deleted is other.deleted
+    return (
+        one.deadline == other.deadline
+        and one.forks == other.forks
+        and one.deleted is other.deleted
+        and one.trims == other.trims
+        and one.floor == other.floor
+    )
+
+
+def with_meta(state: StreamState, meta: StreamState) -> StreamState:
+    """Return the state with the changeable meta of another one of the same stream."""
+    return replace(
+        state,
+        deadline=meta.deadline,
+        forks=meta.forks,
+        deleted=meta.deleted,
+        earliest=meta.earliest,
+        floor=meta.floor,
+        retention=meta.retention,
+        trims=meta.trims,
+    )
 
 
 def with_tail(meta: StreamState, record: LogRecord, size: int) -> StreamState:

@@ -12,13 +12,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from msgspec.structs import replace
-
 from durable_streams.protocol import rules
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import StoreError, StoreUnavailableError, StoreUncertainError
 from durable_streams.stores.batch import CommitBatch
-from durable_streams.stores.jetstream.records import Base, LogRecord, with_tail
+from durable_streams.stores.jetstream.records import Base, LogRecord, with_meta, with_tail
 from durable_streams.stores.slots import Slot
 
 __all__ = ["JetSlot", "WaitingCommand"]
@@ -180,7 +178,7 @@ class JetSlot(Slot):
         if before is None or revision < self.revision:
             return
         self.revision = revision
-        self.publish(replace(before, deadline=meta.deadline, forks=meta.forks, deleted=meta.deleted))
+        self.publish(with_meta(before, meta))
         if self.audience is not None and before != self.state:
             self.audience.notify()
 
@@ -193,6 +191,8 @@ class JetSlot(Slot):
         self._partial = None
         if state is None or record.end or record.n != n + 1 or record.start != tail:
             return False
+        if record.trims > state.trims:
+            return False  # only the meta says what is kept
         if record.more:
             self._partial = record.n, tail + len(payload)
             return True

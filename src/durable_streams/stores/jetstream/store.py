@@ -14,8 +14,16 @@ from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
-from durable_streams.protocol import rules
-from durable_streams.protocol.commands import Append, Appended, Create, Created
+from durable_streams.protocol import retention, rules
+from durable_streams.protocol.commands import (
+    Append,
+    Appended,
+    Create,
+    Created,
+    Rejection,
+    SetRetention,
+    Trim,
+)
 from durable_streams.protocol.state import StreamState
 from durable_streams.stores.backlog import MAX_BYTES, MAX_COMMANDS, Backlog
 from durable_streams.stores.base import Chunk, StoreError, StoreLostError, StoreUnavailableError
@@ -83,7 +91,7 @@ class JetStreamStore:
             self.bus, self._catchup, self._clock, self._changed, Backlog(*self._queued)
         )
         self._live_records = LiveRecords(self.bus, self._catchup, self._committer.is_own, self._touch)
-        self._sweeper = Sweeper(self.bus, self._clock, self._expire_at)
+        self._sweeper = Sweeper(self.bus, self._clock, self._expire_at, self._cut_log)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- the contract
@@ -233,6 +241,27 @@ class JetStreamStore:
 
         await self._decide(ready, lambda: tuple(chain))
 
+    async def retain(self, path: str, command: Trim | SetRetention) -> StreamState:
+        """Change what a stream keeps.
+
+        Args:
+            path: The path of the stream.
+            command: The position to begin at, or the policy.
+
+        Returns:
+            The state after the command.
+
+        Raises:
+            Rejection: There is no stream at the path.
+            StoreError: Nothing was changed.
+        """
+        slot = self._slot(path)
+
+        def retain(batch: CommitBatch) -> StreamState:
+            return batch.retain(slot, command)
+
+        return await self._submit(retain, (slot,), single=True, repeatable=True)
+
     def touch(self, path: str) -> None:
         """Restart the sliding window of a stream; the stored one follows once it lags too far behind.
 
@@ -255,10 +284,14 @@ class JetStreamStore:
             The bytes. The chunk begins before ``start`` where that is inside an append; at the tail it is empty.
 
         Raises:
-            Rejection: The bytes are gone (404).
+            Rejection: The bytes are gone: with the stream (404), or given up since ``state`` (410).
             StoreUnavailableError: The bytes cannot be read now.
         """
-        return await read_lineage(self._reader.read_appends, state, start, limit)
+        try:
+            return await read_lineage(self._reader.read_appends, state, start, limit)
+        except Rejection:
+            await self._check_retained(state, start)
+            raise
 
     async def read_piece(self, state: StreamState, start: int, limit: int, *, aligned: bool = False) -> Chunk:
         """Return some bytes from ``start``, wherever appends end.
@@ -273,10 +306,20 @@ class JetStreamStore:
             The bytes; at the tail the chunk is empty.
 
         Raises:
-            Rejection: The bytes are gone (404).
+            Rejection: The bytes are gone: with the stream (404), or given up since ``state`` (410).
             StoreUnavailableError: The bytes cannot be read now.
         """
-        return await read_piece_of_lineage(self._reader.read_piece, state, start, limit, aligned=aligned)
+        try:
+            return await read_piece_of_lineage(self._reader.read_piece, state, start, limit, aligned=aligned)
+        except Rejection:
+            await self._check_retained(state, start)
+            raise
+
+    async def _check_retained(self, state: StreamState, position: int) -> None:
+        """Raise the 410 of bytes that were given up since ``state``; return if they went with their stream."""
+        now = await self.get(state.path)
+        if now is not None and now.id == state.id:
+            retention.check_retained(now, position)
 
     async def boundary(self, state: StreamState, position: int) -> int:
         """Return where the first append at or after ``position`` begins, or the tail.
@@ -391,10 +434,30 @@ class JetStreamStore:
             self._touch(slot)
         await self._catchup.current(slot)
         state, now = slot.state, self._clock()
+        if state is not None and state.retention is not None:
+            await self._submit(lambda batch: batch.trim_due(slot), (slot,), single=True, repeatable=True)
         if state is not None and slot.expired(state, now):
             await self._expire(slot)
         elif state is not None and rules.is_expired(state, None, now):
             await self._sweeper.note(path, now)  # it lives on because of a touch that is not stored
+
+    async def _cut_log(self, path: str, stream_id: int) -> None:
+        """Remove the records of a log that a stream gave up. Its last one stays, and all that tell of producers."""
+        slot = self._slot(path)
+        await self._catchup.current(slot)
+        state = slot.state
+        if state is None or state.id != stream_id:
+            return  # it was deleted: all of its log goes
+        kept: int | None = slot.seq
+        if state.floor < state.tail:
+            kept = await self._reader.record_at(stream_id, state.floor)
+        if kept is None or kept > slot.seq:
+            return
+        if slot.base is not None and slot.base.seq + 1 < kept:
+            await self._snapshots.write(slot)
+        if slot.base is not None and slot.base.seq + 1 < kept:
+            raise StoreUnavailableError(f"the producers of {path} are not safe yet")
+        await self.bus.purge(self.bus.layout.log(stream_id), before=kept)
 
     # -- what is in memory
 

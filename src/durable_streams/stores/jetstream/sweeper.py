@@ -33,11 +33,17 @@ class Sweeper:
         bus: The bucket.
         clock: Returns the seconds since 1970.
         expire: Deletes the stream at a path if it has expired.
+        cut: Removes the first records of the log of a stream: of its path and its id.
     """
 
     def __init__(
-        self, bus: Bus, clock: Callable[[], float], expire: Callable[[str], Awaitable[None]]
+        self,
+        bus: Bus,
+        clock: Callable[[], float],
+        expire: Callable[[str], Awaitable[None]],
+        cut: Callable[[str, int], Awaitable[None]],
     ) -> None:
+        self._cut = cut
         self._bus = bus
         self._layout = bus.layout
         self._clock = clock
@@ -72,6 +78,7 @@ class Sweeper:
             try:
                 await self._pass_minutes()
                 await self._purge_gone()
+                await self._cut_trimmed()
             except (StoreError, ConflictError):
                 continue  # NATS is away, or another gateway was faster
 
@@ -119,3 +126,10 @@ class Sweeper:
                 await self._bus.purge(self._layout.log(stream_id), before=end.seq)
             await self._bus.purge(self._layout.snapshots(stream_id))
             await self._bus.purge(gone.subject)
+
+    async def _cut_trimmed(self) -> None:
+        seq = 1
+        while (note := await self._bus.next(self._layout.every_trimmed, seq)) is not None:
+            seq = note.seq + 1
+            await self._cut(note.data.decode(), int(note.subject.rpartition(".")[2], 16))
+            await self._bus.purge(note.subject, before=seq)  # a newer note stays

@@ -109,8 +109,11 @@ class TransferReport(msgspec.Struct, gc=False):
 
 
 def begins_at(state: StreamState) -> int:
-    """Return the position of a stream's own first byte; earlier bytes belong to the streams it was forked from."""
-    return state.fork_position
+    """Return the position of a stream's own first byte.
+
+    Earlier bytes belong to the streams it was forked from, or were given up.
+    """
+    return max(state.fork_position, state.floor)
 
 
 def damaged(state: StreamState, position: int) -> StoreError:
@@ -267,6 +270,7 @@ def _went_on(there: StreamState, here: StreamState) -> bool:
         (there.closed and not here.closed)
         or (there.deleted and not here.deleted)
         or there.forks > here.forks
+        or there.trims > here.trims
         or (there.deadline or 0) > (here.deadline or 0)
     )
 

@@ -17,7 +17,7 @@ from durable_streams.stores.jetstream.catchup import CatchUp
 from durable_streams.stores.jetstream.config import JetStreamConfig
 from durable_streams.stores.jetstream.layout import EXPECT, ROLLUP
 from durable_streams.stores.jetstream.nats.bus import Bus, Message, Stored, patiently
-from durable_streams.stores.jetstream.records import Base, decode_meta, decode_record
+from durable_streams.stores.jetstream.records import Base, LogRecord, decode_meta, decode_record
 from durable_streams.stores.jetstream.slots import JetSlot
 from durable_streams.stores.transfer.copy import Held, begins_at, damaged
 from durable_streams.stores.transfer.jetstream_log import PATIENCE, PAUSE, LogWriter, TargetLog
@@ -229,17 +229,30 @@ class _Unpacked:
     """The appends in the records of a log, taken in order."""
 
     def __init__(self, state: StreamState) -> None:
-        self.position = begins_at(state)
+        self.position = self._begin = begins_at(state)
         self._state = state
-        self._records = 0
+        self._records: int | None = None
+        self._at = 0  # where the next append begins
         self._pieces: list[bytes] = []
 
     def take(self, stored: Stored) -> list[bytes]:
         """Return the appends that end in the next record; raise StoreError if the record does not follow."""
         record, data = decode_record(stored.record), stored.data
-        if record.n != self._records + 1 or record.start != self.position:
+        if self._records is None and record.start <= self._begin:
+            # Of a trimmed stream the log may begin with what was given up.
+            self._records, self.position, self._at = record.n - 1, record.start, record.start
+        if self._records is None or record.n != self._records + 1 or record.start != self.position:
             raise damaged(self._state, self.position)
         self._records += 1
+        return [append for append in self._whole(record, data) if self._is_kept(len(append))]
+
+    def _is_kept(self, size: int) -> bool:
+        """Whether the next append, of ``size`` bytes, is still the stream's."""
+        at, self._at = self._at, self._at + size
+        return at >= self._begin
+
+    def _whole(self, record: LogRecord, data: bytes) -> list[bytes]:
+        """Return the appends that end in a record."""
         self.position += len(data)
         if record.lengths:
             ends = list(accumulate(record.lengths, initial=0))

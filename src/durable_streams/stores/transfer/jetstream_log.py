@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from durable_streams.protocol.retention import due_at
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import (
     StoreError,
@@ -120,8 +121,9 @@ class LogWriter:
         for number, part in enumerate(snapshot):
             self._put(layout.snapshot(state.id, number), part)
         self._put(layout.meta(state.path), encode_meta(state), {EXPECT: str(log.revision)})
-        if state.deadline is not None and not state.deleted:
-            self._put(layout.due(max(state.deadline, now), state.path), state.path.encode())
+        due = due_at(state)
+        if due is not None:
+            self._put(layout.due(max(due, now), state.path), state.path.encode())
 
     def _add(
         self,
@@ -147,6 +149,7 @@ class LogWriter:
             more=more,
             end=end,
             base=base if is_last else log.base,
+            trims=state.trims if is_last else 0,
         )
         headers = {RECORD: encode_record(record)}
         if not log.waits:

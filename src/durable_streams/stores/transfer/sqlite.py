@@ -24,6 +24,7 @@ from durable_streams.stores.sqlite import (
     FILE_NAMES,
     SIZE,
     STATE,
+    TRIM,
     UPSERT_PRODUCERS,
     UPSERT_STREAMS,
     check_whole,
@@ -35,7 +36,7 @@ from durable_streams.stores.sqlite import (
     opening,
     payload_of,
     prepare,
-    purge,
+    purge_step,
     settle,
     stream_row,
 )
@@ -101,7 +102,7 @@ class SqlitePlace:
             self._connection = connection = connect(self._folder, _CACHE_KIB)
             prepare(connection, self._folder)
             self._identity.take()
-            while not self._source and purge(connection):
+            while not self._source and purge_step(connection):
                 pass  # a deleted id may come back with the copy; its old bytes must not
         self._lock.guard(*FILE_NAMES)
 
@@ -270,6 +271,9 @@ def _write(
         insert_records(connection, records)
         connection.execute(UPSERT_PRODUCERS, (_encode(producers).decode(),))
         connection.execute(UPSERT_STREAMS, (_encode(list(map(stream_row, states))).decode(),))
+        # A stream that was there already may begin later now.
+        floors = [(state.id, state.floor) for state in states if state.floor]
+        connection.execute(TRIM, (_encode(floors).decode(),))
         ids = [record[0] for record in records] + [state.id for state in states]
         if ids and not connection.execute(_RAISE_IDS, (max(ids),)).rowcount:
             connection.execute(_FIRST_IDS, (max(ids),))

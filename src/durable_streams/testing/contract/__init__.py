@@ -25,6 +25,7 @@ from durable_streams.testing.contract.forks import ForkContract
 from durable_streams.testing.contract.harness import Clock, Harness, StoreFactory
 from durable_streams.testing.contract.producers import ProducerContract
 from durable_streams.testing.contract.reads import ReadContract
+from durable_streams.testing.contract.retention import RetentionContract
 from durable_streams.testing.contract.writes import WriteContract
 
 __all__ = ["Clock", "Harness", "StoreContract", "StoreFactory"]
@@ -36,6 +37,7 @@ class StoreContract(
     ReadContract,
     ForkContract,
     ExpiryContract,
+    RetentionContract,
     DurabilityContract,
 ):
     """Everything that `durable_streams.stores.base.Store` promises. Subclass it and implement ``make_store``."""

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from durable_streams.protocol.commands import Append, Appended, Create, Created, ForkPoint, Rejection
-from durable_streams.protocol.state import ProducerStamp, StreamState
+from durable_streams.protocol.commands import Append, Appended, Create, Created, ForkPoint, Rejection, Trim
+from durable_streams.protocol.state import Policy, ProducerStamp, StreamState
 from durable_streams.stores.base import Store
 
 __all__ = ["BYTES", "JSON", "LIMIT", "Clock", "Harness", "StoreFactory", "as_test", "on_a_loop", "refused"]
@@ -141,6 +141,7 @@ class Harness:
         expires_at: str | None = None,
         deadline: float | None = None,
         fork: ForkPoint | None = None,
+        policy: Policy | None = None,
     ) -> Created:
         """Create a stream (protocol section 3).
 
@@ -153,12 +154,13 @@ class Harness:
             expires_at: The fixed end, as the request states it.
             deadline: The fixed end, in seconds since 1970.
             fork: Where the stream leaves its source.
+            policy: How much the stream keeps; None for that of a fork's source, or all.
 
         Returns:
             The state, and whether the stream is new.
         """
         return await self.store.create(
-            Create(path, content_type, payload, closed, ttl, expires_at, deadline, fork)
+            Create(path, content_type, payload, closed, ttl, expires_at, deadline, fork, policy)
         )
 
     async def fork(
@@ -267,6 +269,24 @@ class Harness:
         """
         return await self.append(path, b"", None, close=True)
 
+    async def trim(
+        self, path: str, position: int, *, stream_id: int | None = None, max_age: int | None = None
+    ) -> StreamState:
+        """Let a stream give up its first bytes.
+
+        Args:
+            path: The path.
+            position: Where an append begins, in bytes.
+            stream_id: The id of the stream; None for that of the present one.
+            max_age: Give up what is older than that instead, in seconds.
+
+        Returns:
+            The state after it.
+        """
+        state = await self.store.get(path)
+        known = state.id if stream_id is None and state is not None else stream_id or 0
+        return await self.store.retain(path, Trim(known, position, max_age))
+
     async def state(self, path: str) -> StreamState:
         """Return the state of a stream that exists.
 
@@ -281,7 +301,7 @@ class Harness:
         return state
 
     async def everything(self, path: str, limit: int = 1 << 20) -> bytes:
-        """Read a stream from start to tail.
+        """Read a stream from its earliest byte to the tail.
 
         Args:
             path: The path.
@@ -291,7 +311,7 @@ class Harness:
             All bytes of the stream.
         """
         state = await self.state(path)
-        parts, position = [], 0
+        parts, position = [], state.earliest
         while position < state.tail:
             chunk = await self.store.read(state, position, limit)
             assert chunk.start == position
