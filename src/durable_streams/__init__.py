@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         LiveMode,
         Offset,
         ParamsLike,
+        RetentionResult,
         StreamEvent,
     )
 
@@ -74,6 +75,7 @@ __all__ = [
     "OffsetConflictError",
     "ParamsLike",
     "RetentionGoneError",
+    "RetentionResult",
     "RetryPolicy",
     "SSEBytesIterationError",
     "SSEEncodingError",
@@ -119,6 +121,7 @@ _HOMES = {
             "LiveMode",
             "Offset",
             "ParamsLike",
+            "RetentionResult",
             "StreamEvent",
         ),
         "types",

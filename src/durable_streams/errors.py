@@ -6,7 +6,7 @@
      ├─ StreamClosedError         409 with Stream-Closed; .final_offset
      ├─ SeqConflictError          409, Stream-Seq not greater than the last; .expected
      ├─ OffsetConflictError       412, the tail is not the expected one; .expected_offset, .current_offset
-     ├─ RetentionGoneError        410
+     ├─ RetentionGoneError        410; .earliest
      ├─ StaleEpochError           403 for a producer; .current_epoch
      ├─ SequenceGapError          409 for a producer; .expected_seq, .received_seq
      ├─ SSENotSupportedError      the server answers SSE with something else; .content_type
@@ -261,6 +261,8 @@ class RetentionGoneError(DurableStreamError):
     Args:
         message: What happened.
         details: The decoded body of the answer.
+        earliest: The offset where the stream begins now; None where there is no stream any more, or the server does
+            not say.
         **context: As for DurableStreamError.
     """
 
@@ -271,9 +273,12 @@ class RetentionGoneError(DurableStreamError):
         self,
         message: str = "The stream was deleted, or the offset is before what is retained.",
         details: Any = None,
+        *,
+        earliest: str | None = None,
         **context: Any,
     ) -> None:
         super().__init__(message, details=details, **context)
+        self.earliest = earliest
 
 
 class StaleEpochError(DurableStreamError):

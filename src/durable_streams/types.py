@@ -17,6 +17,7 @@ __all__ = [
     "LiveMode",
     "Offset",
     "ParamsLike",
+    "RetentionResult",
     "StreamEvent",
 ]
 
@@ -104,6 +105,9 @@ class HeadResult:
         expires_at: When the stream expires, as RFC 3339 text; None for never.
         created: Of a creation: True where it made the stream; False where the stream was there already, so that a
             ``body`` was not stored. None of a `head`, and where the answer of an earlier attempt was lost.
+        earliest_offset: Of a `head`: where the stream begins now; None where the server does not say.
+        retention_max_age: How long the stream keeps data, in seconds; None for no limit.
+        retention_max_bytes: How many bytes the stream keeps; None for no limit.
     """
 
     exists: bool
@@ -115,6 +119,26 @@ class HeadResult:
     ttl_seconds: int | None = None
     expires_at: str | None = None
     created: bool | None = None
+    earliest_offset: Offset | None = None
+    retention_max_age: int | None = None
+    retention_max_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionResult:
+    """What a stream keeps, after it was changed.
+
+    Attributes:
+        earliest_offset: Where the stream begins now.
+        next_offset: The position of the tail.
+        max_age: How long it keeps data, in seconds; None for no limit.
+        max_bytes: How many bytes it keeps; None for no limit.
+    """
+
+    earliest_offset: Offset
+    next_offset: Offset
+    max_age: int | None = None
+    max_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,37 @@ def test_a_stream_from_its_creation_to_its_end(cli):
     )
     cli.ok("append", "log", "world")
     assert cli.ok("read", "log") == b"hello world"
-    assert b"closed        no" in cli.ok("head", "log")
+    assert b"closed              no" in cli.ok("head", "log")
     cli.ok("close", "log", "!")
-    assert b"closed        yes" in cli.ok("head", "log")
+    assert b"closed              yes" in cli.ok("head", "log")
     assert cli.ok("read", "log") == b"hello world!"
     assert "closed" in cli.error("append", "log", "more")
     cli.ok("delete", "log")
     assert "404" in cli.error("head", "log")
+
+
+def test_a_stream_gives_up_its_first_data(cli):
+    cli.ok("create", "s", "-t", "text", "one ")
+    cli.ok("append", "s", "two ")
+    offset = json.loads(cli.ok("append", "--json", "s", "three"))["offset"]
+    fields = json.loads(cli.ok("trim", "--json", "s", "--max-bytes", "9"))
+    assert fields == {
+        "url": f"{cli.root}/s",
+        "earliest_offset": f"{int(offset[:16]):016}_{4:016}",
+        "offset": offset,
+        "max_age": None,
+        "max_bytes": None,
+    }
+    assert cli.ok("read", "s") == b"two three"
+    assert b"keeps 2d and at most 5" in cli.ok("trim", "s", "--keep", "--max-age", "2d", "--max-bytes", "5")
+    assert cli.ok("read", "s") == b"three"
+    assert json.loads(cli.ok("head", "--json", "s"))["retention_max_age"] == 172800
+    assert b"keeps everything" in cli.ok("trim", "s", "--keep")
+    cli.ok("trim", "s", "--before", "now")
+    assert cli.ok("read", "s") == b""
+    assert "410" in cli.error("read", "s", "--offset", fields["earliest_offset"])
+    for wrong in ([], ["--before", "now", "--max-bytes", "5"], ["--keep", "--before", "now"]):
+        assert "trim --help" in cli.error("trim", "s", *wrong, code=2)
 
 
 def test_an_append_and_a_close_on_condition(cli):

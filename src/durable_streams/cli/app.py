@@ -36,6 +36,7 @@ _COMMANDS = {
     "close": "manage",
     "delete": "manage",
     "fork": "manage",
+    "trim": "trim",
     "relay": "relay",
     "migrate": "migrate",
     "demo": "demo.command",

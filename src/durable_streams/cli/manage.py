@@ -149,10 +149,13 @@ def head(settings: Settings, stream: str) -> None:
         "ttl_seconds": result.ttl_seconds,
         "expires_at": result.expires_at,
         "etag": result.etag,
+        "earliest_offset": result.earliest_offset,
+        "retention_max_age": result.retention_max_age,
+        "retention_max_bytes": result.retention_max_bytes,
     }
     shown = {name: _shown(field) for name, field in fields.items() if field is not None}
     emit(
-        settings, "\n".join(f"{name.replace('_', '-'):<13} {text}" for name, text in shown.items()), **fields
+        settings, "\n".join(f"{name.replace('_', '-'):<19} {text}" for name, text in shown.items()), **fields
     )
 
 

@@ -17,7 +17,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from durable_streams.client.aio_performer import AsyncPerformer, next_effect, open_exchange, run, settled
-from durable_streams.client.base import CallOptions, ItemT, ResponseBase, Saver, log_long_wait
+from durable_streams.client.base import (
+    CallOptions,
+    ItemT,
+    OnGone,
+    ResponseBase,
+    Saver,
+    log_gone,
+    log_long_wait,
+)
 from durable_streams.client.checkpoints import CheckpointStore
 from durable_streams.client.formats import (
     Bytes,
@@ -34,7 +42,7 @@ from durable_streams.client.formats import (
 from durable_streams.client.pieces import AsyncPieces
 from durable_streams.client.sides import ASYNC
 from durable_streams.client.transports import AsyncExchange
-from durable_streams.errors import StreamParseError
+from durable_streams.errors import RetentionGoneError, StreamParseError
 from durable_streams.protocol import operations
 from durable_streams.protocol.effects import READ, Call, Give
 from durable_streams.protocol.jsonrule import OnInvalid
@@ -72,10 +80,18 @@ class AsyncStreamResponse(ResponseBase[ItemT], AsyncPerformer):
         *,
         on_error: Any = None,
         on_invalid: OnInvalid = "raise",
+        on_gone: OnGone = "raise",
         idle_timeout: float | None = None,
     ) -> None:
         ResponseBase.__init__(
-            self, reader, options, saver, on_error=on_error, on_invalid=on_invalid, idle_timeout=idle_timeout
+            self,
+            reader,
+            options,
+            saver,
+            on_error=on_error,
+            on_invalid=on_invalid,
+            on_gone=on_gone,
+            idle_timeout=idle_timeout,
         )
         AsyncPerformer.__init__(self)
         if ASYNC:
@@ -416,6 +432,8 @@ class AsyncStreamResponse(ResponseBase[ItemT], AsyncPerformer):
         return exchange
 
     async def _called(self, call: Call) -> bool:
+        if call.name == "on_gone":
+            return await self._passed_over(call.arguments[0])
         if call.name == "on_long_wait":
             log_long_wait(*call.arguments)
         if self._on_error is None:
@@ -424,6 +442,18 @@ class AsyncStreamResponse(ResponseBase[ItemT], AsyncPerformer):
         if ASYNC:
             answer = await settled(answer)
         return self._goes_on(answer)
+
+    async def _passed_over(self, error: RetentionGoneError) -> bool:
+        """Say that the stream has given up what would come next; return whether to go on behind that."""
+        if self._on_gone == "raise":
+            return False
+        if callable(self._on_gone):
+            if ASYNC:
+                await settled(self._on_gone(error))
+            else:
+                self._on_gone(error)
+        log_gone(error)
+        return True
 
 
 if ASYNC:

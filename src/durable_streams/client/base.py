@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from durable_streams.client.checkpoints import CheckpointStore, as_store
 from durable_streams.client.decoding import Refused
@@ -23,6 +23,7 @@ from durable_streams.client.transports.limits import TimeoutLike, as_timeout
 from durable_streams.errors import (
     DurableStreamError,
     FetchError,
+    RetentionGoneError,
     StreamConsumedError,
     StreamParseError,
 )
@@ -59,9 +60,11 @@ __all__ = [
     "HandleBase",
     "ItemT",
     "OnError",
+    "OnGone",
     "ResponseBase",
     "Saver",
     "check_seconds",
+    "log_gone",
     "log_long_wait",
     "log_refusal",
     "make_options",
@@ -76,6 +79,10 @@ OnError = Callable[[DurableStreamError], Mapping[str, Any] | None]
 """Called with an error that would end a read. None lets it end; a mapping, perhaps with fresh ``headers`` or
 ``params``, goes on from the same position. Also called with a refusal whose ``retry_after`` asks for more than a
 minute: None waits as asked, a mapping goes on now, and an exception ends the read."""
+
+OnGone = Literal["raise", "earliest"] | Callable[[RetentionGoneError], object]
+"""What becomes of a read whose position is before what the stream retains. "raise" ends it; "earliest" logs a warning
+and goes on from where the stream begins now; so does a callable, which is given the error, and may raise it."""
 
 AsyncOnError = Callable[[DurableStreamError], Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None]
 """As OnError, for async calls: it may be async."""
@@ -177,6 +184,13 @@ def make_reader(
 def log_long_wait(error: DurableStreamError, seconds: float) -> None:
     """Log that a read pauses for this many seconds because the server asks for it."""
     _log.warning("%s The next request is in %.0f seconds, as the server asks.", error.message, seconds)
+
+
+def log_gone(error: RetentionGoneError) -> None:
+    """Log that a read passes over data that the stream has given up."""
+    _log.warning(
+        "%s The read goes on from %s; what was before it is lost to it.", error.message, error.earliest
+    )
 
 
 def log_refusal(request: Request, response: Response) -> None:
@@ -300,9 +314,13 @@ class ResponseBase(Generic[ItemT]):
         *,
         on_error: Any = None,
         on_invalid: OnInvalid = "raise",
+        on_gone: Any = "raise",
         idle_timeout: float | None = None,
     ) -> None:
         check_on_invalid(on_invalid)
+        if on_gone not in ("raise", "earliest") and not callable(on_gone):
+            raise ValueError(f"on_gone must be 'raise', 'earliest' or a callable, not {on_gone!r}.")
+        self._on_gone = on_gone
         check_seconds("idle_timeout", idle_timeout)
         self._idle_timeout = idle_timeout
         self._timed_out = False

@@ -12,6 +12,7 @@ from durable_streams.client.base import (
     CheckpointLike,
     HandleBase,
     OnError,
+    OnGone,
     Saver,
     make_options,
     make_reader,
@@ -33,6 +34,7 @@ from durable_streams.types import (
     LiveMode,
     Offset,
     ParamsLike,
+    RetentionResult,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def stream(
     params: ParamsLike | None = None,
     on_error: OnError | None = None,
     on_invalid: OnInvalid = "raise",
+    on_gone: OnGone = "raise",
     idle_timeout: float | None = None,
     client: Any = None,
     timeout: TimeoutLike | None = None,
@@ -88,6 +91,10 @@ def stream(
             hands over the ones before it, then raises StreamParseError; "skip" leaves it out and counts it
             (`invalid` of the response); so does a callable, which is given its bytes and the error, and may
             raise it.
+        on_gone: What becomes of the read where the stream has given up the data at its position (retention).
+            "raise" raises RetentionGoneError; "earliest" logs a warning and goes on from where the stream
+            begins now; so does a callable, which is given the error, and may raise it. Twice in a row, without
+            data between, it is raised.
         client: A client of httpx, httpx2, requests or urllib3; None for one that the process shares.
         idle_timeout: Seconds without data after which the read ends: iterating stops, `timed_out` of the
             response is True; a ``read_`` method raises FetchError instead. None for never.
@@ -103,7 +110,7 @@ def stream(
     Raises:
         ValueError: The URL is not absolute, or an argument is out of its range.
         StreamNotFoundError: There is no stream at the URL.
-        RetentionGoneError: The offset is before the data that is retained.
+        RetentionGoneError: The offset is before the data that is retained, and ``on_gone`` is "raise".
         DurableStreamError: Another refusal, or a failure that no retry can fix.
     """
     options = make_options(
@@ -117,7 +124,13 @@ def stream(
     saver = Saver(checkpoint)
     reader = make_reader(url, saver, options, offset=offset, live=live, cursor=cursor, etag=etag)
     response: StreamResponse[Any] = StreamResponse(
-        reader, options, saver, on_error=on_error, on_invalid=on_invalid, idle_timeout=idle_timeout
+        reader,
+        options,
+        saver,
+        on_error=on_error,
+        on_invalid=on_invalid,
+        on_gone=on_gone,
+        idle_timeout=idle_timeout,
     )
     return response.start()
 
@@ -191,6 +204,8 @@ class DurableStream(HandleBase):
         expires_at: str | None = None,
         body: Any = None,
         closed: bool = False,
+        retention_max_age: int | None = None,
+        retention_max_bytes: int | None = None,
         headers: HeadersLike | None = None,
         params: ParamsLike | None = None,
         client: Any = None,
@@ -210,6 +225,8 @@ class DurableStream(HandleBase):
             expires_at: When the stream expires, as RFC 3339 text, instead of ``ttl_seconds``.
             body: The first data, and with ``closed`` all of it: bytes or text, for a JSON stream a value that
                 is one message. A stream that exists already does not take it.
+            retention_max_age: How long the stream keeps data, in seconds; None for no limit of its own.
+            retention_max_bytes: How many bytes the stream keeps; None for no limit of its own.
             closed: Whether the stream is closed from the beginning.
             headers: Headers of each request; values may be callables, called for every attempt.
             params: Query parameters of each request, in the same form.
@@ -248,6 +265,8 @@ class DurableStream(HandleBase):
             expires_at=expires_at,
             body=body,
             closed=closed,
+            retention_max_age=retention_max_age,
+            retention_max_bytes=retention_max_bytes,
         )
         return handle
 
@@ -390,6 +409,8 @@ class DurableStream(HandleBase):
         expires_at: str | None = None,
         body: Any = None,
         closed: bool = False,
+        retention_max_age: int | None = None,
+        retention_max_bytes: int | None = None,
     ) -> HeadResult:
         """Create the stream, or find it with the same configuration (protocol section 3).
 
@@ -401,6 +422,8 @@ class DurableStream(HandleBase):
             body: The first data, and with ``closed`` all of it: bytes or text, for a JSON stream a value that
                 is one message. A stream that exists already does not take it.
             closed: Whether the stream is closed from the beginning.
+            retention_max_age: How long the stream keeps data, in seconds; None for no limit of its own.
+            retention_max_bytes: How many bytes the stream keeps; None for no limit of its own.
 
         Returns:
             The stream's metadata; ``created`` is False where the stream existed already.
@@ -417,6 +440,8 @@ class DurableStream(HandleBase):
             expires_at=expires_at,
             body=body,
             closed=closed,
+            retention_max_age=retention_max_age,
+            retention_max_bytes=retention_max_bytes,
         )
         result = run(op, self._options)
         self._content_type = result.content_type or content_type
@@ -530,6 +555,48 @@ class DurableStream(HandleBase):
         """
         run(operations.delete(self._url), self._options)
 
+    def trim(
+        self, *, before: Offset | None = None, max_bytes: int | None = None, max_age: int | None = None
+    ) -> RetentionResult:
+        """Let the stream give up its first appends, for good. Takes one of the three.
+
+        It is no part of the protocol: the server must be one of this project.
+
+        Args:
+            before: Keep the append that holds this offset, and all behind it; ``"now"`` gives up everything.
+            max_bytes: Keep as many of the last appends as fit into this many bytes.
+            max_age: Keep what came within this many seconds; the stream must have a retention with an age.
+
+        Returns:
+            What the stream keeps now.
+
+        Raises:
+            ValueError: Not one of the three is given, or it makes no sense.
+            StreamNotFoundError: There is no stream at the URL.
+            DurableStreamError: Another refusal, or a failure that no retry can fix.
+        """
+        op = operations.trim(self._url, before=before, max_bytes=max_bytes, max_age=max_age)
+        return run(op, self._options)
+
+    def set_retention(self, *, max_age: int | None = None, max_bytes: int | None = None) -> RetentionResult:
+        """Change how much the stream keeps from now on; without limits, it keeps everything.
+
+        It is no part of the protocol: the server must be one of this project.
+
+        Args:
+            max_age: How long it keeps data, in seconds; None for no limit.
+            max_bytes: How many bytes it keeps; None for no limit.
+
+        Returns:
+            What the stream keeps now.
+
+        Raises:
+            ValueError: A limit makes no sense.
+            StreamNotFoundError: There is no stream at the URL.
+            DurableStreamError: Another refusal, or a failure that no retry can fix.
+        """
+        return run(operations.set_retention(self._url, max_age=max_age, max_bytes=max_bytes), self._options)
+
     def fork(
         self,
         new_url: str,
@@ -585,6 +652,7 @@ class DurableStream(HandleBase):
         params: ParamsLike | None = None,
         on_error: OnError | None = None,
         on_invalid: OnInvalid = "raise",
+        on_gone: OnGone = "raise",
         idle_timeout: float | None = None,
     ) -> StreamResponse:
         """Start to read the stream, with the options of the handle (protocol section 5).
@@ -616,6 +684,10 @@ class DurableStream(HandleBase):
                 "raise" hands over the ones before it, then raises StreamParseError; "skip" leaves it out and
                 counts it (`invalid` of the response); so does a callable, which is given its bytes and the
                 error, and may raise it.
+            on_gone: What becomes of the read where the stream has given up the data at its position
+                (retention). "raise" raises RetentionGoneError; "earliest" logs a warning and goes on from where
+                the stream begins now; so does a callable, which is given the error, and may raise it. Twice in
+                a row, without data between, it is raised.
             idle_timeout: Seconds without data after which the read ends: iterating stops, `timed_out` of the
                 response is True; a ``read_`` method raises FetchError instead. None for never.
 
@@ -625,7 +697,7 @@ class DurableStream(HandleBase):
         Raises:
             ValueError: An argument is out of its range.
             StreamNotFoundError: There is no stream at the URL.
-            RetentionGoneError: The offset is before the data that is retained.
+            RetentionGoneError: The offset is before the data that is retained, and ``on_gone`` is "raise".
             DurableStreamError: Another refusal, or a failure that no retry can fix.
         """
         saver = Saver(checkpoint)
@@ -637,6 +709,7 @@ class DurableStream(HandleBase):
             saver,
             on_error=on_error or self._on_error,
             on_invalid=on_invalid,
+            on_gone=on_gone,
             idle_timeout=idle_timeout,
         )
         return response.start()

@@ -16,7 +16,15 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from durable_streams.client.base import CallOptions, ItemT, ResponseBase, Saver, log_long_wait
+from durable_streams.client.base import (
+    CallOptions,
+    ItemT,
+    OnGone,
+    ResponseBase,
+    Saver,
+    log_gone,
+    log_long_wait,
+)
 from durable_streams.client.checkpoints import CheckpointStore
 from durable_streams.client.formats import (
     Bytes,
@@ -33,6 +41,7 @@ from durable_streams.client.formats import (
 from durable_streams.client.pieces import Pieces
 from durable_streams.client.sync_performer import Performer, next_effect, open_exchange, run
 from durable_streams.client.transports import Exchange
+from durable_streams.errors import RetentionGoneError
 from durable_streams.protocol import operations
 from durable_streams.protocol.effects import READ, Call, Give
 from durable_streams.protocol.jsonrule import OnInvalid
@@ -65,10 +74,18 @@ class StreamResponse(ResponseBase[ItemT], Performer):
         *,
         on_error: Any = None,
         on_invalid: OnInvalid = "raise",
+        on_gone: OnGone = "raise",
         idle_timeout: float | None = None,
     ) -> None:
         ResponseBase.__init__(
-            self, reader, options, saver, on_error=on_error, on_invalid=on_invalid, idle_timeout=idle_timeout
+            self,
+            reader,
+            options,
+            saver,
+            on_error=on_error,
+            on_invalid=on_invalid,
+            on_gone=on_gone,
+            idle_timeout=idle_timeout,
         )
         Performer.__init__(self)
 
@@ -377,9 +394,20 @@ class StreamResponse(ResponseBase[ItemT], Performer):
         return exchange
 
     def _called(self, call: Call) -> bool:
+        if call.name == "on_gone":
+            return self._passed_over(call.arguments[0])
         if call.name == "on_long_wait":
             log_long_wait(*call.arguments)
         if self._on_error is None:
             return False
         answer = self._on_error(call.arguments[0])
         return self._goes_on(answer)
+
+    def _passed_over(self, error: RetentionGoneError) -> bool:
+        """Say that the stream has given up what would come next; return whether to go on behind that."""
+        if self._on_gone == "raise":
+            return False
+        if callable(self._on_gone):
+            self._on_gone(error)
+        log_gone(error)
+        return True

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+STREAM_ROOT = "/v1/stream/"
+"""Where a server of this project has its streams, below its own root."""
+
 STREAM_NEXT_OFFSET = "stream-next-offset"
 STREAM_CURSOR = "stream-cursor"
 STREAM_UP_TO_DATE = "stream-up-to-date"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
@@ -17,8 +18,16 @@ from durable_streams.errors import RetentionGoneError, StreamNotFoundError, Stre
 from durable_streams.protocol import headers as h
 from durable_streams.protocol.jsonrule import WHITESPACE, InvalidJSONError, check
 from durable_streams.protocol.jsonvalues import decode, encode
-from durable_streams.protocol.request import Op, Request, Response, check_header, error_from, path_of
-from durable_streams.types import AppendResult, CloseResult, HeadResult
+from durable_streams.protocol.request import (
+    Op,
+    Request,
+    Response,
+    check_header,
+    error_from,
+    path_of,
+    without_query,
+)
+from durable_streams.types import AppendResult, CloseResult, HeadResult, RetentionResult
 
 __all__ = [
     "append",
@@ -35,6 +44,8 @@ __all__ = [
     "head",
     "join_records",
     "position_of",
+    "set_retention",
+    "trim",
 ]
 
 
@@ -46,6 +57,8 @@ def create(
     expires_at: str | None = None,
     body: Any = None,
     closed: bool = False,
+    retention_max_age: int | None = None,
+    retention_max_bytes: int | None = None,
     source: str | None = None,
     fork_offset: str | None = None,
     fork_sub_offset: int | None = None,
@@ -57,6 +70,12 @@ def create(
     and 6).
     """
     headers = _expiry_headers(ttl_seconds, expires_at)
+    for name, limit in (
+        (h.STREAM_RETENTION_MAX_AGE, retention_max_age),
+        (h.STREAM_RETENTION_MAX_BYTES, retention_max_bytes),
+    ):
+        if limit is not None:
+            headers[name] = str(_checked_limit(name.removeprefix("stream-").replace("-", "_"), limit))
     if content_type is not None:
         headers["content-type"] = check_header("content-type", content_type)
     if closed:
@@ -71,6 +90,12 @@ def create(
     if response.status not in {200, 201}:
         raise error_from(response, request)
     return replace(_metadata(response, request, content_type), created=_was_created(response))
+
+
+def _checked_limit(name: str, limit: int, least: int = 1) -> int:
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < least:
+        raise ValueError(f"{name} must be a whole number from {least}, not {limit!r}.")
+    return limit
 
 
 def _was_created(response: Response) -> bool | None:
@@ -199,6 +224,53 @@ def delete(url: str) -> Op[None]:
     raise error
 
 
+def trim(
+    url: str, *, before: str | None = None, max_bytes: int | None = None, max_age: int | None = None
+) -> Op[RetentionResult]:
+    """Let the stream give up its first appends; repeating it changes nothing more."""
+    asked: dict[str, Any] = {"before": before, "max_bytes": max_bytes, "max_age": max_age}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if len(asked) != 1:
+        raise ValueError("A trim takes one of before, max_bytes and max_age.")
+    if max_bytes is not None:
+        _checked_limit("max_bytes", max_bytes, 0)
+    if max_age is not None:
+        _checked_limit("max_age", max_age)
+    return (yield from _retain(url, "trim", asked))
+
+
+def set_retention(
+    url: str, *, max_age: int | None = None, max_bytes: int | None = None
+) -> Op[RetentionResult]:
+    """Change how much the stream keeps; without limits it keeps everything."""
+    limits = {"max_age": max_age, "max_bytes": max_bytes}
+    asked = {name: _checked_limit(name, limit) for name, limit in limits.items() if limit is not None}
+    return (yield from _retain(url, "retention", asked))
+
+
+def _retain(url: str, action: str, asked: Mapping[str, Any]) -> Op[RetentionResult]:
+    body = msgspec.json.encode(asked)
+    request = Request("POST", _beside(url, action), {"content-type": h.JSON_CONTENT_TYPE}, body)
+    response = yield request
+    if response.status != 200:
+        raise error_from(response, request)
+    try:
+        return msgspec.json.decode(response.body, type=RetentionResult)
+    except msgspec.DecodeError:
+        raise _malformed(response, request, "without saying what the stream keeps") from None
+
+
+def _beside(url: str, action: str) -> str:
+    """Return the URL of an action on a stream, which is under ``__ds`` beside the streams."""
+    parts = urlsplit(url)
+    root, found, path = parts.path.partition(h.STREAM_ROOT)
+    if not found:
+        raise ValueError(
+            f"The URL {without_query(url)} is not below {h.STREAM_ROOT}, where a stream can be trimmed."
+        )
+    return urlunsplit(parts._replace(path=f"{root}{found}__ds/streams/{path}/{action}"))
+
+
 def content_type_of(url: str) -> Op[str]:
     """Return the stream's content type; raises StreamNotFoundError where there is no stream."""
     metadata = yield from head(url)
@@ -207,7 +279,7 @@ def content_type_of(url: str) -> Op[str]:
 
 def _metadata(response: Response, request: Request, content_type: str | None = None) -> HeadResult:
     headers = response.headers
-    ttl = headers.get(h.STREAM_TTL)
+    earliest = headers.get(h.STREAM_EARLIEST_OFFSET)
     return HeadResult(
         exists=True,
         content_type=headers.get("content-type", content_type),
@@ -215,9 +287,16 @@ def _metadata(response: Response, request: Request, content_type: str | None = N
         etag=headers.get("etag"),
         cache_control=headers.get("cache-control"),
         stream_closed=h.is_true(headers.get(h.STREAM_CLOSED)),
-        ttl_seconds=int(ttl) if ttl is not None and ttl.isascii() and ttl.isdigit() else None,
+        ttl_seconds=_number(headers.get(h.STREAM_TTL)),
         expires_at=headers.get(h.STREAM_EXPIRES_AT),
+        earliest_offset=earliest if earliest is not None and h.is_position(earliest) else None,
+        retention_max_age=_number(headers.get(h.STREAM_RETENTION_MAX_AGE)),
+        retention_max_bytes=_number(headers.get(h.STREAM_RETENTION_MAX_BYTES)),
     )
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
 
 
 def _next_offset(response: Response, request: Request) -> str:

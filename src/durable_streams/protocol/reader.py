@@ -3,7 +3,8 @@
 `Reader.run` is the machine (see `effects`). It gives a `Portion` at a time: the driver hands its data over and calls
 ``commit(portion)`` together with the last piece of it. It calls ``on_error(error)`` for an error that no retry can
 fix and ``on_long_wait(error, seconds)`` for a refusal that asks for a long pause; either returns whether the caller
-has removed the cause.
+has removed the cause. It calls ``on_gone(error)`` where the stream begins behind the position now: the call returns
+whether to go on from there.
 
 Invariants:
 * `offset`, `cursor`, `up_to_date` and `stream_closed` move in `commit` only: a checkpoint never skips data;
@@ -16,6 +17,7 @@ Invariants:
 * a first answer is never waited for longer than it takes to make it: a read that polls begins with a catch-up;
 * once the stream is closed there is no further request;
 * positions never go back, and are never empty;
+* data is passed over only where ``on_gone`` says so, and once until there is data again;
 * the back-off grows with every failure and every empty round, and only progress (or a long, healthy life)
   resets it. Progress is data: a position that moves without data is no progress.
 """
@@ -31,6 +33,7 @@ from typing import Any, Literal
 from durable_streams.errors import (
     DurableStreamError,
     FetchError,
+    RetentionGoneError,
     SSEEncodingError,
     SSENotSupportedError,
     StreamParseError,
@@ -150,6 +153,7 @@ class Reader:
         self._limit = limit
         self._position, self._position_cursor = offset, cursor
         self._at_tail = self._ended = self._failed = self._began = self._live_began = False
+        self._went_on = False  # from the earliest position, and there was no data since
         self._failures = self._empty_rounds = self._fruitless = 0
         self.long_wait: DurableStreamError | None = None
         """The refusal that asks for a pause longer than LONG_WAIT, until the next request."""
@@ -175,11 +179,30 @@ class Reader:
                 yield from self._round()
             except DurableStreamError as error:
                 yield RELEASE
+                if self._can_go_on(error) and (yield Call("on_gone", (error,))):
+                    self._go_on_from(error)
+                    continue
                 if not (yield Call("on_error", (error,))):
                     raise
                 self.resume()
             if self.long_wait is not None and (yield Call("on_long_wait", (self.long_wait, self.delay))):
                 self._hurry()
+
+    def _can_go_on(self, error: DurableStreamError) -> bool:
+        """Whether an error says that the stream begins behind the position; not twice in a row without data between."""
+        return (
+            isinstance(error, RetentionGoneError)
+            and error.earliest is not None
+            and not self._went_on
+            and (self._position in _RESERVED or error.earliest > self._position)
+        )
+
+    def _go_on_from(self, error: DurableStreamError) -> None:
+        """Move to where the stream begins; what was read in part before it is not asked for again."""
+        assert isinstance(error, RetentionGoneError)  # noqa: S101 - for the type checker
+        self._position = self._next = error.earliest or self._position
+        self._position_cursor = None
+        self._went_on, self._failed, self._skip, self.delay = True, False, 0, 0.0
 
     def _round(self) -> Machine[None]:
         """Make one request and take its answer, or note the failure: ``delay`` is the pause before the next one."""
@@ -365,6 +388,7 @@ class Reader:
             raise self._broken_body(error) from None
         if pieces and self._next != self._position:
             self._progress = True
+            self._went_on = False
             self._failures = 0
         # No offset inside the body is known: until it is complete the position stays where it begins.
         for piece in pieces:
@@ -469,6 +493,7 @@ class Reader:
         self._at_tail, self._ended = up_to_date or closed, closed
         if self._progress:
             self._failures = self._empty_rounds = self._fruitless = 0
+            self._went_on = False
         return Portion(data, position, self._position_cursor, self._at_tail, closed)
 
     # -- event streams

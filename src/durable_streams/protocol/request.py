@@ -398,7 +398,9 @@ def _classify(
     if status == 404:
         return StreamNotFoundError(message, **context)
     if status == 410:
-        return RetentionGoneError(message, **context)
+        earliest = headers.get(h.STREAM_EARLIEST_OFFSET)
+        usable = earliest is not None and h.is_position(earliest)
+        return RetentionGoneError(message, earliest=earliest if usable else None, **context)
     if status == 403 and h.PRODUCER_EPOCH in headers and h.PRODUCER_ID in request.headers:
         context["code"] = StaleEpochError.default_code
         return StaleEpochError(_integer(headers.get(h.PRODUCER_EPOCH)), message=message, **context)

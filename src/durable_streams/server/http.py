@@ -70,7 +70,7 @@ ALLOWED_HEADERS = (
     names.PRODUCER_SEQ,
 )
 CLOSE = ("connection", "close")
-STREAM_ROOT = "/v1/stream/"
+STREAM_ROOT = names.STREAM_ROOT
 METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
 
 # Every response carries these, and what `browsers` says (protocol section 7).
