@@ -133,7 +133,7 @@ def test_what_was_given_up_leaves_the_file(tmp_path: Path) -> None:
 
     async def purged(store: SqliteStore) -> None:
         for _ in range(5000):
-            if not store._backend._garbage:
+            if not store._backend._purge.pending:
                 return
             await asyncio.sleep(0.002)
 

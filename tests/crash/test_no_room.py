@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,17 @@ def mounted(folder: Path, options: str) -> bool:
     with contextlib.suppress(OSError):
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     return False
+
+
+@pytest.fixture
+def larger_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that has room for a whole log, and a reserve of that size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not mounted(folder, "size=160m"):
+        pytest.skip("mounting a small file system needs more rights than this process has")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture
@@ -91,6 +103,58 @@ def test_a_full_disk(small_disk: Path, start_server: Callable) -> None:
     ballast.write_bytes(bytes(ROOM // 2))
     folder = small_disk / "data"
     fill_and_go_on(start_server(folder), lambda: start_server(folder), ballast.unlink)
+
+
+def test_on_a_full_disk_streams_can_be_deleted_closed_and_trimmed(
+    larger_disk: Path, start_server: Callable
+) -> None:
+    """Faults F1 and G6: the room comes back without anybody's help, and is used again."""
+    folder, data = larger_disk / "data", BODY * 100
+    server = start_server(folder, disk_reserve=18 << 20)
+    for name in ("s", "closed", "trimmed", "deleted"):
+        server.create(name)
+        assert server.append(name, data).status == 204
+    size = 1
+    while server.append("s", data).status == 204:
+        size += 1
+    for _ in range(3):
+        assert server.append("s", data).status == 507
+        assert server.request("GET", "/health", absolute=True).status == 507
+        assert server.request("PUT", "new", content_type="text/plain").status == 507
+    assert not (folder / "reserve").exists()
+    assert server.request("POST", "closed", stream_closed="true").status == 204
+    assert server.request("POST", "__ds/streams/trimmed/trim", b'{"before": "now"}').status == 200
+    assert server.request("DELETE", "deleted").status == 204
+    assert server.read_all("s") == data * size
+    assert server.request("DELETE", "s").status == 204
+    # The pages of what was deleted are free soon after.
+    until = time.monotonic() + 20
+    while server.request("PUT", "new", content_type="text/plain").status != 201:
+        assert time.monotonic() < until, "the room does not come back"
+    for _ in range(20):
+        assert server.append("new", data, "text/plain").status == 204
+    assert server.request("GET", "/health", absolute=True).status == 200
+    server.kill()
+    server = start_server(folder, disk_reserve=18 << 20)
+    assert server.read_all("new") == data * 20
+    assert server.request("HEAD", "s").status == server.request("HEAD", "deleted").status == 404
+    assert server.request("HEAD", "closed").headers["stream-closed"] == "true"
+    assert server.read_all("trimmed") == b""
+
+
+def test_a_reserve_is_taken_again(small_disk: Path, start_server: Callable) -> None:
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(ROOM // 2))
+    server = start_server(small_disk / "data", disk_reserve=1 << 18)
+    server.create("s")
+    reserve = small_disk / "data" / "reserve"
+    assert reserve.stat().st_size == 1 << 18
+    acknowledged = append_until_refused(server)
+    assert not reserve.exists()
+    ballast.unlink()
+    assert server.append("s", b"%06d" % 2001 + BODY).status == 204
+    assert reserve.stat().st_size == 1 << 18
+    check(server, [*acknowledged, 2001])
 
 
 def test_a_full_disk_at_a_restart(

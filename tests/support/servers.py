@@ -25,7 +25,7 @@ READY = re.compile(r"^durable-streams: serving http://127\.0\.0\.1:(\d+)(/v1/str
 READY_WITHIN = 30.0  # seconds; it takes a fraction of one
 ANSWERS_WITHIN = 30.0
 # What the command line can set; anything else goes through ServerConfig.
-OPTIONS = {"long_poll_timeout", "sse_max_age", "max_body", "chunk_size"}
+OPTIONS = {"disk_reserve", "long_poll_timeout", "sse_max_age", "max_body", "chunk_size"}
 PROGRAM = """
 import json, pathlib, sys
 from durable_streams.server import ServerConfig, serve
@@ -226,6 +226,7 @@ def answer(response: http.client.HTTPResponse) -> Answer:
 
 def server_arguments(data_dir: Path | None, interface: str = "rsgi", **settings: object) -> list[str]:
     """Return the command that serves ``data_dir`` (None: in memory) on a free port."""
+    settings = {"disk_reserve": 0, **settings}  # the folders of many tests stay for a while
     if interface == "asgi":
         folder = None if data_dir is None else str(data_dir)
         return [sys.executable, "-c", ASGI_PROGRAM, json.dumps({"data_dir": folder, **settings})]

@@ -75,6 +75,7 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
             "max_streams_in_memory",
             "max_queued_bytes",
             "max_queued_appends",
+            "disk_reserve",
         ],
     },
 )
@@ -325,6 +326,16 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     show_default=True,
     show_envvar=True,
     help="How long the disk may take for a commit or a read; then requests are answered 503 until it answers again.",
+)
+@click.option(
+    "--disk-reserve",
+    type=Size(least=0),
+    default=show_size(_DEFAULTS.disk_reserve),
+    envvar="DURABLE_STREAMS_DISK_RESERVE",
+    metavar="SIZE",
+    show_default=True,
+    show_envvar=True,
+    help="Room in the data folder for deletions, closures and trims while the disk is full; 0 for none.",
 )
 @click.option(
     "--max-queued-bytes",

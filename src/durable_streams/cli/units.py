@@ -82,9 +82,16 @@ class Duration(_Seconds):
 
 
 class Size(_Bytes):
-    """A number of bytes, at least 1: KiB, MiB, GiB, TiB (or K, M, G, T) count by 1024; kB, MB, GB, TB by 1000."""
+    """A number of bytes: KiB, MiB, GiB, TiB (or K, M, G, T) count by 1024; kB, MB, GB, TB by 1000.
+
+    Args:
+        least: The smallest number that is accepted.
+    """
 
     name = "size"
+
+    def __init__(self, *, least: int = 1) -> None:
+        self._least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the bytes of a value; raises BadParameter for what is no size."""
@@ -93,8 +100,8 @@ class Size(_Bytes):
             self.fail(
                 f"{value!r} is no size; give bytes, or a unit as in 512KiB, 64MiB, 10MB or 1GiB.", param, ctx
             )
-        if size < 1 or size != int(size):
-            self.fail(f"{value!r} is not a whole number of bytes, at least 1.", param, ctx)
+        if size < self._least or size != int(size):
+            self.fail(f"{value!r} is not a whole number of bytes, at least {self._least}.", param, ctx)
         return int(size)
 
 

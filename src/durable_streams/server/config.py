@@ -79,6 +79,8 @@ class ServerConfig:
         chunk_size: Bytes that are read from the store at once, and that an event or a long-poll brings.
         max_streams_in_memory: About how many streams have their state in memory.
         disk_timeout: Seconds that the disk may take for a commit or a read before requests are refused.
+        disk_reserve: Bytes of the disk that a data folder keeps free for deletions, closures and trims; on a disk with
+            little room less, 0 for none.
         max_queued_bytes: The most bytes that wait to be stored, over all streams.
         max_queued_appends: The most requests that wait to be stored, over all streams.
         retention: How much streams keep that have no retention of their own: the first rule that matches a path counts.
@@ -120,6 +122,7 @@ class ServerConfig:
     chunk_size: int = 1 << 20
     max_streams_in_memory: int = 200_000
     disk_timeout: float = 15.0
+    disk_reserve: int = 64 << 20
     max_queued_bytes: int = 128 << 20
     max_queued_appends: int = 16_384
     retention: Sequence[RetentionRule] = ()
@@ -146,9 +149,14 @@ class ServerConfig:
             raise ValueError(f"port is a number from 0 to 65535, not {self.port}")
         if self.cache not in ("public", "private"):
             raise ValueError(f"cache is public or private, not {self.cache}")
+        self._check_storage()
+        self._check_addresses()
+
+    def _check_storage(self) -> None:
+        if self.disk_reserve < 0:
+            raise ValueError(f"disk_reserve is a number of bytes, 0 for none, not {self.disk_reserve}")
         for rule in self.retention:
             _check_rule(RetentionRule(*rule))  # a plain tuple will do
-        self._check_addresses()
 
     def _check_addresses(self) -> None:
         if self.public_url is not None:

@@ -175,7 +175,12 @@ def build_store(config: ServerConfig) -> Store:
     limits = StoreLimits(config.disk_timeout, config.max_queued_bytes, config.max_queued_appends)
     if config.data_dir is None:
         return MemoryStore(max_streams=config.max_streams_in_memory, limits=limits)
-    return SqliteStore(config.data_dir, max_streams=config.max_streams_in_memory, limits=limits)
+    return SqliteStore(
+        config.data_dir,
+        max_streams=config.max_streams_in_memory,
+        limits=limits,
+        disk_reserve=config.disk_reserve,
+    )
 
 
 def jetstream_config(config: ServerConfig) -> JetStreamConfig:

@@ -23,6 +23,9 @@ _LOCK = "lock"
 class FolderLock:
     """Holds a folder while a server runs; the system releases it when the process ends.
 
+    Attributes:
+        log_size: The size of the log at the last look, in bytes.
+
     Args:
         folder: The data folder.
     """
@@ -34,7 +37,7 @@ class FolderLock:
         self.identity = FolderIdentity(self.folder / "streams.db", self._log)
         self._files: list[int] = []
         self._guarded: dict[str, tuple[int, int]] = {}
-        self._log_size = 0
+        self.log_size = 0
 
     def acquire(self) -> None:
         """Create the folder if it is missing, and lock it.
@@ -103,8 +106,8 @@ class FolderLock:
         Raises:
             StoreLostError: The log was removed.
         """
-        before, self._log_size = self._log_size, self._status(str(self._log)).st_size
-        return self._log_size < before
+        before, self.log_size = self.log_size, self._status(str(self._log)).st_size
+        return self.log_size < before
 
     def check_log(self, size: int) -> None:
         """Return if the log, as `log_shrank` found it, holds all that it has to.
@@ -115,7 +118,7 @@ class FolderLock:
         Raises:
             StoreLostError: It is shorter.
         """
-        if self._log_size < size:
+        if self.log_size < size:
             raise self._lost(str(self._log), "it was cut off")
 
     def lacks_only(self, name: str) -> bool:

@@ -202,6 +202,7 @@ class LocalStore:
         self._lost: StoreLostError | None = None  # for clients
         self._loss: StoreLostError | None = None  # for the operator, with paths
         self._probe: asyncio.Future[None] | None = None
+        self._full = False  # whether there is room for deletions only
         self._commits = GroupCommits(
             self._new_batch,
             self._commit,
@@ -289,6 +290,8 @@ class LocalStore:
             Rejection: Another stream is at the path, or the fork point is not possible.
             StoreError: The stream was not created.
         """
+        if self._full:
+            await self._find_room()
         source = None if command.fork is None else await self._slots.get(command.fork.path)
 
         async def ready() -> Callable[[CommitBatch], Created]:
@@ -313,6 +316,8 @@ class LocalStore:
             Rejection: The rules refuse the append.
             StoreError: The append was not stored, or, for StoreUncertainError, may have been stored.
         """
+        if self._full and command.payload:
+            await self._find_room()
         slot = self._slots.young.get(path) or await self._slots.get(path)
         stamp = command.producer
         loaded = None
@@ -474,6 +479,8 @@ class LocalStore:
         Raises:
             StoreError: The store cannot commit.
         """
+        if self._full:
+            await self._find_room()
         if self._probe is None or self._probe.done():
             self._probe = self._commits.submit(_mark_probe, repeatable=True)
             self._probe.add_done_callback(_ignore)
@@ -493,6 +500,9 @@ class LocalStore:
         for slot in self._slots.watched():
             if slot.audience is not None:
                 slot.audience.end(self._lost)
+
+    async def _find_room(self) -> None:
+        """Raise StoreFullError unless there is room for data again."""
 
     async def _decide(self, ready: Callable[[], Awaitable[Callable[[CommitBatch], T]]], size: int) -> T:
         while True:

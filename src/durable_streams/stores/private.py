@@ -15,7 +15,7 @@ _FILE = 0o600
 _OTHERS = 0o077
 # The files of a data folder. A folder that holds other files too is shared, and keeps its mode.
 _DATABASE = ("streams.db", "streams.db-wal", "streams.db-shm", "streams.db-journal")
-_OWN = frozenset({"lock", *_DATABASE})
+_OWN = frozenset({"lock", "reserve", *_DATABASE})
 _IGNORED = frozenset({"lost+found"})
 _log = logging.getLogger("durable_streams.stores")
 

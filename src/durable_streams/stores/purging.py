@@ -1,7 +1,8 @@
 """Removal of bytes that no stream holds any more: of deleted streams, and of what trimmed streams gave up.
 
-Invariants: a step is one short transaction, bounded by bytes and rows however large a stream or an append is; a step
-may be repeated, so that a crash costs nothing; what is to be removed is in the file, so that a restart goes on with it.
+Invariants: a step is one short transaction, bounded by bytes, rows and time, however large a stream or an append is; a
+step may be repeated, so that a crash costs nothing; what is to be removed is in the file, so that a restart goes on
+with it.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import sys
+import time
 from typing import NamedTuple
 
-__all__ = ["PURGE_TABLES", "purge"]
+__all__ = ["PURGE_TABLES", "Purge", "purge"]
 
 PURGE_TABLES = "CREATE TABLE trim (stream INTEGER PRIMARY KEY, floor INTEGER NOT NULL);"
 """``trim``: the records of a stream that begin before ``floor`` can be removed; ``garbage``: all of a stream."""
 
 STEP_BYTES = 4 << 20
+_LEAST_STEP, _LARGEST_STEP = 256 << 10, 16 << 20
+_STEP_SECONDS = 0.01  # an append that comes during a step waits for as long
+_RETRY_SECONDS = 5.0
 _ROWS = 2000
 _SIZE_BITS = 0xFFFFFFFF
 
@@ -37,6 +42,43 @@ class _Work(NamedTuple):
 
     stream: int
     floor: int | None
+
+
+class Purge:
+    """Removes in steps what no stream holds any more; after a failure it goes on some seconds later.
+
+    Attributes:
+        pending: Whether there may be something to remove.
+
+    Args:
+        large: The size of a part in the table ``large``, in bytes.
+    """
+
+    def __init__(self, large: int) -> None:
+        self.pending = True  # perhaps: the first step finds out
+        self._large = large
+        self._step = STEP_BYTES
+        self._resumes = 0.0
+
+    def pause(self) -> float | None:
+        """Return in how many seconds a step can be taken; None where there is nothing to remove."""
+        return max(0.0, self._resumes - time.monotonic()) if self.pending else None
+
+    def step(self, connection: sqlite3.Connection) -> None:
+        """Take a step; its size follows from the time that the last one took. Raises sqlite3.Error without room."""
+        began = time.monotonic()
+        try:
+            self.pending = purge(connection, self._large, self._step)
+        except sqlite3.Error:
+            self._resumes = began + _RETRY_SECONDS
+            raise
+        took = max(1e-4, time.monotonic() - began)
+        wanted = self._step * min(2.0, _STEP_SECONDS / took)
+        self._step = int(min(_LARGEST_STEP, max(_LEAST_STEP, wanted)))
+
+    def resume(self) -> None:
+        """Let the next step come at once: there may be room."""
+        self._resumes = 0.0
 
 
 def purge(connection: sqlite3.Connection, large: int, step: int = STEP_BYTES) -> bool:
@@ -67,11 +109,9 @@ def purge(connection: sqlite3.Connection, large: int, step: int = STEP_BYTES) ->
 def _records(connection: sqlite3.Connection, work: _Work, large: int, step: int) -> bool:
     """Remove records in order, up to ``step`` bytes; return whether there were any."""
     before = sys.maxsize if work.floor is None else work.floor
-    rows = connection.execute(_RECORDS, (work.stream, before, _ROWS)).fetchall()
-    last = None
+    last, found, rows = None, False, connection.execute(_RECORDS, (work.stream, before, _ROWS))
     for start, data, length in rows:
-        if step <= 0:
-            break
+        found = True
         if data is None:
             step -= length
         else:
@@ -79,9 +119,12 @@ def _records(connection: sqlite3.Connection, work: _Work, large: int, step: int)
             if step <= 0:  # perhaps there are more parts: the record goes with the last one
                 break
         last = start
+        if step <= 0:  # the rows behind it are not even read
+            break
+    rows.close()
     if last is not None:
         connection.execute("DELETE FROM record WHERE stream = ? AND start <= ?", (work.stream, last))
-    return bool(rows)
+    return found
 
 
 def _parts(connection: sqlite3.Connection, data: int, large: int, step: int) -> int:

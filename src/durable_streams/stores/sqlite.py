@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import logging
 import queue
 import sqlite3
 import sys
@@ -43,7 +44,8 @@ from durable_streams.stores.folder import FolderLock
 from durable_streams.stores.lanes import Lane, Lookup
 from durable_streams.stores.local import DEFAULT_LIMITS, LocalStore, StoreLimits
 from durable_streams.stores.private import create_file
-from durable_streams.stores.purging import PURGE_TABLES, purge
+from durable_streams.stores.purging import PURGE_TABLES, Purge, purge
+from durable_streams.stores.reserve import DiskReserve
 
 __all__ = [
     "FILE_NAME",
@@ -132,6 +134,9 @@ _SQLITE_FULL = 13  # SQLite's primary result code
 _PRIMARY_CODE = 0xFF  # the bits of an extended result code that hold the primary one
 _SIZE_BITS = 0xFFFFFFFF
 _CHECKPOINT_PAGES = 4000
+_LONG_LOG = 64 << 20  # bytes: readers have kept it from starting over, and the writer waits for them
+_LOG_WAIT = 100  # milliseconds
+_LOG_PAUSE = 2.0  # seconds after that was in vain: a backup reads for long
 
 _decode_rows = msgspec.json.Decoder(list[tuple[str, StreamState, int | None]]).decode
 
@@ -143,6 +148,8 @@ def connect(folder: Path, cache_kib: int) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    # What is deleted is not overwritten: some builds of SQLite do that, and write a GB to delete a GB.
+    connection.execute("PRAGMA secure_delete = OFF")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA cache_size = -{cache_kib}")
     return connection
@@ -225,6 +232,18 @@ def settle(connection: sqlite3.Connection) -> None:
     """Move all of the log into the file, so that closing the last connection changes nothing."""
     with contextlib.suppress(sqlite3.Error):
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _shorten_log(connection: sqlite3.Connection) -> bool:
+    """Empty the log, if the reads that use it end in a moment; return whether it is empty."""
+    with contextlib.suppress(sqlite3.Error):
+        connection.execute(f"PRAGMA busy_timeout = {_LOG_WAIT}")
+        try:
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
+        finally:
+            connection.execute("PRAGMA busy_timeout = 5000")
+    return False
 
 
 def _log_size(connection: sqlite3.Connection) -> int:
@@ -474,6 +493,7 @@ _CACHE_KIB = 16 << 10
 _READER_CACHE_KIB = 2 << 10
 
 _encode = msgspec.json.Encoder().encode
+_log = logging.getLogger("durable_streams.stores")
 
 
 class SqliteStore(LocalStore):
@@ -484,6 +504,7 @@ class SqliteStore(LocalStore):
         max_streams: The most streams whose state is cached.
         clock: Returns the seconds since 1970.
         limits: Bounds on the disk and on waiting commands.
+        disk_reserve: Bytes of the disk that are kept free for deletions, closures and trims; 0 for none.
     """
 
     def __init__(
@@ -493,14 +514,23 @@ class SqliteStore(LocalStore):
         max_streams: int = 200_000,
         clock: Callable[[], float] = time.time,
         limits: StoreLimits = DEFAULT_LIMITS,
+        disk_reserve: int = 0,
     ) -> None:
-        backend = _SqliteBackend(data_dir, limits.disk_timeout)
-        super().__init__(backend, max_streams=max_streams, clock=clock, limits=limits)
+        self._sqlite = _SqliteBackend(data_dir, limits.disk_timeout, disk_reserve, self._set_full)
+        super().__init__(self._sqlite, max_streams=max_streams, clock=clock, limits=limits)
+
+    def _set_full(self, full: bool) -> None:
+        self._full = full
+
+    async def _find_room(self) -> None:
+        await self._sqlite.find_room()
 
 
 class _SqliteBackend:
-    def __init__(self, data_dir: Path, timeout: float) -> None:
+    def __init__(self, data_dir: Path, timeout: float, reserve: int, on_full: Callable[[bool], None]) -> None:
         self._folder = data_dir.absolute()  # the working directory may change
+        self._reserve_size = reserve
+        self._on_full = on_full
         self._timeout = timeout
         self.identity = ""
         self.largest_append = _LARGEST_APPEND
@@ -514,8 +544,11 @@ class _SqliteBackend:
         self._ended: asyncio.Future[None] | None = None  # done when the writer's thread has ended
         self._states: Lane | None = None
         self._records: Lane | None = None
-        self._garbage = False
+        self._purge = Purge(LARGE)
+        self._reserve = DiskReserve(self._folder, self._reserve_size)
+        self._is_full = False  # as the event loop knows it
         self._lost = False
+        self._shorten_at = 0.0
         self._looked = 0.0  # when the files were last found in place
 
     async def open(self) -> int:
@@ -581,12 +614,12 @@ class _SqliteBackend:
             writer = connect(folder, _CACHE_KIB)
             connections.append(writer)
             last_id = prepare(writer, folder)
-            self._garbage = True  # perhaps: the first step of the purge finds out
             for _ in range(1 + _READERS):
                 reader = connect(folder, _READER_CACHE_KIB)
                 connections.append(reader)
                 reader.execute("PRAGMA query_only = 1")
             self.identity = lock.identity.take()
+            self._reserve.open()
         lock.guard(*FILE_NAMES)
         return last_id
 
@@ -596,14 +629,12 @@ class _SqliteBackend:
         works: queue.SimpleQueue[Callable[[sqlite3.Connection], None] | None],
     ) -> None:
         while True:
-            if self._garbage and not self._lost:
-                try:
-                    work = works.get_nowait()
-                except queue.Empty:
-                    self._garbage = _purge(connection)
-                    continue
-            else:
-                work = works.get()
+            try:
+                pause = None if self._lost else self._purge.pause()
+                work = works.get(timeout=pause) if pause else works.get(block=pause is None)
+            except queue.Empty:
+                self._purge_some(connection)
+                continue
             if work is None:
                 break
             work(connection)
@@ -669,8 +700,17 @@ class _SqliteBackend:
             error = self._loss(connection, all_files=time.monotonic() - self._looked > _LOOK_AFTER)
             if error is None:
                 error = _execute(connection, statements)
+                if isinstance(error, StoreFullError) and self._reserve.give_up():
+                    _shorten_log(connection)
+                    # What is in the batch by now is small enough; what would be appended later is refused.
+                    error = _execute(connection, statements)
+            if self._reserve.in_use:
+                self._say_if_full(connection, loop)
             if batch.removed or batch.trimmed:
-                self._garbage = True  # set in the writer's thread: a running purge could clear it otherwise
+                self._purge.pending = True  # set in the writer's thread: a step could clear it otherwise
+            if self._lock.log_size > _LONG_LOG and time.monotonic() > self._shorten_at:
+                whole = _shorten_log(connection)
+                self._shorten_at = time.monotonic() + (0.0 if whole else _LOG_PAUSE)
             if error is None:
                 # Checked after the sync too: data in a folder that is gone by now are not acknowledged.
                 error = self._loss(connection, written=True)
@@ -679,6 +719,37 @@ class _SqliteBackend:
             _call_soon(loop, committed, error)
 
         self._work.put(write)
+
+    def _purge_some(self, connection: sqlite3.Connection) -> None:
+        try:
+            self._purge.step(connection)
+        except sqlite3.Error as error:
+            if is_full(error) and self._reserve.give_up():
+                self._purge.resume()
+        if self._reserve.in_use and not self._purge.pending:
+            _shorten_log(connection)  # what was removed is in it, too
+
+    def _say_if_full(self, connection: sqlite3.Connection, loop: asyncio.AbstractEventLoop) -> None:
+        full = not self._reserve.has_room(connection)
+        if full != self._is_full:
+            self._is_full = full
+            _log.warning("the disk is %s", "full: nothing is appended" if full else "no longer full")
+            _call_soon(loop, self._on_full, full)
+
+    async def find_room(self) -> None:
+        """Raise StoreFullError unless there is room again."""
+        loop = asyncio.get_running_loop()
+        looked: asyncio.Future[None] = loop.create_future()
+
+        def look(connection: sqlite3.Connection) -> None:
+            self._say_if_full(connection, loop)
+            if self._is_full:
+                _call_soon(loop, _fail, looked, _store_full())
+            else:
+                _call_soon(loop, _finish, looked, None)
+
+        self._work.put(look)
+        await looked
 
     async def verify(self) -> None:
         loop = asyncio.get_running_loop()
@@ -796,14 +867,11 @@ def _execute(connection: sqlite3.Connection, statements: list[tuple[str, Any]]) 
     return None
 
 
-def _purge(connection: sqlite3.Connection) -> bool:
-    try:
-        return purge_step(connection)
-    except sqlite3.Error:
-        return False  # no room to delete in: the next deletion or start tries again
+def _store_full() -> StoreFullError:
+    return StoreFullError("the disk is full; none of this request was stored")
 
 
 def _store_error(error: Exception) -> StoreError:
     if is_full(error):
-        return StoreFullError("the disk is full; none of this request was stored")
+        return _store_full()
     return StoreUnavailableError(f"the store cannot be used now: {error}; none of this request was stored")
