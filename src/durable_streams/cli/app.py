@@ -39,6 +39,9 @@ _COMMANDS = {
     "trim": "trim",
     "relay": "relay",
     "migrate": "migrate",
+    "backup": "backup",
+    "restore": "backup",
+    "compact": "backup",
     "demo": "demo.command",
     "completion": "completion",
 }

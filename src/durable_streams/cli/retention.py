@@ -49,7 +49,7 @@ class RetentionRuleType(_Rules):
 
 def _limit(text: str) -> tuple[str | None, int]:
     """Return what a limit is about, and its amount in seconds or bytes; None for what is no limit."""
-    kinds: list[tuple[str, click.ParamType]] = [("size", _SIZE)]
+    kinds: list[tuple[str, Duration | Size]] = [("size", _SIZE)]
     if not text[-1:].isdigit():
         kinds.insert(0, ("age", _AGE))
     for kind, reader in kinds:

@@ -131,7 +131,7 @@ def _parts(connection: sqlite3.Connection, data: int, large: int, step: int) -> 
     """Remove parts of a large payload; return about how many bytes they had."""
     begin = data >> 32
     end = begin + max(0, (data & _SIZE_BITS) - 1) // large
-    (first,) = connection.execute(_FIRST_PART, (begin, end)).fetchone()
+    first: int | None = connection.execute(_FIRST_PART, (begin, end)).fetchone()[0]
     if first is None:
         return 0
     last = min(end, first + max(1, step // large) - 1)

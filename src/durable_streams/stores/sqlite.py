@@ -57,6 +57,7 @@ __all__ = [
     "UPSERT_PRODUCERS",
     "UPSERT_STREAMS",
     "SqliteStore",
+    "check_file",
     "check_whole",
     "connect",
     "decode_states",
@@ -188,6 +189,20 @@ def opening(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def check_file(connection: sqlite3.Connection, folder: Path) -> None:
+    """Raise StoreError for a file that is not of streams, or of another format than the present one."""
+    application, version = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+    )
+    if application != _APPLICATION_ID:
+        raise StoreError(f"{folder / FILE_NAME} is another program's database; choose another folder")
+    if version not in {*_UPGRADES, _FORMAT}:
+        raise StoreError(
+            f"the streams in {folder} have format {version}, this version reads {_FORMAT}; "
+            "run the version of durable-streams that wrote them"
+        )
+
+
 def prepare(connection: sqlite3.Connection, folder: Path) -> int:
     """Write the schema if the file is new; return the last id used. Raises StoreError for a foreign file."""
     application, version = (
@@ -196,15 +211,10 @@ def prepare(connection: sqlite3.Connection, folder: Path) -> int:
     empty = connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
     if (application, version) == (0, 0) and empty:
         connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-    elif application != _APPLICATION_ID:
-        raise StoreError(f"{folder / FILE_NAME} is another program's database; choose another folder")
-    elif version in _UPGRADES:
-        _upgrade(connection, version)
-    elif version != _FORMAT:
-        raise StoreError(
-            f"the streams in {folder} have format {version}, this version reads {_FORMAT}; "
-            "run the version of durable-streams that wrote them"
-        )
+    else:
+        check_file(connection, folder)
+        if version in _UPGRADES:
+            _upgrade(connection, version)
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'stream'").fetchone()
     # Ids of a new file start at the clock, so that caches never confuse its streams with those of a deleted folder.
     return int(time.time()) if row is None else int(row[0])
