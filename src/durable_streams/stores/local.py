@@ -602,7 +602,7 @@ class LocalStore:
         slot = await self._slots.get(path)
         state, now = slot.state, self._clock()
         if state is not None and state.retention is not None:
-            await self._commits.submit(partial(CommitBatch.trim_due, slot=slot), repeatable=True)
+            await self._commits.submit(lambda batch: batch.trim_due(slot), repeatable=True)
         if slot.audience is not None:
             self.touch(path)
         elif state is not None and slot.expired(state, now):
