@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from durable_streams.protocol.commands import Rejection
+from durable_streams.protocol.lease_tokens import Claims, issue, verify
+
+KEY = b"k" * 32
+CLAIMS = Claims("subscription:one", "first", 3, 1000, "w_1")
+
+
+def refusal(
+    token: str, *, key: bytes = KEY, subject: str = CLAIMS.sub, incarnation: str = "first", now: float = 0
+) -> str:
+    with pytest.raises(Rejection) as refused:
+        verify(key, token, subject, incarnation, now)
+    assert refused.value.status == 401
+    return refused.value.code
+
+
+def test_a_token_says_what_it_was_issued_for() -> None:
+    assert verify(KEY, issue(KEY, CLAIMS), CLAIMS.sub, "first", 999) == CLAIMS
+    assert issue(KEY, CLAIMS) == issue(KEY, CLAIMS)
+
+
+def test_a_token_is_for_one_subscription_incarnation_and_server() -> None:
+    token = issue(KEY, CLAIMS)
+    assert refusal(token, subject="subscription:two") == "TOKEN_INVALID"
+    assert refusal(token, incarnation="second") == "TOKEN_INVALID"
+    assert refusal(token, key=b"x" * 32) == "TOKEN_INVALID"
+
+
+def test_a_token_expires() -> None:
+    assert refusal(issue(KEY, CLAIMS), now=1000) == "TOKEN_EXPIRED"
+
+
+def test_no_changed_token_is_valid() -> None:
+    token = issue(KEY, CLAIMS)
+    for at in range(len(token)):
+        changed = token[:at] + ("A" if token[at] != "A" else "B") + token[at + 1 :]
+        assert refusal(changed) == "TOKEN_INVALID"
+
+
+@pytest.mark.parametrize("token", ["", ".", "a.b", "é.é", "a" * 10_000, issue(KEY, CLAIMS).partition(".")[0]])
+def test_what_is_no_token(token: str) -> None:
+    assert refusal(token) == "TOKEN_INVALID"
