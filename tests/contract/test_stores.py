@@ -70,7 +70,11 @@ def _refusing(store: MemoryStore | SqliteStore) -> Iterator[None]:
 
     backend = store._backend
     backend.commit = commit
+    kept = backend.subscriptions
+    write = getattr(kept, "_write", None)
+    kept._write = commit
     try:
         yield
     finally:
         del backend.commit
+        kept._write = write

@@ -22,6 +22,7 @@ from durable_streams.stores.batch import CommitBatch, LoadedProducer, NotLoadedE
 from durable_streams.stores.commits import LOST, Committed, GroupCommits, copied
 from durable_streams.stores.lineage import boundary_in_lineage, read_lineage, read_piece_of_lineage
 from durable_streams.stores.slots import LoadingCache, Recent, Slot, SlotWatch, Timers
+from durable_streams.stores.subscriptions import SubscriptionStore
 
 __all__ = ["Backend", "LocalStore", "StoreLimits"]
 
@@ -274,6 +275,12 @@ class LocalStore:
     def identity(self) -> str:
         """The name of the history that this store holds."""
         return self._backend.identity
+
+    @property
+    def subscriptions(self) -> SubscriptionStore | None:
+        """The subscriptions of this store; None if its backend keeps none. Another object after each ``open``."""
+        kept: SubscriptionStore | None = getattr(self._backend, "subscriptions", None)
+        return kept
 
     glance = get  # no other server writes here: memory is current
 

@@ -13,6 +13,7 @@ from durable_streams.stores.base import Chunk
 from durable_streams.stores.batch import CommitBatch
 from durable_streams.stores.commits import Committed
 from durable_streams.stores.local import DEFAULT_LIMITS, LocalStore, StoreLimits
+from durable_streams.stores.subscriptions import MemorySubscriptions, SubscriptionStore
 
 __all__ = ["MemoryStore"]
 
@@ -64,6 +65,7 @@ class _MemoryBackend:
         self._due: dict[str, float] = {}
         self._logs: dict[int, _MemoryLog] = {}
         self._producers: dict[int, dict[str, ProducerState]] = {}
+        self.subscriptions: SubscriptionStore = MemorySubscriptions(lambda: self._states)
 
     async def open(self) -> int:
         return (
@@ -77,6 +79,7 @@ class _MemoryBackend:
         self._states.clear()
         self._logs.clear()
         self._producers.clear()
+        self.subscriptions = MemorySubscriptions(lambda: self._states)
 
     async def load(self, paths: list[str]) -> dict[str, StreamState]:
         return {path: self._states[path] for path in paths if path in self._states}

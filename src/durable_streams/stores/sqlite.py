@@ -46,6 +46,7 @@ from durable_streams.stores.local import DEFAULT_LIMITS, LocalStore, StoreLimits
 from durable_streams.stores.private import create_file
 from durable_streams.stores.purging import PURGE_TABLES, Purge, purge
 from durable_streams.stores.reserve import DiskReserve
+from durable_streams.stores.sqlite_subscriptions import SqliteSubscriptions
 
 __all__ = [
     "FILE_NAME",
@@ -544,6 +545,7 @@ class _SqliteBackend:
         self._timeout = timeout
         self.identity = ""
         self.largest_append = _LARGEST_APPEND
+        self.subscriptions = SqliteSubscriptions(self._transact, self._look_up, timeout)
         self._begin()
 
     def _begin(self) -> None:
@@ -560,6 +562,7 @@ class _SqliteBackend:
         self._lost = False
         self._shorten_at = 0.0
         self._looked = 0.0  # when the files were last found in place
+        self.subscriptions.begin()
 
     async def open(self) -> int:
         loop = asyncio.get_running_loop()
@@ -693,6 +696,9 @@ class _SqliteBackend:
 
         return await self._lane(self._states).run(find)
 
+    async def _look_up(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._lane(self._states).run(lambda connection, _: query(connection))
+
     @staticmethod
     def _lane(lane: Lane | None) -> Lane:
         if lane is None:
@@ -702,7 +708,12 @@ class _SqliteBackend:
     # -- writing
 
     def commit(self, batch: CommitBatch, committed: Committed) -> None:
-        statements = _statements(batch)
+        self._transact(_statements(batch), committed, garbage=bool(batch.removed or batch.trimmed))
+
+    def _transact(
+        self, statements: list[tuple[str, Any]], committed: Committed, *, garbage: bool = False
+    ) -> None:
+        """Run statements as one transaction in the writer's thread, then report on the event loop."""
         loop = asyncio.get_running_loop()
 
         def write(connection: sqlite3.Connection) -> None:
@@ -716,7 +727,7 @@ class _SqliteBackend:
                     error = _execute(connection, statements)
             if self._reserve.in_use:
                 self._say_if_full(connection, loop)
-            if batch.removed or batch.trimmed:
+            if garbage:
                 self._purge.pending = True  # set in the writer's thread: a step could clear it otherwise
             if self._lock.log_size > _LONG_LOG and time.monotonic() > self._shorten_at:
                 whole = _shorten_log(connection)

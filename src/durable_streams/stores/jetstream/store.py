@@ -37,9 +37,11 @@ from durable_streams.stores.jetstream.nats.bus import Bus
 from durable_streams.stores.jetstream.reader import LogReader
 from durable_streams.stores.jetstream.slots import JetSlot
 from durable_streams.stores.jetstream.snapshots import Snapshots
+from durable_streams.stores.jetstream.subscriptions import JetStreamSubscriptions
 from durable_streams.stores.jetstream.sweeper import Sweeper
 from durable_streams.stores.lineage import boundary_in_lineage, read_lineage, read_piece_of_lineage
 from durable_streams.stores.slots import Recent, Slot, SlotCache, SlotWatch, Timers
+from durable_streams.stores.subscriptions import SubscriptionStore
 
 __all__ = ["JetStreamStore"]
 
@@ -54,6 +56,7 @@ class JetStreamStore:
     Attributes:
         bus: The bucket.
         identity: The name of the history that the bucket holds; known once the store is open.
+        subscriptions: The subscriptions in the bucket; another object after each ``open``.
 
     Args:
         config: The cluster and the bucket.
@@ -92,6 +95,7 @@ class JetStreamStore:
         )
         self._live_records = LiveRecords(self.bus, self._catchup, self._committer.is_own, self._touch)
         self._sweeper = Sweeper(self.bus, self._clock, self._expire_at, self._cut_log)
+        self.subscriptions: SubscriptionStore | None = JetStreamSubscriptions(self.bus)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- the contract

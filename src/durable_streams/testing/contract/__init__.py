@@ -26,6 +26,7 @@ from durable_streams.testing.contract.harness import Clock, Harness, StoreFactor
 from durable_streams.testing.contract.producers import ProducerContract
 from durable_streams.testing.contract.reads import ReadContract
 from durable_streams.testing.contract.retention import RetentionContract
+from durable_streams.testing.contract.subscriptions import SubscriptionContract
 from durable_streams.testing.contract.writes import WriteContract
 
 __all__ = ["Clock", "Harness", "StoreContract", "StoreFactory"]
@@ -39,5 +40,6 @@ class StoreContract(
     ExpiryContract,
     RetentionContract,
     DurabilityContract,
+    SubscriptionContract,
 ):
     """Everything that `durable_streams.stores.base.Store` promises. Subclass it and implement ``make_store``."""

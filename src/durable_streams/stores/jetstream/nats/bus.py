@@ -348,8 +348,19 @@ class Bus:
 
     def ask_turn(self, question: bytes) -> None:
         """Send a question to every server of the bucket, including this one; it may be lost, and has no answer."""
+        self.send(self.layout.turn, question)
+
+    def send(self, subject: str, data: bytes) -> None:
+        """Send a message that is not stored to all that listen, including this server; it may be lost."""
         with contextlib.suppress(StoreError):
-            self._connection.write(self._connection.encode(self.layout.turn, b"", None, question))
+            self._connection.write(self._connection.encode(subject, b"", None, data))
+
+    async def listen(self, subject: str, deliver: Callable[[bytes], None]) -> Subscription:
+        """Deliver what is sent on a subject."""
+        try:
+            return await self._connection.subscribe(subject, lambda *said: deliver(said[2]), _READ_SECONDS)
+        except (ConnectionError, TimeoutError) as error:
+            raise StoreUnavailableError(str(error)) from error
 
     async def info(self) -> StreamInfo:
         """Return the size and the settings of the bucket."""
