@@ -18,8 +18,14 @@ async def main() -> None:
     where.add_argument("--data-dir", type=Path)
     where.add_argument("--memory", action="store_true")
     parser.add_argument("--long-poll-timeout", type=float, default=30.0)
+    parser.add_argument("--webhook-allow-http-localhost", action="store_true")
     args = parser.parse_args()
-    app = asgi_app(ServerConfig(data_dir=args.data_dir, long_poll_timeout=args.long_poll_timeout))
+    config = ServerConfig(
+        data_dir=args.data_dir,
+        long_poll_timeout=args.long_poll_timeout,
+        webhook_allow_http_localhost=args.webhook_allow_http_localhost,
+    )
+    app = asgi_app(config)
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", 0))

@@ -3,13 +3,14 @@
 It streams what the gateways answer as it comes, keeps connections to them open, and holds no state but whose turn it
 is. A gateway that cannot be reached is passed over; one that breaks off while it has a request is answered for with
 502, or, once its answer has begun, by breaking the client's connection off. As a program (`round_robin.py URL URL`) it
-prints its own origin and runs until SIGTERM.
+prints its own origin and runs until SIGTERM; `--listener N` is a listening socket that it inherits, by its number.
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
@@ -43,8 +44,13 @@ class RoundRobin(Stoppable):
         return int(self.url.rpartition(":")[2])
 
 
-async def balance(origins: Sequence[str], stop: asyncio.Event, ready: Callable[[str], None]) -> None:
-    """Serve on a free port until ``stop`` is set; ``ready`` is called with the origin."""
+async def balance(
+    origins: Sequence[str],
+    stop: asyncio.Event,
+    ready: Callable[[str], None],
+    listener: socket.socket | None = None,
+) -> None:
+    """Serve on a free port, or a listener, until ``stop`` is set; ``ready`` is called with the origin."""
     turns = cycle([*origins[first:], *origins[:first]] for first in range(len(origins)))
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
     timeout = aiohttp.ClientTimeout(total=None)
@@ -57,8 +63,9 @@ async def balance(origins: Sequence[str], stop: asyncio.Event, ready: Callable[[
         server = web.ServerRunner(web.Server(pass_on, handler_cancellation=True), shutdown_timeout=1)
         await server.setup()
         try:
-            site = web.TCPSite(server, "127.0.0.1", 0)
-            await site.start()
+            await (
+                web.TCPSite(server, "127.0.0.1", 0) if listener is None else web.SockSite(server, listener)
+            ).start()
             ready(f"http://127.0.0.1:{server.addresses[0][1]}")
             await stop.wait()
         finally:
@@ -108,10 +115,13 @@ def end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in HOP_BY_HOP)
 
 
-async def main(origins: Sequence[str]) -> None:
+async def main(arguments: Sequence[str]) -> None:
+    listener, origins = None, arguments
+    if arguments[:1] == ["--listener"]:
+        listener, origins = socket.socket(fileno=int(arguments[1])), arguments[2:]
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await balance(origins, stop, lambda url: print(url, flush=True))  # noqa: T201
+    await balance(origins, stop, lambda url: print(url, flush=True), listener)  # noqa: T201
 
 
 if __name__ == "__main__":

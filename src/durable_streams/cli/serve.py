@@ -59,6 +59,7 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
             "allowed_hosts",
             "cache",
         ],
+        "Webhooks": ["webhook_hosts", "webhook_allow_http_localhost"],
         "Times": [
             "long_poll_timeout",
             "sse_max_age",
@@ -316,6 +317,21 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     show_envvar=True,
     help="Names to answer to besides addresses and localhost, with commas between them (*.example.com); * for all.  "
     "[default: all; on a loopback address those without a dot]",
+)
+@click.option(
+    "--webhook-hosts",
+    callback=_several,
+    envvar="DURABLE_STREAMS_WEBHOOK_HOSTS",
+    metavar="NAMES",
+    show_envvar=True,
+    help="Names that webhooks may go to, with commas between them (*.example.com).  [default: all public ones]",
+)
+@click.option(
+    "--webhook-allow-http-localhost",
+    is_flag=True,
+    envvar="DURABLE_STREAMS_WEBHOOK_ALLOW_HTTP_LOCALHOST",
+    show_envvar=True,
+    help="Let webhooks go to this machine over plain http, for development.",
 )
 @click.option(
     "--disk-timeout",

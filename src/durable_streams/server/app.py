@@ -35,7 +35,9 @@ from durable_streams.server.live import LiveReads
 from durable_streams.server.outlets import Outlets
 from durable_streams.server.ranges import Ranges
 from durable_streams.server.retention import RetentionActions, RetentionRules
+from durable_streams.server.subscriptions.resources import Subscriptions
 from durable_streams.stores.base import Store, StoreError, StoreFullError, StoreUncertainError
+from durable_streams.stores.subscriptions import KeepsSubscriptions
 
 __all__ = ["App"]
 
@@ -55,6 +57,7 @@ class App:
 
     def __init__(self, store: Store, config: ServerConfig | None = None, *, local: bool = False) -> None:
         self.store = store
+        self.local = local
         self.config = config or ServerConfig()
         # Half for what is read ahead. What is handed over counts twice: the HTTP server's copies take about that.
         budget = MemoryBudget(self.config.send_budget // 2)
@@ -64,10 +67,17 @@ class App:
         self.live = LiveReads(store, self.config, ranges)
         addresses = Addresses(self.config)
         self._browsers = Browsers(self.config, addresses, local=local)
-        retention = RetentionRules(store, tuple(self.config.retention))
-        handlers = Handlers(store, self.config, self.live, ranges, addresses, retention=retention)
         self.control = Control()
         self.control.add("streams", {"POST": RetentionActions(store).post})
+        self.subscriptions: Subscriptions | None = None
+        if isinstance(store, KeepsSubscriptions) and store.subscriptions is not None:
+            self.subscriptions = Subscriptions(store, self.config)
+            self.subscriptions.serve_on(self.control)
+        engine = None if self.subscriptions is None else self.subscriptions.engine
+        retention = RetentionRules(store, tuple(self.config.retention))
+        handlers = Handlers(
+            store, self.config, self.live, ranges, addresses, retention=retention, subscriptions=engine
+        )
         self._warned: dict[str, float] = {}
         self._handlers: dict[str, Handler] = {
             "POST": handlers.append,
@@ -89,11 +99,19 @@ class App:
                 f"max_body (--max-body) is {self.config.max_body} bytes, and this store takes appends of at most "
                 f"{most}: set it to that or less"
             )
+        if self.subscriptions is not None:
+            try:
+                await self.subscriptions.start()
+            except BaseException:
+                await self.store.close()
+                raise
         self.start_reads()
 
     async def shutdown(self) -> None:
         """End the live reads, commit what was accepted, close the store."""
         self.stop_reads()
+        if self.subscriptions is not None:
+            await self.subscriptions.stop()
         await self.store.close()
 
     def start_reads(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from durable_streams.protocol.commands import Rejection
+from durable_streams.server import hosts
 from durable_streams.server.app import App
 from durable_streams.server.bodies import Bodies, Incoming
 from durable_streams.server.control import error_response
@@ -194,12 +195,24 @@ class AsgiApp:
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
             self._watch.begun(scope.get("server"))
+            self._note_address(scope)
             try:
                 await self._http(scope, receive, send)
             finally:
                 self._watch.ended()
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1003})
+
+    def _note_address(self, scope: Scope) -> None:
+        """Take the address that the server listens at for its URL, where only this machine reaches it."""
+        subscriptions, server = self._app.subscriptions, scope.get("server")
+        if subscriptions is None or subscriptions.own_url is not None or server is None or server[1] is None:
+            return
+        address = hosts.address_of(str(server[0]))
+        if address is not None and address.is_loopback:
+            mount = scope.get("root_path", "").rstrip("/")
+            shown = f"[{address}]" if address.version == 6 else str(address)
+            subscriptions.own_url = f"{scope.get('scheme', 'http')}://{shown}:{server[1]}{mount}"
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

@@ -95,6 +95,8 @@ class ServerConfig:
         cors_credentials: Whether those pages may send cookies.
         allowed_hosts: The host names that the server answers to, besides addresses and localhost; a ``*`` stands for
             any part of a name. By default all, but those without a dot only if `serve` listens on a loopback address.
+        webhook_hosts: The host names that webhooks may go to; a ``*`` stands for any part of a name. By default all.
+        webhook_allow_http_localhost: Whether webhooks may go to this machine over plain http, for development.
 
     Raises:
         ValueError: A setting makes no sense.
@@ -133,6 +135,8 @@ class ServerConfig:
     cors_origins: Sequence[str] | None = None
     cors_credentials: bool = False
     allowed_hosts: Sequence[str] | None = None
+    webhook_hosts: Sequence[str] | None = None
+    webhook_allow_http_localhost: bool = False
 
     def __post_init__(self) -> None:
         for name in _DURATIONS:
@@ -165,9 +169,10 @@ class ServerConfig:
         for origin in self.cors_origins or ():
             if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"cors_origins are like https://example.com, null, or *, not {origin!r}")
-        for name in self.allowed_hosts or ():
-            if not _HOST.fullmatch(name):
-                raise ValueError(f"allowed_hosts are names like example.com or *.example.com, not {name!r}")
+        for setting in ("allowed_hosts", "webhook_hosts"):
+            for name in getattr(self, setting) or ():
+                if not _HOST.fullmatch(name):
+                    raise ValueError(f"{setting} are names like example.com or *.example.com, not {name!r}")
         if self.cors_credentials and (self.cors_origins is None or "*" in self.cors_origins):
             raise ValueError(
                 "cors_credentials needs cors_origins that name the origins: * would admit every page"

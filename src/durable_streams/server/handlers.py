@@ -34,6 +34,7 @@ from durable_streams.server.positions import (
 )
 from durable_streams.server.ranges import Ranges
 from durable_streams.server.retention import RetentionRules, retention_headers
+from durable_streams.server.subscriptions.engine import Engine
 from durable_streams.stores.base import Store, StoreUnavailableError
 
 __all__ = ["Handlers"]
@@ -66,8 +67,10 @@ class Handlers:
         addresses: Addresses,
         *,
         retention: RetentionRules,
+        subscriptions: Engine | None = None,
     ) -> None:
         self._retention = retention
+        self._subscriptions = subscriptions
         self._ranges = ranges
         self._store = store
         self._config = config
@@ -96,6 +99,8 @@ class Handlers:
             payload = rules.prepare_append(state, content_type, body, close=close)
         command = Append(content_type if payload else None, payload, close, seq, producer, expected)
         appended = await self._store.append(path, command)
+        if self._subscriptions is not None and self._subscriptions.active:
+            self._subscriptions.appended(path)
         state = appended.state
         tail = format_offset(state.tail)
         # What the next append can send as If-Match.
@@ -148,6 +153,8 @@ class Handlers:
         )
         location = self._addresses.base_url(request) + STREAM_ROOT + quote(path)
         created = await self._store.create(command)
+        if self._subscriptions is not None and created.new:
+            self._subscriptions.appended(path)
         headers = _description(created.state)
         if created.new:
             headers.append(("location", location))
@@ -156,6 +163,8 @@ class Handlers:
     async def delete(self, request: ServerRequest, path: str) -> ServerResponse:  # noqa: ARG002 - one signature for all
         """DELETE: remove the stream, or keep its data for its forks only (sections 1 and 6)."""
         await self._store.delete(path)
+        if self._subscriptions is not None:
+            self._subscriptions.removed(path)
         return ServerResponse(204, list(BASE_HEADERS))
 
     async def _fork_point(

@@ -133,10 +133,12 @@ async def _serve_http(
     server = _Granian(adapter, listener, app.config.keep_alive)
     serving = asyncio.ensure_future(server.serve())
     host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    if app.subscriptions is not None and app.local:
+        app.subscriptions.own_url = f"http://{shown}:{port}"
     stopping = asyncio.ensure_future(stop.wait())
     try:
         await _answering(host, port, serving)
-        shown = f"[{host}]" if ":" in host else host
         on_ready(f"http://{shown}:{port}{STREAM_ROOT.rstrip('/')}")
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
