@@ -123,6 +123,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     crash.addoption(
         "--crash-seed", type=int, default=None, help="the seed of a run to repeat (default: a new one)"
     )
+    crash.addoption(
+        "--subscription-kills", type=int, default=4, help="how often, under subscriptions (default 4)"
+    )
     drivers = parser.getgroup("drivers", "tests of the client")
     drivers.addoption(
         "--every-httpx2",

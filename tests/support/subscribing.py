@@ -91,7 +91,7 @@ class Subscribed:
     def shown(self) -> dict[str, Any]:
         shown = self.api.call("GET", self.path)
         assert shown.status == 200, shown
-        return dict(shown.json)
+        return parsed(shown)
 
     def links(self) -> dict[str, str]:
         """Return the cursors by path."""
@@ -100,7 +100,7 @@ class Subscribed:
     def claim(self, worker: str = "worker") -> Claim:
         claimed = self.api.call("POST", f"{self.path}/claim", {"worker": worker})
         assert claimed.status == 200, claimed
-        return Claim(self, dict(claimed.json))
+        return Claim(self, parsed(claimed))
 
     def refused_claim(self) -> Answer:
         claimed = self.api.call("POST", f"{self.path}/claim", {"worker": "another"})
@@ -109,10 +109,20 @@ class Subscribed:
 
     def wakes(self, least: int = 1) -> list[dict[str, Any]]:
         """Wait for events on the wake stream, and return them."""
-        return eventually(lambda: self.api.messages(self.wake_stream), lambda found: len(found) >= least)
+        found: list[dict[str, Any]] = eventually(
+            lambda: self.api.messages(self.wake_stream), lambda found: len(found) >= least
+        )
+        return found
 
     def delete(self) -> None:
         assert self.api.call("DELETE", self.path).status == 204
+
+
+def parsed(answer: Answer) -> dict[str, Any]:
+    """Return the JSON object of an answer."""
+    found = answer.json
+    assert isinstance(found, dict), answer
+    return found
 
 
 class Claim:
@@ -164,7 +174,8 @@ class Delivery(NamedTuple):
 
     @property
     def body(self) -> dict[str, Any]:
-        return dict(json.loads(self.raw))
+        body: dict[str, Any] = json.loads(self.raw)
+        return body
 
 
 Reply = tuple[int, bytes]

@@ -185,6 +185,7 @@ def test_failures_back_off_and_no_lease_expires_meanwhile() -> None:
     failing, pauses = hook(), []
     for _ in range(9):
         failing = failing.failed("w_1", 100.0, 0.0)
+        assert failing.due is not None
         pauses.append(failing.due - 100.0)
         assert (failing.wake_id, failing.generation, failing.status) == ("w_1", 1, "failed")
         assert failing.expired(10**9) is failing
@@ -270,7 +271,7 @@ def test_equal_configurations_have_one_hash() -> None:
     assert configure({**PULL, "pattern": "", "streams": ["a"]}).pattern is None
     without = {name: value for name, value in PULL.items() if name != "lease_ttl_ms"}
     assert configure(without).hash == configure({**without, "lease_ttl_ms": 30_000}).hash
-    different = [
+    different: list[dict[str, Any]] = [
         {"lease_ttl_ms": 1001},
         {"pattern": "x"},
         {"streams": ["a"]},

@@ -5,12 +5,15 @@ Invariants: ``find`` never answers from before a change; what is kept for it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from typing import TypeVar
 
 from durable_streams.protocol.globs import Glob, segments
 from durable_streams.protocol.subscription import Subscription
 
 __all__ = ["Routes"]
+
+K = TypeVar("K", bound=Hashable)
 
 _KEPT_PATHS = 100_000
 
@@ -31,15 +34,14 @@ class Routes:
     def set(self, subscription: Subscription) -> None:
         """Take the present paths of a subscription."""
         config = subscription.config
-        names = {path for path, link in subscription.links.items() if link.explicit}
-        if config.wake_stream is not None:
-            names.add(config.wake_stream)
+        explicit = [path for path, link in subscription.links.items() if link.explicit]
+        names = frozenset([*explicit, *filter(None, [config.wake_stream])])
         before = self._names.get(subscription.id)
         has_glob = subscription.id in self._globs
         if before == names and has_glob == (config.pattern is not None):
             return
         self.drop(subscription.id)
-        self._names[subscription.id] = frozenset(names)
+        self._names[subscription.id] = names
         for path in names:
             self._named.setdefault(path, set()).add(subscription.id)
         if config.pattern is not None:
@@ -77,9 +79,9 @@ class Routes:
         return found
 
 
-def _discard(index: dict[str, set[str]] | dict[str | None, set[str]], key: str | None, name: str) -> None:
-    ids = index.get(key)  # type: ignore[arg-type, call-overload]
+def _discard(index: dict[K, set[str]], key: K, name: str) -> None:
+    ids = index.get(key)
     if ids is not None:
         ids.discard(name)
         if not ids:
-            del index[key]  # type: ignore[arg-type]
+            del index[key]
