@@ -1,0 +1,107 @@
+"""Subscriptions on two gateways: one lease, one delivery, whichever gateway is asked, and one of them may die."""
+# ruff: noqa: ANN001 - fixtures
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Any
+
+import pytest
+from subscribing import ACCEPTED, DONE, Api, Claim, Delivery, Reply, Subscribed, eventually, receiving
+
+WEBHOOKS = ("--webhook-allow-http-localhost",)
+CLAIMS = 8
+_folders = count()
+
+
+@pytest.fixture
+def gateways(nats_cluster, gateway) -> list[Any]:
+    """Give two gateways on three NATS servers."""
+    return [gateway(nats_cluster, *WEBHOOKS) for _ in range(2)]
+
+
+@pytest.fixture
+def apis(gateways) -> list[Api]:
+    return [Api(lambda one=one: one.port) for one in gateways]
+
+
+def through(of: Subscribed, api: Api) -> Subscribed:
+    """Return the same subscription, asked for at another gateway."""
+    other = object.__new__(Subscribed)
+    other.api, other.name, other.asked, other.path, other.made = api, of.name, of.asked, of.path, of.made
+    return other
+
+
+def test_of_many_that_claim_at_both_gateways_one_gets_the_lease(apis) -> None:
+    one, two = apis
+    made = one.pull("events/*")
+    for turn in range(3):
+        apis[turn % 2].append("events/a", turn)
+        with ThreadPoolExecutor(CLAIMS) as threads:
+            answers = list(
+                threads.map(
+                    lambda n: apis[n % 2].call("POST", f"{made.path}/claim", {"worker": f"w{n}"}),
+                    range(CLAIMS),
+                )
+            )
+        assert sorted(answer.status for answer in answers) == [200] + [409] * (CLAIMS - 1)
+        held = Claim(through(made, two), next(dict(a.json) for a in answers if a.status == 200))
+        assert held.ack_all().json == {"ok": True, "next_wake": False}
+        assert made.links() == through(made, two).links() == {"events/a": one.tail("events/a")}
+
+
+def test_what_one_gateway_does_the_other_knows(apis) -> None:
+    one, two = apis
+    made = one.pull("events/*", lease_ttl_ms=600_000)
+    assert two.call("PUT", made.path, made.asked).status == 200
+    # A stream that comes at the other gateway, just after the subscription.
+    two.append("events/a", 1)
+    assert made.wakes()[0]["stream"] == "events/a"
+    held = through(made, two).claim("first")
+    one.append("events/a", 2)
+    assert made.refused_claim().json["error"]["current_holder"] == "first"
+    assert held.ack_all().json == {"ok": True, "next_wake": True}
+    assert made.claim("second").generation == 2
+    assert held.ack_all().json["error"]["code"] == "FENCED"
+    through(made, two).delete()
+    assert one.call("GET", made.path).status == 404
+    again = one.call("PUT", made.path, made.asked)
+    assert again.status == 201
+    assert two.call("GET", made.path).status == 200
+
+
+def test_a_wake_is_delivered_once(apis) -> None:
+    with receiving(DONE) as receiver:
+        made = apis[0].webhook(receiver.url, "events/*")
+        for number in range(6):
+            apis[number % 2].append("events/a", number)
+            eventually(made.links, lambda links: links == {"events/a": apis[0].tail("events/a")})
+        generations = []
+        while not receiver.received.empty():
+            generations.append(receiver.next().body["generation"])
+        assert generations == sorted(set(generations))
+
+
+def test_another_gateway_delivers_when_the_one_that_did_is_gone(gateways, apis) -> None:
+    going_on = threading.Event()
+    callbacks = []
+
+    def answer(delivery: Delivery) -> Reply:
+        callbacks.append(delivery.body["callback_url"])
+        going_on.wait(20)
+        return ACCEPTED
+
+    with receiving(answer) as receiver:
+        made = apis[0].webhook(receiver.url, "events/*", lease_ttl_ms=600_000)
+        apis[0].append("events/a", 1)
+        first = receiver.next()
+        dead = next(n for n, one in enumerate(gateways) if f":{one.port}/" in callbacks[0])
+        gateways[dead].kill()
+        second = receiver.next()  # long before the lease is over
+        going_on.set()
+        assert second.body["wake_id"] == first.body["wake_id"]
+        assert second.at - first.at < 12.0
+        left = through(made, apis[1 - dead])
+        assert Claim(left, second.body).ack_all().json == {"ok": True, "next_wake": False}
