@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from durable_streams.protocol.subscription import Subscription
+from durable_streams.stores.base import StoreUnavailableError
 
 __all__ = [
     "Changed",
@@ -20,6 +21,7 @@ __all__ = [
     "MemorySubscriptions",
     "RevisionError",
     "SubscriptionStore",
+    "kept_by",
 ]
 
 
@@ -130,6 +132,21 @@ class KeepsSubscriptions(Protocol):
     """
 
     subscriptions: SubscriptionStore | None
+
+
+def kept_by(store: object) -> SubscriptionStore:
+    """Return the subscriptions of a store.
+
+    Args:
+        store: The store.
+
+    Raises:
+        StoreUnavailableError: It keeps none.
+    """
+    kept = store.subscriptions if isinstance(store, KeepsSubscriptions) else None
+    if kept is None:
+        raise StoreUnavailableError("this store keeps no subscriptions")
+    return kept
 
 
 class MemorySubscriptions:

@@ -31,7 +31,7 @@ from durable_streams.protocol.subscription import Link, Subscription
 from durable_streams.server.subscriptions.routes import Routes
 from durable_streams.server.subscriptions.timers import DueTimes
 from durable_streams.stores.base import Store, StoreError, StoreUnavailableError, StoreUncertainError
-from durable_streams.stores.subscriptions import KeepsSubscriptions, Kept, RevisionError, SubscriptionStore
+from durable_streams.stores.subscriptions import Kept, RevisionError, SubscriptionStore, kept_by
 
 __all__ = ["Deliver", "Engine", "missing", "new_wake_id"]
 
@@ -39,7 +39,7 @@ MAX_LINKS = 10_000
 """The most streams of one subscription."""
 MAX_SUBSCRIPTIONS = 10_000
 
-_AT_ONCE = 64  # steps in the background
+_AT_ONCE = 256  # steps in the background
 _STATES_AT_ONCE = 256
 _PAGE = 1000  # paths of streams
 _AGAIN = 1.0  # seconds after which a step that failed is tried again
@@ -90,7 +90,7 @@ class Engine:
     """The subscriptions of one server.
 
     Attributes:
-        active: Whether there is any, so that appends have to say what they did.
+        active: Whether there is any, so that appends have to be noted.
         deliver: Delivers the wake of a webhook, by the id of its subscription.
 
     Args:
@@ -100,6 +100,7 @@ class Engine:
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
         self._store = store
+        self._kept: SubscriptionStore
         self.clock = clock
         self.deliver: Deliver = _no_delivery
         self._tasks: set[asyncio.Task[None]] = set()
@@ -116,12 +117,14 @@ class Engine:
         self._steps = 0  # tasks that work on the queue
         self._leads = False
         self._warned: set[str] = set()
+        self._unannounced: dict[str, set[str]] = {}  # wake stream that failed to ids
 
     # -- start and end
 
     async def start(self) -> None:
         """Load everything; what was under way continues. May follow a `stop`. Raises StoreError."""
         self._begin()
+        self._kept = kept_by(self._store)
         for kept in await self._kept.load():
             self._take(kept.subscription.id, kept)
         self._running = True
@@ -131,13 +134,6 @@ class Engine:
             self._spawn(self._lead())
         else:
             self._spawn(self._look_at_all())
-
-    @property
-    def _kept(self) -> SubscriptionStore:
-        kept = self._store.subscriptions if isinstance(self._store, KeepsSubscriptions) else None
-        if kept is None:
-            raise StoreUnavailableError("this store keeps no subscriptions")
-        return kept
 
     async def stop(self) -> None:
         """End what runs in the background; it continues after the next start."""
@@ -159,12 +155,16 @@ class Engine:
         """Note that a stream was appended to, or created."""
         for name in self._routes.find(path):
             entry = self._entries[name]
+            subscription = None if entry.kept is None else entry.kept.subscription
+            if subscription is not None and not subscription.wants(path):
+                continue
             entry.news[path] = None
-            kept = entry.kept
             # While a wake is in flight an append causes nothing; its end looks at the news.
-            if kept is None or kept.subscription.idle or path == kept.subscription.config.wake_stream:
+            if subscription is None or subscription.idle:
                 entry.cause = path
                 self._enqueue(entry)
+        for name in self._unannounced.get(path, ()):
+            self._enqueue(self._entries[name])
 
     def removed(self, path: str) -> None:
         """Note that a stream was deleted: its links go."""
@@ -348,7 +348,10 @@ class Engine:
         found: dict[str, StreamState | None] = {}
         for at in range(0, len(wanted), _STATES_AT_ONCE):
             page = wanted[at : at + _STATES_AT_ONCE]
-            found.update(zip(page, await asyncio.gather(*map(self._store.get, page)), strict=True))
+            if len(page) == 1:
+                found[page[0]] = await self._store.get(page[0])
+            else:
+                found.update(zip(page, await asyncio.gather(*map(self._store.get, page)), strict=True))
         return found
 
     def _has_room(self, subscription: Subscription) -> bool:
@@ -379,11 +382,25 @@ class Engine:
         before, entry.kept, entry.doubted = entry.kept, kept, False
         if before is None or before.subscription.links is not kept.subscription.links:
             self._routes.set(kept.subscription)
+        self._note_unannounced(kept.subscription)
         if not kept.subscription.idle:
             entry.cause = None
         self._schedule(entry, kept.subscription)
         if entry.news and kept.subscription.idle:
             self._enqueue(entry)
+
+    def _note_unannounced(self, subscription: Subscription) -> None:
+        path = subscription.config.wake_stream
+        if path is None:
+            return
+        if subscription.idle or subscription.announced or subscription.holder is not None:
+            waiting = self._unannounced.get(path)
+            if waiting is not None:
+                waiting.discard(subscription.id)
+                if not waiting:
+                    del self._unannounced[path]
+        else:
+            self._unannounced.setdefault(path, set()).add(subscription.id)
 
     def _schedule(self, entry: _Entry, subscription: Subscription) -> None:
         if self._running:
@@ -564,6 +581,9 @@ class Engine:
         return entry
 
     def _drop(self, entry: _Entry) -> None:
+        if entry.kept is not None:
+            for waiting in self._unannounced.values():
+                waiting.discard(entry.name)
         entry.kept, entry.doubted = None, False
         entry.news.clear()
         self._due.set(entry.name, None)

@@ -35,8 +35,8 @@ from durable_streams.server.http import BASE_HEADERS, STREAM_ROOT, ServerRequest
 from durable_streams.server.subscriptions import keys
 from durable_streams.server.subscriptions.engine import Engine, new_wake_id
 from durable_streams.server.subscriptions.keys import JWKS_SECONDS, Signer
-from durable_streams.stores.base import Store, StoreUnavailableError
-from durable_streams.stores.subscriptions import KeepsSubscriptions, SubscriptionStore
+from durable_streams.stores.base import Store
+from durable_streams.stores.subscriptions import SubscriptionStore, kept_by
 
 if TYPE_CHECKING:  # with the HTTP client, which a server without webhooks does not import
     from durable_streams.server.subscriptions.webhooks import Webhooks
@@ -110,10 +110,7 @@ class Subscriptions:
         await self._webhooks().deliver(name)
 
     def _kept(self) -> SubscriptionStore:
-        kept = self._store.subscriptions if isinstance(self._store, KeepsSubscriptions) else None
-        if kept is None:
-            raise StoreUnavailableError("this store keeps no subscriptions")
-        return kept
+        return kept_by(self._store)
 
     async def start(self) -> None:
         """Load them; what was under way continues. Raises StoreError."""

@@ -22,7 +22,7 @@ class Routes:
     """The paths of all subscriptions, by their ids."""
 
     def __init__(self) -> None:
-        self._named: dict[str, set[str]] = {}  # path to ids: explicit links and wake streams
+        self._named: dict[str, set[str]] = {}  # path of an explicit link to ids
         self._names: dict[str, frozenset[str]] = {}  # id to the paths that are named
         self._globs: dict[str, Glob] = {}
         self._by_first: dict[str | None, set[str]] = {}  # first segment to ids; None where it is a wildcard
@@ -34,8 +34,7 @@ class Routes:
     def set(self, subscription: Subscription) -> None:
         """Take the present paths of a subscription."""
         config = subscription.config
-        explicit = [path for path, link in subscription.links.items() if link.explicit]
-        names = frozenset([*explicit, *filter(None, [config.wake_stream])])
+        names = frozenset(path for path, link in subscription.links.items() if link.explicit)
         before = self._names.get(subscription.id)
         has_glob = subscription.id in self._globs
         if before == names and has_glob == (config.pattern is not None):
