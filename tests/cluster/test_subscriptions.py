@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -105,3 +107,46 @@ def test_another_gateway_delivers_when_the_one_that_did_is_gone(gateways, apis) 
         assert second.at - first.at < 12.0
         left = through(made, apis[1 - dead])
         assert Claim(left, second.body).ack_all().json == {"ok": True, "next_wake": False}
+
+
+def test_subscriptions_migrate_there_and_back(nats_server, bucket, gateway, start_server, tmp_path) -> None:
+    """A lease and its token, cursors and patterns are the same on the other side."""
+    options = ["--nats-name", bucket, "--nats-replicas", "1"]
+
+    def migrate(source: object, target: object) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "durable_streams.cli",
+            "migrate",
+            "--from",
+            str(source),
+            "--to",
+            str(target),
+        ]
+        done = subprocess.run([*command, *options], capture_output=True, check=False)
+        assert done.returncode == 0, done
+
+    server = start_server(tmp_path / "one")
+    api = Api(lambda: server.port)
+    made = api.pull("events/*", lease_ttl_ms=600_000)
+    api.append("events/a", 1)
+    held = made.claim("first")
+    shown = made.shown()
+    server.terminate()
+    migrate(tmp_path / "one", nats_server.store)
+    server = gateway(nats_server)
+    assert made.shown() == shown
+    assert made.refused_claim().json["error"]["current_holder"] == "first"
+    api.append("events/b", 1)
+    assert held.ack_all().json == {"ok": True, "next_wake": True}
+    shown, before = made.shown(), made.links()
+    server.terminate()
+    migrate(nats_server.store, tmp_path / "two")
+    server = start_server(tmp_path / "two")
+    assert (made.shown(), made.links()) == (shown, before)
+    assert made.claim("second").generation == 2
+    server.terminate()
+    # What has gone on is not taken back.
+    with pytest.raises(AssertionError, match="has gone on in the target"):
+        migrate(nats_server.store, tmp_path / "two")

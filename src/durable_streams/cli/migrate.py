@@ -169,6 +169,8 @@ def _line(report: TransferReport) -> str:
 
 def _summary(report: TransferReport, seconds: float, no_verify: bool) -> str:
     known = f", {report.known:,} were there already" if report.known else ""
+    if report.subscriptions:
+        known += f", and {report.subscriptions:,} subscriptions"
     verified = "not compared" if no_verify else "all of it compared by SHA-256"
     rate = report.bytes / 1e6 / seconds
     return (

@@ -15,6 +15,7 @@ from durable_streams.protocol.subscription import Subscription
 from durable_streams.stores.base import StoreUnavailableError
 
 __all__ = [
+    "SECRETS",
     "Changed",
     "KeepsSubscriptions",
     "Kept",
@@ -23,6 +24,10 @@ __all__ = [
     "SubscriptionStore",
     "kept_by",
 ]
+
+
+SECRETS = ("token-key", "webhook-keys")
+"""The names of the secrets of a server: what its tokens and its webhooks are signed with."""
 
 
 class RevisionError(Exception):

@@ -19,6 +19,8 @@ from msgspec.structs import replace
 
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import StoreError
+from durable_streams.stores.subscriptions import SubscriptionStore
+from durable_streams.stores.transfer.subscriptions import copy_subscriptions
 
 __all__ = ["Held", "Transfer", "TransferReport", "TransferSource", "TransferTarget", "begins_at", "damaged"]
 
@@ -43,7 +45,13 @@ class Held(msgspec.Struct, frozen=True, gc=False):
 
 
 class TransferSource(Protocol):
-    """Where streams are read, between ``open`` and ``close``. Every method raises StoreError with one sentence."""
+    """Where streams are read, between ``open`` and ``close``. Every method raises StoreError with one sentence.
+
+    Attributes:
+        subscriptions: The subscriptions of the place, while it is open.
+    """
+
+    subscriptions: SubscriptionStore
 
     async def open(self) -> None:
         """Open the place; refuse one that is visibly in use."""
@@ -97,6 +105,7 @@ class TransferReport(msgspec.Struct, gc=False):
         known: How many streams the target had already.
         done: How many bytes were copied or found.
         verified: How many bytes were read back.
+        subscriptions: How many subscriptions were copied or found.
     """
 
     streams: int = 0
@@ -106,6 +115,7 @@ class TransferReport(msgspec.Struct, gc=False):
     known: int = 0
     done: int = 0
     verified: int = 0
+    subscriptions: int = 0
 
 
 def begins_at(state: StreamState) -> int:
@@ -162,6 +172,9 @@ class Transfer:
                 )
         await self._source.check_alone()
         await self._target.check_alone()
+        self.report.subscriptions = await copy_subscriptions(
+            self._source.subscriptions, self._target.subscriptions
+        )
         # Both hold the same bytes at every position of every stream now, so that ETags of one are valid for the other.
         await self._target.adopt(await self._source.identity())
         return self.report

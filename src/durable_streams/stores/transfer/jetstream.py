@@ -19,6 +19,8 @@ from durable_streams.stores.jetstream.layout import EXPECT, ROLLUP
 from durable_streams.stores.jetstream.nats.bus import Bus, Message, Stored, patiently
 from durable_streams.stores.jetstream.records import Base, LogRecord, decode_meta, decode_record
 from durable_streams.stores.jetstream.slots import JetSlot
+from durable_streams.stores.jetstream.subscriptions import JetStreamSubscriptions
+from durable_streams.stores.subscriptions import SubscriptionStore
 from durable_streams.stores.transfer.copy import Held, begins_at, damaged
 from durable_streams.stores.transfer.jetstream_log import PATIENCE, PAUSE, LogWriter, TargetLog
 
@@ -44,6 +46,7 @@ class JetStreamPlace:
     def __init__(self, config: JetStreamConfig, *, source: bool) -> None:
         self._source = source
         self._bus = Bus(config)
+        self.subscriptions: SubscriptionStore = JetStreamSubscriptions(self._bus)
         self._layout = self._bus.layout
         self._catchup = CatchUp(self._bus, time.time)
         self._writer = LogWriter(self._bus, 0)

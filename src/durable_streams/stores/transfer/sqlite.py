@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -40,6 +40,8 @@ from durable_streams.stores.sqlite import (
     settle,
     stream_row,
 )
+from durable_streams.stores.sqlite_subscriptions import SqliteSubscriptions
+from durable_streams.stores.subscriptions import SubscriptionStore
 from durable_streams.stores.transfer.copy import Held, begins_at, damaged
 
 __all__ = ["SqlitePlace"]
@@ -47,6 +49,7 @@ __all__ = ["SqlitePlace"]
 T = TypeVar("T")
 
 _STREAMS = 256  # in a page
+_PATIENCE = 60.0  # seconds for a transaction
 _PAGE_BYTES = 4 << 20
 _PAGE_APPENDS = 10_000
 _WAITING_BYTES = 8 << 20
@@ -82,6 +85,8 @@ class SqlitePlace:
         self._identity = self._lock.identity
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="durable-streams-transfer")
         self._connection: sqlite3.Connection | None = None
+        self._writes: set[asyncio.Task[None]] = set()
+        self.subscriptions: SubscriptionStore = SqliteSubscriptions(self._run, self._look_up, _PATIENCE)
         self._records: list[tuple[int, int, bytes]] = []
         self._producers: list[tuple[int, str, int, int]] = []
         self._states: list[StreamState] = []
@@ -133,6 +138,28 @@ class SqlitePlace:
     async def adopt(self, identity: str) -> None:
         """Take the identity of the source."""
         await self._in_thread(lambda: self._identity.adopt(identity))
+
+    def _run(
+        self, statements: Sequence[tuple[str, Any]], committed: Callable[[StoreError | None], None]
+    ) -> None:
+        """Run statements as one transaction, then report."""
+
+        async def write() -> None:
+            try:
+                await self._in_thread(
+                    lambda: self._query(lambda connection: _transact(connection, statements))
+                )
+            except StoreError as error:
+                committed(error)
+            else:
+                committed(None)
+
+        task = asyncio.ensure_future(write())
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+
+    async def _look_up(self, query: Callable[[sqlite3.Connection], Any]) -> Any:
+        return await self._in_thread(lambda: self._query(query))
 
     # reading
 
@@ -282,6 +309,17 @@ def _write(
     except BaseException:
         if connection.in_transaction:
             connection.rollback()
+        raise
+
+
+def _transact(connection: sqlite3.Connection, statements: Sequence[tuple[str, Any]]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in statements:
+            connection.execute(*statement)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
         raise
 
 
