@@ -30,6 +30,7 @@ FILES = {
     "client/aio_performer.py": "client/sync_performer.py",
     "client/aio_response.py": "client/sync_response.py",
     "client/aio.py": "client/sync.py",
+    "client/aio_worker.py": "client/sync_worker.py",
     "firehose/aio.py": "firehose/sync.py",
 }
 
@@ -38,6 +39,7 @@ NAMES = {
     "AsyncDurableStream": "DurableStream",
     "AsyncExchange": "Exchange",
     "AsyncFirehoseStream": "FirehoseStream",
+    "AsyncHandler": "Handler",
     "AsyncHeadersLike": "HeadersLike",
     "AsyncInterrupt": "Interrupt",
     "AsyncIterator": "Iterator",
@@ -45,15 +47,18 @@ NAMES = {
     "AsyncParamsLike": "ParamsLike",
     "AsyncPerformer": "Performer",
     "AsyncPieces": "Pieces",
+    "AsyncRenewal": "Renewal",
     "AsyncStreamResponse": "StreamResponse",
     "AsyncTransport": "Transport",
     "AsyncValues": "Values",
     "StopAsyncIteration": "StopIteration",
+    "Worker": "SyncWorker",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
     "__aiter__": "__iter__",
     "__anext__": "__next__",
     "aclose": "close",
+    "aclosing": "closing",
     "aio_performer": "sync_performer",
     "aio_response": "sync_response",
     "anext": "next",
@@ -63,6 +68,7 @@ NAMES = {
 }
 
 PATTERNS = {
+    r"durable_streams\.client\.aio import": "durable_streams.client.sync import",
     r"durable_streams\.client\.cancellable_wait import": "durable_streams.client.transports import",
     r"await asyncio\.to_thread\(([\w.]+), ": r"\1(",
     r"await asyncio\.to_thread\(([\w.]+)\)": r"\1()",
@@ -109,6 +115,13 @@ PHRASES = {
     "A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.": (
         "A client of httpx, httpx2, requests or urllib3; None for one that the process shares."
     ),
+    # Workers.
+    "The async worker:": "The sync worker:",
+    "A handler whose lease is lost is cancelled, and its batch is not acknowledged: it comes again.": (
+        "The batch of a handler whose lease is lost is not acknowledged: it comes again. A handler that takes "
+        "long asks ``batch.is_lost``, and returns."
+    ),
+    "Processes a batch; it may be async.": "Processes a batch.",
     # Feeds. The first parameter of `stream_with_retry` has the name that users of the X SDK know.
     "The async firehose:": "The sync firehose:",
     "`stop`, from any task or thread, ends the wait of the feed; a task that is cancelled from outside stays "

@@ -77,7 +77,7 @@ def feed() -> Iterator[str]:
 class Typed:
     """What runs blocks as somebody types them, in a folder with what a checkout has."""
 
-    def __init__(self, cli, feed: str) -> None:
+    def __init__(self, cli, feed: str, page: Path) -> None:
         self.folder = cli.folder
         (self.folder / "data").symlink_to(ROOT / "data")
         programs = self.folder / "bin"
@@ -88,10 +88,12 @@ class Typed:
         modules = os.pathsep.join(map(str, (ROOT / "examples", ROOT / "xdk" / "src")))
         path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
         self.environment = cli.environment({"PATH": path, "PYTHONPATH": modules})
-        self._cli, self._feed = cli, feed
+        self._feed = feed
+        # Subscriptions are beside the streams of the whole server, not below those of the test.
+        self._root = cli.root.rpartition("/")[0] if "/__ds/" in page.read_text() else cli.root
 
     def run(self, language: str, code: str) -> None:
-        code = code.replace(SERVED, self._cli.root).replace(FEED, self._feed)
+        code = code.replace(SERVED, self._root).replace(FEED, self._feed)
         command = {
             "python": [sys.executable, "-u", "-W", "error", "-c", code],
             "sh": ["bash", "-e", "-u", "-o", "pipefail", "-c", code],
@@ -146,7 +148,7 @@ def test_e7_every_block_runs(cli, feed, page):
     blocks = [(language, code) for language, code in FOUND[page] if is_run(code)]
     if not blocks:
         pytest.skip("no block to run")
-    typed = Typed(cli, feed)
+    typed = Typed(cli, feed, page)
     for language, code in blocks:
         program = {"js": "node", "sh": "bash"}.get(language)
         if program is not None and shutil.which(program) is None:

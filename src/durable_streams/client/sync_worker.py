@@ -1,0 +1,217 @@
+# Made from client/aio_worker.py by tools/make_sync.py: change that file, then run `make generate`.
+
+"""The sync worker: claims a subscription, reads what is pending, acknowledges what was processed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from durable_streams.client.base import make_options
+from durable_streams.client.renewals import Renewal
+from durable_streams.client.sync import stream
+from durable_streams.client.sync_performer import run
+from durable_streams.client.transports import transport_for
+from durable_streams.client.transports.limits import TimeoutLike
+from durable_streams.client.worker_base import Batch, Handler, WorkerBase
+from durable_streams.errors import DurableStreamError, RetentionGoneError, StreamNotFoundError
+from durable_streams.protocol import headers as h
+from durable_streams.protocol import leases, operations
+from durable_streams.protocol.leases import Lease, LeaseLostError, Pending
+from durable_streams.protocol.retry import RetryPolicy
+from durable_streams.types import HeadersLike, ParamsLike
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["SyncWorker"]
+
+
+class SyncWorker(WorkerBase):
+    """A worker of a subscription of pull-wake (protocol section 8): an iterator and a context manager.
+
+    ``for batch in worker`` gives batches, for as long as it is iterated. A batch is acknowledged when the loop
+    comes back for the next one, so that a batch that was being processed at a crash comes again: at least once.
+    The lease is renewed meanwhile. The loop waits where there is nothing to do.
+
+    Args:
+        url: The root of the streams, such as ``http://127.0.0.1:4437/v1/stream``.
+        subscription: The id of the subscription.
+        name: The name of this worker; others see it while it holds the lease.
+        decode: What messages of JSON become: a type, or a callable; None for plain values.
+        headers: Headers of each request; values may be callables, called for every attempt.
+        params: Query parameters of each request, in the same form.
+        client: A client of httpx, httpx2, requests or urllib3; None for one that the process shares.
+        timeout: Seconds of silence before a request counts as stalled, as for a read.
+        retry: How failed requests are retried; None for five retries.
+
+    Raises:
+        ValueError: An argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        subscription: str,
+        name: str,
+        *,
+        decode: Any = None,
+        headers: HeadersLike | None = None,
+        params: ParamsLike | None = None,
+        client: Any = None,
+        timeout: TimeoutLike | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        transport = client and transport_for(client)
+        options = make_options(transport, headers, params, timeout, retry)
+        super().__init__(url, subscription, name, decode, options)
+        self._batches: Generator[Batch, None, None] | None = None
+        self._renewal: Renewal | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the lease back, if this worker holds it; what was not acknowledged comes again."""
+        batches, self._batches = self._batches, None
+        if batches is not None:
+            batches.close()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over batches."""
+        return self
+
+    def __next__(self) -> Batch:
+        """Acknowledge the last batch; return the next one, once there is one.
+
+        Raises:
+            LeaseLostError: The lease ended before the last batch was acknowledged; it comes again, perhaps to
+                another worker. Iterating again goes on.
+            DurableStreamError: The server refuses, or no retry helps.
+        """
+        if self._batches is None:
+            self._batches = self._generate()
+        try:
+            return next(self._batches)
+        except BaseException:
+            self._batches = None
+            raise
+
+    def run(self, handler: Handler) -> None:
+        """Call ``handler`` with each batch, until it raises or this call is ended.
+
+        The batch of a handler whose lease is lost is not acknowledged: it comes again. A handler that takes
+        long asks ``batch.is_lost``, and returns.
+
+        Args:
+            handler: Processes a batch.
+        """
+        while True:
+            try:
+                for batch in self:
+                    self._handle(handler, batch)
+            except LeaseLostError as lost:
+                self._log_lost(lost)
+
+    def _handle(self, handler: Handler, batch: Batch) -> None:
+        handler(batch)
+
+    # -- one lease after the other
+
+    def _generate(self) -> Generator[Batch, None, None]:
+        wakes = run(leases.describe(self._root, self.subscription), self._options)
+        more = False
+        while True:
+            since = None if more else self._tail(wakes)
+            lease = run(leases.claim(self._root, self.subscription, self.name), self._options)
+            if lease is None:
+                more = False
+                self._wait(wakes, since)
+                continue
+            self._lease, self._done = lease, False
+            try:
+                with Renewal(lease.seconds, self._beat) as self._renewal:
+                    for pending in lease.streams:
+                        if not pending.has_pending:
+                            continue
+                        with closing(self._read(pending)) as batches:
+                            for batch in batches:
+                                yield batch
+                                self._acknowledge(lease, {pending.path: batch.offset})
+                    more = self._acknowledge(lease, {}, done=True)
+            finally:
+                self._give_back(lease)
+
+    def _read(self, of: Pending) -> Generator[Batch, None, None]:
+        url = self._url_of(of.path)
+        options = self._read_options()
+        with stream(url, offset=of.acked_offset, live=False, **options) as res:
+            if h.is_json(res.content_type or ""):
+                for items in res.iter_json_batches(self._decode):
+                    yield Batch(of.path, url, items, b"", res.offset, self)
+            else:
+                for data in res:
+                    yield Batch(of.path, url, [], data, res.offset, self)
+
+    def _beat(self) -> object:
+        return self._acknowledge(self._lease, {})
+
+    def _acknowledge(self, lease: Lease | None, offsets: dict[str, str], *, done: bool = False) -> bool:
+        self._check_lease()
+        if lease is None:
+            return False
+        began = time.monotonic()
+        op = leases.acknowledge(self._root, self.subscription, lease, offsets, done=done)
+        more = run(op, self._options)
+        self._done = self._done or done
+        if self._renewal is not None:
+            self._renewal.renewed(began)
+        return more
+
+    def _give_back(self, lease: Lease) -> None:
+        renewal, self._renewal, self._lease = self._renewal, None, None
+        if self._done or (renewal is not None and renewal.lost is not None):
+            return
+        try:
+            run(leases.release(self._root, self.subscription, lease), self._options)
+        except DurableStreamError as error:
+            self._log_release(error)  # it expires
+
+    # -- waiting for the next one
+
+    def _tail(self, wakes: str) -> str | None:
+        """Return where the wake stream ends before the claim: what comes after it is news."""
+        try:
+            return (run(operations.head(self._url_of(wakes)), self._options)).offset
+        except (StreamNotFoundError, RetentionGoneError):
+            return None
+
+    def _wait(self, wakes: str, since: str | None) -> None:
+        """Return when the subscription is woken, or after a while: an event may be missed."""
+        if since is None:
+            self._pause()
+            return
+        options = self._read_options()
+        try:
+            with stream(
+                self._url_of(wakes), offset=since, live=True, idle_timeout=self._patience, **options
+            ) as res:
+                for event in res.iter_json():
+                    if self._is_own(event):
+                        return
+        except (StreamNotFoundError, RetentionGoneError):
+            self._pause()  # it is gone, or was trimmed: claim, and look again
+        else:
+            if res.stream_closed:
+                self._pause()
+
+    def _pause(self) -> None:
+        self._sleep()
