@@ -107,6 +107,11 @@ class Subscribed:
         assert claimed.status == 409, claimed
         return claimed
 
+    def refusal(self) -> dict[str, Any]:
+        """Return the error of a claim that is refused."""
+        error: dict[str, Any] = parsed(self.refused_claim())["error"]
+        return error
+
     def wakes(self, least: int = 1) -> list[dict[str, Any]]:
         """Wait for events on the wake stream, and return them."""
         found: list[dict[str, Any]] = eventually(
