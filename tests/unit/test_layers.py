@@ -34,6 +34,7 @@ ALLOWED = {
     "testing": {"server", "stores", "protocol", "client", "errors", "types", "lazy"},
     "cli": {
         "file_lock",
+        "worker",
         "testing",
         "relay",
         "client",

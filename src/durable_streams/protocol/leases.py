@@ -15,7 +15,7 @@ import msgspec
 from durable_streams.errors import DurableStreamError
 from durable_streams.protocol.request import Op, Request, Response, error_from
 
-__all__ = ["Lease", "LeaseLostError", "Pending", "acknowledge", "claim", "describe", "release"]
+__all__ = ["Lease", "LeaseLostError", "Pending", "acknowledge", "address", "claim", "describe", "release"]
 
 _LOST = {401, 404, 409}
 _NOTHING = {"NO_PENDING_WORK", "ALREADY_CLAIMED"}
@@ -130,7 +130,10 @@ def claim(root: str, subscription: str, worker: str) -> Op[Lease | None]:
         return None
     if response.status != 200:
         raise error_from(response, request)
-    return msgspec.json.decode(response.body, type=Lease)
+    try:
+        return msgspec.json.decode(response.body, type=Lease)
+    except msgspec.DecodeError:
+        raise DurableStreamError(f"The answer to the claim of {subscription!r} is no lease.") from None
 
 
 def acknowledge(
@@ -154,7 +157,10 @@ def acknowledge(
     if done and response.after_doubt and _code(response) == "FENCED":
         return False  # an earlier attempt, whose answer was lost, may have ended it: what it did not, comes again
     _check(response, request)
-    return msgspec.json.decode(response.body, type=_Ok).next_wake
+    try:
+        return msgspec.json.decode(response.body, type=_Ok).next_wake
+    except msgspec.DecodeError:
+        raise DurableStreamError("The answer to an acknowledgement is none of the protocol.") from None
 
 
 def release(root: str, subscription: str, lease: Lease) -> Op[None]:

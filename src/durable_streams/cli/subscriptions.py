@@ -1,0 +1,196 @@
+"""``subscribe``, ``subscriptions`` and ``worker``: durable cursors that wake workers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from durable_streams.cli.help import Command
+from durable_streams.cli.options import DEFAULT_ROOT, Settings, connection_options, emit
+from durable_streams.cli.units import Duration
+from durable_streams.client.base import make_options
+from durable_streams.client.sync_performer import run
+from durable_streams.protocol import subscription_operations as operations
+from durable_streams.protocol.request import Op
+from durable_streams.worker import Batch, LeaseLostError, SyncWorker
+
+__all__ = ["subscribe", "subscriptions", "worker"]
+
+T = TypeVar("T")
+
+_LONGEST_PAUSE = 60.0  # seconds between two runs of a command that fails
+
+
+def _root(settings: Settings) -> str:
+    return (settings.root or DEFAULT_ROOT).rstrip("/")
+
+
+def _ask(settings: Settings, op: Op[T]) -> T:
+    return run(op, make_options(None, settings.headers, None, None, None))
+
+
+@click.command(
+    cls=Command,
+    short_help="Create a subscription, or find the one that exists.",
+    examples=[
+        "durable-streams subscribe orders --pattern 'orders/*' --wake-stream wakes/orders",
+        "durable-streams subscribe audit --stream logins --stream payments --wake-stream wakes/audit --lease 2m",
+        "durable-streams subscribe bills --pattern 'bills/**' --webhook https://example.com/hook",
+    ],
+)
+@click.argument("name")
+@click.option("--pattern", metavar="GLOB", help="Streams to link: * is one segment of a path, ** any number.")
+@click.option("--stream", "streams", metavar="PATH", multiple=True, help="A stream to link; may be repeated.")
+@click.option(
+    "--wake-stream", metavar="PATH", help="Stream of JSON that brings the wakes, for workers that claim."
+)
+@click.option("--webhook", metavar="URL", help="Where the server sends the wakes instead.")
+@click.option(
+    "--lease",
+    type=Duration(above_zero=True),
+    default="30s",
+    metavar="TIME",
+    show_default=True,
+    help="How long a worker may be silent; then its lease is over.",
+)
+@click.option("--description", metavar="TEXT", help="A text for people.")
+@connection_options
+@click.pass_obj
+def subscribe(
+    settings: Settings,
+    *,
+    name: str,
+    pattern: str | None,
+    streams: tuple[str, ...],
+    wake_stream: str | None,
+    webhook: str | None,
+    lease: float,
+    description: str | None,
+) -> None:
+    """Create the subscription NAME: durable cursors on streams, which wake a worker when there is more.
+
+    What the streams hold already is not handed out. Either --wake-stream or --webhook says how workers are woken.
+    """
+    if (wake_stream is None) is (webhook is None):
+        raise click.UsageError("give either --wake-stream or --webhook: how workers are woken")
+    asked: dict[str, Any] = {
+        "type": "pull-wake" if webhook is None else "webhook",
+        "pattern": pattern,
+        "streams": list(streams),
+        "lease_ttl_ms": round(lease * 1000),
+        "description": description,
+    }
+    asked.update({"wake_stream": wake_stream} if webhook is None else {"webhook": {"url": webhook}})
+    shown, new = _ask(settings, operations.create_subscription(_root(settings), name, asked))
+    count = len(shown.get("streams", []))
+    verb = "created" if new else "found"
+    emit(settings, f"{verb} {name} ({asked['type']}, {count:,} streams now)", **shown, created=new)
+
+
+@click.command(
+    cls=Command,
+    short_help="List, show or delete subscriptions.",
+    examples=[
+        "durable-streams subscriptions ls",
+        "durable-streams subscriptions show orders",
+        "durable-streams subscriptions delete orders",
+    ],
+)
+@click.argument("action", type=click.Choice(["ls", "show", "delete"]))
+@click.argument("name", required=False)
+@connection_options
+@click.pass_obj
+def subscriptions(settings: Settings, *, action: str, name: str | None) -> None:
+    """List all subscriptions (ls), show one with its cursors (show NAME), or delete one (delete NAME)."""
+    root = _root(settings)
+    if (action == "ls") is (name is not None):
+        raise click.UsageError("ls takes no name, show and delete take one")
+    if name is None:
+        ids = _ask(settings, operations.list_subscriptions(root))
+        emit(settings, "\n".join(ids) if ids else "no subscriptions", subscriptions=ids)
+    elif action == "delete":
+        _ask(settings, operations.delete_subscription(root, name))
+        emit(settings, f"deleted {name}", id=name)
+    else:
+        shown = _ask(settings, operations.read_subscription(root, name))
+        emit(settings, _described(shown), **shown)
+
+
+def _described(shown: dict[str, Any]) -> str:
+    links = shown.pop("streams", [])
+    width = max(map(len, shown), default=0)
+    lines = [f"{key:<{width}}  {_text(value)}" for key, value in shown.items()]
+    lines += [f"{link['path']}  {link['link_type']}  {link['acked_offset']}" for link in links]
+    shown["streams"] = links
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+@click.command(
+    cls=Command,
+    short_help="Run a command for each batch of a subscription, until Ctrl-C.",
+    examples=[
+        "durable-streams worker orders --exec 'jq .total'",
+        "durable-streams worker orders --name host-1 --exec ./handle-batch",
+    ],
+)
+@click.argument("subscription")
+@click.option(
+    "--exec",
+    "command",
+    metavar="COMMAND",
+    required=True,
+    help="A shell command: it gets the batch on its standard input; exit code 0 acknowledges it.",
+)
+@click.option("--name", metavar="NAME", help="Name of this worker.  [default: the host's, and the process]")
+@connection_options
+@click.pass_obj
+def worker(settings: Settings, *, subscription: str, command: str, name: str | None) -> None:
+    """Claim SUBSCRIPTION whenever it is woken, and run a command for each batch.
+
+    Messages of JSON come as one line each, other data as they are. The command finds the path of the stream in
+    DURABLE_STREAMS_PATH and the place behind the batch in DURABLE_STREAMS_OFFSET. The lease is renewed while it runs.
+    A batch whose command fails comes again, after a pause that doubles up to a minute.
+    """
+    own = name or f"{socket.gethostname()}-{os.getpid()}"
+    failures = 0
+    with SyncWorker(
+        _root(settings), subscription, own, decode=msgspec.Raw, headers=settings.headers
+    ) as working:
+        while True:
+            try:
+                for batch in working:
+                    code = _execute(command, batch)
+                    if code:
+                        failures += 1
+                        break
+                    failures = 0
+            except LeaseLostError as lost:
+                click.echo(f"the lease was lost: {lost}", err=True)
+                continue
+            working.close()  # the lease is given back, and the batch comes again
+            pause = min(2.0 ** (failures - 1), _LONGEST_PAUSE)
+            click.echo(f"the command ended with exit code {code}; again in {pause:g} s", err=True)
+            time.sleep(pause)
+
+
+def _execute(command: str, batch: Batch) -> int:
+    """Run the command, and return its exit code."""
+    data = b"".join(bytes(item) + b"\n" for item in batch.items) or batch.data
+    environment = {
+        **os.environ,
+        "DURABLE_STREAMS_PATH": batch.path,
+        "DURABLE_STREAMS_OFFSET": batch.offset,
+    }
+    return subprocess.run(  # noqa: S602 - what the user asks for is a shell's command
+        command, shell=True, input=data, env=environment, check=False
+    ).returncode

@@ -1,0 +1,99 @@
+"""The one-shot operations on subscriptions (protocol section 8): create, read, list, delete.
+
+Each is a generator whose only effect is a request; it raises the error of `error_from` for an answer that is not its
+success.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from durable_streams.errors import DurableStreamError
+from durable_streams.protocol.leases import address
+from durable_streams.protocol.request import Op, Request, Response, error_from
+
+__all__ = ["create_subscription", "delete_subscription", "list_subscriptions", "read_subscription"]
+
+
+class _Named(msgspec.Struct):
+    id: str
+
+
+class _List(msgspec.Struct):
+    subscriptions: list[_Named]
+
+
+def create_subscription(root: str, name: str, asked: Mapping[str, Any]) -> Op[tuple[dict[str, Any], bool]]:
+    """Create a subscription, or confirm the equal one; return what the server says of it, and whether it is new.
+
+    Args:
+        root: The URL of the root of the streams.
+        name: The id of the subscription.
+        asked: Its configuration, as the protocol spells it.
+    """
+    request = Request(
+        "PUT", address(root, name), {"content-type": "application/json"}, msgspec.json.encode(asked)
+    )
+    response = yield request
+    if response.status not in {200, 201}:
+        raise error_from(response, request)
+    return _object(response, request), response.status == 201
+
+
+def read_subscription(root: str, name: str) -> Op[dict[str, Any]]:
+    """Return what the server says of a subscription.
+
+    Args:
+        root: The URL of the root of the streams.
+        name: The id of the subscription.
+    """
+    request = Request("GET", address(root, name))
+    response = yield request
+    if response.status != 200:
+        raise error_from(response, request)
+    return _object(response, request)
+
+
+def list_subscriptions(root: str) -> Op[list[str]]:
+    """Return the ids of all subscriptions; servers other than ours may not have this.
+
+    Args:
+        root: The URL of the root of the streams.
+    """
+    request = Request("GET", f"{root.rstrip('/')}/__ds/subscriptions")
+    response = yield request
+    if response.status != 200:
+        raise error_from(response, request)
+    try:
+        return [one.id for one in msgspec.json.decode(response.body, type=_List).subscriptions]
+    except msgspec.DecodeError:
+        raise _no_json(request) from None
+
+
+def delete_subscription(root: str, name: str) -> Op[None]:
+    """Delete a subscription; there may be none.
+
+    Args:
+        root: The URL of the root of the streams.
+        name: The id of the subscription.
+    """
+    request = Request("DELETE", address(root, name))
+    response = yield request
+    if response.status != 204:
+        raise error_from(response, request)
+
+
+def _object(response: Response, request: Request) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(response.body, type=dict[str, Any])
+    except msgspec.DecodeError:
+        raise _no_json(request) from None
+
+
+def _no_json(request: Request) -> DurableStreamError:
+    return DurableStreamError(
+        f"{request.method} {request.url} answered something that is no JSON of its own."
+    )

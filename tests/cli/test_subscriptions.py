@@ -1,0 +1,92 @@
+"""subscribe, subscriptions and worker."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+
+import pytest
+
+
+@pytest.fixture
+def whole(bare, shared_server):
+    """Give commands with the root of the whole server: subscriptions are beside its streams."""
+    bare.root = shared_server.root
+    return bare
+
+
+def until(condition, within=30.0):
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_subscription_from_its_creation_to_its_end(whole):
+    whole.ok("create", "life/wakes", "-t", "json")
+    arguments = (
+        "subscribe",
+        "orders",
+        "--pattern",
+        "orders/*",
+        "--wake-stream",
+        "life/wakes",
+        "--lease",
+        "2s",
+    )
+    assert whole.ok(*arguments) == b"created orders (pull-wake, 0 streams now)\n"
+    assert whole.ok(*arguments) == b"found orders (pull-wake, 0 streams now)\n"
+    whole.ok("create", "orders/1", "-t", "json", '{"n": 1}')
+    assert b"orders\n" in whole.ok("subscriptions", "ls")
+    shown = json.loads(whole.ok("subscriptions", "show", "orders", "--json"))
+    assert (shown["type"], shown["lease_ttl_ms"], shown["wake_stream"]) == ("pull-wake", 2000, "life/wakes")
+    until(lambda: b"orders/1  glob  -1" in whole.ok("subscriptions", "show", "orders"))
+    whole.ok("subscriptions", "delete", "orders")
+    assert "404" in whole.error("subscriptions", "show", "orders")
+
+
+NO_SENSE = [
+    (["subscribe", "x", "--pattern", "a"], "--wake-stream or --webhook", 2),
+    (["subscribe", "x", "--pattern", "a", "--webhook", "https://a.com", "--wake-stream", "w"], "either", 2),
+    (["subscribe", "x", "--wake-stream", "w"], "needs a pattern", 1),
+    (["subscribe", "x", "--pattern", "a", "--wake-stream", "missing"], "create it first", 1),
+    (["subscriptions", "show"], "take one", 2),
+    (["worker", "x"], "--exec", 2),
+    (["worker", "missing", "--exec", "true"], "missing", 1),
+]
+
+
+def test_what_makes_no_sense(whole):
+    for arguments, said, code in NO_SENSE:
+        assert said in whole.error(*arguments, code=code), arguments
+
+
+def test_a_worker_runs_a_command_for_each_batch(whole):
+    whole.ok("create", "run/wakes", "-t", "json")
+    whole.ok("subscribe", "work", "--pattern", "work/**", "--wake-stream", "run/wakes")
+    handled = whole.folder / "handled"
+    # It fails the first time that it sees a message 2.
+    command = (
+        f'data=$(cat); echo "$DURABLE_STREAMS_PATH $data" >> {handled}; '
+        f'if [ "$data" = 2 ] && ! [ -e {handled}.failed ]; then touch {handled}.failed; exit 3; fi'
+    )
+    process = whole.spawn("worker", "work", "--exec", command)
+    whole.ok("create", "work/json", "-t", "json", "1")
+    until(lambda: handled.exists() and handled.read_text() == "work/json 1\n")
+    whole.ok("append", "work/json", "2")
+    until(lambda: handled.read_text().count("work/json 2\n") == 2)
+    whole.ok("create", "work/text/a", "-t", "text", "some text")
+    until(lambda: "work/text/a some text\n" in handled.read_text())
+
+    def acknowledged():
+        shown = json.loads(whole.ok("subscriptions", "show", "work", "--json"))
+        return all(link["acked_offset"] != "-1" for link in shown["streams"])
+
+    until(acknowledged)
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"exit code 3; again in 1 s" in errors
