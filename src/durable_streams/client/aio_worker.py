@@ -120,6 +120,23 @@ class Worker(WorkerBase):
             except LeaseLostError as lost:
                 self._log_lost(lost)
 
+    if ASYNC:
+
+        async def process(self, lease: Lease, handler: AsyncHandler) -> None:
+            """Call ``handler`` with each batch of a wake that a webhook brought, and end it.
+
+            Args:
+                lease: The wake.
+                handler: Processes a batch; it may be async.
+
+            Raises:
+                LeaseLostError: The lease ended before the last batch was acknowledged.
+            """
+            self._action = "callback"
+            async with aclosing(self._hold(lease)) as batches:
+                async for batch in batches:
+                    await self._handle(handler, batch)
+
     async def _handle(self, handler: AsyncHandler, batch: Batch) -> None:
         if ASYNC:
             result = handler(batch)
@@ -151,19 +168,26 @@ class Worker(WorkerBase):
                 more = False
                 await self._wait(wakes, since)
                 continue
-            self._lease, self._done = lease, False
-            try:
-                async with AsyncRenewal(lease.seconds, self._beat) as self._renewal:
-                    for pending in lease.streams:
-                        if not pending.has_pending:
-                            continue
-                        async with aclosing(self._read(pending)) as batches:
-                            async for batch in batches:
-                                yield batch
-                                await self._acknowledge(lease, {pending.path: batch.offset})
-                    more = await self._acknowledge(lease, {}, done=True)
-            finally:
-                await self._give_back(lease)
+            async with aclosing(self._hold(lease)) as batches:
+                async for batch in batches:
+                    yield batch
+            more = self._more
+
+    async def _hold(self, lease: Lease) -> AsyncGenerator[Batch, None]:
+        """Give what is pending under a lease, and end it."""
+        self._lease, self._done = lease, False
+        try:
+            async with AsyncRenewal(lease.seconds, self._beat) as self._renewal:
+                for pending in lease.streams:
+                    if not pending.has_pending:
+                        continue
+                    async with aclosing(self._read(pending)) as batches:
+                        async for batch in batches:
+                            yield batch
+                            await self._acknowledge(lease, {pending.path: batch.offset})
+                self._more = await self._acknowledge(lease, {}, done=True)
+        finally:
+            await self._give_back(lease)
 
     async def _read(self, of: Pending) -> AsyncGenerator[Batch, None]:
         url = self._url_of(of.path)
@@ -184,7 +208,7 @@ class Worker(WorkerBase):
         if lease is None:
             return False
         began = time.monotonic()
-        op = leases.acknowledge(self._root, self.subscription, lease, offsets, done=done)
+        op = leases.acknowledge(self._root, self.subscription, lease, offsets, done=done, action=self._action)
         more = await run(op, self._options)
         self._done = self._done or done
         if self._renewal is not None:
@@ -193,7 +217,7 @@ class Worker(WorkerBase):
 
     async def _give_back(self, lease: Lease) -> None:
         renewal, self._renewal, self._lease = self._renewal, None, None
-        if self._done or (renewal is not None and renewal.lost is not None):
+        if self._done or self._action != "ack" or (renewal is not None and renewal.lost is not None):
             return
         try:
             await run(leases.release(self._root, self.subscription, lease), self._options)

@@ -136,19 +136,25 @@ class SyncWorker(WorkerBase):
                 more = False
                 self._wait(wakes, since)
                 continue
-            self._lease, self._done = lease, False
-            try:
-                with Renewal(lease.seconds, self._beat) as self._renewal:
-                    for pending in lease.streams:
-                        if not pending.has_pending:
-                            continue
-                        with closing(self._read(pending)) as batches:
-                            for batch in batches:
-                                yield batch
-                                self._acknowledge(lease, {pending.path: batch.offset})
-                    more = self._acknowledge(lease, {}, done=True)
-            finally:
-                self._give_back(lease)
+            with closing(self._hold(lease)) as batches:
+                yield from batches
+            more = self._more
+
+    def _hold(self, lease: Lease) -> Generator[Batch, None, None]:
+        """Give what is pending under a lease, and end it."""
+        self._lease, self._done = lease, False
+        try:
+            with Renewal(lease.seconds, self._beat) as self._renewal:
+                for pending in lease.streams:
+                    if not pending.has_pending:
+                        continue
+                    with closing(self._read(pending)) as batches:
+                        for batch in batches:
+                            yield batch
+                            self._acknowledge(lease, {pending.path: batch.offset})
+                self._more = self._acknowledge(lease, {}, done=True)
+        finally:
+            self._give_back(lease)
 
     def _read(self, of: Pending) -> Generator[Batch, None, None]:
         url = self._url_of(of.path)
@@ -169,7 +175,7 @@ class SyncWorker(WorkerBase):
         if lease is None:
             return False
         began = time.monotonic()
-        op = leases.acknowledge(self._root, self.subscription, lease, offsets, done=done)
+        op = leases.acknowledge(self._root, self.subscription, lease, offsets, done=done, action=self._action)
         more = run(op, self._options)
         self._done = self._done or done
         if self._renewal is not None:
@@ -178,7 +184,7 @@ class SyncWorker(WorkerBase):
 
     def _give_back(self, lease: Lease) -> None:
         renewal, self._renewal, self._lease = self._renewal, None, None
-        if self._done or (renewal is not None and renewal.lost is not None):
+        if self._done or self._action != "ack" or (renewal is not None and renewal.lost is not None):
             return
         try:
             run(leases.release(self._root, self.subscription, lease), self._options)

@@ -76,6 +76,8 @@ class WorkerBase:
         self._options = options
         self._lease: Lease | None = None
         self._done = False
+        self._more = False
+        self._action = "ack"
         self._patience = _PATIENCE
         self._missing = _MISSING
 

@@ -137,7 +137,13 @@ def claim(root: str, subscription: str, worker: str) -> Op[Lease | None]:
 
 
 def acknowledge(
-    root: str, subscription: str, lease: Lease, offsets: Mapping[str, str], *, done: bool
+    root: str,
+    subscription: str,
+    lease: Lease,
+    offsets: Mapping[str, str],
+    *,
+    done: bool,
+    action: str = "ack",
 ) -> Op[bool]:
     """Move cursors and extend the lease, or end it; return whether there is more to do.
 
@@ -147,12 +153,13 @@ def acknowledge(
         lease: The lease.
         offsets: Up to where each stream is processed, by its path.
         done: Whether the lease ends.
+        action: ``"ack"``, or ``"callback"`` for the wake of a webhook.
 
     Raises:
         LeaseLostError: The lease is over; nothing was acknowledged.
     """
     acks = [{"stream": path, "offset": offset} for path, offset in offsets.items()]
-    request = _post(root, subscription, "ack", {"acks": acks, "done": done}, lease)
+    request = _post(root, subscription, action, {"acks": acks, "done": done}, lease)
     response = yield request
     if done and response.after_doubt and _code(response) == "FENCED":
         return False  # an earlier attempt, whose answer was lost, may have ended it: what it did not, comes again
