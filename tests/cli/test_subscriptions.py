@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import signal
 import time
@@ -90,3 +91,22 @@ def test_a_worker_runs_a_command_for_each_batch(whole):
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert b"exit code 3; again in 1 s" in errors
+
+
+def test_a_new_key_for_webhooks(bare, serving):
+    server = serving("--data-dir", "data")
+
+    def keys():
+        with contextlib.closing(http.client.HTTPConnection(server.root.split("/")[2])) as connection:
+            connection.request("GET", "/v1/stream/__ds/jwks.json")
+            return [key["kid"] for key in json.loads(connection.getresponse().read())["keys"]]
+
+    (first,) = keys()
+    assert "data" in bare.error("webhook-key", "rotate", "--data-dir", "data")  # a server has it open
+    server.stop()
+    assert "signs_from" in json.loads(bare.ok("webhook-key", "rotate", "--data-dir", "data", "--json"))
+    assert "--store" in bare.error("webhook-key", "rotate", code=2)
+    server = serving("--data-dir", "data")
+    published = keys()
+    assert len(published) == 2
+    assert first in published

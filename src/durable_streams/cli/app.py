@@ -41,6 +41,7 @@ _COMMANDS = {
     "subscribe": "subscriptions",
     "subscriptions": "subscriptions",
     "worker": "subscriptions",
+    "webhook-key": "webhook_key",
     "migrate": "migrate",
     "backup": "backup",
     "restore": "backup",
@@ -72,7 +73,8 @@ class LazyGroup(HelpSections, click.Group):
         module = _COMMANDS.get(cmd_name)
         if module is None:
             return None
-        command: click.Command = getattr(importlib.import_module(f"durable_streams.cli.{module}"), cmd_name)
+        found = importlib.import_module(f"durable_streams.cli.{module}")
+        command: click.Command = getattr(found, cmd_name.replace("-", "_"))
         return command
 
     def resolve_command(
