@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -12,6 +13,11 @@ from typing import Any
 
 import pytest
 from subscribing import ACCEPTED, DONE, Api, Claim, Delivery, Reply, Subscribed, eventually, parsed, receiving
+
+from durable_streams.protocol.commands import Append, Create
+from durable_streams.protocol.subscription import configure, new_subscription
+from durable_streams.server.subscriptions import engine as engines
+from durable_streams.stores.jetstream import JetStreamConfig, JetStreamStore
 
 WEBHOOKS = ("--webhook-allow-http-localhost",)
 CLAIMS = 8
@@ -150,3 +156,37 @@ def test_subscriptions_migrate_there_and_back(nats_server, bucket, gateway, star
     # What has gone on is not taken back.
     with pytest.raises(AssertionError, match="has gone on in the target"):
         migrate(nats_server.store, tmp_path / "two")
+
+
+def test_an_append_whose_gateway_is_gone_wakes_too(nats_server, bucket, monkeypatch) -> None:
+    """The gateway that took the append died before it could wake: the one that leads finds the data."""
+    monkeypatch.setattr(engines, "_LOOK_INTERVAL", 0.1)
+    monkeypatch.setattr(engines, "_LEAD_INTERVAL", 0.05)
+    asked = {"type": "pull-wake", "pattern": "events/*", "streams": ["events/linked"], "wake_stream": "wakes"}
+
+    def opened() -> JetStreamStore:
+        return JetStreamStore(JetStreamConfig(tuple(nats_server.urls), name=bucket, replicas=1))
+
+    async def main() -> None:
+        leading, dying = opened(), opened()
+        await leading.open()
+        await dying.open()
+        await leading.create(Create("wakes", "application/json"))
+        await leading.create(Create("events/linked", "application/json", b"1,"))
+        engine = engines.Engine(leading)
+        await engine.start()
+        try:
+            one, _ = await engine.create(new_subscription("one", configure(asked), 0.0, "incarnation"))
+            assert one.idle
+            await dying.append("events/linked", Append("application/json", b"2,"))
+            await dying.create(Create("events/new", "application/json", b"3,"))
+            while one.idle or "events/new" not in one.links:
+                await asyncio.sleep(0.01)
+                one = await engine.find("one")
+            assert one.generation == 1
+        finally:
+            await engine.stop()
+            await leading.close()
+            await dying.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
