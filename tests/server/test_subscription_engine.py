@@ -16,6 +16,7 @@ from durable_streams.protocol.subscription import Subscription, configure, new_s
 from durable_streams.server.subscriptions import engine as engines
 from durable_streams.server.subscriptions.engine import Engine
 from durable_streams.server.subscriptions.routes import Routes
+from durable_streams.stores.base import StoreUncertainError
 from durable_streams.stores.memory import MemoryStore
 from durable_streams.stores.sqlite import SqliteStore
 
@@ -182,6 +183,41 @@ def test_no_more_streams_than_the_limit(
     assert [record.message for record in caplog.records] == [
         "subscription 'one' has 3 streams: others wake nobody"
     ]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_step_whose_outcome_is_unknown_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, stored: bool
+) -> None:
+    monkeypatch.setattr(engines, "_AGAIN", 0.01)
+
+    async def main() -> None:
+        async with running(SqliteStore(tmp_path)) as harness:
+            engine, kept = harness.engine, harness.engine._kept
+            save, answers = kept.save, [StoreUncertainError("the disk does not answer")]
+
+            async def saving(after: Subscription, before: Any) -> int:
+                if answers and not stored:
+                    raise answers.pop()
+                revision = await save(after, before)
+                if answers:
+                    raise answers.pop()
+                return revision
+
+            monkeypatch.setattr(kept, "save", saving)
+            with pytest.raises(StoreUncertainError):
+                await engine.create(made("one", pattern="s/*"))
+            while engine._entries and engine._entries["one"].doubted:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.001)
+            assert [one.id for one in engine.all()] == (["one"] if stored else [])
+            await engine.create(made("one", pattern="s/*"))
+            answers.append(StoreUncertainError("the disk does not answer"))
+            await harness.append("s/1")
+            while not (await harness.awake()):  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.001)
+            assert (await engine.find("one")).generation == 1
+
+    run(main())
 
 
 def test_creations_of_one_id_at_once_make_one(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from durable_streams.protocol.state import StreamState
 from durable_streams.protocol.subscription import Link, Subscription
 from durable_streams.server.subscriptions.routes import Routes
 from durable_streams.server.subscriptions.timers import DueTimes
-from durable_streams.stores.base import Store, StoreError, StoreUnavailableError, StoreUncertainError
+from durable_streams.stores.base import Store, StoreError, StoreUnavailableError
 from durable_streams.stores.subscriptions import Kept, RevisionError, SubscriptionStore, kept_by
 
 __all__ = ["Deliver", "Engine", "missing", "new_wake_id"]
@@ -214,8 +214,10 @@ class Engine:
         try:
             after = made.linked(await self._first_links(made))
             revision = await self._kept.save(after, None)
-        except BaseException:
+        except BaseException as error:
             self._drop(entry)
+            if not isinstance(error, (Rejection, RevisionError)):
+                self._doubt(entry)
             raise
         self._committed(entry, Kept(after, revision))
         return after
@@ -230,11 +232,12 @@ class Engine:
                     return
                 try:
                     await self._kept.remove(entry.kept)
-                except (RevisionError, StoreUncertainError) as error:
+                except RevisionError:
                     entry.doubted = True
-                    if isinstance(error, StoreError):
-                        raise
                     continue
+                except BaseException:
+                    self._doubt(entry)
+                    raise
                 self._drop(entry)
                 return
         raise _contended()
@@ -289,10 +292,18 @@ class Engine:
                     return await self._step(entry, entry.kept, decide, paths, everything=everything)
                 except RevisionError:
                     entry.doubted = True
-                except StoreUncertainError:
-                    entry.doubted = True
+                except Rejection:
+                    raise
+                except BaseException:
+                    self._doubt(entry)
                     raise
         raise _contended()
+
+    def _doubt(self, entry: _Entry) -> None:
+        """Find out soon what is stored: a step failed, or was broken off, and may have been stored all the same."""
+        entry.doubted = True
+        if self._running:
+            asyncio.get_running_loop().call_later(_AGAIN, self._enqueue, entry)
 
     @contextlib.asynccontextmanager
     async def _locked(self, name: str, *, fresh: bool) -> AsyncIterator[_Entry]:
@@ -300,7 +311,7 @@ class Engine:
         entry = self._entries.get(name)
         if entry is None:
             entry = self._entries[name] = _Entry(name)
-            entry.doubted = self._kept.shared
+            fresh = True
         entry.users += 1
         try:
             async with entry.lock:
@@ -309,7 +320,7 @@ class Engine:
                 yield entry
         finally:
             entry.users -= 1
-            if entry.kept is None and not entry.users:
+            if entry.kept is None and not entry.users and not entry.doubted:
                 self._entries.pop(name, None)
 
     # -- a step
@@ -454,9 +465,8 @@ class Engine:
             while self._queue:
                 entry = self._queue.popleft()
                 entry.queued = False
-                if entry.kept is None:
-                    continue
-                await self._look(entry)
+                if entry.kept is not None or entry.doubted:
+                    await self._look(entry)
         finally:
             self._steps -= 1
 
@@ -467,11 +477,10 @@ class Engine:
         except Rejection:
             pass  # it was removed
         except StoreError as error:
+            # It is tried again, as every step that failed: `_doubt`.
             _log.warning("subscription %r waits for the store: %s", entry.name, error)
-            asyncio.get_running_loop().call_later(_AGAIN, self._enqueue, entry)
         except Exception:  # noqa: BLE001 - a failure of one must not end the others
             _log.exception("a step of subscription %r failed", entry.name)
-            asyncio.get_running_loop().call_later(_AGAIN, self._enqueue, entry)
 
     def _on_due(self, name: str) -> None:
         entry = self._entries.get(name)
@@ -538,6 +547,10 @@ class Engine:
             try:
                 changes = await self._kept.changed()
             except StoreError:
+                await asyncio.sleep(_AGAIN)
+                continue
+            except Exception:  # noqa: BLE001 - one that cannot be read must not hide the others for good
+                _log.exception("the subscriptions of other servers cannot be read")
                 await asyncio.sleep(_AGAIN)
                 continue
             fresh = []
