@@ -177,6 +177,10 @@ class JournalBackend:
             :limit
         ]
 
+    async def list_states(self, prefix: str, after: str, limit: int) -> list[StreamState]:
+        paths = sorted(path for path in self._states if path.startswith(prefix) and path > after)
+        return [self._states[path] for path in paths[:limit]]
+
 
 class JournalStore(LocalStore):
     """A durable store in ``folder``. All of it is in memory, too."""

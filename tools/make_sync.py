@@ -31,6 +31,7 @@ FILES = {
     "client/aio_response.py": "client/sync_response.py",
     "client/aio.py": "client/sync.py",
     "client/aio_worker.py": "client/sync_worker.py",
+    "client/aio_listing.py": "client/sync_listing.py",
     "firehose/aio.py": "firehose/sync.py",
 }
 
@@ -61,6 +62,7 @@ NAMES = {
     "aclosing": "closing",
     "aio_performer": "sync_performer",
     "aio_response": "sync_response",
+    "alist_streams": "list_streams",
     "anext": "next",
     "astream": "stream",
     "astream_with_retry": "stream_with_retry",
@@ -122,6 +124,8 @@ PHRASES = {
         "long asks ``batch.is_lost``, and returns."
     ),
     "Processes a batch; it may be async.": "Processes a batch.",
+    # The list of streams.
+    "The async list of streams:": "The sync list of streams:",
     # Feeds. The first parameter of `stream_with_retry` has the name that users of the X SDK know.
     "The async firehose:": "The sync firehose:",
     "`stop`, from any task or thread, ends the wait of the feed; a task that is cancelled from outside stays "

@@ -14,9 +14,11 @@ from durable_streams.lazy import lazy_names
 
 if TYPE_CHECKING:
     from durable_streams.client.aio import AsyncDurableStream, AsyncStreamResponse, astream
+    from durable_streams.client.aio_listing import alist_streams
     from durable_streams.client.aio_producer import IdempotentProducer
     from durable_streams.client.checkpoints import CheckpointStore, FileCheckpoint
     from durable_streams.client.sync import DurableStream, StreamResponse, stream
+    from durable_streams.client.sync_listing import list_streams
     from durable_streams.client.sync_producer import SyncIdempotentProducer
     from durable_streams.errors import (
         DurableStreamError,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
         ParamsLike,
         RetentionResult,
         StreamEvent,
+        StreamInfo,
     )
 
     __version__: str
@@ -88,11 +91,14 @@ __all__ = [
     "StreamConsumedError",
     "StreamEvent",
     "StreamExistsError",
+    "StreamInfo",
     "StreamNotFoundError",
     "StreamParseError",
     "StreamResponse",
     "SyncIdempotentProducer",
+    "alist_streams",
     "astream",
+    "list_streams",
     "stream",
 ]
 
@@ -101,12 +107,14 @@ _HOMES = {
     "AsyncDurableStream": "client.aio",
     "AsyncStreamResponse": "client.aio",
     "astream": "client.aio",
+    "alist_streams": "client.aio_listing",
     "IdempotentProducer": "client.aio_producer",
     "CheckpointStore": "client.checkpoints",
     "FileCheckpoint": "client.checkpoints",
     "DurableStream": "client.sync",
     "StreamResponse": "client.sync",
     "stream": "client.sync",
+    "list_streams": "client.sync_listing",
     "SyncIdempotentProducer": "client.sync_producer",
     "RetryPolicy": "protocol.retry",
     **dict.fromkeys(
@@ -123,6 +131,7 @@ _HOMES = {
             "ParamsLike",
             "RetentionResult",
             "StreamEvent",
+            "StreamInfo",
         ),
         "types",
     ),

@@ -19,6 +19,7 @@ __all__ = [
     "ParamsLike",
     "RetentionResult",
     "StreamEvent",
+    "StreamInfo",
 ]
 
 if TYPE_CHECKING:
@@ -156,3 +157,34 @@ class StreamEvent(Generic[T]):
     next_offset: Offset
     up_to_date: bool
     cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """What a listing says of a stream: `list_streams`.
+
+    Attributes:
+        path: Its path below the stream root.
+        content_type: The content type.
+        tail: The offset of its end.
+        earliest: The offset of the first byte that can be read.
+        bytes: How many bytes can be read, those that a fork inherits included.
+        closed: Whether the stream is closed for good.
+        created: When it was created, as RFC 3339 text; None of a stream that is older than this record.
+        ttl_seconds: Lifetime in seconds after the last read or write; None for no limit.
+        expires_at: When the stream expires, as RFC 3339 text; None for never.
+        forked_from: The path of the stream that it was forked from; None of one that is no fork.
+        forks: How many streams were forked from it and still exist.
+    """
+
+    path: str
+    content_type: str
+    tail: Offset
+    earliest: Offset
+    bytes: int
+    closed: bool = False
+    created: str | None = None
+    ttl_seconds: int | None = None
+    expires_at: str | None = None
+    forked_from: str | None = None
+    forks: int = 0

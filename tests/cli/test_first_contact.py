@@ -189,7 +189,15 @@ def test_e6_the_package_is_a_program(bare):
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("reed", "read"), ("Tail", "tail"), ("appendd", "append"), ("rm", "delete"), ("ls", None), ("-q", None)],
+    [
+        ("reed", "read"),
+        ("Tail", "tail"),
+        ("appendd", "append"),
+        ("rm", "delete"),
+        ("list", "ls"),
+        ("xyz", None),
+        ("-q", None),
+    ],
 )
 def test_e6_a_typo_suggests_the_command(bare, typed, meant):
     message = bare.error(typed, "s", code=2)

@@ -476,6 +476,23 @@ class GatewayContract(StoreFactory):
             assert await b.everything("s") == b""
             await b.store.delete("s")
 
+    @on_two
+    async def test_what_one_creates_and_deletes_the_other_lists(self, one: Harness, other: Harness) -> None:
+        async def listed(by: Harness, prefix: str = "") -> list[tuple[str, int]]:
+            return [
+                (state.path, state.tail) for state in (await by.store.list_streams(prefix, "", 10)).states
+            ]
+
+        assert await listed(other) == []
+        await one.create("a", payload=b"1")
+        await one.create("b/c")
+        assert await listed(other) == [("a", 1), ("b/c", 0)]
+        await one.append("a", b"23")
+        await one.store.delete("b/c")
+        assert await listed(other) == [("a", 3)]
+        await other.create("b/d")
+        assert await listed(one, "b/") == [("b/d", 0)]
+
 
 Reached = Callable[["StreamState | None"], bool]
 

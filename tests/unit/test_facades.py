@@ -19,7 +19,9 @@ from durable_streams import (
     IdempotentProducer,
     StreamResponse,
     SyncIdempotentProducer,
+    alist_streams,
     astream,
+    list_streams,
     stream,
 )
 from durable_streams.firehose import (
@@ -79,6 +81,7 @@ def shape(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
 
 def pairs_of_functions() -> Iterator[tuple[str, Callable[..., Any], Callable[..., Any]]]:
     yield "stream", stream, astream
+    yield "list_streams", list_streams, alist_streams
     for one, other in PAIRS:
         yield f"{one.__name__}()", one.__init__, other.__init__
         for name in sorted(public_members(one)):
@@ -175,7 +178,7 @@ def test_every_public_member_is_documented(kind: type) -> None:
 
 
 def test_every_public_function_is_documented() -> None:
-    for function in (stream, astream):
+    for function in (stream, astream, list_streams, alist_streams):
         assert inspect.getdoc(function)
 
 
@@ -201,7 +204,9 @@ def test_every_parameter_is_documented(kind: type) -> None:
             assert (name, missing) == (name, set())
 
 
-@pytest.mark.parametrize("function", [stream, astream, stream_with_retry, astream_with_retry])
+@pytest.mark.parametrize(
+    "function", [stream, astream, list_streams, alist_streams, stream_with_retry, astream_with_retry]
+)
 def test_every_parameter_of_a_function_is_documented(function: Callable[..., Any]) -> None:
     assert {name for name, found in documented(function, function.__doc__) if not found} == set()
 

@@ -33,6 +33,8 @@ _COMMANDS = {
     "read": "read",
     "tail": "read",
     "head": "manage",
+    "ls": "inspect",
+    "info": "inspect",
     "close": "manage",
     "delete": "manage",
     "fork": "manage",
@@ -46,6 +48,8 @@ _COMMANDS = {
     "backup": "backup",
     "restore": "backup",
     "compact": "backup",
+    "ping": "inspect",
+    "check": "inspect",
     "demo": "demo.command",
     "completion": "completion",
 }

@@ -80,7 +80,8 @@ def decide_create(
         return Created(existing, new=False)
     state = _new_state(command, new_id) if command.fork is None else _new_fork(source, command, new_id)
     begin = state.tail
-    state = replace(_with_deadline(state, now), tail=begin + len(command.payload), closed=command.closed)
+    tail = begin + len(command.payload)
+    state = replace(_with_deadline(state, now), tail=tail, closed=command.closed, created=now)
     policy = command.policy
     if policy is None and command.fork is not None and source is not None and source.retention is not None:
         policy = source.retention.policy

@@ -62,6 +62,7 @@ class StreamState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     ``deadline`` is when it expires if nothing touches it; ``lineage`` says whose bytes a fork reads before its own.
     ``earliest`` is where a read can begin, ``floor`` from where the bytes are kept: for forks, that may be before it.
     ``trims`` counts the changes of ``earliest`` and ``retention``.
+    ``created`` is None of a stream that an earlier version stored.
     """
 
     id: int
@@ -83,6 +84,7 @@ class StreamState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     floor: int = 0
     retention: Retention | None = None
     trims: int = 0
+    created: float | None = None
 
     @property
     def is_json(self) -> bool:

@@ -31,6 +31,7 @@ from durable_streams.server.http import (
     ServerRequest,
     ServerResponse,
 )
+from durable_streams.server.listing import Listing
 from durable_streams.server.live import LiveReads
 from durable_streams.server.outlets import Outlets
 from durable_streams.server.ranges import Ranges
@@ -68,7 +69,9 @@ class App:
         addresses = Addresses(self.config)
         self._browsers = Browsers(self.config, addresses, local=local)
         self.control = Control()
-        self.control.add("streams", {"POST": RetentionActions(store).post})
+        self.control.add(
+            "streams", {"GET": Listing(store, _sees_all).read, "POST": RetentionActions(store).post}
+        )
         self.subscriptions: Subscriptions | None = None
         if isinstance(store, KeepsSubscriptions) and store.subscriptions is not None:
             self.subscriptions = Subscriptions(store, self.config)
@@ -207,6 +210,10 @@ class App:
         if path == _HEALTH:
             await self.store.check()
         return json_response(200, {"status": "ok"})
+
+
+def _sees_all(_: ServerRequest) -> Callable[[str], bool]:
+    return lambda _: True
 
 
 def _framed(request: ServerRequest, response: ServerResponse) -> ServerResponse:

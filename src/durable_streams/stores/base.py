@@ -22,6 +22,7 @@ from durable_streams.protocol.state import StreamState
 
 __all__ = [
     "Chunk",
+    "Listed",
     "Store",
     "StoreError",
     "StoreFullError",
@@ -88,6 +89,18 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
     start: int
     end: int
     payload: bytes
+
+
+class Listed(msgspec.Struct, frozen=True, gc=False):
+    """A part of the list of streams.
+
+    Attributes:
+        states: The streams, in the order of their paths.
+        after: The path to go on after; None at the end of the list.
+    """
+
+    states: list[StreamState]
+    after: str | None
 
 
 class Watch(Protocol):
@@ -316,6 +329,25 @@ class Store(Protocol):
 
         Raises:
             StoreUnavailableError: The stream cannot be watched now.
+        """
+
+    async def list_streams(self, prefix: str, after: str, limit: int) -> Listed:
+        """Return a part of the list of streams, in the order of their paths' UTF-8 bytes.
+
+        Current: a stream that was created before the call is in it, with at least the tail that was acknowledged
+        before the call; one that was deleted, or expired, is not. Costs what ``limit`` streams cost, however many
+        there are.
+
+        Args:
+            prefix: The text that their paths begin with; "" for all.
+            after: The path to go on after, "" for the beginning.
+            limit: The most streams to return. Fewer may be returned before the end, even none.
+
+        Returns:
+            The streams, and where to go on.
+
+        Raises:
+            StoreUnavailableError: The list cannot be read now.
         """
 
     async def check(self) -> None:

@@ -17,7 +17,7 @@ from durable_streams.protocol import retention, rules
 from durable_streams.protocol.commands import Append, Appended, Create, Created, Rejection, SetRetention, Trim
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.backlog import MAX_BYTES, MAX_COMMANDS, Backlog
-from durable_streams.stores.base import Chunk, StoreError, StoreLostError, StoreUnavailableError
+from durable_streams.stores.base import Chunk, Listed, StoreError, StoreLostError, StoreUnavailableError
 from durable_streams.stores.batch import CommitBatch, LoadedProducer, NotLoadedError
 from durable_streams.stores.commits import LOST, Committed, GroupCommits, copied
 from durable_streams.stores.lineage import boundary_in_lineage, read_lineage, read_piece_of_lineage
@@ -166,6 +166,18 @@ class Backend(Protocol):
 
         Returns:
             The paths.
+        """
+
+    async def list_states(self, prefix: str, after: str, limit: int) -> list[StreamState]:
+        """Return committed states in the order of their paths, however many streams there are.
+
+        Args:
+            prefix: The text that their paths begin with.
+            after: The path to go on after.
+            limit: How many to return; fewer only at the end.
+
+        Returns:
+            The states, those of deleted streams that have forks too.
         """
 
 
@@ -479,6 +491,34 @@ class LocalStore:
         if self._lost is not None:
             raise copied(self._lost)
         return SlotWatch(await self._slots.get(path), self._touch, self._timers, self._recent)
+
+    async def list_streams(self, prefix: str, after: str, limit: int) -> Listed:
+        """Return a part of the list of streams, in the order of their paths.
+
+        Args:
+            prefix: The text that their paths begin with; "" for all.
+            after: The path to go on after, "" for the beginning.
+            limit: The most streams to return. Fewer may be returned before the end, even none.
+
+        Returns:
+            The streams, and where to go on.
+
+        Raises:
+            StoreUnavailableError: The list cannot be read now.
+        """
+        if self._lost is not None:
+            raise copied(self._lost)
+        found = await self._backend.list_states(prefix, after, limit)
+        now = self._clock()
+        live = [state for state in found if not (state.deleted or self._is_over(state, now))]
+        return Listed(live, found[-1].path if len(found) == limit else None)
+
+    def _is_over(self, state: StreamState, now: float) -> bool:
+        """Whether a stored state has expired; what touched it since may be in memory only."""
+        slot = None if state.deadline is None else self._slots.peek(state.path)
+        if slot is None or slot.state is None or slot.state.id != state.id:
+            return rules.is_expired(state, None, now)
+        return slot.expired(state, now)
 
     async def check(self) -> None:
         """Commit an empty probe, shared by concurrent calls. Raises StoreError after some seconds at most.

@@ -7,6 +7,9 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
+from sortedcontainers import SortedList
+
+from durable_streams.protocol.listing import prefix_end
 from durable_streams.protocol.retention import due_at
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import Chunk
@@ -63,6 +66,7 @@ class _MemoryBackend:
     def __init__(self) -> None:
         self._states: dict[str, StreamState] = {}
         self._due: dict[str, float] = {}
+        self._paths: SortedList[str] = SortedList()  # of the states, for the listing
         self._logs: dict[int, _MemoryLog] = {}
         self._producers: dict[int, dict[str, ProducerState]] = {}
         self.subscriptions: SubscriptionStore = MemorySubscriptions(lambda: self._states)
@@ -77,6 +81,7 @@ class _MemoryBackend:
 
     async def close(self, timeout: float) -> None:  # noqa: ARG002 - of the Backend
         self._states.clear()
+        self._paths.clear()
         self._logs.clear()
         self._producers.clear()
         self.subscriptions = MemorySubscriptions(lambda: self._states)
@@ -90,8 +95,11 @@ class _MemoryBackend:
     def commit(self, batch: CommitBatch, committed: Committed) -> None:
         for slot, state in batch.changed.items():
             if state is None:
-                self._states.pop(slot.path, None)
+                if self._states.pop(slot.path, None) is not None:
+                    self._paths.remove(slot.path)
             else:
+                if slot.path not in self._states:
+                    self._paths.add(slot.path)
                 self._states[slot.path] = state
             due = None if state is None else due_at(state)
             if due is None:
@@ -149,3 +157,9 @@ class _MemoryBackend:
 
     async def expired(self, now: float, limit: int) -> list[str]:
         return [path for path, due in self._due.items() if due <= now][:limit]
+
+    async def list_states(self, prefix: str, after: str, limit: int) -> list[StreamState]:
+        paths, end = self._paths, prefix_end(prefix)
+        begin = max(paths.bisect_left(prefix), paths.bisect_right(after))
+        stop = len(paths) if end is None else paths.bisect_left(end)
+        return [self._states[path] for path in paths[begin : min(stop, begin + limit)]]

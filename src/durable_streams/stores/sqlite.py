@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from durable_streams.protocol.listing import prefix_end
 from durable_streams.protocol.retention import due_at
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import (
@@ -496,6 +497,13 @@ _BOUNDARY = "SELECT min(start) FROM record WHERE stream = ? AND start >= ?"
 # One row, so that loading a hundred streams gives up the interpreter lock once.
 _LOAD = f"SELECT json_group_array({STATE}) FROM stream WHERE path IN (SELECT value FROM json_each(?))"  # noqa: S608
 
+# A bound on either side, so that the index of paths is searched; every text is less than a blob.
+_LIST, _LIST_AFTER = (
+    f"SELECT json_group_array(json(row)) FROM (SELECT {STATE} AS row FROM stream "  # noqa: S608
+    f"WHERE path {begin} ?1 AND path < ?2 ORDER BY path LIMIT ?3)"
+    for begin in (">=", ">")
+)
+
 _SMALL = 16 << 10  # bytes: larger payloads are not worth a copy into the batch's blob
 _READERS = 2
 _LOOK_AFTER = 0.05  # seconds after which the files are checked again before a write
@@ -698,6 +706,16 @@ class _SqliteBackend:
 
     async def _look_up(self, query: Callable[[sqlite3.Connection], T]) -> T:
         return await self._lane(self._states).run(lambda connection, _: query(connection))
+
+    async def list_states(self, prefix: str, after: str, limit: int) -> list[StreamState]:
+        begin, sql = (after, _LIST_AFTER) if after >= prefix else (prefix, _LIST)
+        end = prefix_end(prefix)
+
+        def find(connection: sqlite3.Connection, _: Lookup) -> list[StreamState]:
+            found = connection.execute(sql, (begin, b"" if end is None else end, limit))
+            return list(decode_states(found.fetchone()[0]).values())
+
+        return await self._lane(self._records).run(find)
 
     @staticmethod
     def _lane(lane: Lane | None) -> Lane:

@@ -26,7 +26,7 @@ from durable_streams.protocol.commands import (
 )
 from durable_streams.protocol.state import StreamState
 from durable_streams.stores.backlog import MAX_BYTES, MAX_COMMANDS, Backlog
-from durable_streams.stores.base import Chunk, StoreError, StoreLostError, StoreUnavailableError
+from durable_streams.stores.base import Chunk, Listed, StoreError, StoreLostError, StoreUnavailableError
 from durable_streams.stores.batch import CommitBatch, LoadedProducer, NotLoadedError
 from durable_streams.stores.commits import copied
 from durable_streams.stores.jetstream.catchup import CatchUp
@@ -34,6 +34,7 @@ from durable_streams.stores.jetstream.committer import PATIENCE, Committer
 from durable_streams.stores.jetstream.config import JetStreamConfig
 from durable_streams.stores.jetstream.live import LiveRecords
 from durable_streams.stores.jetstream.nats.bus import Bus
+from durable_streams.stores.jetstream.paths import PathIndex
 from durable_streams.stores.jetstream.reader import LogReader
 from durable_streams.stores.jetstream.slots import JetSlot
 from durable_streams.stores.jetstream.snapshots import Snapshots
@@ -47,6 +48,7 @@ __all__ = ["JetStreamStore"]
 
 T = TypeVar("T")
 
+_QUESTIONS = 64  # at a time, of one listing
 _LARGEST_RECORDS = 980  # of one append; an atomic batch has at most 1000 messages
 
 
@@ -88,6 +90,7 @@ class JetStreamStore:
         self._timers = Timers()
         self._recent = Recent()
         self._reader = LogReader(self.bus)
+        self._paths = PathIndex(self.bus)
         self._catchup = CatchUp(self.bus, self._clock)
         self._snapshots = Snapshots(self.bus, self._catchup)
         self._committer = Committer(
@@ -355,6 +358,35 @@ class JetStreamStore:
         slot = self._slot(path)
         await self._live_records.join(slot)
         return JetWatch(slot, self._touch, self._timers, self._recent, self._live_records)
+
+    async def list_streams(self, prefix: str, after: str, limit: int) -> Listed:
+        """Return a part of the list of streams, in the order of their paths.
+
+        Args:
+            prefix: The text that their paths begin with; "" for all.
+            after: The path to go on after, "" for the beginning.
+            limit: The most streams to return. Fewer may be returned before the end, even none.
+
+        Returns:
+            The streams, and where to go on.
+
+        Raises:
+            StoreUnavailableError: The list cannot be read now.
+        """
+        paths = await self._paths.page(prefix, after, limit)
+        states: list[StreamState] = []
+        for at in range(0, len(paths), _QUESTIONS):
+            found = await asyncio.gather(*map(self._listed, paths[at : at + _QUESTIONS]))
+            states += [state for state in found if state is not None and not state.deleted]
+        return Listed(states, paths[-1] if len(paths) == limit else None)
+
+    async def _listed(self, path: str) -> StreamState | None:
+        """Return the current state at a path; a listing moves nothing out of the cache of states."""
+        slot = self._slots.peek(path) or JetSlot(path)
+        await self._catchup.current(slot)
+        if slot.state is None and not slot.revision:
+            self._paths.drop(path)
+        return self._live(slot)
 
     async def check(self) -> None:
         """Store an empty probe.

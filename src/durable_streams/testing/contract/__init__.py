@@ -23,6 +23,7 @@ from durable_streams.testing.contract.durability import DurabilityContract
 from durable_streams.testing.contract.expiry import ExpiryContract
 from durable_streams.testing.contract.forks import ForkContract
 from durable_streams.testing.contract.harness import Clock, Harness, StoreFactory
+from durable_streams.testing.contract.listing import ListingContract
 from durable_streams.testing.contract.producers import ProducerContract
 from durable_streams.testing.contract.reads import ReadContract
 from durable_streams.testing.contract.retention import RetentionContract
@@ -41,5 +42,6 @@ class StoreContract(
     RetentionContract,
     DurabilityContract,
     SubscriptionContract,
+    ListingContract,
 ):
     """Everything that `durable_streams.stores.base.Store` promises. Subclass it and implement ``make_store``."""

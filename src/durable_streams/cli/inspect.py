@@ -1,0 +1,236 @@
+"""``ls``, ``info``, ``ping`` and ``check``: what a server holds, and whether it is well."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import click
+import msgspec
+
+from durable_streams import DurableStream, DurableStreamError, RetryPolicy, StreamInfo, StreamNotFoundError
+from durable_streams.cli.help import Command
+from durable_streams.cli.options import DEFAULT_ROOT, Settings, connection_options, emit
+from durable_streams.cli.units import Duration, show_size
+from durable_streams.client.base import CallOptions, make_options
+from durable_streams.client.sync_listing import list_streams
+from durable_streams.client.sync_performer import run
+from durable_streams.protocol import resources
+
+__all__ = ["check", "info", "listed", "ls", "ping"]
+
+_ROOT = "/v1/stream"
+_PING_SECONDS = 10.0
+_ONCE = RetryPolicy(max_retries=0)
+
+
+def _split(url: str) -> tuple[str, str]:
+    """Return the URL of the root of a server's streams, and a path below it."""
+    root, path = resources.split_root(url)
+    if not root.endswith(_ROOT):
+        raise click.ClickException(
+            f"{url} is not below {_ROOT}, where a server of this project has its streams: give its address as --url."
+        )
+    return root, path
+
+
+def listed(settings: Settings, prefix: str) -> Iterator[StreamInfo]:
+    """Iterate over the streams whose paths below the root of ``settings`` begin with a prefix."""
+    root = settings.root or DEFAULT_ROOT
+    _, below = _split(root)
+    below = f"{below}/" if below else ""
+    for found in list_streams(root, prefix=prefix.lstrip("/"), headers=settings.headers):
+        yield replace(found, path=found.path[len(below) :]) if below else found
+
+
+@click.command(
+    cls=Command,
+    short_help="List streams, all of them or those that begin with PREFIX.",
+    examples=[
+        "durable-streams ls",
+        "durable-streams ls jobs/ --long",
+        "durable-streams ls --json --limit 100",
+    ],
+)
+@click.argument("prefix", default="")
+@click.option(
+    "--long", "-l", "is_long", is_flag=True, help="Show size, time of creation and content type too."
+)
+@click.option("--limit", "-n", type=click.IntRange(min=1), metavar="COUNT", help="List this many at most.")
+@connection_options
+@click.pass_obj
+def ls(settings: Settings, prefix: str, *, is_long: bool, limit: int | None) -> None:
+    """List the paths of streams in alphabetical order; with PREFIX, those that begin with this text.
+
+    With --json each stream is one line with all that the list knows. The list is read as it is printed, so that it
+    may be as long as it likes.
+    """
+    for found in islice(listed(settings, prefix), limit):
+        if settings.json_output:
+            click.echo(msgspec.json.encode(found).decode())
+        else:
+            click.echo(_row(found) if is_long else found.path)
+
+
+def _row(found: StreamInfo) -> str:
+    state = "closed" if found.closed else "open"
+    created = (found.created or "")[:19]
+    return f"{_short_size(found.bytes):>9}  {state:<6}  {created:<19}  {found.content_type:<24}  {found.path}"
+
+
+def _short_size(size: int) -> str:
+    """Return a size in at most about seven characters."""
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size >= 1024**power:
+            return f"{size / 1024**power:.1f}{unit}"
+    return f"{show_size(size)}B"
+
+
+@click.command(
+    cls=Command,
+    short_help="Show everything that is known of a stream.",
+    examples=["durable-streams info flights", "durable-streams info flights --json"],
+)
+@click.argument("stream")
+@connection_options
+@click.pass_obj
+def info(settings: Settings, stream: str) -> None:
+    """Show what HEAD says of STREAM and what the list of streams knows of it: size, age, forks, expiry.
+
+    Of another server, which has no such list, it shows what HEAD says.
+    """
+    url = settings.url(stream)
+    with DurableStream(url, headers=settings.headers) as handle:
+        head = handle.head()
+    fields: dict[str, Any] = {
+        "url": url,
+        "content_type": head.content_type,
+        "tail": head.offset,
+        "closed": head.stream_closed,
+        "ttl_seconds": head.ttl_seconds,
+        "expires_at": head.expires_at,
+        "etag": head.etag,
+    }
+    fields |= _known(settings, url)
+    shown = {name: field for name, field in fields.items() if field is not None}
+    lines = (f"{name.replace('_', '-'):<13} {_shown(field)}" for name, field in shown.items())
+    emit(settings, "\n".join(lines), **fields)
+
+
+def _known(settings: Settings, url: str) -> dict[str, Any]:
+    """Return what the list of streams knows beside HEAD; nothing of a server that has none."""
+    if f"{_ROOT}/" not in url:
+        return {}
+    root, path = _split(url.partition("?")[0])
+    try:
+        found = run(resources.stream_info(root, path), _options(settings))
+    except StreamNotFoundError:
+        return {}
+    return {
+        "bytes": found.bytes,
+        "earliest": found.earliest,
+        "created": found.created,
+        "forked_from": found.forked_from,
+        "forks": found.forks,
+    }
+
+
+def _shown(field: Any) -> str:
+    if isinstance(field, bool):
+        return "yes" if field else "no"
+    return str(field)
+
+
+def _options(
+    settings: Settings, timeout: float | None = None, retry: RetryPolicy | None = None
+) -> CallOptions:
+    return make_options(None, settings.headers, None, timeout, retry)
+
+
+def _address(settings: Settings, url: str | None) -> str:
+    return _split(url or settings.root or DEFAULT_ROOT)[0]
+
+
+@click.command(
+    cls=Command,
+    short_help="Measure how long a server takes to answer.",
+    examples=["durable-streams ping", "durable-streams ping http://127.0.0.1:4437/v1/stream --count 10"],
+)
+@click.argument("address", metavar="[URL]", required=False)
+@click.option(
+    "--count",
+    "-c",
+    type=click.IntRange(1, 10_000),
+    metavar="COUNT",
+    default=3,
+    show_default=True,
+    help="How often.",
+)
+@connection_options
+@click.pass_obj
+def ping(settings: Settings, address: str | None, count: int) -> None:
+    """Ask a server whether it is alive, several times, and print how long its answers took.
+
+    The first one includes the connection. The server touches no disk for it; `check` asks it to store something.
+    """
+    root = _address(settings, address)
+    times = []
+    for number in range(count):
+        began = time.perf_counter()
+        run(resources.health(root, live=True), _options(settings, _PING_SECONDS, _ONCE))
+        times.append((time.perf_counter() - began) * 1000)
+        if not settings.json_output:
+            click.echo(f"answer {number + 1} from {root}: {times[-1]:.1f} ms")
+    if settings.json_output:
+        rounded = [round(one, 3) for one in times]
+        emit(settings, "", url=root, milliseconds=rounded, least=min(rounded), most=max(rounded))
+
+
+@click.command(
+    cls=Command,
+    short_help="Check a server, for monitoring: exit code 0, 1 or 2.",
+    examples=["durable-streams check", "durable-streams check --warning 100ms --critical 1s"],
+)
+@click.argument("address", metavar="[URL]", required=False)
+@click.option(
+    "--warning",
+    type=Duration(above_zero=True),
+    metavar="TIME",
+    default="500ms",
+    show_default=True,
+    help="An answer that takes longer is a warning: exit code 1.",
+)
+@click.option(
+    "--critical",
+    type=Duration(above_zero=True),
+    metavar="TIME",
+    default="5s",
+    show_default=True,
+    help="An answer that takes longer, or none, is critical: exit code 2.",
+)
+@connection_options
+@click.pass_obj
+def check(settings: Settings, address: str | None, *, warning: float, critical: float) -> int:
+    """Let a server store something, and print one line as plugins of monitoring systems do.
+
+    Exit code 0: it is well; 1: it is slow; 2: it cannot store, cannot be reached, or is too slow.
+    """
+    root = _address(settings, address)
+    if warning > critical:
+        raise click.UsageError("--warning must not be longer than --critical")
+    began = time.perf_counter()
+    problem = ""
+    try:
+        run(resources.health(root), _options(settings, critical, _ONCE))
+    except DurableStreamError as error:
+        problem = str(error)
+    seconds = time.perf_counter() - began
+    code = 2 if problem or seconds > critical else int(seconds > warning)
+    word = ("OK", "WARNING", "CRITICAL")[code]
+    said = problem or f"{root} stored a probe in {seconds * 1000:.1f} ms"
+    text = f"{word} - {' '.join(said.split())} | time={seconds:.6f}s;{warning:g};{critical:g};0"
+    emit(settings, text, status=word, url=root, seconds=round(seconds, 6), problem=problem or None)
+    return code

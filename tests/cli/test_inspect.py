@@ -1,0 +1,72 @@
+"""ls, info, ping and check."""
+
+from __future__ import annotations
+
+import json
+
+
+def test_ls_lists_the_streams_below_the_root(cli):
+    assert cli.ok("ls") == b""
+    for path in ("b", "a b/c", "a b/d", "é"):
+        cli.ok("create", path, "-t", "text", "1234")
+    cli.ok("close", "b")
+    assert cli.ok("ls").decode().splitlines() == ["a b/c", "a b/d", "b", "é"]
+    assert cli.ok("ls", "a b/").decode().splitlines() == ["a b/c", "a b/d"]
+    assert cli.ok("ls", "/a b/", "-n", "1").decode().splitlines() == ["a b/c"]
+    entries = [json.loads(line) for line in cli.ok("ls", "--json").splitlines()]
+    assert [(one["path"], one["bytes"], one["closed"]) for one in entries] == [
+        ("a b/c", 4, False),
+        ("a b/d", 4, False),
+        ("b", 4, True),
+        ("é", 4, False),
+    ]
+    long = cli.ok("ls", "--long", "b").decode().split()
+    assert long[:2] == ["4B", "closed"]
+    assert long[-2:] == ["text/plain", "b"]
+
+
+def test_ls_of_what_is_no_server_of_this_project(bare):
+    assert "/v1/stream" in bare.error("ls", "--url", "http://127.0.0.1:1/elsewhere")
+
+
+def test_info_says_all_that_is_known(cli):
+    cli.ok("create", "s", "-t", "json", "[1,2]", "--ttl", "1h")
+    cli.ok("fork", "s", "f")
+    fields = json.loads(cli.ok("info", "s", "--json"))
+    assert (fields["content_type"], fields["closed"], fields["ttl_seconds"]) == (
+        "application/json",
+        False,
+        3600,
+    )
+    assert (fields["forks"], fields["forked_from"], fields["bytes"]) == (1, None, 6)
+    shown = cli.ok("info", "f").decode()
+    assert "forked-from" in shown
+    assert "created" in shown
+    assert "404" in cli.error("info", "missing")
+
+
+def test_info_of_another_server_is_what_head_says(cli, http_peer):
+    shown = json.loads(cli.ok("info", f"{http_peer.root.replace('/v1/stream', '')}/x", "--json"))
+    assert shown["closed"] is False
+    assert "forks" not in shown
+
+
+def test_ping_measures_answers(cli):
+    assert len(cli.ok("ping", "-c", "2").splitlines()) == 2
+    measured = json.loads(cli.ok("ping", "--json"))
+    assert len(measured["milliseconds"]) == 3
+    assert 0 < measured["least"] <= measured["most"]
+
+
+def test_check_tells_a_monitoring_system(cli, http_peer):
+    assert cli.ok("check").startswith(b"OK - http://")
+    slow = cli.run("check", "--warning", "0.001ms", "--critical", "1m")
+    assert (slow.returncode, slow.stdout[:10], slow.stderr) == (1, b"WARNING - ", b"")
+    http_peer.answer(503, b'{"error": {"code": "UNAVAILABLE", "message": "the disk is on fire"}}')
+    broken = cli.run("check", http_peer.root, "--json")
+    said = json.loads(broken.stdout)
+    assert (broken.returncode, said["status"]) == (2, "CRITICAL")
+    assert "the disk is on fire" in said["problem"]
+    gone = cli.run("check", "http://127.0.0.1:1/v1/stream")
+    assert (gone.returncode, gone.stdout[:11]) == (2, b"CRITICAL - ")
+    assert b"--warning" in cli.run("check", "--warning", "2s", "--critical", "1s").stderr
