@@ -17,6 +17,7 @@ import pytest
 from durable_streams.protocol.commands import Appended, Created, ForkPoint, Rejection
 from durable_streams.protocol.state import StreamState
 from durable_streams.stores.base import Watch
+from durable_streams.stores.figures import Measured
 from durable_streams.testing.contract.harness import (
     BYTES,
     JSON,
@@ -492,6 +493,19 @@ class GatewayContract(StoreFactory):
         assert await listed(other) == [("a", 3)]
         await other.create("b/d")
         assert await listed(one, "b/") == [("b/d", 0)]
+
+    @on_two
+    async def test_each_counts_what_it_stored_itself(self, one: Harness, other: Harness) -> None:
+        await one.create("s")
+        for number in range(12):  # some answers may get lost
+            await one.produce("s", b"12345", ("p", 0, number))
+        assert isinstance(one.store, Measured)
+        assert isinstance(other.store, Measured)
+        counted, others = await one.store.figures(), await other.store.figures()
+        assert (counted.commits.appends, counted.commits.bytes, counted.connected) == (12, 60, True)
+        assert (counted.queued_commands, counted.queued_bytes) == (0, 0)
+        assert counted.sizes["bucket"] > 0
+        assert others.commits.appends == 0
 
 
 Reached = Callable[["StreamState | None"], bool]

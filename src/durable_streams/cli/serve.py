@@ -51,6 +51,7 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
             "nats_credentials",
             "nats_tls_ca",
         ],
+        "Operators": ["admin_host", "admin_port", "drain"],
         "Browsers, names and proxies": [
             "public_url",
             "trusted_proxies",
@@ -98,6 +99,33 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     show_default=True,
     show_envvar=True,
     help="Port to listen on; 0 picks a free one.",
+)
+@click.option(
+    "--admin-port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    envvar="DURABLE_STREAMS_ADMIN_PORT",
+    show_envvar=True,
+    help="Serve /metrics and /health on another port too; 0 picks a free one.",
+)
+@click.option(
+    "--admin-host",
+    metavar="NAME",
+    default=_DEFAULTS.admin_host,
+    envvar="DURABLE_STREAMS_ADMIN_HOST",
+    show_default=True,
+    show_envvar=True,
+    help="Address to listen on with --admin-port.",
+)
+@click.option(
+    "--drain",
+    type=Duration(),
+    default=show_duration(_DEFAULTS.drain),
+    envvar="DURABLE_STREAMS_DRAIN",
+    metavar="TIME",
+    show_default=True,
+    show_envvar=True,
+    help="How long to go on after the signal to end, while /health/ready answers 503.",
 )
 @click.option(
     "--data-dir",
@@ -404,7 +432,8 @@ def serve(ctx: click.Context, /, *, data_dir: Path, memory: bool, store: str | N
     settings = ctx.ensure_object(Settings)
     try:
         place = _place(ctx, config)
-        run_server(config, lambda root: _announce(settings, root, config, place))
+        admin: list[str] = []
+        run_server(config, lambda root: _announce(settings, root, config, place, admin), admin.append)
     except ServerFailedError as error:
         click.echo(f"Error: {error}", err=True)
         os._exit(1)  # a thread may wait for a disk that never answers
@@ -444,9 +473,13 @@ def _place(ctx: click.Context, config: ServerConfig) -> str:
     return f"NATS {hosts} as {nats.name}"
 
 
-def _announce(settings: Settings, root: str, config: ServerConfig, place: str) -> None:
+def _announce(settings: Settings, root: str, config: ServerConfig, place: str, admin: list[str]) -> None:
     fields = {"data_dir": place if config.data_dir else None, "store": place if config.store else None}
-    emit(settings, f"durable-streams: serving {root} ({place})", url=root, **fields)
+    text = f"durable-streams: serving {root} ({place})"
+    if admin:
+        fields["metrics"] = admin[0]
+        text += f", metrics at {admin[0]}"
+    emit(settings, text, url=root, **fields)
     if sys.stdout is not None and sys.stdout.isatty() and not settings.json_output:
         click.echo(_next_steps(root))
 

@@ -44,6 +44,8 @@ __all__ = ["App"]
 
 _HEALTH = "/health"
 _LIVENESS = "/health/live"
+_READINESS = "/health/ready"
+_HEALTH_PATHS = frozenset({_HEALTH, _LIVENESS, _READINESS})
 _HEALTH_METHODS = "GET, HEAD, OPTIONS"
 _RETRY_AFTER = "1"  # seconds
 _WARNING_INTERVAL = 60.0  # seconds between equal warnings
@@ -59,6 +61,8 @@ class App:
     def __init__(self, store: Store, config: ServerConfig | None = None, *, local: bool = False) -> None:
         self.store = store
         self.local = local
+        self.draining = False
+        """Whether the server ends soon: it answers everything, and says that it is not ready."""
         self.config = config or ServerConfig()
         # Half for what is read ahead. What is handed over counts twice: the HTTP server's copies take about that.
         budget = MemoryBudget(self.config.send_budget // 2)
@@ -81,6 +85,7 @@ class App:
         handlers = Handlers(
             store, self.config, self.live, ranges, addresses, retention=retention, subscriptions=engine
         )
+        self.counts = handlers.counts
         self._warned: dict[str, float] = {}
         self._handlers: dict[str, Handler] = {
             "POST": handlers.append,
@@ -134,6 +139,13 @@ class App:
         """Whether a request needs the store to be open; `/health/live` does not."""
         return request.path != _LIVENESS
 
+    async def health(self, request: ServerRequest) -> ServerResponse:
+        """Answer a request that is for no stream, from a place that admits requests itself."""
+        try:
+            return await self._elsewhere(request, request.path)
+        except Exception as error:  # noqa: BLE001 - every one has an answer
+            return self._failed(request, error)
+
     async def handle(self, request: ServerRequest) -> ServerResponse:
         """Answer a request; errors of clients and of the disk are answers too."""
         said: Headers = []
@@ -176,19 +188,24 @@ class App:
 
     def _failed(self, request: ServerRequest, error: Exception) -> ServerResponse:
         """Return the answer of a request that was refused, or that failed."""
+        refusal = self._refusal(request, error)
+        self.counts.refused(refusal.code)
+        return _refused(refusal)
+
+    def _refusal(self, request: ServerRequest, error: Exception) -> Rejection:
         if isinstance(error, Rejection):
-            return _refused(error)
+            return error
         if isinstance(error, StoreFullError):
-            return error_response(507, "STORAGE_FULL", str(error), [("retry-after", _RETRY_AFTER)])
+            return Rejection(507, "STORAGE_FULL", str(error), {"retry-after": _RETRY_AFTER})
         if isinstance(error, StoreUncertainError):
             # Without a Retry-After, which says that nothing was done: clients would retry it.
             self._warn(error)
-            return error_response(503, OUTCOME_UNKNOWN, str(error), [])
+            return Rejection(503, OUTCOME_UNKNOWN, str(error))
         if isinstance(error, StoreError):
             self._warn(error)
-            return error_response(503, "UNAVAILABLE", str(error), [("retry-after", _RETRY_AFTER)])
+            return Rejection(503, "UNAVAILABLE", str(error), {"retry-after": _RETRY_AFTER})
         _log.error("a request failed: %s %s", request.method, request.path, exc_info=error)
-        return error_response(500, "INTERNAL", "the server failed on this request; its log says why", [])
+        return Rejection(500, "INTERNAL", "the server failed on this request; its log says why")
 
     def _warn(self, error: StoreError) -> None:
         """Log why requests are refused, not for each of them: the log may be on the disk that fails."""
@@ -200,14 +217,17 @@ class App:
             _log.warning("the store failed: %s", message)
 
     async def _elsewhere(self, request: ServerRequest, path: str) -> ServerResponse:
-        if request.method == "OPTIONS" and path in (_HEALTH, _LIVENESS, "*"):
+        if request.method == "OPTIONS" and (path in _HEALTH_PATHS or path == "*"):
             return _allowed(METHODS if path == "*" else _HEALTH_METHODS)
-        if path not in (_HEALTH, _LIVENESS):
+        if path not in _HEALTH_PATHS:
             message = f"there is nothing here: streams live under {STREAM_ROOT}"
             return error_response(404, "NOT_FOUND", message, [])
         if request.method not in ("GET", "HEAD"):
             raise method_not_allowed("GET, HEAD")
-        if path == _HEALTH:
+        if path == _READINESS and self.draining:
+            message = "the server ends soon: send requests to another one"
+            raise Rejection(503, "DRAINING", message, {"retry-after": _RETRY_AFTER})
+        if path != _LIVENESS:
             await self.store.check()
         return json_response(200, {"status": "ok"})
 

@@ -14,6 +14,7 @@ from durable_streams.server import hosts
 __all__ = ["RetentionRule", "ServerConfig"]
 
 _ALL_BODIES = 256 << 20
+_LONGEST_DRAIN = 3600  # seconds
 _DURATIONS = (
     "long_poll_timeout",
     "sse_max_age",
@@ -58,6 +59,8 @@ class ServerConfig:
     Args:
         host: The address to listen on (`serve` only).
         port: The port to listen on, 0 for a free one (`serve` only).
+        admin_host: The address for operators to listen on (`serve` only).
+        admin_port: Its port, 0 for a free one; None for no such address (`serve` only).
         data_dir: The folder of the SQLite store; with neither it nor ``store``, streams are kept in memory.
         store: A NATS cluster, ``nats://a:4222,b:4222,c:4222``.
         nats_name: The name of the bucket and its subjects on NATS; see ``stores.jetstream.JetStreamConfig``.
@@ -85,6 +88,8 @@ class ServerConfig:
         max_queued_appends: The most requests that wait to be stored, over all streams.
         retention: How much streams keep that have no retention of their own: the first rule that matches a path counts.
         cache: The scope of ``Cache-Control``: public, or private where shared caches must keep nothing.
+        drain: Seconds between the signal to end and the end, in which the server answers everything but says that it is
+            not ready (`serve` only).
         keep_alive: Seconds that a connection may be silent between two requests, or within the head of one (`serve`
             only).
         public_url: The address that clients use (``https://example.com/streams``), where a proxy changes it.
@@ -104,6 +109,8 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 4437
+    admin_host: str = "127.0.0.1"
+    admin_port: int | None = None
     data_dir: Path | None = None
     store: str | None = field(default=None, repr=False)  # it may contain a password
     nats_name: str = "durable-streams"
@@ -130,6 +137,7 @@ class ServerConfig:
     retention: Sequence[RetentionRule] = ()
     cache: str = "public"
     keep_alive: float = 30.0
+    drain: float = 0.0
     public_url: str | None = None
     trusted_proxies: Sequence[str] = ()
     cors_origins: Sequence[str] | None = None
@@ -149,11 +157,11 @@ class ServerConfig:
             raise ValueError(f"body_budget is at least max_body, {self.max_body}, not {self.body_budget}")
         if self.store is not None and self.data_dir is not None:
             raise ValueError("store and data_dir exclude each other: streams are on NATS or in a folder")
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port is a number from 0 to 65535, not {self.port}")
         if self.cache not in ("public", "private"):
             raise ValueError(f"cache is public or private, not {self.cache}")
         self._check_storage()
+        if not 0 <= self.drain <= _LONGEST_DRAIN:
+            raise ValueError(f"drain is a number of seconds from 0 to {_LONGEST_DRAIN}, not {self.drain}")
         self._check_addresses()
 
     def _check_storage(self) -> None:
@@ -163,6 +171,10 @@ class ServerConfig:
             _check_rule(RetentionRule(*rule))  # a plain tuple will do
 
     def _check_addresses(self) -> None:
+        for name in ("port", "admin_port"):
+            port = getattr(self, name)
+            if port is not None and not 0 <= port <= 65535:
+                raise ValueError(f"{name} is a number from 0 to 65535, not {port}")
         if self.public_url is not None:
             hosts.public_url(self.public_url)
         hosts.Networks(self.trusted_proxies)

@@ -119,6 +119,11 @@ class EventStreams:
         for watch in list(self._watches):
             watch.wake()
 
+    @property
+    def readers(self) -> int:
+        """How many event streams there are now."""
+        return len(self._watches)
+
     async def open(
         self, request: ServerRequest, path: str, place: Place, cursor: str | None
     ) -> ServerResponse:

@@ -14,6 +14,7 @@ from durable_streams.protocol.state import ProducerStamp, StreamState
 from durable_streams.server import parse
 from durable_streams.server.addresses import Addresses
 from durable_streams.server.config import ServerConfig
+from durable_streams.server.counts import Counts
 from durable_streams.server.http import (
     BASE_HEADERS,
     SANDBOX,
@@ -71,6 +72,7 @@ class Handlers:
     ) -> None:
         self._retention = retention
         self._subscriptions = subscriptions
+        self.counts = Counts()
         self._ranges = ranges
         self._store = store
         self._config = config
@@ -111,6 +113,7 @@ class Handlers:
             return ServerResponse(204, headers)
         headers.append((names.PRODUCER_EPOCH, str(appended.producer.epoch)))
         headers.append((names.PRODUCER_SEQ, str(appended.producer.seq)))
+        self.counts.duplicates += appended.duplicate
         return ServerResponse(200 if payload and not appended.duplicate else 204, headers)
 
     @staticmethod
@@ -219,6 +222,7 @@ class Handlers:
         """GET: catch up, or go on live (section 5)."""
         query = parse.query(request.query)
         offset, live = query.get(names.QUERY_OFFSET), query.get(names.QUERY_LIVE)
+        self.counts.read(live)
         resumed = request.header("last-event-id") if live == "sse" else None
         if resumed:
             offset = resumed  # an EventSource reconnects with the URL that it began with

@@ -47,6 +47,10 @@ class LiveReads:
             watch.wake()
         self._events.stop()
 
+    def readers(self) -> dict[str, int]:
+        """Return how many readers there are now, by mode; of long-polls those that wait."""
+        return {"long-poll": len(self._watches), "sse": self._events.readers}
+
     async def read(
         self, mode: str, request: ServerRequest, path: str, place: Place, cursor: str | None
     ) -> ServerResponse:

@@ -266,7 +266,7 @@ class Outlets:
         self.handed = 0
         """Bytes that answers have handed over without proof, beyond their shares."""
         self._limit = limit
-        self._budget = budget
+        self.budget = budget
         self.share = _LARGEST_SHARE
         """Bytes that each answer may have handed over without proof, whatever else is held."""
         self._stall = stall
@@ -274,6 +274,11 @@ class Outlets:
         self._waiting: set[Outlet] = set()
         self._tick: asyncio.TimerHandle | None = None
         self._stopped = False
+
+    @property
+    def open(self) -> int:
+        """How many answers are on their way."""
+        return self._open
 
     def start(self) -> None:
         """Begin, also after a `stop`."""
@@ -347,7 +352,7 @@ class Outlets:
         for stalled, outlet in waiting:
             if stalled >= self._stall:
                 outlet.end()
-        if self._budget.is_short and waiting:
+        if self.budget.is_short and waiting:
             waiting.sort(key=lambda one: one[0], reverse=True)
             for stalled, outlet in waiting[: len(waiting) // 4 + 1]:
                 if stalled >= _PRESSED_STALL:

@@ -7,6 +7,7 @@ from typing import Any
 
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # re-exported, but not in its __all__
 
+from durable_streams.server.admin import AdminApp
 from durable_streams.server.app import App
 from durable_streams.server.bodies import SMALL_BODY, Bodies, Incoming
 from durable_streams.server.http import CLOSE, Disconnection, cut_short, repeated, too_large, unreadable
@@ -165,7 +166,7 @@ class _Request:
 class RsgiAdapter:
     """What Granian serves."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App | AdminApp) -> None:
         self._handle = app.handle
         self._outlets = app.outlets
         self._bodies = app.bodies

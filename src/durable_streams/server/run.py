@@ -11,7 +11,8 @@ import signal
 import socket
 import sys
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from granian.constants import HTTPModes, Interfaces
@@ -20,10 +21,12 @@ from granian.net import SocketHolder  # type: ignore[attr-defined]  # re-exporte
 from granian.server.embed import Server
 
 from durable_streams.server import hosts
+from durable_streams.server.admin import METRICS, AdminApp
 from durable_streams.server.app import App
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import STREAM_ROOT
 from durable_streams.server.listener import BACKLOG, ServerStartError, listen
+from durable_streams.server.metrics import is_available
 from durable_streams.server.rsgi import RsgiAdapter
 from durable_streams.stores.base import Store, StoreError
 from durable_streams.stores.local import StoreLimits
@@ -58,12 +61,15 @@ class ServerFailedError(ServerStartError):
     """The server ended, but its store is not in order. The message is one sentence for the operator."""
 
 
-def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
+def serve(
+    config: ServerConfig, on_ready: Callable[[str], None], on_admin: Callable[[str], None] | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, then finish the requests that were accepted and return.
 
     Args:
         config: The settings.
         on_ready: Called with the full URL of the stream root once requests are answered.
+        on_admin: Called before that with the full URL of the metrics, where there is an address for operators.
 
     Raises:
         ServerStartError: The port is taken, or the folder cannot be written to or is open in another server.
@@ -72,7 +78,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL)
     gc.set_threshold(*_GC_THRESHOLDS)
     _raise_file_limit()
-    run_to_end(_serve_until_signalled(config, on_ready))
+    run_to_end(_serve_until_signalled(config, on_ready, on_admin))
 
 
 def _raise_file_limit() -> None:
@@ -82,23 +88,30 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-async def _serve_until_signalled(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
+async def _serve_until_signalled(
+    config: ServerConfig, on_ready: Callable[[str], None], on_admin: Callable[[str], None] | None
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await run_server(config, stop, on_ready)
+    await run_server(config, stop, on_ready, on_admin)
 
 
-async def run_server(config: ServerConfig, stop: asyncio.Event, on_ready: Callable[[str], None]) -> None:
+async def run_server(
+    config: ServerConfig,
+    stop: asyncio.Event,
+    on_ready: Callable[[str], None],
+    on_admin: Callable[[str], None] | None = None,
+) -> None:
     """Serve on the running event loop until ``stop`` is set; otherwise like ``serve``."""
     with listen(config) as listener:
-        listening = hosts.address_of(listener.getsockname()[0])
-        app = App(build_store(config), config, local=listening is not None and listening.is_loopback)
+        app = App(build_store(config), config, local=_is_loopback(listener))
         if not await _started(app, stop):
             return
         try:
-            adapter = await _serve_http(app, listener, stop, on_ready)
+            async with _admin(app, on_admin):
+                adapter = await _serve_http(app, listener, stop, on_ready)
             await _released(adapter)
         finally:
             try:
@@ -125,6 +138,41 @@ async def _started(app: App, stop: asyncio.Event) -> bool:
     return True
 
 
+def _is_loopback(listener: socket.socket) -> bool:
+    address = hosts.address_of(listener.getsockname()[0])
+    return address is not None and address.is_loopback
+
+
+@contextlib.asynccontextmanager
+async def _admin(app: App, on_admin: Callable[[str], None] | None) -> AsyncIterator[None]:
+    """Serve metrics and health at an address of their own, if one is configured."""
+    config = app.config
+    if config.admin_port is None:
+        yield
+        return
+    if not is_available():
+        raise ServerStartError('metrics need prometheus-client: pip install "prometheus-client>=0.20"')
+    with listen(replace(config, host=config.admin_host, port=config.admin_port)) as listener:
+        adapter = RsgiAdapter(AdminApp(app, local=_is_loopback(listener)))
+        server = _Granian(adapter, listener, config.keep_alive)
+        serving = asyncio.ensure_future(server.serve())
+        try:
+            host, port = listener.getsockname()[:2]
+            await _answering(host, port, serving)
+            if on_admin is not None:
+                on_admin(f"http://{_shown(host)}:{port}{METRICS}")
+            yield
+        finally:
+            server.stop()  # type: ignore[no-untyped-call]
+            await asyncio.wait({serving}, timeout=_GRACE)
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
 async def _serve_http(
     app: App, listener: socket.socket, stop: asyncio.Event, on_ready: Callable[[str], None]
 ) -> weakref.ref[RsgiAdapter]:
@@ -141,6 +189,8 @@ async def _serve_http(
         await _answering(host, port, serving)
         on_ready(f"http://{shown}:{port}{STREAM_ROOT.rstrip('/')}")
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            await _drain(app, stop)
     finally:
         stopping.cancel()
         app.stop_reads()
@@ -149,6 +199,15 @@ async def _serve_http(
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
     return weakref.ref(adapter)
+
+
+async def _drain(app: App, stop: asyncio.Event) -> None:
+    """Say for a while that the server is not ready, so that it is sent no more; another signal ends that."""
+    app.draining = True
+    if app.config.drain:
+        stop.clear()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(stop.wait(), app.config.drain)
 
 
 async def _released(adapter: weakref.ref[RsgiAdapter]) -> None:

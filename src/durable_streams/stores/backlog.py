@@ -26,6 +26,16 @@ class Backlog:
         self._size = 0
         self._commands = 0
 
+    @property
+    def commands(self) -> int:
+        """Commands that wait."""
+        return self._commands
+
+    @property
+    def size(self) -> int:
+        """Their bytes."""
+        return self._size
+
     def add(self, size: int) -> None:
         """Count a command that was accepted. A command that waits alone is never too large.
 

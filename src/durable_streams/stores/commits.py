@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from durable_streams.stores.base import (
     as_store_error,
 )
 from durable_streams.stores.batch import CommitBatch
+from durable_streams.stores.figures import CommitFigures
 
 __all__ = ["LOST", "Committed", "GroupCommits", "copied"]
 
@@ -55,6 +57,10 @@ _Outcome = tuple[_QueuedCommand, Any, "BaseException | None"]
 class GroupCommits:
     """The queue of commands, and the batch that is being committed.
 
+    Attributes:
+        figures: What was committed.
+        backlog: The bound on waiting commands.
+
     Args:
         new_batch: Returns an empty batch.
         commit: Writes a batch, all or nothing, and calls back on the event loop, now or later.
@@ -74,16 +80,18 @@ class GroupCommits:
         timeout: float,
         backlog: Backlog,
     ) -> None:
+        self.figures = CommitFigures()
         self._on_lost = on_lost
         self._new_batch = new_batch
         self._commit = commit
         self._publish = publish
         self._timeout = timeout
-        self._backlog = backlog
+        self.backlog = backlog
         self._queue: deque[_QueuedCommand] = deque()
         self._outcomes: list[_Outcome] = []  # of the batch that is being committed
         self._committing = False
         self._began = 0.0  # when the present commit began, on the loop's clock
+        self._measured_from = 0.0  # the same, on a clock that counts more than milliseconds
         self._watching = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -108,7 +116,7 @@ class GroupCommits:
         """
         if self._refusal is not None:
             raise copied(self._refusal)
-        self._backlog.add(size)
+        self.backlog.add(size)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._queue.append(_QueuedCommand(decide, future, size, repeatable))
@@ -145,7 +153,7 @@ class GroupCommits:
         while queue and size < _BATCH_BYTES and len(outcomes) < _BATCH_COMMANDS:
             command = queue.popleft()
             if command.future.done():
-                self._backlog.remove(command.size)
+                self.backlog.remove(command.size)
                 continue
             try:
                 outcomes.append((command, command.decide(batch), None))
@@ -163,7 +171,9 @@ class GroupCommits:
 
     def _ended(self, batch: CommitBatch, outcomes: list[_Outcome], error: StoreError | None) -> None:
         self._outcomes = []
-        self._backlog.remove(sum([command.size for command, _, _ in outcomes]), len(outcomes))
+        self.backlog.remove(sum([command.size for command, _, _ in outcomes]), len(outcomes))
+        if batch:
+            self._count(batch, len(outcomes), error)
         if self._refusal is not self._stopped:
             _log.warning("the disk answers again: streams can be written to")
             self._refusal = self._stopped
@@ -188,11 +198,20 @@ class GroupCommits:
             else:
                 future.set_result(outcome)
 
+    def _count(self, batch: CommitBatch, commands: int, error: StoreError | None) -> None:
+        if error is not None:
+            self.figures.failed += 1
+            return
+        self.figures.appends += len(batch.records)
+        self.figures.bytes += sum([len(payload) for _, _, payload, _ in batch.records])
+        self.figures.stored(commands, time.perf_counter() - self._measured_from)
+
     # -- a disk that does not answer
 
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         self._began = loop.time()
+        self._measured_from = time.perf_counter()
         if not self._watching:
             # One timer serves many commits: a timer for each would cost each of them.
             self._watching = True
@@ -224,7 +243,7 @@ class GroupCommits:
     def _refuse_queue(self, reason: StoreError) -> None:
         while self._queue:
             command = self._queue.popleft()
-            self._backlog.remove(command.size)
+            self.backlog.remove(command.size)
             if not command.future.done():
                 command.future.set_exception(copied(reason))
 

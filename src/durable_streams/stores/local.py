@@ -20,6 +20,7 @@ from durable_streams.stores.backlog import MAX_BYTES, MAX_COMMANDS, Backlog
 from durable_streams.stores.base import Chunk, Listed, StoreError, StoreLostError, StoreUnavailableError
 from durable_streams.stores.batch import CommitBatch, LoadedProducer, NotLoadedError
 from durable_streams.stores.commits import LOST, Committed, GroupCommits, copied
+from durable_streams.stores.figures import StoreFigures
 from durable_streams.stores.lineage import boundary_in_lineage, read_lineage, read_piece_of_lineage
 from durable_streams.stores.slots import LoadingCache, Recent, Slot, SlotWatch, Timers
 from durable_streams.stores.subscriptions import SubscriptionStore
@@ -32,6 +33,7 @@ _SWEEP_INTERVAL = 2.0  # seconds between looks for expired streams
 _SWEEP_STREAMS = 1000
 _PROBE_SECONDS = 5.0
 _CLOSE_SECONDS = 5.0  # for all of it
+_MEASURE_SECONDS = 1.0
 
 _log = logging.getLogger("durable_streams.stores")
 
@@ -519,6 +521,25 @@ class LocalStore:
         if slot is None or slot.state is None or slot.state.id != state.id:
             return rules.is_expired(state, None, now)
         return slot.expired(state, now)
+
+    async def figures(self) -> StoreFigures:
+        """Return what the store counts, now; while the disk does not answer without sizes."""
+        sizes: dict[str, int] = {}
+        purge_backlog: int | None = None
+        with contextlib.suppress(StoreError, asyncio.TimeoutError):
+            sizes, purge_backlog = await asyncio.wait_for(self._measure(), _MEASURE_SECONDS)
+        return StoreFigures(
+            self._commits.figures,
+            self._commits.backlog.commands,
+            self._commits.backlog.size,
+            len(self._slots),
+            sizes,
+            purge_backlog,
+        )
+
+    async def _measure(self) -> tuple[dict[str, int], int | None]:
+        """Return bytes by part of the backend, and how many deleted streams it has not removed yet, if it knows."""
+        return {}, None
 
     async def check(self) -> None:
         """Commit an empty probe, shared by concurrent calls. Raises StoreError after some seconds at most.

@@ -313,6 +313,9 @@ class SlotCache(Generic[S]):
         self._old: dict[str, S] = {}
         self._all: WeakValueDictionary[str, S] = WeakValueDictionary()
 
+    def __len__(self) -> int:
+        return len(self._all)
+
     def peek(self, path: str) -> S | None:
         """Return the slot of a path if it is in memory."""
         return self.young.get(path) or self._all.get(path)

@@ -504,6 +504,11 @@ _LIST, _LIST_AFTER = (
     for begin in (">=", ">")
 )
 
+_MOST_COUNTED = 100_000  # deleted streams
+_MEASURE = f"""
+SELECT page_size, page_count, freelist_count, (SELECT count(*) FROM (SELECT 1 FROM garbage LIMIT {_MOST_COUNTED}))
+FROM pragma_page_size, pragma_page_count, pragma_freelist_count"""  # noqa: S608
+
 _SMALL = 16 << 10  # bytes: larger payloads are not worth a copy into the batch's blob
 _READERS = 2
 _LOOK_AFTER = 0.05  # seconds after which the files are checked again before a write
@@ -543,6 +548,9 @@ class SqliteStore(LocalStore):
 
     async def _find_room(self) -> None:
         await self._sqlite.find_room()
+
+    async def _measure(self) -> tuple[dict[str, int], int | None]:
+        return await self._sqlite.measure()
 
 
 class _SqliteBackend:
@@ -716,6 +724,17 @@ class _SqliteBackend:
             return list(decode_states(found.fetchone()[0]).values())
 
         return await self._lane(self._records).run(find)
+
+    async def measure(self) -> tuple[dict[str, int], int | None]:
+        """Return the sizes of the files in bytes, the free part of the first one, and the number of purged streams."""
+        folder = self._folder
+
+        def measure(connection: sqlite3.Connection, _: Lookup) -> tuple[dict[str, int], int]:
+            page, pages, free, garbage = connection.execute(_MEASURE).fetchone()
+            log = (folder / _LOG_NAME).stat().st_size
+            return {"file": page * pages, "free": page * free, "log": log}, garbage
+
+        return await self._lane(self._states).run(measure, "measure")
 
     @staticmethod
     def _lane(lane: Lane | None) -> Lane:

@@ -19,6 +19,7 @@ from durable_streams.protocol.commands import Appended, Created, Rejection
 from durable_streams.protocol.state import StreamState
 from durable_streams.stores.base import StoreError, StoreUnavailableError, StoreUncertainError, as_store_error
 from durable_streams.stores.batch import CommitBatch
+from durable_streams.stores.figures import CommitFigures
 from durable_streams.stores.jetstream.catchup import CatchUp
 from durable_streams.stores.jetstream.layout import EXPECT
 from durable_streams.stores.jetstream.nats.bus import Bus, ConflictError
@@ -89,6 +90,7 @@ class Attempts:
     """Publishes attempts and completes each.
 
     Attributes:
+        figures: What was stored.
         down_since: Since when NATS does not answer, on the loop's clock; None while it does.
 
     Args:
@@ -112,6 +114,7 @@ class Attempts:
         self._changed = changed
         self._back = back
         self._ask_turn = ask_turn
+        self.figures = CommitFigures()
         self.down_since: float | None = None
 
     async def publish(self, attempt: CommitAttempt) -> Exception | None:
@@ -153,6 +156,8 @@ class Attempts:
         for change in planned.changes:
             change.apply(first, planned.moment, now)
             change.slot.conflicts = 0
+            self.figures.appends += len(change.appends)
+            self.figures.bytes += sum([len(payload) for _, payload in change.appends])
             self._changed(change.slot)
 
     async def _answer(self, attempt: CommitAttempt) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
@@ -20,6 +21,7 @@ import msgspec
 from durable_streams.stores.backlog import Backlog
 from durable_streams.stores.base import StoreError, StoreUnavailableError, as_store_error
 from durable_streams.stores.batch import CommitBatch
+from durable_streams.stores.figures import CommitFigures
 from durable_streams.stores.jetstream.attempts import Attempts, CommitAttempt
 from durable_streams.stores.jetstream.catchup import CatchUp
 from durable_streams.stores.jetstream.layout import new_id
@@ -48,6 +50,9 @@ _ALONE_AT_ONCE = 16  # of the 50 atomic batches that NATS allows on one stream, 
 class Committer:
     """The queue of commands.
 
+    Attributes:
+        backlog: The bound on waiting commands.
+
     Args:
         bus: The bucket.
         catchup: Brings slots up to date.
@@ -65,7 +70,7 @@ class Committer:
         backlog: Backlog,
     ) -> None:
         self._bus = bus
-        self._backlog = backlog
+        self.backlog = backlog
         self._catchup = catchup
         self._clock = clock
         self._gateway = os.urandom(4).hex()
@@ -81,6 +86,11 @@ class Committer:
         self._open = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def figures(self) -> CommitFigures:
+        """What was stored."""
+        return self._attempts.figures
 
     def is_own(self, nonce: str) -> bool:
         """Whether this gateway wrote the record with this nonce."""
@@ -117,7 +127,7 @@ class Committer:
         Raises:
             StoreUnavailableError: Too much is waiting.
         """
-        self._backlog.add(size)
+        self.backlog.add(size)
         loop = asyncio.get_running_loop()
         now = loop.time()
         # While NATS is away, one attempt is enough: later commands do not wait as long as the first ones did.
@@ -155,7 +165,7 @@ class Committer:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _answered(self, size: int, future: asyncio.Future[Any]) -> None:
-        self._backlog.remove(size)
+        self.backlog.remove(size)
         if not future.cancelled():
             future.exception()
         self._open -= 1
@@ -264,10 +274,14 @@ class Committer:
 
     async def _try(self, attempt: CommitAttempt) -> None:
         clock = asyncio.get_running_loop().time
-        began = clock()
+        began, measured_from = clock(), time.perf_counter()
         error = await self._attempts.publish(attempt)
         if attempt.plan.messages and (error is None or isinstance(error, ConflictError)):
             self._round_trip = clock() - began
+            if error is None:
+                self.figures.stored(len(attempt.commands), time.perf_counter() - measured_from)
+        elif error is not None:
+            self.figures.failed += 1
         # The next attempt starts now: the rest of this one blocks its own slots only.
         if attempt.shared:
             self._sharing = False

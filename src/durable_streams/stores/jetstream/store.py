@@ -29,6 +29,7 @@ from durable_streams.stores.backlog import MAX_BYTES, MAX_COMMANDS, Backlog
 from durable_streams.stores.base import Chunk, Listed, StoreError, StoreLostError, StoreUnavailableError
 from durable_streams.stores.batch import CommitBatch, LoadedProducer, NotLoadedError
 from durable_streams.stores.commits import copied
+from durable_streams.stores.figures import StoreFigures
 from durable_streams.stores.jetstream.catchup import CatchUp
 from durable_streams.stores.jetstream.committer import PATIENCE, Committer
 from durable_streams.stores.jetstream.config import JetStreamConfig
@@ -387,6 +388,21 @@ class JetStreamStore:
         if slot.state is None and not slot.revision:
             self._paths.drop(path)
         return self._live(slot)
+
+    async def figures(self) -> StoreFigures:
+        """Return what the store counts, now; while NATS does not answer without the size of the bucket."""
+        sizes: dict[str, int] = {}
+        with contextlib.suppress(StoreUnavailableError):
+            sizes["bucket"] = (await self.bus.info()).bytes
+        return StoreFigures(
+            self._committer.figures,
+            self._committer.backlog.commands,
+            self._committer.backlog.size,
+            len(self._slots),
+            sizes,
+            connected=self.bus.connected,
+            reconnects=self.bus.reconnects,
+        )
 
     async def check(self) -> None:
         """Store an empty probe.

@@ -81,6 +81,7 @@ class Bus:
         on_restored: Called when live messages may have been missed.
         on_turn: Called with the question of every `ask_turn`, from any server.
         max_message: The most bytes of data in one message; known once the bus is open.
+        reconnects: How often the connection was made again.
 
     Args:
         config: The cluster and the bucket.
@@ -93,6 +94,7 @@ class Bus:
         self.on_turn: Callable[[bytes], None] = lambda _: None
         self.guard = Guard(config.name, self._look)
         self.max_message = 0
+        self.reconnects = 0
         self._current: NatsConnection | None = None
         stream = self.layout.stream
         self._get = f"$JS.API.STREAM.MSG.GET.{stream}"
@@ -119,7 +121,7 @@ class Bus:
             raise StoreError(message) from error
         from durable_streams.stores.jetstream.nats.startup import prepare  # noqa: PLC0415 - behind the extra
 
-        connection = NatsConnection(self.config, self._restored)
+        connection = NatsConnection(self.config, self._reconnected)
         await connection.open()
         try:
             self.max_message = min(connection.max_payload - _HEADER_ROOM, _LARGEST_MESSAGE)
@@ -151,6 +153,15 @@ class Bus:
         answer = await self._ask(self._info, b"", _READ_SECONDS)
         self._check(answer)
         return decode_info(answer.data)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a message can be sent now."""
+        return self._current is not None and self._current.connected
+
+    def _reconnected(self) -> None:
+        self.reconnects += 1
+        self._restored()
 
     def _restored(self) -> None:
         self.guard.look()
