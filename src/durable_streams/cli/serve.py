@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from durable_streams.cli.help import Command
+from durable_streams.cli.logs import LEVELS, Format, logging_to_stderr
 from durable_streams.cli.options import DEFAULT_ROOT, PROGRAM, Settings, emit, json_option
 from durable_streams.cli.retention import RetentionRuleType
 from durable_streams.cli.units import Duration, Size, show_duration, show_size
@@ -51,7 +52,15 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
             "nats_credentials",
             "nats_tls_ca",
         ],
-        "Operators": ["admin_host", "admin_port", "drain"],
+        "Operators": [
+            "admin_host",
+            "admin_port",
+            "drain",
+            "log_format",
+            "log_level",
+            "access_log",
+            "audit_log",
+        ],
         "Browsers, names and proxies": [
             "public_url",
             "trusted_proxies",
@@ -116,6 +125,41 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     show_default=True,
     show_envvar=True,
     help="Address to listen on with --admin-port.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    envvar="DURABLE_STREAMS_LOG_FORMAT",
+    show_default=True,
+    show_envvar=True,
+    help="How the log is written to standard error.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(LEVELS),
+    default="warning",
+    envvar="DURABLE_STREAMS_LOG_LEVEL",
+    show_default=True,
+    show_envvar=True,
+    help="The least that is logged.",
+)
+@click.option(
+    "--access-log",
+    type=click.FloatRange(0, 1),
+    default=_DEFAULTS.access_log,
+    envvar="DURABLE_STREAMS_ACCESS_LOG",
+    metavar="SHARE",
+    show_default=True,
+    show_envvar=True,
+    help="Log this share of requests, 0.01 for one in a hundred; failures of the server with them.",
+)
+@click.option(
+    "--audit-log",
+    is_flag=True,
+    envvar="DURABLE_STREAMS_AUDIT_LOG",
+    show_envvar=True,
+    help="Log creations and deletions of streams, and refused credentials.",
 )
 @click.option(
     "--drain",
@@ -412,7 +456,17 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
 )
 @json_option
 @click.pass_context
-def serve(ctx: click.Context, /, *, data_dir: Path, memory: bool, store: str | None, **options: Any) -> None:
+def serve(
+    ctx: click.Context,
+    /,
+    *,
+    data_dir: Path,
+    memory: bool,
+    store: str | None,
+    log_format: Format,
+    log_level: str,
+    **options: Any,
+) -> None:
     """Run the durable server until SIGTERM or Ctrl-C; both end it cleanly, with exit code 0.
 
     Exit code 1 says that it did not start, or that at its end the data folder was gone or the disk did not answer.
@@ -433,7 +487,8 @@ def serve(ctx: click.Context, /, *, data_dir: Path, memory: bool, store: str | N
     try:
         place = _place(ctx, config)
         admin: list[str] = []
-        run_server(config, lambda root: _announce(settings, root, config, place, admin), admin.append)
+        with logging_to_stderr(log_format, log_level):
+            run_server(config, lambda root: _announce(settings, root, config, place, admin), admin.append)
     except ServerFailedError as error:
         click.echo(f"Error: {error}", err=True)
         os._exit(1)  # a thread may wait for a disk that never answers

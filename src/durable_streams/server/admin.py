@@ -41,7 +41,7 @@ class AdminApp:
         self._metrics = Metrics(app)
         self._browsers = Browsers(config, Addresses(config), local=local)
 
-    async def handle(self, request: ServerRequest) -> ServerResponse:
+    async def answer(self, request: ServerRequest) -> ServerResponse:
         """Answer a request."""
         try:
             self._browsers.admit(request)

@@ -37,6 +37,7 @@ from durable_streams.server.outlets import Outlets
 from durable_streams.server.ranges import Ranges
 from durable_streams.server.retention import RetentionActions, RetentionRules
 from durable_streams.server.subscriptions.resources import Subscriptions
+from durable_streams.server.request_log import logged
 from durable_streams.stores.base import Store, StoreError, StoreFullError, StoreUncertainError
 from durable_streams.stores.subscriptions import KeepsSubscriptions
 
@@ -86,6 +87,8 @@ class App:
             store, self.config, self.live, ranges, addresses, retention=retention, subscriptions=engine
         )
         self.counts = handlers.counts
+        self.answer = logged(self.handle, self.config)
+        """Answers a request like `handle`, and logs it if that is configured."""
         self._warned: dict[str, float] = {}
         self._handlers: dict[str, Handler] = {
             "POST": handlers.append,

@@ -235,7 +235,7 @@ class AsgiApp:
 
     async def _response(self, request: _Request) -> ServerResponse:
         if not self._app.needs_store(request):
-            return await self._app.handle(request)
+            return await self._app.answer(request)
         try:
             await self.startup()
         except StoreError as error:
@@ -245,7 +245,7 @@ class AsgiApp:
             self._one_process.check_address(self._watch.addresses)
         except StoreError as error:
             return self._unavailable(request, error)
-        return await self._app.handle(request)
+        return await self._app.answer(request)
 
     def _unavailable(self, request: _Request, error: StoreError) -> ServerResponse:
         if self._told != str(error):

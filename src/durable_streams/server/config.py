@@ -90,6 +90,9 @@ class ServerConfig:
         cache: The scope of ``Cache-Control``: public, or private where shared caches must keep nothing.
         drain: Seconds between the signal to end and the end, in which the server answers everything but says that it is
             not ready (`serve` only).
+        access_log: The share of requests that is logged, from 0 to 1; of a part of them all that are answered with 500
+            or more are logged.
+        audit_log: Whether creations and deletions of streams, and refused credentials, are logged.
         keep_alive: Seconds that a connection may be silent between two requests, or within the head of one (`serve`
             only).
         public_url: The address that clients use (``https://example.com/streams``), where a proxy changes it.
@@ -138,6 +141,8 @@ class ServerConfig:
     cache: str = "public"
     keep_alive: float = 30.0
     drain: float = 0.0
+    access_log: float = 0.0
+    audit_log: bool = False
     public_url: str | None = None
     trusted_proxies: Sequence[str] = ()
     cors_origins: Sequence[str] | None = None
@@ -162,6 +167,8 @@ class ServerConfig:
         self._check_storage()
         if not 0 <= self.drain <= _LONGEST_DRAIN:
             raise ValueError(f"drain is a number of seconds from 0 to {_LONGEST_DRAIN}, not {self.drain}")
+        if not 0 <= self.access_log <= 1:
+            raise ValueError(f"access_log is a share from 0 to 1, not {self.access_log}")
         self._check_addresses()
 
     def _check_storage(self) -> None:

@@ -167,7 +167,7 @@ class RsgiAdapter:
     """What Granian serves."""
 
     def __init__(self, app: App | AdminApp) -> None:
-        self._handle = app.handle
+        self._handle = app.answer
         self._outlets = app.outlets
         self._bodies = app.bodies
 

@@ -181,7 +181,7 @@ async def _serve_http(
     server = _Granian(adapter, listener, app.config.keep_alive)
     serving = asyncio.ensure_future(server.serve())
     host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
+    shown = _shown(host)
     if app.subscriptions is not None and app.local:
         app.subscriptions.own_url = f"http://{shown}:{port}"
     stopping = asyncio.ensure_future(stop.wait())
