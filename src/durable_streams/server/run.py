@@ -27,6 +27,7 @@ from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import STREAM_ROOT
 from durable_streams.server.listener import BACKLOG, ServerStartError, listen
 from durable_streams.server.metrics import is_available
+from durable_streams.server.notify import READY, STOPPING, notify, watchdog
 from durable_streams.server.rsgi import RsgiAdapter
 from durable_streams.stores.base import Store, StoreError
 from durable_streams.stores.local import StoreLimits
@@ -93,9 +94,19 @@ async def _serve_until_signalled(
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        notify(STOPPING)
+        stop.set()
+
+    def ready(root: str) -> None:
+        on_ready(root)
+        notify(READY)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await run_server(config, stop, on_ready, on_admin)
+        loop.add_signal_handler(number, end)
+    async with watchdog():
+        await run_server(config, stop, ready, on_admin)
 
 
 async def run_server(
