@@ -13,7 +13,7 @@ import click
 __all__ = ["GUESSES", "Command", "HelpSections"]
 
 _OWN, _SHARED = "Options", "Options of every command"
-_EVERYWHERE = frozenset({"--url", "--token", "--json", "--help"})
+_EVERYWHERE = frozenset({"--url", "--token", "--context", "--json", "--help"})
 
 GUESSES = {
     "add": "append",

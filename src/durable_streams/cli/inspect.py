@@ -13,7 +13,7 @@ import msgspec
 
 from durable_streams import DurableStream, DurableStreamError, RetryPolicy, StreamInfo, StreamNotFoundError
 from durable_streams.cli.help import Command
-from durable_streams.cli.options import DEFAULT_ROOT, Settings, connection_options, emit
+from durable_streams.cli.options import Settings, connection_options, emit
 from durable_streams.cli.units import Duration, show_size
 from durable_streams.client.base import CallOptions, make_options
 from durable_streams.client.sync_listing import list_streams
@@ -39,7 +39,7 @@ def _split(url: str) -> tuple[str, str]:
 
 def listed(settings: Settings, prefix: str) -> Iterator[StreamInfo]:
     """Iterate over the streams whose paths below the root of ``settings`` begin with a prefix."""
-    root = settings.root or DEFAULT_ROOT
+    root = settings.stream_root
     _, below = _split(root)
     below = f"{below}/" if below else ""
     for found in list_streams(root, prefix=prefix.lstrip("/"), headers=settings.headers):
@@ -151,7 +151,7 @@ def _options(
 
 
 def _address(settings: Settings, url: str | None) -> str:
-    return _split(url or settings.root or DEFAULT_ROOT)[0]
+    return _split(url or settings.stream_root)[0]
 
 
 @click.command(

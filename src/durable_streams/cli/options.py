@@ -6,9 +6,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
 import click
@@ -16,6 +17,9 @@ import msgspec
 
 from durable_streams.errors import redacted
 from durable_streams.protocol.jsonrule import InvalidJSONError
+
+if TYPE_CHECKING:
+    from durable_streams.cli.contexts import Context
 
 __all__ = [
     "DEFAULT_ROOT",
@@ -44,7 +48,23 @@ class Settings:
 
     root: str | None = None
     token: str | None = None
+    context: str | None = None
     json_output: bool = False
+    explicit: set[str] = field(default_factory=set)
+    """The options that were given on the command line: they outrank a context, and that the environment."""
+
+    @cached_property
+    def _context(self) -> Context | None:
+        from durable_streams.cli.contexts import named  # noqa: PLC0415 - where there is one
+
+        return None if self.context is None else named(self.context)
+
+    @property
+    def stream_root(self) -> str:
+        """The URL of the server's streams."""
+        if "root" not in self.explicit and self._context is not None:
+            return self._context.url
+        return (self.root or DEFAULT_ROOT).rstrip("/")
 
     def url(self, stream: str) -> str:
         """Return the URL of a stream given as a full URL or as a path under the root.
@@ -52,26 +72,32 @@ class Settings:
         A path is taken literally: what a URL cannot carry (spaces, ``?``, ``%``) is percent-encoded.
         """
         if stream.startswith(("http://", "https://")):
+            if self._context is not None and not stream.startswith(f"{self.stream_root}/"):
+                raise click.UsageError(
+                    f"{stream} is no stream of the context {self.context}: leave --context out"
+                )
             return stream
         path = stream.lstrip("/")
         if not path:
             raise click.UsageError("STREAM is empty; give a path such as 'flights' or a full URL.")
         with contextlib.suppress(UnicodeError):
             path = os.fsencode(path).decode()  # UTF-8, whatever the locale took it for
-        root = (self.root or DEFAULT_ROOT).rstrip("/")
-        return f"{root}/{quote(path, safe=_LITERAL_IN_PATHS)}"
+        return f"{self.stream_root}/{quote(path, safe=_LITERAL_IN_PATHS)}"
 
     @property
     def headers(self) -> dict[str, str]:
         """The headers of every request."""
-        return {"Authorization": f"Bearer {self.token.strip()}"} if self.token else {}
+        token = self.token
+        if "token" not in self.explicit and self._context is not None:
+            token = None if "root" in self.explicit else self._context.token()
+        return {"Authorization": f"Bearer {token.strip()}"} if token else {}
 
 
 _LITERAL_IN_PATHS = "/:@!$&'()*+,;=~-._"
 
 
 def connection_options(command: F) -> F:
-    """Add --url, --token and --json to a command; they may stand before or after the command's name."""
+    """Add --url, --token, --context and --json to a command; they may stand before or after the command's name."""
     url = click.option(
         "--url",
         metavar="ROOT",
@@ -90,7 +116,16 @@ def connection_options(command: F) -> F:
         callback=_keep("token"),
         help="Sent as 'Authorization: Bearer TOKEN'.",
     )
-    return url(token(json_option(command)))
+    context = click.option(
+        "--context",
+        metavar="NAME",
+        envvar="DURABLE_STREAMS_CONTEXT",
+        show_envvar=True,
+        expose_value=False,
+        callback=_keep("context"),
+        help="The server and the token of that name, see 'durable-streams context'.",
+    )
+    return url(token(context(json_option(command))))
 
 
 def json_option(command: F) -> F:
@@ -105,14 +140,16 @@ def json_option(command: F) -> F:
     )(command)
 
 
-def _keep(field: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     def callback(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
         given = ctx.get_parameter_source(parameter.name or "")
         settings = ctx.ensure_object(Settings)
         # The command's own environment lookup must not undo an option given before its name.
         explicit = given is click.core.ParameterSource.COMMANDLINE
-        if value is not None and (explicit or getattr(settings, field) in {None, False}):
-            setattr(settings, field, value)
+        if value is not None and (explicit or getattr(settings, name) in {None, False}):
+            setattr(settings, name, value)
+        if explicit:
+            settings.explicit.add(name)
 
     return callback
 
