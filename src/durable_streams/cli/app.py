@@ -50,6 +50,7 @@ _COMMANDS = {
     "compact": "backup",
     "ping": "inspect",
     "check": "inspect",
+    "bench": "bench",
     "demo": "demo.command",
     "context": "contexts",
     "completion": "completion",
