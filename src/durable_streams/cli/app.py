@@ -51,6 +51,7 @@ _COMMANDS = {
     "ping": "inspect",
     "check": "inspect",
     "bench": "bench",
+    "top": "top",
     "demo": "demo.command",
     "context": "contexts",
     "completion": "completion",

@@ -20,7 +20,7 @@ from durable_streams.client.sync_listing import list_streams
 from durable_streams.client.sync_performer import run
 from durable_streams.protocol import resources
 
-__all__ = ["check", "info", "listed", "ls", "ping"]
+__all__ = ["check", "info", "listed", "ls", "ping", "short_size"]
 
 _ROOT = "/v1/stream"
 _PING_SECONDS = 10.0
@@ -78,10 +78,10 @@ def ls(settings: Settings, prefix: str, *, is_long: bool, limit: int | None) -> 
 def _row(found: StreamInfo) -> str:
     state = "closed" if found.closed else "open"
     created = (found.created or "")[:19]
-    return f"{_short_size(found.bytes):>9}  {state:<6}  {created:<19}  {found.content_type:<24}  {found.path}"
+    return f"{short_size(found.bytes):>9}  {state:<6}  {created:<19}  {found.content_type:<24}  {found.path}"
 
 
-def _short_size(size: int) -> str:
+def short_size(size: int) -> str:
     """Return a size in at most about seven characters."""
     for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
         if size >= 1024**power:
