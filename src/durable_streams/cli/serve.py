@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -17,7 +18,7 @@ from durable_streams.cli.logs import LEVELS, Format, logging_to_stderr
 from durable_streams.cli.options import DEFAULT_ROOT, PROGRAM, Settings, emit, json_option
 from durable_streams.cli.retention import RetentionRuleType
 from durable_streams.cli.units import Duration, Size, show_duration, show_size
-from durable_streams.server import ServerConfig, ServerStartError
+from durable_streams.server import ServerConfig, ServerStartError, tracing
 from durable_streams.server import serve as run_server
 from durable_streams.server.run import ServerFailedError, jetstream_config
 
@@ -60,6 +61,7 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
             "log_level",
             "access_log",
             "audit_log",
+            "tracing",
         ],
         "Browsers, names and proxies": [
             "public_url",
@@ -160,6 +162,14 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     envvar="DURABLE_STREAMS_AUDIT_LOG",
     show_envvar=True,
     help="Log creations and deletions of streams, and refused credentials.",
+)
+@click.option(
+    "--otel",
+    "tracing",
+    is_flag=True,
+    envvar="DURABLE_STREAMS_OTEL",
+    show_envvar=True,
+    help="Send a span of each request to OpenTelemetry (OTEL_EXPORTER_OTLP_ENDPOINT); it needs an extra.",
 )
 @click.option(
     "--drain",
@@ -487,7 +497,7 @@ def serve(
     try:
         place = _place(ctx, config)
         admin: list[str] = []
-        with logging_to_stderr(log_format, log_level):
+        with logging_to_stderr(log_format, log_level), _spans(config):
             run_server(config, lambda root: _announce(settings, root, config, place, admin), admin.append)
     except ServerFailedError as error:
         click.echo(f"Error: {error}", err=True)
@@ -499,6 +509,15 @@ def serve(
     # Everything is closed, stored and printed. A thread of the HTTP server that asks for the interpreter while it is
     # finalized would print a panic.
     os._exit(0)
+
+
+def _spans(config: ServerConfig) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which spans are sent, if that is configured."""
+    if not config.tracing:
+        return contextlib.nullcontext()
+    if not tracing.is_available():
+        raise click.ClickException(f"spans need the SDK of OpenTelemetry: {tracing.INSTALL}")
+    return tracing.exporting()
 
 
 def _chosen(ctx: click.Context, stores: list[str]) -> str:

@@ -38,6 +38,7 @@ from durable_streams.server.ranges import Ranges
 from durable_streams.server.retention import RetentionActions, RetentionRules
 from durable_streams.server.subscriptions.resources import Subscriptions
 from durable_streams.server.request_log import logged
+from durable_streams.server.tracing import traced
 from durable_streams.stores.base import Store, StoreError, StoreFullError, StoreUncertainError
 from durable_streams.stores.subscriptions import KeepsSubscriptions
 
@@ -88,7 +89,9 @@ class App:
         )
         self.counts = handlers.counts
         self.answer = logged(self.handle, self.config)
-        """Answers a request like `handle`, and logs it if that is configured."""
+        """Answers a request like `handle`, and logs it, or makes a span of it, if that is configured."""
+        if self.config.tracing:
+            self.answer = traced(self.answer)
         self._warned: dict[str, float] = {}
         self._handlers: dict[str, Handler] = {
             "POST": handlers.append,

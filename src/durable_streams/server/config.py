@@ -90,6 +90,7 @@ class ServerConfig:
         cache: The scope of ``Cache-Control``: public, or private where shared caches must keep nothing.
         drain: Seconds between the signal to end and the end, in which the server answers everything but says that it is
             not ready (`serve` only).
+        tracing: Whether each request is a span of OpenTelemetry, with the tracer provider that the process has.
         access_log: The share of requests that is logged, from 0 to 1; of a part of them all that are answered with 500
             or more are logged.
         audit_log: Whether creations and deletions of streams, and refused credentials, are logged.
@@ -141,6 +142,7 @@ class ServerConfig:
     cache: str = "public"
     keep_alive: float = 30.0
     drain: float = 0.0
+    tracing: bool = False
     access_log: float = 0.0
     audit_log: bool = False
     public_url: str | None = None
