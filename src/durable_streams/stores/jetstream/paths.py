@@ -30,7 +30,7 @@ _decode = msgspec.json.Decoder(_Meta).decode
 
 
 class PathIndex:
-    """The paths that are known to one gateway: about 200 bytes each.
+    """The paths that are known to one gateway: about 300 bytes each.
 
     Args:
         bus: The bucket.
