@@ -35,9 +35,9 @@ from durable_streams.server.listing import Listing
 from durable_streams.server.live import LiveReads
 from durable_streams.server.outlets import Outlets
 from durable_streams.server.ranges import Ranges
+from durable_streams.server.request_log import logged
 from durable_streams.server.retention import RetentionActions, RetentionRules
 from durable_streams.server.subscriptions.resources import Subscriptions
-from durable_streams.server.request_log import logged
 from durable_streams.server.tracing import traced
 from durable_streams.stores.base import Store, StoreError, StoreFullError, StoreUncertainError
 from durable_streams.stores.subscriptions import KeepsSubscriptions

@@ -94,18 +94,7 @@ class _MemoryBackend:
 
     def commit(self, batch: CommitBatch, committed: Committed) -> None:
         for slot, state in batch.changed.items():
-            if state is None:
-                if self._states.pop(slot.path, None) is not None:
-                    self._paths.remove(slot.path)
-            else:
-                if slot.path not in self._states:
-                    self._paths.add(slot.path)
-                self._states[slot.path] = state
-            due = None if state is None else due_at(state)
-            if due is None:
-                self._due.pop(slot.path, None)
-            else:
-                self._due[slot.path] = due
+            self._set(slot.path, state)
         for stream_id, start, payload, _ in batch.records:
             log = self._logs.get(stream_id)
             if log is None:
@@ -121,6 +110,20 @@ class _MemoryBackend:
             self._logs.pop(stream_id, None)
             self._producers.pop(stream_id, None)
         committed(None)
+
+    def _set(self, path: str, state: StreamState | None) -> None:
+        if state is None:
+            if self._states.pop(path, None) is not None:
+                self._paths.remove(path)
+        else:
+            if path not in self._states:
+                self._paths.add(path)
+            self._states[path] = state
+        due = None if state is None else due_at(state)
+        if due is None:
+            self._due.pop(path, None)
+        else:
+            self._due[path] = due
 
     async def read(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
         log = self._logs.get(stream_id)
