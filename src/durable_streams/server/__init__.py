@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from durable_streams.protocol.grants import Grant, Operation
+from durable_streams.server.access import Authorize
 from durable_streams.server.asgi import AsgiApp
 from durable_streams.server.config import ServerConfig
+from durable_streams.server.http import ServerRequest
 from durable_streams.server.run import ServerStartError, build_store, serve
 
-__all__ = ["AsgiApp", "ServerConfig", "ServerStartError", "asgi_app", "serve"]
+__all__ = [
+    "AsgiApp",
+    "Authorize",
+    "Grant",
+    "Operation",
+    "ServerConfig",
+    "ServerRequest",
+    "ServerStartError",
+    "asgi_app",
+    "serve",
+]
 
 
-def asgi_app(config: ServerConfig | None = None) -> AsgiApp:
+def asgi_app(config: ServerConfig | None = None, *, authorize: Authorize | None = None) -> AsgiApp:
     """Return the server as an ASGI application, to be served or mounted.
 
     Args:
         config: The settings, of which ``host``, ``port`` and ``keep_alive`` have no effect; None for the defaults.
+        authorize: Says who may do what: an async callable of an `Operation`, the path of a stream below the root of
+            the streams (below ``__ds/`` for what is no stream), and the `ServerRequest`, whose ``scope`` is that of the
+            framework. It returns the `Grant` of the caller, which is then checked, or None if it does not know the
+            caller (401). None lets everyone do everything.
 
     Raises:
         ServerStartError: The store that the settings name can never be opened.
@@ -21,4 +38,4 @@ def asgi_app(config: ServerConfig | None = None) -> AsgiApp:
     from durable_streams.server.app import App  # noqa: PLC0415 - keeps the module's names to what it exports
 
     config = config or ServerConfig()
-    return AsgiApp(App(build_store(config), config))
+    return AsgiApp(App(build_store(config), config, authorize=authorize))

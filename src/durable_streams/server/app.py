@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from durable_streams.protocol.commands import Rejection
 from durable_streams.protocol.request import OUTCOME_UNKNOWN
 from durable_streams.server import parse
+from durable_streams.server.access import Access, Authorize, Handler
 from durable_streams.server.addresses import Addresses
 from durable_streams.server.bodies import Bodies
 from durable_streams.server.browsers import Browsers
@@ -54,18 +55,29 @@ _WARNING_INTERVAL = 60.0  # seconds between equal warnings
 _WARNINGS = 16  # different ones that are remembered
 _log = logging.getLogger("durable_streams.server")
 
-Handler = Callable[[ServerRequest, str], Awaitable[ServerResponse]]
-
 
 class App:
-    """Serves the streams of one store. ``local``: on a loopback address, where every web page can ask."""
+    """Serves the streams of one store.
 
-    def __init__(self, store: Store, config: ServerConfig | None = None, *, local: bool = False) -> None:
+    ``local``: on a loopback address, where every web page can ask. ``authorize``: who may do what, None for everyone
+    everything.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        config: ServerConfig | None = None,
+        *,
+        local: bool = False,
+        authorize: Authorize | None = None,
+    ) -> None:
         self.store = store
         self.local = local
         self.draining = False
         """Whether the server ends soon: it answers everything, and says that it is not ready."""
         self.config = config or ServerConfig()
+        if authorize is not None:  # what one caller may read, no shared cache may give to another
+            self.config = replace(self.config, cache="private")
         # Half for what is read ahead. What is handed over counts twice: the HTTP server's copies take about that.
         budget = MemoryBudget(self.config.send_budget // 2)
         self.bodies = Bodies(self.config.all_bodies, self.config.body_timeout)
@@ -74,6 +86,7 @@ class App:
         self.live = LiveReads(store, self.config, ranges)
         addresses = Addresses(self.config)
         self._browsers = Browsers(self.config, addresses, local=local)
+        access = None if authorize is None else Access(authorize, hides=self.config.hide_forbidden)
         self.control = Control()
         self.control.add(
             "streams", {"GET": Listing(store, _sees_all).read, "POST": RetentionActions(store).post}
@@ -85,13 +98,21 @@ class App:
         engine = None if self.subscriptions is None else self.subscriptions.engine
         retention = RetentionRules(store, tuple(self.config.retention))
         handlers = Handlers(
-            store, self.config, self.live, ranges, addresses, retention=retention, subscriptions=engine
+            store,
+            self.config,
+            self.live,
+            ranges,
+            addresses,
+            retention=retention,
+            subscriptions=engine,
+            access=access,
         )
         self.counts = handlers.counts
         self.answer = logged(self.handle, self.config)
         """Answers a request like `handle`, and logs it, or makes a span of it, if that is configured."""
         if self.config.tracing:
             self.answer = traced(self.answer)
+        self._resources: Handler = self.control.answer
         self._warned: dict[str, float] = {}
         self._handlers: dict[str, Handler] = {
             "POST": handlers.append,
@@ -101,6 +122,9 @@ class App:
             "DELETE": handlers.delete,
             "OPTIONS": _options,
         }
+        if access is not None:
+            self._handlers |= access.guard(self._handlers)
+            self._resources = access.guard_resources(self._resources)
 
     async def startup(self) -> None:
         """Open the store; raises StoreError with one sentence. May follow a `shutdown`."""
@@ -189,7 +213,7 @@ class App:
             return handler, path
         path = parse.stream_path(path[len(STREAM_ROOT) :])
         if path.startswith(RESERVED) and path[len(RESERVED) :][:1] in ("", "/"):
-            return self.control.answer, path[len(RESERVED) + 1 :]
+            return self._resources, path[len(RESERVED) + 1 :]
         return handler, path
 
     def _failed(self, request: ServerRequest, error: Exception) -> ServerResponse:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from durable_streams.protocol.commands import Rejection
+from durable_streams.protocol.grants import Grant
 from durable_streams.server import hosts
 from durable_streams.server.app import App
 from durable_streams.server.bodies import Bodies, Incoming
@@ -45,6 +46,7 @@ class _Request:
         "_is_read",
         "_receive",
         "_scope",
+        "grant",
         "method",
         "mount",
         "path",
@@ -58,6 +60,7 @@ class _Request:
         self._scope = scope
         self._receive = receive
         self._headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
+        self.grant: Grant | None = None
         self.method: str = scope["method"]
         self.scheme: str = scope.get("scheme", "http")
         self.mount: str = scope.get("root_path", "").rstrip("/")
@@ -66,6 +69,10 @@ class _Request:
         # A mount is part of the path for some frameworks and not for others.
         self.path = path[len(root) :] if root and path.startswith(root + "/") else path
         self.query: str = scope["query_string"].decode("latin-1")
+
+    @property
+    def scope(self) -> Scope:
+        return self._scope
 
     def header(self, name: str) -> str | None:
         value: bytes | None = self._headers.get(name)

@@ -106,6 +106,8 @@ class ServerConfig:
             any part of a name. By default all, but those without a dot only if `serve` listens on a loopback address.
         webhook_hosts: The host names that webhooks may go to; a ``*`` stands for any part of a name. By default all.
         webhook_allow_http_localhost: Whether webhooks may go to this machine over plain http, for development.
+        hide_forbidden: Whether a stream that its caller may neither read nor list is answered 404, like one that does
+            not exist, instead of 403. It matters where something says who may do what.
 
     Raises:
         ValueError: A setting makes no sense.
@@ -152,6 +154,7 @@ class ServerConfig:
     allowed_hosts: Sequence[str] | None = None
     webhook_hosts: Sequence[str] | None = None
     webhook_allow_http_localhost: bool = False
+    hide_forbidden: bool = False
 
     def __post_init__(self) -> None:
         for name in _DURATIONS:

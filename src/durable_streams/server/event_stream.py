@@ -20,6 +20,7 @@ from durable_streams.protocol.commands import Rejection
 from durable_streams.protocol.cursors import next_cursor
 from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import StreamState
+from durable_streams.server.access import live_seconds
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.events import Event, EventCache
 from durable_streams.server.http import READ_HEADERS, Disconnection, ServerRequest, ServerResponse
@@ -143,7 +144,8 @@ class EventStreams:
         if not text:
             headers.append((names.SSE_DATA_ENCODING, "base64"))
         reader = _EventReader(watch, state, position, cursor, request.disconnected(), text=text)
-        return ServerResponse(200, headers, self._events(reader))
+        age = live_seconds(request, self._config.sse_max_age)
+        return ServerResponse(200, headers, self._events(reader, age))
 
     async def _is_torn(self, state: StreamState, position: int) -> bool:
         """Whether a position is inside a character, so that what follows it is no text by itself."""
@@ -153,10 +155,10 @@ class EventStreams:
         chunk = await self._store.read_piece(state, before, position - before)
         return _incomplete(chunk.payload) > 0
 
-    async def _events(self, reader: _EventReader) -> AsyncGenerator[bytes, None]:
+    async def _events(self, reader: _EventReader, age: float) -> AsyncGenerator[bytes, None]:
         # A delivery is one turn of this loop. Each coroutine around the wait would be resumed for each reader and
         # commit, so that the wait is here, and an event that is ready needs no coroutine at all.
-        deadline, left = time.monotonic() + self._config.sse_max_age, self._config.sse_max_bytes
+        deadline, left = time.monotonic() + age, self._config.sse_max_bytes
         with self._watched(reader):
             while left > 0 and (state := reader.state()) is not None:
                 pause = self._config.sse_heartbeat

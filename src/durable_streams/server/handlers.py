@@ -12,6 +12,7 @@ from durable_streams.protocol.commands import Append, Create, ForkPoint, Rejecti
 from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import ProducerStamp, StreamState
 from durable_streams.server import parse
+from durable_streams.server.access import Access
 from durable_streams.server.addresses import Addresses
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.counts import Counts
@@ -69,10 +70,12 @@ class Handlers:
         *,
         retention: RetentionRules,
         subscriptions: Engine | None = None,
+        access: Access | None = None,
     ) -> None:
         self._retention = retention
         self._subscriptions = subscriptions
         self.counts = Counts()
+        self._access = access
         self._ranges = ranges
         self._store = store
         self._config = config
@@ -140,6 +143,9 @@ class Handlers:
             raise parse.bad_request("Stream-TTL and Stream-Expires-At exclude each other: send one of them")
         fork, source = await self._fork_point(request, content_type)
         body = await request.body(self._config.max_body)
+        closed = names.is_true(header(names.STREAM_CLOSED))
+        if self._access is not None and (body or closed):
+            await self._access.admit("append", path, request)
         effective = content_type or (source.content_type if source else names.DEFAULT_CONTENT_TYPE)
         if body and names.is_json(effective):
             body = rules.json_payload(body)
@@ -147,7 +153,7 @@ class Handlers:
             path=path,
             content_type=content_type,
             payload=body,
-            closed=names.is_true(header(names.STREAM_CLOSED)),
+            closed=closed,
             ttl=ttl,
             expires_at=expires,
             deadline=deadline,
@@ -183,6 +189,8 @@ class Handlers:
                 )
             return None, None
         path = parse.stream_path(self._addresses.own_path(request, origin))
+        if self._access is not None:
+            await self._access.admit("read", path, request)
         source = rules.check_fork_source(await self._store.get(path), content_type)
         position, is_exact = (source.tail, True) if offset is None else place_of(offset, source)
         if not is_exact:

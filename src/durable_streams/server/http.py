@@ -9,6 +9,7 @@ import msgspec
 
 from durable_streams.protocol import headers as names
 from durable_streams.protocol.commands import Rejection
+from durable_streams.protocol.grants import Grant
 
 __all__ = [
     "ALLOWED_HEADERS",
@@ -101,11 +102,17 @@ class ServerRequest(Protocol):
     """One HTTP request; header names in lower case, the path percent-decoded.
 
     ``mount``: the path under which the application is mounted, which is no part of ``path``.
+    ``grant``: what its caller may do, once that was asked (`access`); None where nothing asks.
     """
 
     method: str
     path: str
     mount: str
+    grant: Grant | None
+
+    @property
+    def scope(self) -> Any:
+        """What the interface knows of it: the scope of ASGI (``scope["user"]``, ``scope["state"]``), or of RSGI."""
 
     @property
     def query(self) -> str:

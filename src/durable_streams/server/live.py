@@ -14,6 +14,7 @@ from durable_streams.protocol import rules
 from durable_streams.protocol.cursors import next_cursor
 from durable_streams.protocol.state import StreamState
 from durable_streams.server import parse
+from durable_streams.server.access import live_seconds
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.event_stream import EventStreams
 from durable_streams.server.http import Headers, ServerRequest, ServerResponse
@@ -102,7 +103,7 @@ class LiveReads:
         """Wait until there is something past ``position``, the stream ends, or the time is up."""
         gone = request.disconnected()
         gone.add_done_callback(lambda _: watch.wake())
-        deadline = time.monotonic() + self._config.long_poll_timeout
+        deadline = time.monotonic() + live_seconds(request, self._config.long_poll_timeout)
         self._watches.add(watch)
         try:
             while not (self._stopping or gone.done()):

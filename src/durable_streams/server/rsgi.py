@@ -7,6 +7,7 @@ from typing import Any
 
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # re-exported, but not in its __all__
 
+from durable_streams.protocol.grants import Grant
 from durable_streams.server.admin import AdminApp
 from durable_streams.server.app import App
 from durable_streams.server.bodies import SMALL_BODY, Bodies, Incoming
@@ -28,6 +29,7 @@ class _Request:
         "_names",
         "_protocol",
         "_scope",
+        "grant",
         "method",
         "mount",
         "path",
@@ -40,6 +42,7 @@ class _Request:
         self._incoming: Incoming | None = None
         self._is_read = False
         self._is_begun = False
+        self.grant: Grant | None = None
         self.method: str = scope.method
         self.path: str = scope.path
         self.mount = ""
@@ -56,6 +59,10 @@ class _Request:
     def scheme(self) -> str:
         scheme: str = self._scope.scheme
         return scheme
+
+    @property
+    def scope(self) -> Any:
+        return self._scope
 
     def header(self, name: str) -> str | None:
         if name not in self._names:

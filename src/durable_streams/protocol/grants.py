@@ -1,0 +1,171 @@
+"""Grants: which operations a caller may do on which streams.
+
+Invariants: what no rule allows is denied; a pattern is matched in one pass over the segments of a path, whatever its
+stars are.
+
+    read,append:jobs/**     operations, a colon, and a pattern of paths below the root of the streams
+
+In a pattern ``*`` stands for one segment and ``**`` for any number of them, also none; every other segment is literal.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import msgspec
+
+__all__ = ["EVERYTHING", "OPERATIONS", "Grant", "Operation", "PathPattern", "Rule"]
+
+Operation = Literal["read", "append", "create", "delete", "trim", "list", "subscribe", "admin"]
+"""What a caller wants to do. ``admin`` is what concerns the server itself, and includes none of the others."""
+
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+
+_BITS = {operation: 1 << number for number, operation in enumerate(OPERATIONS)}
+_ALL_BITS = (1 << len(OPERATIONS)) - 1
+_MAX_PATTERN = 1024  # characters, like a path
+_MAX_SEGMENTS = 64
+_MAX_RULES = 64
+
+
+class PathPattern(msgspec.Struct, frozen=True):
+    """A pattern of paths.
+
+    Its segments are the states of an automaton, one bit each: bit n is set where the first n segments of the pattern
+    have matched what came so far.
+    """
+
+    text: str
+    literals: dict[str, int]
+    stars: int
+    double_stars: int
+    final: int
+
+    @classmethod
+    def parse(cls, text: str) -> PathPattern:
+        """Return the pattern that a text stands for; raises ValueError with one sentence."""
+        if not text or len(text) > _MAX_PATTERN:
+            raise ValueError(
+                f"a pattern of paths has 1 to {_MAX_PATTERN} characters, this one has {len(text)}"
+            )
+        segments = text.split("/")
+        if len(segments) > _MAX_SEGMENTS:
+            raise ValueError(
+                f"a pattern of paths has at most {_MAX_SEGMENTS} segments, this one has {len(segments)}"
+            )
+        if not segments[0]:
+            raise ValueError(f"a pattern begins with a segment, not with a slash: {text[1:81]!r}")
+        literals: dict[str, int] = {}
+        stars = double_stars = position = 0
+        for segment in segments:
+            bit = 1 << position
+            if segment == "**":
+                if double_stars & (bit >> 1):
+                    continue  # of several in a row one is enough
+                double_stars |= bit
+            elif segment == "*":
+                stars |= bit
+            elif "*" in segment:
+                raise ValueError(
+                    f"a * in a pattern stands for a whole segment, which {segment[:80]!r} is not"
+                )
+            else:
+                literals[segment] = literals.get(segment, 0) | bit
+            position += 1
+        return cls(text, literals, stars, double_stars, 1 << position)
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether every path matches."""
+        return self.text == "**"
+
+    def matches(self, path: str) -> bool:
+        """Whether a path matches."""
+        literals, stars, double_stars = self.literals, self.stars, self.double_stars
+        states = 1 | ((1 & double_stars) << 1)  # a ** is passed without a segment
+        for segment in path.split("/"):
+            states = ((states & (stars | literals.get(segment, 0))) << 1) | (states & double_stars)
+            states |= (states & double_stars) << 1
+            if not states:
+                return False
+        return bool(states & self.final)
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """Some operations on the streams of a pattern."""
+
+    bits: int
+    pattern: PathPattern
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """Return the rule of a text such as ``read,append:jobs/**``; raises ValueError with one sentence."""
+        names, colon, pattern = text.partition(":")
+        if not colon:
+            raise ValueError(
+                f"{text[:80]!r} is no grant: write operations, a colon and a pattern, as in read,append:jobs/**"
+            )
+        bits = 0
+        for name in names.split(","):
+            bit = _ALL_BITS if name.strip() == "*" else _BITS.get(name.strip())  # type: ignore[call-overload]
+            if bit is None:
+                raise ValueError(
+                    f"{name.strip()[:80]!r} is no operation; those are {', '.join(OPERATIONS)}, and * for all of them"
+                )
+            bits |= bit
+        return cls(bits, PathPattern.parse(pattern.strip()))
+
+    def __str__(self) -> str:
+        names = [name for name in OPERATIONS if self.bits & _BITS[name]]
+        return f"{'*' if self.bits == _ALL_BITS else ','.join(names)}:{self.pattern.text}"
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """What a caller may do, and until when.
+
+    Args:
+        rules: What is allowed; nothing else is.
+        subject: Who the caller is: quotas count by it, and a producer may belong to it.
+        expires: When it ends, in seconds since 1970; None for no end.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    subject: str = ""
+    expires: float | None = None
+
+    @classmethod
+    def of(cls, *texts: str, subject: str = "", expires: float | None = None) -> Grant:
+        """Return the grant of texts such as ``read,append:jobs/**``.
+
+        Args:
+            *texts: Operations (or ``*`` for all), a colon, and a pattern of paths; at most 64 of them.
+            subject: Who the caller is.
+            expires: When it ends, in seconds since 1970.
+
+        Raises:
+            ValueError: One of them is malformed; the message is one sentence.
+        """
+        if len(texts) > _MAX_RULES:
+            raise ValueError(f"a grant has at most {_MAX_RULES} rules, this one has {len(texts)}")
+        return cls(tuple(Rule.parse(text) for text in texts), subject, expires)
+
+    def allows(self, operation: Operation, path: str) -> bool:
+        """Whether an operation on a stream is allowed, given its path below the root of the streams."""
+        bit = _BITS[operation]
+        return any(rule.bits & bit and rule.pattern.matches(path) for rule in self.rules)
+
+    def allows_somewhere(self, operation: Operation) -> bool:
+        """Whether an operation is allowed on some streams, whichever they are."""
+        return any(rule.bits & _BITS[operation] for rule in self.rules)
+
+    def allows_everywhere(self, operation: Operation) -> bool:
+        """Whether an operation is allowed on every stream."""
+        return any(rule.bits & _BITS[operation] and rule.pattern.is_everything for rule in self.rules)
+
+    def texts(self) -> list[str]:
+        """Return the rules as texts."""
+        return [str(rule) for rule in self.rules]
+
+
+EVERYTHING = Grant.of("*:**")
+"""All operations on all streams."""

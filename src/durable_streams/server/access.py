@@ -1,0 +1,164 @@
+"""Who may do what: every request for a stream or a resource comes by here, before anything of it is done.
+
+Invariants: what no grant allows is refused; the answer to a refusal does not depend on whether the stream exists.
+
+| request | needs |
+| --- | --- |
+| GET, HEAD | read |
+| POST, also one that closes the stream | append |
+| PUT | create; with data or closed also append; of a fork also read on its source |
+| DELETE | delete |
+
+Without an ``authorize`` there is no `Access`, and a request costs nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from durable_streams.protocol import rules
+from durable_streams.protocol.commands import Rejection
+from durable_streams.protocol.grants import Grant, Operation
+from durable_streams.server.http import ServerRequest, ServerResponse
+
+__all__ = [
+    "Access",
+    "Authorize",
+    "Handler",
+    "live_seconds",
+    "operation_on_resource",
+    "unauthorized",
+]
+
+Authorize = Callable[[Operation, str, ServerRequest], Awaitable[Grant | None]]
+"""Returns what the caller of a request may do, None if it is not known who that is.
+
+It is called with the operation, the path below the root of the streams, and the request (``request.header(name)``,
+``request.scope`` of the framework). What it returns is checked against the operation and the path.
+"""
+
+Handler = Callable[[ServerRequest, str], Awaitable[ServerResponse]]
+"""Answers a request for a path."""
+
+_OPERATIONS: dict[str, Operation] = {
+    "GET": "read",
+    "HEAD": "read",
+    "POST": "append",
+    "PUT": "create",
+    "DELETE": "delete",
+}
+_VARY = ("vary", "authorization, cookie")  # for the cache of a browser that has several users
+_LIVE_READ = 60.0  # seconds: how long the end of a grant may go unnoticed
+_OWN_TOKENS = ("callback", "ack", "release")  # of a subscription: they carry the token of a wake
+_PUBLIC = frozenset({"jwks.json"})  # keys to verify with
+
+
+def operation_on_resource(method: str, path: str) -> Operation | None:
+    """Return what a request for a path below ``__ds/`` needs; None for what is open to all, or has its own tokens."""
+    name, _, rest = path.partition("/")
+    if name in _PUBLIC:
+        return None
+    if name == "streams":
+        return "list"
+    if name == "subscriptions":
+        return None if method == "POST" and rest.rpartition("/")[2] in _OWN_TOKENS else "subscribe"
+    return "admin"
+
+
+class Access:
+    """Asks ``authorize`` about requests, and refuses those that no grant allows.
+
+    Args:
+        authorize: Who the caller is, and what it may do.
+        hides: Whether a stream that one may neither read nor list is answered like one that does not exist.
+        now: The time in seconds since 1970.
+    """
+
+    def __init__(
+        self, authorize: Authorize, *, hides: bool = False, now: Callable[[], float] = time.time
+    ) -> None:
+        self._authorize = authorize
+        self._hides = hides
+        self._now = now
+
+    def guard(self, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
+        """Return the handlers of streams, by their methods, each behind what the method needs; OPTIONS needs nothing."""
+        return {
+            method: self._guarded(_OPERATIONS[method], handler)
+            for method, handler in handlers.items()
+            if method != "OPTIONS"
+        }
+
+    def guard_resources(self, handler: Handler) -> Handler:
+        """Return the handler of what is below ``__ds/``, behind what each resource needs."""
+
+        async def guarded(request: ServerRequest, path: str) -> ServerResponse:
+            await self._admit_to_resource(path, request)
+            return await handler(request, path)
+
+        return guarded
+
+    def _guarded(self, operation: Operation, handler: Handler) -> Handler:
+        async def guarded(request: ServerRequest, path: str) -> ServerResponse:
+            await self.admit(operation, path, request)
+            response = await handler(request, path)
+            response.headers.append(_VARY)
+            return response
+
+        return guarded
+
+    async def admit(self, operation: Operation, path: str, request: ServerRequest) -> None:
+        """Let an operation on a stream pass, and note the grant in the request; raises the 401, 403 or 404."""
+        request.grant = grant = await self._grant(operation, path, request)
+        if not grant.allows(operation, path):
+            raise self._refused(grant, operation, path)
+
+    async def _admit_to_resource(self, path: str, request: ServerRequest) -> None:
+        """Let a request for a path below ``__ds/`` pass; raises the 401 or 403.
+
+        A list shows what ``request.grant`` allows, so that it needs the operation somewhere. Anything else may concern
+        every stream, and needs it everywhere.
+        """
+        operation = operation_on_resource(request.method, path)
+        if operation is None:
+            return
+        request.grant = grant = await self._grant(operation, path, request)
+        if not (
+            grant.allows_somewhere(operation) if operation == "list" else grant.allows_everywhere(operation)
+        ):
+            raise _forbidden(operation, "**")
+
+    async def _grant(self, operation: Operation, path: str, request: ServerRequest) -> Grant:
+        grant = await self._authorize(operation, path, request)
+        if grant is None:
+            raise unauthorized("this server wants credentials: send Authorization: Bearer TOKEN")
+        if grant.expires is not None and grant.expires <= self._now():
+            raise unauthorized("these credentials have expired: get others")
+        return grant
+
+    def _refused(self, grant: Grant, operation: Operation, path: str) -> Rejection:
+        if self._hides and not (grant.allows("read", path) or grant.allows("list", path)):
+            return rules.not_found()
+        return _forbidden(operation, path)
+
+
+def live_seconds(request: ServerRequest, most: float) -> float:
+    """Return for how many of ``most`` seconds a live read may go on before its caller has to ask again."""
+    if request.grant is None:
+        return most
+    expires = request.grant.expires
+    return (
+        min(most, _LIVE_READ) if expires is None else min(most, _LIVE_READ, max(0.0, expires - time.time()))
+    )
+
+
+def unauthorized(message: str) -> Rejection:
+    """Return the 401 of a request whose caller is not known."""
+    return Rejection(401, "UNAUTHORIZED", message, {"www-authenticate": "Bearer"})
+
+
+def _forbidden(operation: Operation, path: str) -> Rejection:
+    return Rejection(
+        403, "FORBIDDEN", f"these credentials do not allow {operation} on {path[:80]}: ask for a grant of it"
+    )

@@ -1,0 +1,251 @@
+"""Who may do what, with an ``authorize`` of the application's: every operation with every grant, on every store."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from durable_streams.protocol.grants import OPERATIONS, Grant
+from durable_streams.server import ServerConfig, ServerRequest, asgi_app
+from durable_streams.server.access import operation_on_resource
+from durable_streams.testing.nats import NatsCluster
+
+# One request for each thing that can be done, and the operations that it needs.
+REQUESTS: list[tuple[str, str, dict[str, str], bytes, set[str]]] = [
+    ("GET", "there", {}, b"", {"read"}),
+    ("GET", "there?offset=-1&live=long-poll", {}, b"", {"read"}),
+    ("GET", "closed?offset=-1&live=sse", {}, b"", {"read"}),
+    ("HEAD", "there", {}, b"", {"read"}),
+    ("POST", "there", {"content-type": "text/plain"}, b"x", {"append"}),
+    ("POST", "to-close", {"stream-closed": "true"}, b"", {"append"}),
+    ("PUT", "new", {}, b"", {"create"}),
+    ("PUT", "new", {"content-type": "text/plain"}, b"x", {"create", "append"}),
+    ("PUT", "new", {"stream-closed": "true"}, b"", {"create", "append"}),
+    ("PUT", "new", {"stream-forked-from": "/v1/stream/there"}, b"", {"create", "read"}),
+    ("DELETE", "to-delete", {}, b"", {"delete"}),
+]
+GRANTS = [
+    set(),
+    *({operation} for operation in OPERATIONS),
+    {"create", "append"},
+    {"create", "read"},
+    set(OPERATIONS),
+]
+
+
+@pytest.fixture(scope="module")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with NatsCluster(tmp_path_factory.mktemp("nats"), 1) as cluster:
+        yield cluster.store
+
+
+@pytest.fixture(params=["memory", "sqlite", "nats"])
+def config(request: pytest.FixtureRequest, tmp_path: Path) -> ServerConfig:
+    if request.param == "nats":
+        return ServerConfig(store=request.getfixturevalue("nats"), nats_replicas=1)
+    return ServerConfig(data_dir=tmp_path if request.param == "sqlite" else None)
+
+
+@asynccontextmanager
+async def client_of(config: ServerConfig, authorize: Any) -> AsyncIterator[httpx.AsyncClient]:
+    app = asgi_app(config, authorize=authorize)
+    transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://server/v1/stream/") as client:
+        try:
+            yield client
+        finally:
+            await app.shutdown()
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(work())  # type: ignore[arg-type]
+
+
+async def by_header(_operation: str, _path: str, request: ServerRequest) -> Grant | None:
+    """Take the caller at its word: the header names what it may do."""
+    said = request.header("x-grant")
+    return None if said is None else Grant.of(*said.split())
+
+
+ALL = {"x-grant": "*:**"}
+
+
+async def prepare(client: httpx.AsyncClient, folder: str = "", paths: Collection[str] = ("there",)) -> None:
+    for path in paths:
+        headers = {**ALL, "content-type": "text/plain"} | (
+            {"stream-closed": "true"} if path == "closed" else {}
+        )
+        created = await client.put(folder + path, content=b"data", headers=headers)
+        assert created.status_code == 201
+
+
+def test_every_operation_with_every_grant(config: ServerConfig) -> None:
+    async def work() -> None:
+        async with client_of(config, by_header) as client:
+            for number, (method, target, headers, body, needed) in enumerate(REQUESTS):
+                for turn, granted in enumerate(GRANTS):
+                    folder = f"{number}/{turn}/"
+                    await prepare(client, folder, {"there", target.partition("?")[0]} - {"new"})
+                    given = {"x-grant": f"{','.join(sorted(granted))}:**" if granted else ""}
+                    if "stream-forked-from" in headers:
+                        given["stream-forked-from"] = f"/v1/stream/{folder}there"
+                    answer = await client.request(
+                        method, folder + target, headers=headers | given, content=body
+                    )
+                    expected = (200, 201, 204) if needed <= granted else (403,)
+                    assert answer.status_code in expected, (method, target, headers, granted, answer.text)
+                    if answer.status_code == 403 and method != "HEAD":
+                        assert answer.json()["error"]["code"] == "FORBIDDEN"
+                    if method == "PUT":  # what is refused has done nothing
+                        there = await client.head(folder + "new", headers=ALL)
+                        assert (there.status_code == 200) == (needed <= granted)
+
+    run(work)
+
+
+def test_a_grant_is_good_for_its_paths_only() -> None:
+    async def work() -> None:
+        async with client_of(ServerConfig(), by_header) as client:
+            await prepare(client)
+            assert (await client.put("jobs/1/log", headers=ALL)).status_code == 201
+            for path, status in (("jobs/1/log", 200), ("there", 403), ("jobs", 403), ("jobs%2F1%2Flog", 200)):
+                assert (await client.get(path, headers={"x-grant": "read:jobs/*/log"})).status_code == status
+            # A fork carries away what its source holds.
+            may_create = {"x-grant": "create:mine/** read:mine/**"}
+            for source in ("/v1/stream/there", "http://server/v1/stream/there", "/v1/stream/%74here"):
+                fork = await client.put("mine/fork", headers=may_create | {"stream-forked-from": source})
+                assert fork.status_code == 403
+                assert "read on there" in fork.json()["error"]["message"]
+
+    run(work)
+
+
+def test_an_unknown_caller() -> None:
+    async def work() -> None:
+        async with client_of(ServerConfig(), by_header) as client:
+            for method, target, headers, body, _ in REQUESTS:
+                answer = await client.request(method, target, headers=headers, content=body)
+                assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+            assert answer.json()["error"]["code"] == "UNAUTHORIZED"
+            assert answer.headers["access-control-allow-origin"] == "*"
+            # What tells nothing is open: health, and what a browser asks before it asks.
+            health = await client.get("http://server/health")
+            preflight = await client.options(
+                "there", headers={"access-control-request-headers": "authorization"}
+            )
+            assert (health.status_code, preflight.status_code) == (200, 204)
+            assert "authorization" in preflight.headers["access-control-allow-headers"]
+
+    run(work)
+
+
+def test_hidden_streams_answer_like_missing_ones() -> None:
+    async def work() -> None:
+        async with client_of(ServerConfig(hide_forbidden=True), by_header) as client:
+            await prepare(client)
+            for grant in ("read:mine/**", "append:**", ""):
+                answers = [
+                    await client.get(path, headers={"x-grant": grant}) for path in ("there", "not-there")
+                ]
+                missing = await client.get("not-there", headers=ALL)
+                for answer in answers:
+                    assert (answer.status_code, answer.content) == (404, missing.content)
+                    assert dict(answer.headers) == dict(missing.headers)
+            # Who may see the stream may know what is not allowed.
+            for may_see in ("read:**", "list:**"):
+                assert (await client.post("there", headers={"x-grant": may_see})).status_code == 403
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "operation"),
+    [
+        ("GET", "jwks.json", None),
+        ("GET", "streams", "list"),
+        ("GET", "subscriptions/s", "subscribe"),
+        ("PUT", "subscriptions/s", "subscribe"),
+        ("POST", "subscriptions/s/claim", "subscribe"),
+        ("POST", "subscriptions/s/ack", None),
+        ("POST", "subscriptions/s/callback", None),
+        ("POST", "subscriptions/s/release", None),
+        ("DELETE", "subscriptions/ack", "subscribe"),
+        ("GET", "metrics", "admin"),
+        ("POST", "anything/else", "admin"),
+        ("GET", "", "admin"),
+    ],
+)
+def test_what_a_resource_needs(method: str, path: str, operation: str | None) -> None:
+    assert operation_on_resource(method, path) == operation
+
+
+def test_resources_are_behind_the_same_door() -> None:
+    async def work() -> None:
+        async with client_of(ServerConfig(), by_header) as client:
+            for grant, status in (
+                (None, 401),
+                ("*:jobs/**", 403),
+                ("admin:jobs/**", 403),
+                ("admin:**", 404),
+            ):
+                headers = {} if grant is None else {"x-grant": grant}
+                assert (await client.get("__ds/nothing", headers=headers)).status_code == status
+            for grant, status in (("list:jobs/**", 404), ("read:**", 403)):
+                assert (await client.get("__ds/streams", headers={"x-grant": grant})).status_code in (
+                    status,
+                    200,
+                )
+
+    run(work)
+
+
+def test_live_reads_end_with_their_grant() -> None:
+    """Also those that wait: neither the age of an event stream nor the wait of a long-poll keeps them."""
+    asked = 0
+
+    async def for_a_moment(_operation: str, _path: str, _request: ServerRequest) -> Grant:
+        nonlocal asked
+        asked += 1
+        return Grant.of("*:**", expires=time.time() + 0.3)
+
+    async def work() -> None:
+        config = ServerConfig(long_poll_timeout=600, sse_max_age=600)
+        async with client_of(config, for_a_moment) as client:
+            assert (await client.put("s")).status_code == 201
+            polled = await client.get("s?offset=now&live=long-poll", timeout=30)
+            assert polled.status_code == 204
+            events = await client.get("s?offset=now&live=sse", timeout=30)
+            assert events.text.startswith("event: control")
+            assert asked == 3
+
+    run(work)
+
+
+def test_an_expired_grant_is_refused() -> None:
+    async def expired(_operation: str, _path: str, _request: ServerRequest) -> Grant:
+        return Grant.of("*:**", expires=time.time())
+
+    async def work() -> None:
+        async with client_of(ServerConfig(), expired) as client:
+            answer = await client.get("s")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "UNAUTHORIZED")
+
+    run(work)
+
+
+def test_shared_caches_keep_nothing() -> None:
+    async def work() -> None:
+        async with client_of(ServerConfig(), by_header) as client:
+            await prepare(client, paths=["closed"])
+            answer = await client.get("closed?offset=-1", headers=ALL)
+            assert answer.headers["cache-control"].startswith("private, max-age")
+            assert "authorization" in answer.headers["vary"]
+
+    run(work)

@@ -1,0 +1,112 @@
+"""Grants: what their texts mean, and which paths a pattern matches."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from durable_streams.protocol.grants import EVERYTHING, OPERATIONS, Grant, PathPattern, Rule
+
+MATCHES = [
+    ("jobs", ["jobs"], ["jobs/1", "job", "jobs/", ""]),
+    ("jobs/*", ["jobs/1", "jobs/"], ["jobs", "jobs/1/2", "job/1"]),
+    ("jobs/**", ["jobs", "jobs/1", "jobs/1/2/3"], ["jobs2", "other/jobs"]),
+    ("**", ["a", "a/b", "a//b", "*", "**"], []),
+    ("*", ["a", "**"], ["a/b"]),
+    ("**/log", ["log", "a/log", "a/b/log"], ["log/a", "a/log/b", "xlog"]),
+    ("a/**/z", ["a/z", "a/b/z", "a/z/z"], ["a", "z", "a/b", "a/z/b"]),
+    ("a/**/**/**/z", ["a/z", "a/b/c/z"], ["a", "a/b"]),
+    ("*/**", ["a", "a/b"], []),
+    ("**/*/x", ["a/x", "a/b/x", "x/x"], ["x", "a/b"]),
+    ("a/*/a/**/a", ["a/a/a/a", "a/b/a/c/d/a"], ["a/a/a", "a/b/a/c"]),
+]
+
+
+@pytest.mark.parametrize(("pattern", "inside", "outside"), MATCHES)
+def test_what_a_pattern_matches(pattern: str, inside: list[str], outside: list[str]) -> None:
+    matcher = PathPattern.parse(pattern)
+    assert [path for path in inside if not matcher.matches(path)] == []
+    assert [path for path in outside if matcher.matches(path)] == []
+
+
+def by_definition(pattern: list[str], path: list[str]) -> bool:
+    """Say the same by trying everything."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(by_definition(pattern[1:], path[skipped:]) for skipped in range(len(path) + 1))
+    return bool(path) and pattern[0] in ("*", path[0]) and by_definition(pattern[1:], path[1:])
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "*", "**"]), min_size=1, max_size=6),
+    st.lists(st.sampled_from(["a", "b", "", "*"]), min_size=1, max_size=6),
+)
+def test_a_pattern_matches_what_its_definition_says(pattern: list[str], path: list[str]) -> None:
+    assert PathPattern.parse("/".join(pattern)).matches("/".join(path)) == by_definition(pattern, path)
+
+
+def test_many_stars_take_one_pass() -> None:
+    """By trying everything, this takes longer than the universe has existed."""
+    pattern = PathPattern.parse("/".join(["**", "a"] * 32))
+    assert not pattern.matches("/".join(["a"] * 511 + ["b"]))
+    assert pattern.matches("/".join(["a"] * 512))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("read", "'read' is no grant"),
+        ("fly:**", "'fly' is no operation"),
+        (":**", "'' is no operation"),
+        ("read:", "1 to 1024 characters, this one has 0"),
+        ("read:/jobs", "begins with a segment"),
+        ("read:jobs/a*", "a * in a pattern stands for a whole segment"),
+        ("read:" + "x" * 1025, "1 to 1024 characters"),
+        ("read:" + "/".join("x" * 65), "at most 64 segments"),
+    ],
+)
+def test_a_malformed_rule_is_refused_in_one_sentence(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as refused:
+        Rule.parse(text)
+    assert said in str(refused.value)
+
+
+def test_a_rule_reads_back() -> None:
+    for text in ("read,append:jobs/**", "*:**", "create:a/*/b", "admin:**"):
+        assert str(Rule.parse(text)) == text
+    assert str(Rule.parse(" append , read : jobs/**")) == "read,append:jobs/**"
+    assert Grant.of("read:a", "append:b").texts() == ["read:a", "append:b"]
+
+
+def test_what_no_rule_allows_is_denied() -> None:
+    grant = Grant.of("read,append:jobs/**", "create:jobs/new/*")
+    allowed = {
+        (operation, path) for operation in OPERATIONS for path in PATHS if grant.allows(operation, path)
+    }
+    assert allowed == {
+        ("read", "jobs/1"),
+        ("append", "jobs/1"),
+        ("read", "jobs/new/1"),
+        ("append", "jobs/new/1"),
+        ("create", "jobs/new/1"),
+    }
+    assert not any(Grant().allows(operation, path) for operation in OPERATIONS for path in PATHS)
+    assert all(EVERYTHING.allows(operation, path) for operation in OPERATIONS for path in PATHS)
+
+
+PATHS = ["jobs/1", "jobs/new/1", "other"]
+
+
+def test_somewhere_and_everywhere() -> None:
+    grant = Grant.of("list:jobs/**", "subscribe:**")
+    assert grant.allows_somewhere("list")
+    assert not grant.allows_everywhere("list")
+    assert grant.allows_everywhere("subscribe")
+    assert not grant.allows_somewhere("read")
+
+
+def test_a_grant_is_bounded() -> None:
+    with pytest.raises(ValueError, match="at most 64 rules"):
+        Grant.of(*["read:**"] * 65)
