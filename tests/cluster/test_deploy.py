@@ -76,3 +76,11 @@ def test_the_containers_name_what_there_is() -> None:
         assert (DEPLOY / mounted).is_file()
     for gateway in re.findall(r"(\S+):4437", (DEPLOY / "Caddyfile").read_text()):
         assert re.search(rf"^  {gateway}: \*gateway$", compose, re.MULTILINE)
+
+
+def test_a_gateway_says_who_may_do_what() -> None:
+    """The image listens on every address, where a server does not start without."""
+    assert "DURABLE_STREAMS_HOST=0.0.0.0" in (DEPLOY / "Dockerfile").read_text()
+    compose = (DEPLOY / "compose.yaml").read_text()
+    assert 'DURABLE_STREAMS_NO_AUTH: "1"' in compose
+    assert 'ports: ["127.0.0.1:4437:80"]' in compose

@@ -33,10 +33,10 @@ REQUESTS: list[tuple[str, str, dict[str, str], bytes, set[str]]] = [
 ]
 GRANTS = [
     set(),
-    *({operation} for operation in OPERATIONS),
+    *({str(operation)} for operation in OPERATIONS),
     {"create", "append"},
     {"create", "read"},
-    set(OPERATIONS),
+    {str(operation) for operation in OPERATIONS},
 ]
 
 

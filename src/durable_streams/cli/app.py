@@ -52,6 +52,7 @@ _COMMANDS = {
     "check": "inspect",
     "bench": "bench",
     "top": "top",
+    "key": "key",
     "demo": "demo.command",
     "context": "contexts",
     "completion": "completion",

@@ -41,7 +41,8 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     examples=[
         "durable-streams serve",
         "durable-streams serve --memory --port 0",
-        "durable-streams serve --host 0.0.0.0 --data-dir /srv/streams --max-body 16MiB",
+        "durable-streams serve --data-dir /srv/streams --max-body 16MiB",
+        "durable-streams serve --host 0.0.0.0 --auth keys.toml",
     ],
     groups={
         "NATS": [
@@ -63,6 +64,7 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
             "audit_log",
             "tracing",
         ],
+        "Who may do what": ["auth", "no_auth", "hide_forbidden"],
         "Browsers, names and proxies": [
             "public_url",
             "trusted_proxies",
@@ -358,6 +360,28 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     show_default=True,
     show_envvar=True,
     help="How long a connection may be silent between two requests, or in the head of one.",
+)
+@click.option(
+    "--auth",
+    type=click.Path(path_type=Path),
+    envvar="DURABLE_STREAMS_AUTH",
+    metavar="PATH",
+    show_envvar=True,
+    help="File with the keys of callers, as `durable-streams key create` writes it; read again when it changes.",
+)
+@click.option(
+    "--no-auth",
+    is_flag=True,
+    envvar="DURABLE_STREAMS_NO_AUTH",
+    show_envvar=True,
+    help="Let everyone do everything, also on an address that other machines reach.",
+)
+@click.option(
+    "--hide-forbidden",
+    is_flag=True,
+    envvar="DURABLE_STREAMS_HIDE_FORBIDDEN",
+    show_envvar=True,
+    help="Answer 404 instead of 403 for streams that the caller may not see.",
 )
 @click.option(
     "--public-url",

@@ -30,10 +30,10 @@ def asgi_app(config: ServerConfig | None = None, *, authorize: Authorize | None 
         authorize: Says who may do what: an async callable of an `Operation`, the path of a stream below the root of
             the streams (below ``__ds/`` for what is no stream), and the `ServerRequest`, whose ``scope`` is that of the
             framework. It returns the `Grant` of the caller, which is then checked, or None if it does not know the
-            caller (401). None lets everyone do everything.
+            caller (401). None leaves it to ``config.auth``.
 
     Raises:
-        ServerStartError: The store that the settings name can never be opened.
+        ServerStartError: The store that the settings name can never be opened, or their ``auth`` cannot be used.
     """
     from durable_streams.server.app import App  # noqa: PLC0415 - keeps the module's names to what it exports
 

@@ -11,6 +11,7 @@ from durable_streams.protocol.request import OUTCOME_UNKNOWN
 from durable_streams.server import parse
 from durable_streams.server.access import Access, Authorize, Handler
 from durable_streams.server.addresses import Addresses
+from durable_streams.server.authentication import authorize_of
 from durable_streams.server.bodies import Bodies
 from durable_streams.server.browsers import Browsers
 from durable_streams.server.budget import MemoryBudget
@@ -59,8 +60,8 @@ _log = logging.getLogger("durable_streams.server")
 class App:
     """Serves the streams of one store.
 
-    ``local``: on a loopback address, where every web page can ask. ``authorize``: who may do what, None for everyone
-    everything.
+    ``local``: on a loopback address, where every web page can ask. ``authorize``: who may do what, by default as the
+    configuration says. Raises ServerStartError where that names a file that cannot be used.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class App:
         self.draining = False
         """Whether the server ends soon: it answers everything, and says that it is not ready."""
         self.config = config or ServerConfig()
+        authorize = authorize or authorize_of(self.config)
         if authorize is not None:  # what one caller may read, no shared cache may give to another
             self.config = replace(self.config, cache="private")
         # Half for what is read ahead. What is handed over counts twice: the HTTP server's copies take about that.

@@ -106,6 +106,8 @@ class ServerConfig:
             any part of a name. By default all, but those without a dot only if `serve` listens on a loopback address.
         webhook_hosts: The host names that webhooks may go to; a ``*`` stands for any part of a name. By default all.
         webhook_allow_http_localhost: Whether webhooks may go to this machine over plain http, for development.
+        auth: The file with the keys of callers (``durable-streams key create``). None lets everyone do everything.
+        no_auth: Whether `serve` may listen on an address that is not of this machine without ``auth``.
         hide_forbidden: Whether a stream that its caller may neither read nor list is answered 404, like one that does
             not exist, instead of 403. It matters where something says who may do what.
 
@@ -154,6 +156,8 @@ class ServerConfig:
     allowed_hosts: Sequence[str] | None = None
     webhook_hosts: Sequence[str] | None = None
     webhook_allow_http_localhost: bool = False
+    auth: Path | None = None
+    no_auth: bool = False
     hide_forbidden: bool = False
 
     def __post_init__(self) -> None:
@@ -174,6 +178,8 @@ class ServerConfig:
             raise ValueError(f"drain is a number of seconds from 0 to {_LONGEST_DRAIN}, not {self.drain}")
         if not 0 <= self.access_log <= 1:
             raise ValueError(f"access_log is a share from 0 to 1, not {self.access_log}")
+        if self.auth is not None and self.no_auth:
+            raise ValueError("no_auth and auth exclude each other")
         self._check_addresses()
 
     def _check_storage(self) -> None:

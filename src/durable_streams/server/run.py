@@ -73,7 +73,8 @@ def serve(
         on_admin: Called before that with the full URL of the metrics, where there is an address for operators.
 
     Raises:
-        ServerStartError: The port is taken, or the folder cannot be written to or is open in another server.
+        ServerStartError: The address is not of this machine only, and the settings have neither ``auth`` nor
+            ``no_auth``; the port is taken, or the folder cannot be written to or is open in another server.
         ServerFailedError: At the end the data folder is not where it was, or the disk does not answer.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL)
@@ -117,7 +118,13 @@ async def run_server(
 ) -> None:
     """Serve on the running event loop until ``stop`` is set; otherwise like ``serve``."""
     with listen(config) as listener:
-        app = App(build_store(config), config, local=_is_loopback(listener))
+        local = _is_loopback(listener)
+        if not (local or config.no_auth or config.auth):
+            raise ServerStartError(
+                f"{config.host} can be reached from other machines: say who may do what with --auth keys.toml "
+                "(durable-streams key create makes the first key), or --no-auth to let everyone do everything"
+            )
+        app = App(build_store(config), config, local=local)
         if not await _started(app, stop):
             return
         try:
