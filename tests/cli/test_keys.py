@@ -132,4 +132,4 @@ def test_an_address_that_others_reach_needs_a_word_on_who_may_do_what(bare, host
         assert connection.getresponse().status == (201 if "--no-auth" in options else 401)
         connection.close()
     both = ["--no-auth", "--auth", "keys.toml"]
-    assert "exclude each other" in bare.error("serve", "--memory", "--port", "0", *both, code=2)
+    assert "--no-auth excludes auth" in bare.error("serve", "--memory", "--port", "0", *both, code=2)

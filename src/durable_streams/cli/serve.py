@@ -64,7 +64,17 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
             "audit_log",
             "tracing",
         ],
-        "Who may do what": ["auth", "no_auth", "hide_forbidden"],
+        "Who may do what": [
+            "auth",
+            "jwks",
+            "jwt_key",
+            "jwt_issuer",
+            "jwt_audience",
+            "jwt_leeway",
+            "jwt_claim",
+            "no_auth",
+            "hide_forbidden",
+        ],
         "Browsers, names and proxies": [
             "public_url",
             "trusted_proxies",
@@ -368,6 +378,54 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     metavar="PATH",
     show_envvar=True,
     help="File with the keys of callers, as `durable-streams key create` writes it; read again when it changes.",
+)
+@click.option(
+    "--jwks",
+    envvar="DURABLE_STREAMS_JWKS",
+    metavar="URL|PATH",
+    show_envvar=True,
+    help="JWK set whose keys verify JSON Web Tokens of callers.",
+)
+@click.option(
+    "--jwt-key",
+    type=click.Path(path_type=Path),
+    envvar="DURABLE_STREAMS_JWT_KEY",
+    metavar="PATH",
+    show_envvar=True,
+    help="The one key that does: a public key or certificate (PEM), or a secret of 32 bytes or more.",
+)
+@click.option(
+    "--jwt-issuer",
+    envvar="DURABLE_STREAMS_JWT_ISSUER",
+    metavar="TEXT",
+    show_envvar=True,
+    help="The issuer (iss) that tokens have to have.",
+)
+@click.option(
+    "--jwt-audience",
+    envvar="DURABLE_STREAMS_JWT_AUDIENCE",
+    metavar="TEXT",
+    show_envvar=True,
+    help="The audience (aud) that tokens have to have; without it, none may have one.",
+)
+@click.option(
+    "--jwt-leeway",
+    type=Duration(),
+    default=show_duration(_DEFAULTS.jwt_leeway),
+    envvar="DURABLE_STREAMS_JWT_LEEWAY",
+    metavar="TIME",
+    show_default=True,
+    show_envvar=True,
+    help="By how much clocks may differ.",
+)
+@click.option(
+    "--jwt-claim",
+    default=_DEFAULTS.jwt_claim,
+    envvar="DURABLE_STREAMS_JWT_CLAIM",
+    metavar="NAME",
+    show_default=True,
+    show_envvar=True,
+    help="The claim with the grants of a token; without it, the words NAME:GRANT of its scope.",
 )
 @click.option(
     "--no-auth",

@@ -5,6 +5,9 @@ Invariants: a token is in the Authorization header and nowhere else; no message 
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from durable_streams.protocol.grants import Grant, Operation
 from durable_streams.server.access import Authorize, unauthorized
 from durable_streams.server.config import ServerConfig
@@ -13,9 +16,13 @@ from durable_streams.server.keys import Keys, parse_keys
 from durable_streams.server.listener import ServerStartError
 from durable_streams.server.toml import Watched
 
+if TYPE_CHECKING:
+    from durable_streams.server.tokens import Tokens
+
 __all__ = ["Authentication", "authorize_of"]
 
 _MAX_TOKEN = 16 << 10  # characters
+_DOTS = 2  # of a JSON Web Token
 
 
 def authorize_of(config: ServerConfig) -> Authorize | None:
@@ -23,12 +30,12 @@ def authorize_of(config: ServerConfig) -> Authorize | None:
 
     Raises ServerStartError for a file that cannot be used.
     """
-    if config.auth is None:
+    if not config.has_callers:
         return None
     try:
         return Authentication(config)
     except ValueError as error:
-        raise ServerStartError(f"--auth: {error}") from None
+        raise ServerStartError(str(error)) from None
 
 
 class Authentication:
@@ -36,6 +43,7 @@ class Authentication:
 
     def __init__(self, config: ServerConfig) -> None:
         self._keys = None if config.auth is None else Watched(config.auth, parse_keys)
+        self._tokens = _tokens_of(config)
 
     async def __call__(self, _operation: Operation, _path: str, request: ServerRequest) -> Grant | None:
         """Return what the caller may do; raises the 401 of one that is not known. See `access.Authorize`."""
@@ -48,6 +56,8 @@ class Authentication:
             raise unauthorized("this server takes Authorization: Bearer TOKEN, and nothing else there")
         keys = self._known_keys()
         grant = None if keys is None else keys.grant(token)
+        if grant is None and self._tokens is not None and token.count(".") == _DOTS:
+            return await self._tokens.grant(token)
         if grant is None:
             raise unauthorized(
                 "this server does not know this token: it may have been revoked, or be another server's"
@@ -56,3 +66,24 @@ class Authentication:
 
     def _known_keys(self) -> Keys | None:
         return None if self._keys is None else self._keys.value()
+
+
+def _tokens_of(config: ServerConfig) -> Tokens | None:
+    if config.jwks is None and config.jwt_key is None:
+        return None
+    try:
+        from durable_streams.server.key_sets import FileKeys, KeySource, UrlKeys  # noqa: PLC0415 - needs an extra
+        from durable_streams.server.token_keys import key_in_file, key_set  # noqa: PLC0415
+        from durable_streams.server.tokens import Tokens  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name not in {"jwt", "cryptography"}:
+            raise
+        raise ServerStartError('tokens need PyJWT: pip install "pyjwt[crypto]>=2.10,<3"') from error
+    source: KeySource
+    if config.jwks is not None and "://" in config.jwks:
+        source = UrlKeys(config.jwks)
+    elif config.jwks is not None:
+        source = FileKeys(Watched(Path(config.jwks), lambda text: key_set(text, secrets=True)))
+    else:
+        source = FileKeys(Watched(Path(config.jwt_key or ""), key_in_file))
+    return Tokens(source, config)

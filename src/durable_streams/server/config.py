@@ -15,6 +15,7 @@ __all__ = ["RetentionRule", "ServerConfig"]
 
 _ALL_BODIES = 256 << 20
 _LONGEST_DRAIN = 3600  # seconds
+_MAX_LEEWAY = 600
 _DURATIONS = (
     "long_poll_timeout",
     "sse_max_age",
@@ -107,7 +108,13 @@ class ServerConfig:
         webhook_hosts: The host names that webhooks may go to; a ``*`` stands for any part of a name. By default all.
         webhook_allow_http_localhost: Whether webhooks may go to this machine over plain http, for development.
         auth: The file with the keys of callers (``durable-streams key create``). None lets everyone do everything.
-        no_auth: Whether `serve` may listen on an address that is not of this machine without ``auth``.
+        no_auth: Whether `serve` may listen on an address that other machines reach though everyone may do everything.
+        jwks: The file or ``https`` URL of the JWK set that verifies JSON Web Tokens of callers.
+        jwt_key: The file with the one key that does: a public key or certificate (PEM), or a secret.
+        jwt_issuer: The ``iss`` that tokens have to have.
+        jwt_audience: The ``aud`` that tokens have to have; without it, none may have one.
+        jwt_leeway: Seconds by which clocks may differ.
+        jwt_claim: The claim with the grants of a token.
         hide_forbidden: Whether a stream that its caller may neither read nor list is answered 404, like one that does
             not exist, instead of 403. It matters where something says who may do what.
 
@@ -158,6 +165,12 @@ class ServerConfig:
     webhook_allow_http_localhost: bool = False
     auth: Path | None = None
     no_auth: bool = False
+    jwks: str | None = None
+    jwt_key: Path | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    jwt_leeway: float = 10.0
+    jwt_claim: str = "ds"
     hide_forbidden: bool = False
 
     def __post_init__(self) -> None:
@@ -178,8 +191,7 @@ class ServerConfig:
             raise ValueError(f"drain is a number of seconds from 0 to {_LONGEST_DRAIN}, not {self.drain}")
         if not 0 <= self.access_log <= 1:
             raise ValueError(f"access_log is a share from 0 to 1, not {self.access_log}")
-        if self.auth is not None and self.no_auth:
-            raise ValueError("no_auth and auth exclude each other")
+        self._check_callers()
         self._check_addresses()
 
     def _check_storage(self) -> None:
@@ -187,6 +199,16 @@ class ServerConfig:
             raise ValueError(f"disk_reserve is a number of bytes, 0 for none, not {self.disk_reserve}")
         for rule in self.retention:
             _check_rule(RetentionRule(*rule))  # a plain tuple will do
+
+    def _check_callers(self) -> None:
+        if self.has_callers and self.no_auth:
+            raise ValueError("no_auth excludes auth, jwks and jwt_key")
+        if self.jwks is not None and self.jwt_key is not None:
+            raise ValueError("jwks and jwt_key exclude each other: a set holds any number of keys")
+        if not 0 <= self.jwt_leeway <= _MAX_LEEWAY:
+            raise ValueError(
+                f"jwt_leeway is a number of seconds from 0 to {_MAX_LEEWAY}, not {self.jwt_leeway}"
+            )
 
     def _check_addresses(self) -> None:
         for name in ("port", "admin_port"):
@@ -207,6 +229,11 @@ class ServerConfig:
             raise ValueError(
                 "cors_credentials needs cors_origins that name the origins: * would admit every page"
             )
+
+    @property
+    def has_callers(self) -> bool:
+        """Whether something says who may do what."""
+        return any(one is not None for one in (self.auth, self.jwks, self.jwt_key))
 
     @property
     def all_bodies(self) -> int:

@@ -119,7 +119,7 @@ async def run_server(
     """Serve on the running event loop until ``stop`` is set; otherwise like ``serve``."""
     with listen(config) as listener:
         local = _is_loopback(listener)
-        if not (local or config.no_auth or config.auth):
+        if not (local or config.no_auth or config.has_callers):
             raise ServerStartError(
                 f"{config.host} can be reached from other machines: say who may do what with --auth keys.toml "
                 "(durable-streams key create makes the first key), or --no-auth to let everyone do everything"
