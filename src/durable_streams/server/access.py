@@ -83,7 +83,7 @@ class Access:
         self._now = now
 
     def guard(self, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
-        """Return the handlers of streams, by their methods, each behind what the method needs; OPTIONS needs nothing."""
+        """Return handlers by the methods of a stream, each behind what its method needs; OPTIONS needs nothing."""
         return {
             method: self._guarded(_OPERATIONS[method], handler)
             for method, handler in handlers.items()
