@@ -133,3 +133,21 @@ def test_an_address_that_others_reach_needs_a_word_on_who_may_do_what(bare, host
         connection.close()
     both = ["--no-auth", "--auth", "keys.toml"]
     assert "--no-auth excludes auth" in bare.error("serve", "--memory", "--port", "0", *both, code=2)
+
+
+def test_a_signed_url_needs_no_token(bare, serving):
+    operator = make(bare, "*:**")
+    assert "no signing key" in bare.error("sign", "jobs/1")
+    assert (
+        bare.run("key", "create", "--signing", "--allow", "read:jobs/**", "--name", "pages").returncode == 0
+    )
+    serving("--memory", "--auth", "keys.toml")
+    assert bare.run("create", "jobs/1", "-t", "text", "data", "--token", operator).returncode == 0
+    signed = bare.ok("sign", "jobs/1", "--expires", "1h").decode().strip()
+    assert bare.ok("read", signed) == b"data"
+    assert "403" in bare.error("append", signed, "more")
+    assert "does not allow append" in bare.error("sign", "jobs/1", "--allow", "append", code=2)
+    assert "does not allow read on other" in bare.error("sign", "other", code=2)
+    assert "not for admin" in bare.error("sign", "jobs/1", "--allow", "admin", code=2)
+    bare.ok("key", "revoke", "pages")
+    assert "no signing key of the id or name 'x'" in bare.error("sign", "jobs/1", "--key", "x")

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -247,5 +248,35 @@ def test_shared_caches_keep_nothing() -> None:
             answer = await client.get("closed?offset=-1", headers=ALL)
             assert answer.headers["cache-control"].startswith("private, max-age")
             assert "authorization" in answer.headers["vary"]
+
+    run(work)
+
+
+async def named(_operation: str, _path: str, request: ServerRequest) -> Grant:
+    return Grant.of("*:**", subject=request.header("x-name") or "")
+
+
+@pytest.mark.parametrize("bind", [False, True])
+def test_producers_of_a_caller(config: ServerConfig, *, bind: bool) -> None:
+    async def work() -> None:
+        async with client_of(replace(config, bind_producers=bind), named) as client:
+            path = f"producers/{bind}"
+            assert (await client.put(path, headers={"content-type": "text/plain"})).status_code == 201
+
+            async def append(name: str, epoch: int, seq: int) -> int:
+                stamp = {"producer-id": "p", "producer-epoch": str(epoch), "producer-seq": str(seq)}
+                sent = {"x-name": name, "content-type": "text/plain"} | stamp
+                answer = await client.post(path, headers=sent, content=f"{name}{epoch}{seq} ".encode())
+                if answer.status_code in (200, 204):
+                    assert answer.headers["producer-seq"] == str(seq)
+                return answer.status_code
+
+            assert await append("a", 0, 0) == 200
+            assert await append("b", 1, 0) == 200  # fences the producer of a, unless it is another one
+            assert await append("a", 0, 1) == (200 if bind else 403)
+            assert await append("b", 1, 0) == 204
+            assert await append("b", 0, 1) == 403
+            whole = (await client.get(path)).text
+            assert whole == ("a00 b10 a01 " if bind else "a00 b10 ")
 
     run(work)

@@ -53,6 +53,7 @@ _COMMANDS = {
     "bench": "bench",
     "top": "top",
     "key": "key",
+    "sign": "sign",
     "demo": "demo.command",
     "context": "contexts",
     "completion": "completion",

@@ -74,6 +74,7 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
             "jwt_claim",
             "no_auth",
             "hide_forbidden",
+            "bind_producers",
         ],
         "Browsers, names and proxies": [
             "public_url",
@@ -440,6 +441,13 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     envvar="DURABLE_STREAMS_HIDE_FORBIDDEN",
     show_envvar=True,
     help="Answer 404 instead of 403 for streams that the caller may not see.",
+)
+@click.option(
+    "--bind-producers",
+    is_flag=True,
+    envvar="DURABLE_STREAMS_BIND_PRODUCERS",
+    show_envvar=True,
+    help="Give each caller producer ids of its own: no other one can write, or fence, as its producer.",
 )
 @click.option(
     "--public-url",

@@ -10,11 +10,12 @@ In a pattern ``*`` stands for one segment and ``**`` for any number of them, als
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import msgspec
 
-__all__ = ["EVERYTHING", "OPERATIONS", "Grant", "Operation", "PathPattern", "Rule"]
+__all__ = ["EVERYTHING", "OPERATIONS", "Grant", "Operation", "PathPattern", "Rule", "operations_of"]
 
 Operation = Literal["read", "append", "create", "delete", "trim", "list", "subscribe", "admin"]
 """What a caller wants to do. ``admin`` is what concerns the server itself, and includes none of the others."""
@@ -74,10 +75,19 @@ class PathPattern(msgspec.Struct, frozen=True):
             position += 1
         return cls(text, literals, stars, double_stars, 1 << position)
 
+    @classmethod
+    def literal(cls, path: str) -> PathPattern:
+        """Return the pattern that one path matches, whatever stars are in it."""
+        literals: dict[str, int] = {}
+        segments = path.split("/")
+        for position, segment in enumerate(segments):
+            literals[segment] = literals.get(segment, 0) | (1 << position)
+        return cls(path, literals, 0, 0, 1 << len(segments))
+
     @property
     def is_everything(self) -> bool:
         """Whether every path matches."""
-        return self.text == "**"
+        return self.text == "**" and not self.literals
 
     def matches(self, path: str) -> bool:
         """Whether a path matches."""
@@ -149,6 +159,21 @@ class Grant(msgspec.Struct, frozen=True):
             raise ValueError(f"a grant has at most {_MAX_RULES} rules, this one has {len(texts)}")
         return cls(tuple(Rule.parse(text) for text in texts), subject, expires)
 
+    @classmethod
+    def on_path(
+        cls, path: str, operations: Iterable[Operation], subject: str = "", expires: float | None = None
+    ) -> Grant:
+        """Return the grant of some operations on one stream.
+
+        Args:
+            path: The path of the stream, literally.
+            operations: What is allowed.
+            subject: Who the caller is.
+            expires: When it ends, in seconds since 1970.
+        """
+        bits = sum({_BITS[operation] for operation in operations})
+        return cls((Rule(bits, PathPattern.literal(path)),), subject, expires)
+
     def allows(self, operation: Operation, path: str) -> bool:
         """Whether an operation on a stream is allowed, given its path below the root of the streams."""
         bit = _BITS[operation]
@@ -165,6 +190,12 @@ class Grant(msgspec.Struct, frozen=True):
     def texts(self) -> list[str]:
         """Return the rules as texts."""
         return [str(rule) for rule in self.rules]
+
+
+def operations_of(names: Iterable[str]) -> list[Operation]:
+    """Return operations by their names, in their order; raises ValueError for one that there is not."""
+    bits = Rule.parse(f"{','.join(names)}:**").bits
+    return [operation for operation in OPERATIONS if bits & _BITS[operation]]
 
 
 EVERYTHING = Grant.of("*:**")

@@ -8,6 +8,7 @@ from durable_streams.server.asgi import AsgiApp
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import ServerRequest
 from durable_streams.server.run import ServerStartError, build_store, serve
+from durable_streams.server.signing import sign_url
 
 __all__ = [
     "AsgiApp",
@@ -19,6 +20,7 @@ __all__ = [
     "ServerStartError",
     "asgi_app",
     "serve",
+    "sign_url",
 ]
 
 

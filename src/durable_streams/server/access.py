@@ -28,6 +28,7 @@ __all__ = [
     "Handler",
     "live_seconds",
     "operation_on_resource",
+    "own_producer",
     "unauthorized",
 ]
 
@@ -151,6 +152,14 @@ def live_seconds(request: ServerRequest, most: float) -> float:
     return (
         min(most, _LIVE_READ) if expires is None else min(most, _LIVE_READ, max(0.0, expires - time.time()))
     )
+
+
+def own_producer(grant: Grant, producer_id: str) -> str:
+    """Return the name under which the store knows a producer that belongs to its caller (``bind_producers``).
+
+    An id that comes in a header is ASCII text, so that no caller can name the producer of another.
+    """
+    return f"{grant.subject}→{producer_id}"
 
 
 def unauthorized(message: str) -> Rejection:

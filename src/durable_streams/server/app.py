@@ -77,7 +77,7 @@ class App:
         self.draining = False
         """Whether the server ends soon: it answers everything, and says that it is not ready."""
         self.config = config or ServerConfig()
-        authorize = authorize or authorize_of(self.config)
+        authorize = authorize_of(self.config, authorize)
         if authorize is not None:  # what one caller may read, no shared cache may give to another
             self.config = replace(self.config, cache="private")
         # Half for what is read ahead. What is handed over counts twice: the HTTP server's copies take about that.

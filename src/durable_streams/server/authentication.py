@@ -1,6 +1,7 @@
 """Who asks, where the server itself says so (``serve --auth``): the ``authorize`` of its configuration.
 
-Invariants: a token is in the Authorization header and nowhere else; no message and no log contains one.
+Invariants: a token is in the Authorization header and nowhere else, and outranks a signed URL; no message and no log
+contains one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import ServerRequest
 from durable_streams.server.keys import Keys, parse_keys
 from durable_streams.server.listener import ServerStartError
+from durable_streams.server.signing import SIGNED, grant_of_url
 from durable_streams.server.toml import Watched
 
 if TYPE_CHECKING:
@@ -25,13 +27,15 @@ _MAX_TOKEN = 16 << 10  # characters
 _DOTS = 2  # of a JSON Web Token
 
 
-def authorize_of(config: ServerConfig) -> Authorize | None:
-    """Return what a configuration says about who may do what; None where everyone may do everything.
+def authorize_of(config: ServerConfig, given: Authorize | None) -> Authorize | None:
+    """Return what is given, or a configuration says, about who may do what; None where everyone may do everything.
 
-    Raises ServerStartError for a file that cannot be used.
+    Raises ServerStartError for a file that cannot be used, and where both say it.
     """
     if not config.has_callers:
-        return None
+        return given
+    if given is not None:
+        raise ServerStartError("authorize, and auth, jwks and jwt_key of the settings exclude each other")
     try:
         return Authentication(config)
     except ValueError as error:
@@ -45,16 +49,18 @@ class Authentication:
         self._keys = None if config.auth is None else Watched(config.auth, parse_keys)
         self._tokens = _tokens_of(config)
 
-    async def __call__(self, _operation: Operation, _path: str, request: ServerRequest) -> Grant | None:
+    async def __call__(self, operation: Operation, path: str, request: ServerRequest) -> Grant | None:
         """Return what the caller may do; raises the 401 of one that is not known. See `access.Authorize`."""
         header = request.header("authorization")
+        keys = self._known_keys()
         if header is None:
-            return None
+            if keys is None or SIGNED not in request.query:
+                return None
+            return grant_of_url(request.query, path, keys.signing, operation)
         scheme, _, token = header.partition(" ")
         token = token.strip(" ")
         if scheme.lower() != "bearer" or not token or len(token) > _MAX_TOKEN:
             raise unauthorized("this server takes Authorization: Bearer TOKEN, and nothing else there")
-        keys = self._known_keys()
         grant = None if keys is None else keys.grant(token)
         if grant is None and self._tokens is not None and token.count(".") == _DOTS:
             return await self._tokens.grant(token)

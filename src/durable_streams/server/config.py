@@ -117,6 +117,8 @@ class ServerConfig:
         jwt_claim: The claim with the grants of a token.
         hide_forbidden: Whether a stream that its caller may neither read nor list is answered 404, like one that does
             not exist, instead of 403. It matters where something says who may do what.
+        bind_producers: Whether each caller has producer ids of its own, so that none can write, or fence, as the
+            producer of another.
 
     Raises:
         ValueError: A setting makes no sense.
@@ -172,6 +174,7 @@ class ServerConfig:
     jwt_leeway: float = 10.0
     jwt_claim: str = "ds"
     hide_forbidden: bool = False
+    bind_producers: bool = False
 
     def __post_init__(self) -> None:
         for name in _DURATIONS:

@@ -12,7 +12,7 @@ from durable_streams.protocol.commands import Append, Create, ForkPoint, Rejecti
 from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import ProducerStamp, StreamState
 from durable_streams.server import parse
-from durable_streams.server.access import Access
+from durable_streams.server.access import Access, own_producer
 from durable_streams.server.addresses import Addresses
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.counts import Counts
@@ -119,8 +119,9 @@ class Handlers:
         self.counts.duplicates += appended.duplicate
         return ServerResponse(200 if payload and not appended.duplicate else 204, headers)
 
-    @staticmethod
-    def _append_options(request: ServerRequest) -> tuple[bool, str | None, ProducerStamp | None, int | None]:
+    def _append_options(
+        self, request: ServerRequest
+    ) -> tuple[bool, str | None, ProducerStamp | None, int | None]:
         """Return whether an append closes the stream, its Stream-Seq, its producer's stamp, and the tail it expects."""
         header = request.header
         parse.check_not_encoded(request.listed("content-encoding"), request.listed("transfer-encoding"))
@@ -128,6 +129,8 @@ class Handlers:
             header(names.PRODUCER_ID), header(names.PRODUCER_EPOCH), header(names.PRODUCER_SEQ)
         )
         expected = parse.expected_tail(header(names.IF_MATCH), producer)
+        if producer is not None and self._config.bind_producers and request.grant is not None:
+            producer = replace(producer, id=own_producer(request.grant, producer.id))
         close, seq = names.is_true(header(names.STREAM_CLOSED)), parse.sequence(header(names.STREAM_SEQ))
         return close, seq, producer, expected
 

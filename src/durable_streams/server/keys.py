@@ -23,7 +23,17 @@ import msgspec
 from durable_streams.protocol.grants import Grant
 from durable_streams.server.toml import toml_as
 
-__all__ = ["KeyEntry", "KeyFile", "Keys", "SigningEntry", "SigningKey", "new_key", "parse_keys"]
+__all__ = [
+    "KeyEntry",
+    "KeyFile",
+    "Keys",
+    "SigningEntry",
+    "SigningKey",
+    "new_key",
+    "new_signing_key",
+    "parse_keys",
+    "signing_key_id",
+]
 
 _PREFIX = "ds_"
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -89,7 +99,7 @@ class SigningEntry(_Entry):
     @property
     def id(self) -> str:
         """The beginning of the hash of its secret."""
-        return _digest(self.secret).hex()[:_ID]
+        return signing_key_id(self.secret)
 
     def check(self) -> None:
         """Raise ValueError if its secret is short."""
@@ -160,6 +170,11 @@ def new_signing_key(
     )
     entry.grant()
     return entry
+
+
+def signing_key_id(secret: str) -> str:
+    """Return the id of a signing key."""
+    return _digest(secret).hex()[:_ID]
 
 
 def _digest(token: str) -> bytes:
