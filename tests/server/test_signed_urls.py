@@ -45,7 +45,7 @@ def written(path: Path, *signers: Any) -> Path:
 
 @asynccontextmanager
 async def client_of(folder: Path, *signers: Any) -> AsyncIterator[httpx.AsyncClient]:
-    app = asgi_app(ServerConfig(auth=written(folder / "keys.toml", *signers)))
+    app = asgi_app(ServerConfig(auth=written(folder / "keys.toml", *signers), sse_max_age=0.2))
     transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=transport) as client:
         yield client
