@@ -64,6 +64,7 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
             "audit_log",
             "tracing",
         ],
+        "TLS": ["tls_cert", "tls_key", "tls_client_ca"],
         "Who may do what": [
             "auth",
             "jwks",
@@ -371,6 +372,30 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     show_default=True,
     show_envvar=True,
     help="How long a connection may be silent between two requests, or in the head of one.",
+)
+@click.option(
+    "--tls-cert",
+    type=click.Path(path_type=Path),
+    envvar="DURABLE_STREAMS_TLS_CERT",
+    metavar="PATH",
+    show_envvar=True,
+    help="Certificate and its chain (PEM), for HTTPS; read again when it changes.",
+)
+@click.option(
+    "--tls-key",
+    type=click.Path(path_type=Path),
+    envvar="DURABLE_STREAMS_TLS_KEY",
+    metavar="PATH",
+    show_envvar=True,
+    help="Private key of --tls-cert (PEM).",
+)
+@click.option(
+    "--tls-client-ca",
+    type=click.Path(path_type=Path),
+    envvar="DURABLE_STREAMS_TLS_CLIENT_CA",
+    metavar="PATH",
+    show_envvar=True,
+    help="Authorities (PEM): clients without a certificate of one of them are not let in.",
 )
 @click.option(
     "--auth",

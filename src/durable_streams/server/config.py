@@ -107,6 +107,9 @@ class ServerConfig:
             any part of a name. By default all, but those without a dot only if `serve` listens on a loopback address.
         webhook_hosts: The host names that webhooks may go to; a ``*`` stands for any part of a name. By default all.
         webhook_allow_http_localhost: Whether webhooks may go to this machine over plain http, for development.
+        tls_cert: The file with the certificate and its chain (PEM); `serve` speaks HTTPS with it.
+        tls_key: The file with its private key (PEM).
+        tls_client_ca: The file with the authorities (PEM) of which every client needs a certificate.
         auth: The file with the keys of callers (``durable-streams key create``). None lets everyone do everything.
         no_auth: Whether `serve` may listen on an address that other machines reach though everyone may do everything.
         jwks: The file or ``https`` URL of the JWK set that verifies JSON Web Tokens of callers.
@@ -165,6 +168,9 @@ class ServerConfig:
     allowed_hosts: Sequence[str] | None = None
     webhook_hosts: Sequence[str] | None = None
     webhook_allow_http_localhost: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
     auth: Path | None = None
     no_auth: bool = False
     jwks: str | None = None
@@ -204,6 +210,10 @@ class ServerConfig:
             _check_rule(RetentionRule(*rule))  # a plain tuple will do
 
     def _check_callers(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together: give both or none")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key: it is for clients over TLS")
         if self.has_callers and self.no_auth:
             raise ValueError("no_auth excludes auth, jwks and jwt_key")
         if self.jwks is not None and self.jwt_key is not None:

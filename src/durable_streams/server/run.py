@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import resource
 import signal
 import socket
@@ -15,17 +14,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
-from granian.net import SocketHolder  # type: ignore[attr-defined]  # re-exported, but not in an __all__
-from granian.server.embed import Server
-
 from durable_streams.server import hosts
 from durable_streams.server.admin import METRICS, AdminApp
 from durable_streams.server.app import App
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import STREAM_ROOT
-from durable_streams.server.listener import BACKLOG, ServerStartError, listen
+from durable_streams.server.http_server import HttpServer, check_certificate, renew_when_changed
+from durable_streams.server.listener import ServerStartError, listen
 from durable_streams.server.metrics import is_available
 from durable_streams.server.notify import READY, STOPPING, notify, watchdog
 from durable_streams.server.rsgi import RsgiAdapter
@@ -47,9 +42,6 @@ __all__ = [
     "serve",
 ]
 
-# Live reads are requests under way for minutes: Granian would stop to accept at the size of the backlog.
-_CONNECTIONS = 1_000_000
-_HTTP_BUFFER = 64 << 10  # bytes of each connection's head, and of what is written to it at once
 _GRACE = 3.0  # seconds for open connections to end
 _RELEASE_TRIES = 200  # it takes two of them, under load up to a hundred
 _RELEASE_PAUSE = 0.001  # seconds
@@ -106,8 +98,12 @@ async def _serve_until_signalled(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
+    look = asyncio.Event()
+    if config.has_callers or config.tls_cert is not None:
+        # Files are looked at every other second anyway; without this, the signal would end the process.
+        loop.add_signal_handler(signal.SIGHUP, look.set)
     async with watchdog():
-        await run_server(config, stop, ready, on_admin)
+        await run_server(config, stop, ready, on_admin, look)
 
 
 async def run_server(
@@ -115,8 +111,13 @@ async def run_server(
     stop: asyncio.Event,
     on_ready: Callable[[str], None],
     on_admin: Callable[[str], None] | None = None,
+    look: asyncio.Event | None = None,
 ) -> None:
-    """Serve on the running event loop until ``stop`` is set; otherwise like ``serve``."""
+    """Serve on the running event loop until ``stop`` is set; otherwise like ``serve``.
+
+    ``look``: set when the files of the configuration have changed.
+    """
+    check_certificate(config)
     with listen(config) as listener:
         local = _is_loopback(listener)
         if not (local or config.no_auth or config.has_callers):
@@ -129,7 +130,7 @@ async def run_server(
             return
         try:
             async with _admin(app, on_admin):
-                adapter = await _serve_http(app, listener, stop, on_ready)
+                adapter = await _serve_http(app, listener, stop, look or asyncio.Event(), on_ready)
             await _released(adapter)
         finally:
             try:
@@ -170,21 +171,20 @@ async def _admin(app: App, on_admin: Callable[[str], None] | None) -> AsyncItera
         return
     if not is_available():
         raise ServerStartError('metrics need prometheus-client: pip install "prometheus-client>=0.20"')
-    with listen(replace(config, host=config.admin_host, port=config.admin_port)) as listener:
-        adapter = RsgiAdapter(AdminApp(app, local=_is_loopback(listener)))
-        server = _Granian(adapter, listener, config.keep_alive)
-        serving = asyncio.ensure_future(server.serve())
+    plain = replace(
+        config, host=config.admin_host, port=config.admin_port, tls_cert=None, tls_key=None, tls_client_ca=None
+    )
+    with listen(plain) as listener:
+        server = HttpServer(RsgiAdapter(AdminApp(app, local=_is_loopback(listener))), listener, plain)
+        server.start()
         try:
             host, port = listener.getsockname()[:2]
-            await _answering(host, port, serving)
+            await _answering(host, port, server.ended)
             if on_admin is not None:
                 on_admin(f"http://{_shown(host)}:{port}{METRICS}")
             yield
         finally:
-            server.stop()  # type: ignore[no-untyped-call]
-            await asyncio.wait({serving}, timeout=_GRACE)
-            serving.cancel()
-            await asyncio.gather(serving, return_exceptions=True)
+            await server.stop(_GRACE)
 
 
 def _shown(host: str) -> str:
@@ -192,30 +192,39 @@ def _shown(host: str) -> str:
 
 
 async def _serve_http(
-    app: App, listener: socket.socket, stop: asyncio.Event, on_ready: Callable[[str], None]
+    app: App,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    look: asyncio.Event,
+    on_ready: Callable[[str], None],
 ) -> weakref.ref[RsgiAdapter]:
     """Answer requests until ``stop`` is set; the adapter that is returned lives for as long as Granian needs it."""
     adapter = RsgiAdapter(app)
-    server = _Granian(adapter, listener, app.config.keep_alive)
-    serving = asyncio.ensure_future(server.serve())
+    server = HttpServer(adapter, listener, app.config)
+    server.start()
+    renewing = None
+    if app.config.tls_cert is not None:
+        renewing = asyncio.ensure_future(renew_when_changed(server, app.config, look))
     host, port = listener.getsockname()[:2]
     shown = _shown(host)
+    scheme = "http" if app.config.tls_cert is None else "https"
     if app.subscriptions is not None and app.local:
-        app.subscriptions.own_url = f"http://{shown}:{port}"
+        app.subscriptions.own_url = f"{scheme}://{shown}:{port}"
     stopping = asyncio.ensure_future(stop.wait())
     try:
-        await _answering(host, port, serving)
-        on_ready(f"http://{shown}:{port}{STREAM_ROOT.rstrip('/')}")
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await _answering(host, port, server.ended)
+        on_ready(f"{scheme}://{shown}:{port}{STREAM_ROOT.rstrip('/')}")
+        ends: set[asyncio.Future[Any]] = {server.ended, stopping}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
             await _drain(app, stop)
     finally:
         stopping.cancel()
+        if renewing is not None:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
         app.stop_reads()
-        server.stop()  # type: ignore[no-untyped-call]
-        await asyncio.wait({serving}, timeout=_GRACE)
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
+        await server.stop(_GRACE)
     return weakref.ref(adapter)
 
 
@@ -282,30 +291,6 @@ def jetstream_config(config: ServerConfig) -> JetStreamConfig:
         credentials=config.nats_credentials,
         tls_ca=config.nats_tls_ca,
     )
-
-
-class _Granian(Server):
-    """Granian on a socket that is open already: it would share a taken port in silence, and sets no options."""
-
-    def __init__(self, adapter: RsgiAdapter, listener: socket.socket, keep_alive: float) -> None:
-        super().__init__(
-            adapter,
-            interface=Interfaces.RSGI,
-            http=HTTPModes.http1,
-            websockets=False,
-            backlog=BACKLOG,
-            backpressure=_CONNECTIONS,
-            http1_settings=HTTP1Settings(
-                header_read_timeout=max(1, round(keep_alive * 1000)), max_buffer_size=_HTTP_BUFFER
-            ),
-            log_enabled=False,
-        )
-        self._listener = listener
-
-    def _init_shared_socket(self) -> None:
-        holder = SocketHolder(os.dup(self._listener.fileno()), False, BACKLOG)  # type: ignore[call-arg]
-        self._shd = holder  # type: ignore[assignment]
-        self._sfd = holder.get_fd()
 
 
 async def _answering(host: str, port: int, serving: asyncio.Future[Any]) -> None:

@@ -26,7 +26,7 @@ else:
         return parse(text).unwrap()
 
 
-__all__ = ["Watched", "read_toml", "toml_as"]
+__all__ = ["Watched", "read_toml", "signature", "toml_as"]
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ class Watched(Generic[T]):
     def __init__(self, path: Path, load: Callable[[str], T]) -> None:
         self._path = path
         self._load = load
-        self._seen = _signature(path)
+        self._seen = signature(path)
         self._look_at = time.monotonic() + _LOOK_EVERY
         try:
             self._value = load(read_text(path))
@@ -94,7 +94,7 @@ class Watched(Generic[T]):
     def look(self) -> None:
         """Read the file again if it has changed."""
         self._look_at = time.monotonic() + _LOOK_EVERY
-        seen = _signature(self._path)
+        seen = signature(self._path)
         if seen == self._seen:
             return
         self._seen = seen
@@ -106,7 +106,7 @@ class Watched(Generic[T]):
             _log.info("%s is read again", self._path)
 
 
-def _signature(path: Path) -> tuple[int, ...] | None:
+def signature(path: Path) -> tuple[int, ...] | None:
     """Return what differs when a file has changed; None where there is none."""
     try:
         now = os.stat(path)  # noqa: PTH116 - the quickest look at a file
