@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,9 +105,11 @@ def scratch(parent: Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def serving(name: str, data: Path | None = None, **headers: str) -> Iterator[Server]:
+def serving(
+    name: str, data: Path | None = None, options: Sequence[str] = (), **headers: str
+) -> Iterator[Server]:
     """Start a server on a free port and end it afterwards; ``data`` is its folder, kept as it is."""
-    command = _command(name, data, headers)
+    command = [*_command(name, data, headers), *options]
     program = Program(name, command, environment=clean_environment(), folder=HERE, listen=True)
     before = time.perf_counter()
     program.start()

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import appends
+import credentials
 import growth
 import live
 import reads
@@ -37,6 +38,10 @@ TARGETS = {
         Target("durable appends, 100 streams", HUNDRED, SQLITE, BARE, 0.55),
         Target("one connection, median ms", "append ms", SQLITE, PEER_FILES, 0.4, at_least=False),
         Target("appends in memory, one stream", ONE, MEMORY, PEER_MEMORY, 2),
+    ],
+    "credentials": [
+        Target("appends with a key, of anonymous ones", credentials.RATE, "a key", "anonymous", 0.92),
+        Target("appends with a token, of anonymous ones", credentials.RATE, "a token", "anonymous", 0.92),
     ],
     "reads": [
         target
@@ -88,6 +93,7 @@ TARGETS = {
 }
 EVERY_ROUND = {
     "appends": appends.measure,
+    "credentials": credentials.measure,
     "reads": reads.measure,
     "live": live.measure,
     "idle": live.measure_idle,

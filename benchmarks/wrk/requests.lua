@@ -1,5 +1,5 @@
 -- Requests for wrk, described by key=value arguments:
---   method, path, type (content type), body (a file), query
+--   method, path, type (content type), body (a file), query, authorization
 --   count=N   appends a number from 1 to N to the path: pick=random (default) or pick=each (1, 2, 3 ...)
 --   limit=N   stops after N answers
 -- Ends with one line of JSON.
@@ -26,6 +26,9 @@ function init(args)
   tail = given.query .. " HTTP/1.1\r\nHost: " .. wrk.headers["Host"] .. "\r\n"
   if given.type then
     tail = tail .. "Content-Type: " .. given.type .. "\r\n"
+  end
+  if given.authorization then
+    tail = tail .. "Authorization: " .. given.authorization .. "\r\n"
   end
   if given.method ~= "GET" then
     tail = tail .. "Content-Length: " .. #body .. "\r\n"

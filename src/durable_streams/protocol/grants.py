@@ -32,8 +32,9 @@ _MAX_RULES = 64
 class PathPattern(msgspec.Struct, frozen=True):
     """A pattern of paths.
 
-    Its segments are the states of an automaton, one bit each: bit n is set where the first n segments of the pattern
-    have matched what came so far.
+    Most patterns are one path, or everything below one: these are compared as texts, ``prefix`` with its last slash.
+    For the others, the segments are the states of an automaton, one bit each: bit n is set where the first n segments
+    of the pattern have matched what came so far.
     """
 
     text: str
@@ -41,6 +42,7 @@ class PathPattern(msgspec.Struct, frozen=True):
     stars: int
     double_stars: int
     final: int
+    prefix: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> PathPattern:
@@ -73,7 +75,8 @@ class PathPattern(msgspec.Struct, frozen=True):
             else:
                 literals[segment] = literals.get(segment, 0) | bit
             position += 1
-        return cls(text, literals, stars, double_stars, 1 << position)
+        prefix = text[:-2] if text.endswith("/**") and "*" not in text[:-2] else None
+        return cls(text, literals, stars, double_stars, 1 << position, prefix)
 
     @classmethod
     def literal(cls, path: str) -> PathPattern:
@@ -91,6 +94,10 @@ class PathPattern(msgspec.Struct, frozen=True):
 
     def matches(self, path: str) -> bool:
         """Whether a path matches."""
+        if self.prefix is not None:
+            return path.startswith(self.prefix) or path == self.prefix[:-1]
+        if not (self.stars or self.double_stars):
+            return path == self.text
         literals, stars, double_stars = self.literals, self.stars, self.double_stars
         states = 1 | ((1 & double_stars) << 1)  # a ** is passed without a segment
         for segment in path.split("/"):
@@ -177,7 +184,10 @@ class Grant(msgspec.Struct, frozen=True):
     def allows(self, operation: Operation, path: str) -> bool:
         """Whether an operation on a stream is allowed, given its path below the root of the streams."""
         bit = _BITS[operation]
-        return any(rule.bits & bit and rule.pattern.matches(path) for rule in self.rules)
+        for rule in self.rules:  # noqa: SIM110 - any() takes twice as long, for every request
+            if rule.bits & bit and rule.pattern.matches(path):
+                return True
+        return False
 
     def allows_somewhere(self, operation: Operation) -> bool:
         """Whether an operation is allowed on some streams, whichever they are."""

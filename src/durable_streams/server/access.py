@@ -101,8 +101,18 @@ class Access:
         return guarded
 
     def _guarded(self, operation: Operation, handler: Handler) -> Handler:
+        authorize, now = self._authorize, self._now
+
         async def guarded(request: ServerRequest, path: str) -> ServerResponse:
-            await self.admit(operation, path, request)
+            # As `admit`: each coroutine in between costs every append.
+            grant = await authorize(operation, path, request)
+            if (
+                grant is None
+                or (grant.expires is not None and grant.expires <= now())
+                or not grant.allows(operation, path)
+            ):
+                raise self._refused(grant, operation, path)
+            request.grant = grant
             response = await handler(request, path)
             response.headers.append(_VARY)
             return response
@@ -111,8 +121,8 @@ class Access:
 
     async def admit(self, operation: Operation, path: str, request: ServerRequest) -> None:
         """Let an operation on a stream pass, and note the grant in the request; raises the 401, 403 or 404."""
-        request.grant = grant = await self._grant(operation, path, request)
-        if not grant.allows(operation, path):
+        request.grant = grant = await self._authorize(operation, path, request)
+        if grant is None or self._has_ended(grant) or not grant.allows(operation, path):
             raise self._refused(grant, operation, path)
 
     async def _admit_to_resource(self, path: str, request: ServerRequest) -> None:
@@ -124,21 +134,22 @@ class Access:
         operation = operation_on_resource(request.method, path)
         if operation is None:
             return
-        request.grant = grant = await self._grant(operation, path, request)
+        request.grant = grant = await self._authorize(operation, path, request)
+        if grant is None or self._has_ended(grant):
+            raise self._refused(grant, operation, path)
         if not (
             grant.allows_somewhere(operation) if operation == "list" else grant.allows_everywhere(operation)
         ):
             raise _forbidden(operation, "**")
 
-    async def _grant(self, operation: Operation, path: str, request: ServerRequest) -> Grant:
-        grant = await self._authorize(operation, path, request)
-        if grant is None:
-            raise unauthorized("this server wants credentials: send Authorization: Bearer TOKEN")
-        if grant.expires is not None and grant.expires <= self._now():
-            raise unauthorized("these credentials have expired: get others")
-        return grant
+    def _has_ended(self, grant: Grant) -> bool:
+        return grant.expires is not None and grant.expires <= self._now()
 
-    def _refused(self, grant: Grant, operation: Operation, path: str) -> Rejection:
+    def _refused(self, grant: Grant | None, operation: Operation, path: str) -> Rejection:
+        if grant is None:
+            return unauthorized("this server wants credentials: send Authorization: Bearer TOKEN")
+        if self._has_ended(grant):
+            return unauthorized("these credentials have expired: get others")
         if self._hides and not (grant.allows("read", path) or grant.allows("list", path)):
             return rules.not_found()
         return _forbidden(operation, path)

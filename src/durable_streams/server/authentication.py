@@ -6,6 +6,7 @@ contains one.
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,9 +62,12 @@ class Authentication:
         token = token.strip(" ")
         if scheme.lower() != "bearer" or not token or len(token) > _MAX_TOKEN:
             raise unauthorized("this server takes Authorization: Bearer TOKEN, and nothing else there")
-        grant = None if keys is None else keys.grant(token)
-        if grant is None and self._tokens is not None and token.count(".") == _DOTS:
-            return await self._tokens.grant(token)
+        digest = sha256(token.encode()).digest()
+        grant = None if keys is None else keys.grant(digest)
+        if grant is None and self._tokens is not None:
+            grant = self._tokens.known(digest)
+            if grant is None and token.count(".") == _DOTS:
+                grant = await self._tokens.grant(token, digest)
         if grant is None:
             raise unauthorized(
                 "this server does not know this token: it may have been revoked, or be another server's"

@@ -31,8 +31,11 @@ _log = logging.getLogger("durable_streams.server")
 class KeySource(Protocol):
     """Where keys come from."""
 
+    def current(self) -> TokenKeys | None:
+        """Return the keys, None where there are none yet; the same object as long as they are the same."""
+
     async def keys(self) -> TokenKeys:
-        """Return the keys; the same object as long as they are the same. Raises the 503 where there are none yet."""
+        """Return the keys. Raises the 503 where there are none yet."""
 
     async def others(self) -> TokenKeys:
         """Return the keys after another look, for a token whose key is not among them."""
@@ -43,6 +46,10 @@ class FileKeys:
 
     def __init__(self, watched: Watched[TokenKeys]) -> None:
         self._watched = watched
+
+    def current(self) -> TokenKeys:
+        """Return the keys. See KeySource."""
+        return self._watched.value()
 
     async def keys(self) -> TokenKeys:
         """Return the keys. See KeySource."""
@@ -68,13 +75,16 @@ class UrlKeys:
         self._asked = self._answered = -_GOOD_FOR
         self._asking: asyncio.Future[None] | None = None
 
+    def current(self) -> TokenKeys | None:
+        """Return the keys; old ones do until others are there. See KeySource."""
+        if time.monotonic() - self._answered >= _GOOD_FOR:
+            self._begin()
+        return self._keys
+
     async def keys(self) -> TokenKeys:
         """Return the keys. See KeySource."""
-        if time.monotonic() - self._answered >= _GOOD_FOR:
-            if self._keys is None:
-                await self._ask()
-            else:  # these do until then
-                self._begin()
+        if self.current() is None and self._asking is not None:
+            await asyncio.shield(self._asking)
         return self._found()
 
     async def others(self) -> TokenKeys:

@@ -139,9 +139,9 @@ class Keys:
             signer.check()
             self.signing[signer.id] = SigningKey(signer.secret.encode(), signer.grant())
 
-    def grant(self, token: str) -> Grant | None:
-        """Return what a bearer key allows, None if it is none of these."""
-        return self._grants.get(_digest(token))
+    def grant(self, digest: bytes) -> Grant | None:
+        """Return what a bearer key allows, given its SHA-256; None if it is none of these."""
+        return self._grants.get(digest)
 
 
 def parse_keys(text: str) -> Keys:

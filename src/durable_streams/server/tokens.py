@@ -6,7 +6,6 @@ was verified is so until it ends or the keys change, and costs a look into a tab
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from typing import Any
@@ -85,20 +84,20 @@ class Tokens:
         self._keys: TokenKeys | None = None
         self._verified: dict[bytes, Grant] = {}
 
-    async def grant(self, token: str) -> Grant:
-        """Return what a token allows; raises the 401 of one that is not valid."""
+    def known(self, digest: bytes) -> Grant | None:
+        """Return what a token allows that was verified before, given its SHA-256; None for any other."""
+        return self._verified.get(digest) if self._source.current() is self._keys else None
+
+    async def grant(self, token: str, digest: bytes) -> Grant:
+        """Return what a token allows, given it and its SHA-256; raises the 401 of one that is not valid."""
         keys = await self._source.keys()
         if keys is not self._keys:
             self._keys = keys
             self._verified.clear()
-        name = hashlib.sha256(token.encode()).digest()
-        known = self._verified.get(name)
-        if known is not None:
-            return known
         grant = await self._verify(token, keys)
         if len(self._verified) >= _MAX_VERIFIED:
             self._forget(time.time())
-        self._verified[name] = grant
+        self._verified[digest] = grant
         return grant
 
     def _forget(self, now: float) -> None:
