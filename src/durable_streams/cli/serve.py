@@ -76,6 +76,7 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
             "no_auth",
             "hide_forbidden",
             "bind_producers",
+            "limits",
         ],
         "Browsers, names and proxies": [
             "public_url",
@@ -466,6 +467,14 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
     envvar="DURABLE_STREAMS_HIDE_FORBIDDEN",
     show_envvar=True,
     help="Answer 404 instead of 403 for streams that the caller may not see.",
+)
+@click.option(
+    "--limits",
+    type=click.Path(path_type=Path),
+    envvar="DURABLE_STREAMS_LIMITS",
+    metavar="PATH",
+    show_envvar=True,
+    help="File (TOML) with how much each caller may do; read again when it changes.",
 )
 @click.option(
     "--bind-producers",

@@ -17,10 +17,13 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
+from durable_streams.protocol import headers as names
 from durable_streams.protocol import rules
 from durable_streams.protocol.commands import Rejection
 from durable_streams.protocol.grants import Grant, Operation
+from durable_streams.server import parse
 from durable_streams.server.http import ServerRequest, ServerResponse
+from durable_streams.server.quotas import Quotas
 
 __all__ = [
     "Access",
@@ -72,14 +75,21 @@ class Access:
 
     Args:
         authorize: Who the caller is, and what it may do.
+        quotas: How much callers may do, None for no limits.
         hides: Whether a stream that one may neither read nor list is answered like one that does not exist.
         now: The time in seconds since 1970.
     """
 
     def __init__(
-        self, authorize: Authorize, *, hides: bool = False, now: Callable[[], float] = time.time
+        self,
+        authorize: Authorize,
+        *,
+        quotas: Quotas | None = None,
+        hides: bool = False,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._authorize = authorize
+        self._quotas = quotas
         self._hides = hides
         self._now = now
 
@@ -96,12 +106,14 @@ class Access:
 
         async def guarded(request: ServerRequest, path: str) -> ServerResponse:
             await self._admit_to_resource(path, request)
+            if self._quotas is not None and request.grant is not None:
+                self._quotas.admit(request.grant.subject)
             return await handler(request, path)
 
         return guarded
 
     def _guarded(self, operation: Operation, handler: Handler) -> Handler:
-        authorize, now = self._authorize, self._now
+        authorize, now, quotas = self._authorize, self._now, self._quotas
 
         async def guarded(request: ServerRequest, path: str) -> ServerResponse:
             # As `admit`: each coroutine in between costs every append.
@@ -113,11 +125,32 @@ class Access:
             ):
                 raise self._refused(grant, operation, path)
             request.grant = grant
-            response = await handler(request, path)
+            if quotas is None:
+                response = await handler(request, path)
+            else:
+                response = await self._counted(quotas, grant, handler, request, path)
             response.headers.append(_VARY)
             return response
 
         return guarded
+
+    async def _counted(
+        self, quotas: Quotas, grant: Grant, handler: Handler, request: ServerRequest, path: str
+    ) -> ServerResponse:
+        quotas.admit(grant.subject)
+        if request.method != "GET" or names.QUERY_LIVE not in parse.query(request.query):
+            return await handler(request, path)
+        read = quotas.begin_live_read(grant.subject)
+        try:
+            return read.carried_by(await handler(request, path))
+        except BaseException:
+            read.release()
+            raise
+
+    def count(self, request: ServerRequest, size: int) -> None:
+        """Count the bytes of a request's body."""
+        if self._quotas is not None and request.grant is not None:
+            self._quotas.count(request.grant.subject, size)
 
     async def admit(self, operation: Operation, path: str, request: ServerRequest) -> None:
         """Let an operation on a stream pass, and note the grant in the request; raises the 401, 403 or 404."""

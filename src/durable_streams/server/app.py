@@ -11,7 +11,7 @@ from durable_streams.protocol.request import OUTCOME_UNKNOWN
 from durable_streams.server import parse
 from durable_streams.server.access import Access, Authorize, Handler
 from durable_streams.server.addresses import Addresses
-from durable_streams.server.authentication import authorize_of
+from durable_streams.server.authentication import authorize_of, quotas_of
 from durable_streams.server.bodies import Bodies
 from durable_streams.server.browsers import Browsers
 from durable_streams.server.budget import MemoryBudget
@@ -88,10 +88,13 @@ class App:
         self.live = LiveReads(store, self.config, ranges)
         addresses = Addresses(self.config)
         self._browsers = Browsers(self.config, addresses, local=local)
-        access = None if authorize is None else Access(authorize, hides=self.config.hide_forbidden)
+        quotas = quotas_of(self.config, authorize)
+        access = None
+        if authorize is not None:
+            access = Access(authorize, quotas=quotas, hides=self.config.hide_forbidden)
         self.control = Control()
         self.control.add(
-            "streams", {"GET": Listing(store, _sees_all).read, "POST": RetentionActions(store).post}
+            "streams", {"GET": Listing(store, _seen_by).read, "POST": RetentionActions(store).post}
         )
         self.subscriptions: Subscriptions | None = None
         if isinstance(store, KeepsSubscriptions) and store.subscriptions is not None:
@@ -264,8 +267,10 @@ class App:
         return json_response(200, {"status": "ok"})
 
 
-def _sees_all(_: ServerRequest) -> Callable[[str], bool]:
-    return lambda _: True
+def _seen_by(request: ServerRequest) -> Callable[[str], bool]:
+    """Return whether the list shows a path to the caller."""
+    grant = request.grant
+    return lambda path: grant is None or grant.allows("list", path)
 
 
 def _framed(request: ServerRequest, response: ServerResponse) -> ServerResponse:

@@ -120,6 +120,7 @@ class ServerConfig:
         jwt_claim: The claim with the grants of a token.
         hide_forbidden: Whether a stream that its caller may neither read nor list is answered 404, like one that does
             not exist, instead of 403. It matters where something says who may do what.
+        limits: The file with how much each caller may do (`quotas`).
         bind_producers: Whether each caller has producer ids of its own, so that none can write, or fence, as the
             producer of another.
 
@@ -180,6 +181,7 @@ class ServerConfig:
     jwt_leeway: float = 10.0
     jwt_claim: str = "ds"
     hide_forbidden: bool = False
+    limits: Path | None = None
     bind_producers: bool = False
 
     def __post_init__(self) -> None:

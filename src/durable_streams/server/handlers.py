@@ -90,6 +90,8 @@ class Handlers:
         close, seq, producer, expected = self._append_options(request) if has_options else _PLAIN
         content_type = request.header("content-type")
         body = await request.body(self._config.max_body)
+        if self._access is not None:
+            self._access.count(request, len(body))
         seen = await self._store.glance(path)
         if seen is not None and (seen.retention is not None or self._retention.has_rules):
             await self._retention.update(path, seen)
@@ -148,6 +150,7 @@ class Handlers:
         body = await request.body(self._config.max_body)
         closed = names.is_true(header(names.STREAM_CLOSED))
         if self._access is not None and (body or closed):
+            self._access.count(request, len(body))
             await self._access.admit("append", path, request)
         effective = content_type or (source.content_type if source else names.DEFAULT_CONTENT_TYPE)
         if body and names.is_json(effective):
