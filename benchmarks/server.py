@@ -42,6 +42,8 @@ TARGETS = {
     "credentials": [
         Target("appends with a key, of anonymous ones", credentials.RATE, "a key", "anonymous", 0.92),
         Target("appends with a token, of anonymous ones", credentials.RATE, "a token", "anonymous", 0.92),
+        Target("processor for a key", credentials.PROCESSOR, "a key", "anonymous", 1.09, at_least=False),
+        Target("processor for a token", credentials.PROCESSOR, "a token", "anonymous", 1.09, at_least=False),
     ],
     "reads": [
         target
