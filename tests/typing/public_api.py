@@ -36,7 +36,15 @@ from durable_streams import (
     astream,
     stream,
 )
-from durable_streams.server import AsgiApp, ServerConfig, asgi_app
+from durable_streams.server import (
+    AsgiApp,
+    Grant,
+    Operation,
+    ServerConfig,
+    ServerRequest,
+    asgi_app,
+    sign_url,
+)
 from durable_streams.testing import InMemoryStreamServer
 
 
@@ -242,3 +250,15 @@ def check_server() -> None:
     assert_type(asgi_app(ServerConfig(data_dir=None)), AsgiApp)
     with InMemoryStreamServer() as server:
         assert_type(server.url("/test"), str)
+
+
+async def authorize(operation: Operation, path: str, request: ServerRequest) -> Grant | None:
+    assert_type(request.header("authorization"), str | None)
+    grant = Grant.of("read,append:jobs/**", subject="someone", expires=1.5)
+    assert_type(grant.allows(operation, path), bool)
+    return grant
+
+
+def access() -> None:
+    assert_type(asgi_app(ServerConfig(), authorize=authorize), AsgiApp)
+    assert_type(sign_url("https://h/v1/stream/s", "secret", allow=["read", "append"], expires_in=60), str)
