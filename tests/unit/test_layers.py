@@ -113,7 +113,7 @@ def test_only_adapters_know_the_http_server() -> None:
     for path in HOME.rglob("*.py"):
         source = path.read_text()
         if "import granian" in source or "from granian" in source:
-            assert path.relative_to(HOME).as_posix() in {"server/rsgi.py", "server/run.py"}
+            assert path.relative_to(HOME).as_posix() in {"server/rsgi.py", "server/http_server.py"}
         if layer_of(path) != "stores":
             assert "import sqlite3" not in source, path
 
