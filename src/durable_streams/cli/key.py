@@ -9,7 +9,7 @@ import click
 
 from durable_streams.cli.help import Command, HelpSections
 from durable_streams.cli.key_editing import add_key, read_keys, remove_keys
-from durable_streams.cli.options import Settings, emit, json_option
+from durable_streams.cli.options import Settings, emit, emit_secret, json_option
 from durable_streams.cli.units import Duration
 from durable_streams.server.keys import KeyEntry, SigningEntry, new_key, new_signing_key
 
@@ -111,7 +111,7 @@ def create(
     add_key(path, entry)
     settings = ctx.ensure_object(Settings)
     fields = {"id": entry.id, "name": entry.name, "allow": entry.allow, "expires": entry.expires}
-    emit(settings, token or f"{path} has the signing key {entry.id}", key=token, **fields)
+    emit_secret(settings, token or f"{path} has the signing key {entry.id}", key=token, **fields)
     if not settings.json_output and token is not None:
         click.echo(f"durable-streams: this key is shown once; {path} has its hash, as {entry.id}", err=True)
 

@@ -27,6 +27,7 @@ __all__ = [
     "Settings",
     "connection_options",
     "emit",
+    "emit_secret",
     "full_content_type",
     "is_json",
     "json_in_shell_words",
@@ -175,6 +176,11 @@ def emit(settings: Settings, text: str, **fields: Any) -> None:
     """Print a result: the text for people, the fields as one line of JSON for machines; without credentials."""
     shown = {name: redacted(value) if isinstance(value, str) else value for name, value in fields.items()}
     click.echo(msgspec.json.encode(shown).decode() if settings.json_output else redacted(text))
+
+
+def emit_secret(settings: Settings, text: str, **fields: Any) -> None:
+    """Print a result that is a secret itself, as it is; otherwise like `emit`."""
+    click.echo(msgspec.json.encode(fields).decode() if settings.json_output else text)
 
 
 def read_value(value: str | None, file: Path | None) -> bytes:

@@ -10,7 +10,7 @@ import click
 
 from durable_streams.cli.help import Command
 from durable_streams.cli.key_editing import read_keys
-from durable_streams.cli.options import Settings, connection_options, emit
+from durable_streams.cli.options import Settings, connection_options, emit_secret
 from durable_streams.cli.units import Duration
 from durable_streams.protocol.grants import Operation
 from durable_streams.server.keys import SigningEntry
@@ -80,7 +80,7 @@ def sign(
             raise click.UsageError(
                 f"the signing key {key.id} does not allow {operation} on {signed_path(url)}"
             )
-    emit(settings, signed, url=signed, key=key.id)
+    emit_secret(settings, signed, url=signed, key=key.id)
 
 
 def _key(path: Path, name: str | None) -> SigningEntry:
