@@ -29,6 +29,7 @@ ALLOWED = {
     "server": {"stores", "protocol"},
     "client": {"protocol", "errors", "types", "version"},
     "firehose": {"client", "protocol", "errors", "types", "lazy"},
+    "embedded": {"client", "server", "stores", "protocol", "errors"},
     "relay": {"file_lock", "firehose", "client", "protocol", "errors", "types"},
     "worker": {"client", "protocol"},
     "testing": {"server", "stores", "protocol", "client", "errors", "types", "lazy"},

@@ -197,6 +197,14 @@ class App:
         response.headers.extend(said)
         return _framed(request, response)
 
+    async def answer(self, request: ServerRequest) -> ServerResponse:
+        """Answer a request of this very process, to which nothing about web pages applies."""
+        try:
+            handler, path = self._route(request)
+            return await handler(request, path)
+        except Exception as error:  # noqa: BLE001 - as in `handle`
+            return self._failed(request, error)
+
     def unavailable(self, request: ServerRequest, error: StoreError) -> ServerResponse:
         """Answer a request while the store cannot be opened."""
         try:

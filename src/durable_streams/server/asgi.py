@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import unquote
 
 from durable_streams.protocol.commands import Rejection
 from durable_streams.protocol.grants import Grant
@@ -68,6 +69,9 @@ class _Request:
         path: str = scope["path"]
         # A mount is part of the path for some frameworks and not for others.
         self.path = path[len(root) :] if root and path.startswith(root + "/") else path
+        raw: bytes | None = scope.get("raw_path")
+        if not root and raw is not None and len(raw) != len(path):
+            self.mount, self.path = _unmounted(path, raw)
         self.query: str = scope["query_string"].decode("latin-1")
 
     @property
@@ -163,6 +167,14 @@ class _Request:
             pass
 
 
+def _unmounted(path: str, raw: bytes) -> tuple[str, str]:
+    """Return mount and path where no root path is named: Litestar takes the prefix off, and adds a slash."""
+    whole = unquote(raw.partition(b"?")[0].decode("latin-1"))
+    if path.endswith("/") and not whole.endswith("/"):
+        path = path[:-1]
+    return whole.removesuffix(path) if whole.endswith(path) else "", path
+
+
 class AsgiApp:
     """An ASGI application. Opens its store in the lifespan, or at the first request without one.
 
@@ -176,6 +188,8 @@ class AsgiApp:
         self._watch = ServerWatch(app.stop_reads, app.start_reads)
         self._one_process = OneProcess(app.store)
         self._told = ""
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The event loop that the store is open on, None while it is not."""
 
     async def startup(self) -> None:
         """Open the store, once; raises StoreError with one sentence."""
@@ -186,10 +200,12 @@ class AsgiApp:
     async def _open(self) -> None:
         self._one_process.check_workers()
         await self._app.startup()
+        self.loop = asyncio.get_running_loop()
 
     async def shutdown(self) -> None:
         """End the live reads and close the store; raises StoreError if it is not in order at its end."""
         if self._opening is not None:
+            self.loop = None
             try:
                 await self._app.shutdown()
             finally:

@@ -23,7 +23,10 @@ __all__ = ["OneProcess", "claim", "worker_count"]
 _CLAIM = "\0durable-streams/{}"  # in Linux' namespace of names that are no files
 
 
-_ADVICE = "run one worker, or keep the streams on NATS, where any number of servers share them"
+_ADVICE = (
+    "run one worker; or let one process serve them (durable-streams serve) and the workers be its clients; or keep the "
+    "streams on NATS, where any number of servers share them"
+)
 
 
 class OneProcess:

@@ -58,7 +58,7 @@ class FolderLock:
             self.release()
             raise StoreError(
                 f"another server has the folder {self.folder} open; stop it or choose another folder "
-                "(workers of one server cannot share it: run one)"
+                "(several workers cannot share it: let one process serve, and the others be its clients; or use NATS)"
             )
         status = os.fstat(self._files[1])
         self._guarded[str(self.folder / _LOCK)] = (status.st_dev, status.st_ino)
