@@ -135,6 +135,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     chaos = parser.getgroup("chaos", "tests through a network that fails at random")
     chaos.addoption("--chaos-seeds", type=int, default=40, help="how many seeds to run (default 40)")
     chaos.addoption("--chaos-seed", type=int, default=None, help="the one seed to run")
+    chaos.addoption("--chaos-answers", type=int, default=8, help="how many answers to generate (default 8)")
+    chaos.addoption("--chaos-kills", type=int, default=2, help="how often to kill their server (default 2)")
     fuzz = parser.getgroup("fuzz", "raw requests of every kind")
     fuzz.addoption(
         "--fuzz-requests", type=int, default=2000, help="how many, over all servers (default 2,000)"

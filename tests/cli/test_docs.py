@@ -31,6 +31,7 @@ NOT_RUN = {
     "make demo": "tests/cli/test_demo.py has it, and `make test` is what runs this",
     "durable-streams serve --store": "tests/cluster has it, with three NATS servers",
     "X_BEARER_TOKEN": "it needs an account; tests/firehose runs the same against an imitation",
+    "const source = new EventSource(`/events/": "tests/interop/runs.test.mjs has it",
     "<ul id": "test_e7_the_page_in_a_browser has it",
 }
 """What a block contains that runs elsewhere, and where."""

@@ -11,14 +11,21 @@ from pathlib import Path
 import pytest
 
 import durable_streams
+import durable_streams.ai
 import durable_streams.embedded
 import durable_streams.server
 import durable_streams.testing
 
-PUBLIC = [durable_streams, durable_streams.testing, durable_streams.server, durable_streams.embedded]
+PUBLIC = [
+    durable_streams,
+    durable_streams.testing,
+    durable_streams.server,
+    durable_streams.embedded,
+    durable_streams.ai,
+]
 MODULES = sorted(
     module.name
-    for package in ("client", "embedded", "protocol", "server", "stores", "testing")
+    for package in ("ai", "client", "embedded", "protocol", "server", "stores", "testing")
     for module in pkgutil.walk_packages(
         importlib.import_module(f"durable_streams.{package}").__path__, f"durable_streams.{package}."
     )

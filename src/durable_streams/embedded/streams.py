@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from os import PathLike
@@ -54,6 +54,7 @@ class DurableStreams:
         self._app = App(build_store(config) if store is None else store, config)
         self._asgi = AsgiApp(self._app)
         self._is_ended = False
+        self._before_shutdown: list[Callable[[], Awaitable[None]]] = []
         self._client = InProcess(self)
         self._sync_client = InProcessFromThread(self)
 
@@ -101,8 +102,20 @@ class DurableStreams:
         Raises:
             StoreError: The store is not in order at its end.
         """
-        self._is_ended = True
-        await self._asgi.shutdown()
+        try:
+            for end in self._before_shutdown:
+                await end()
+        finally:
+            self._is_ended = True
+            await self._asgi.shutdown()
+
+    def before_shutdown(self, end: Callable[[], Awaitable[None]]) -> None:
+        """Have what uses the streams end before they close.
+
+        Args:
+            end: An async function that is called without arguments at each `shutdown`, after those given before it.
+        """
+        self._before_shutdown.append(end)
 
     # -- handles
 
