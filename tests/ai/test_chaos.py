@@ -165,8 +165,11 @@ def test_each_browser_has_every_token_once(
         return done
 
     async def main() -> tuple[list[list[Browser]], int]:
-        connector = aiohttp.TCPConnector(limit=0)
-        async with application.served() as base, aiohttp.ClientSession(connector=connector) as session:
+        connector, forever = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
+        async with (
+            application.served() as base,
+            aiohttp.ClientSession(connector=connector, timeout=forever) as session,
+        ):
             watching = asyncio.gather(*[chat(session, base, name) for name in chats])
             killing = asyncio.create_task(kill(watching))
             found = await asyncio.wait_for(watching, WITHIN + 5 * answers)

@@ -57,7 +57,7 @@ class Runs:
         max_active: How many answers this process generates at a time.
         max_seconds: How long one answer may take, in seconds.
         max_bytes: How large one answer may be, in bytes.
-        on_error: Returns the sentence that readers of an answer get for an error of its source, which is logged; None for
+        on_error: Returns the sentence that readers get for an error of the source, which is logged; None for
             a sentence that says nothing of it.
 
     Raises:
