@@ -95,7 +95,7 @@ def in_app(place: DurableStreams | str, work: Callable[[Callable[..., Runs]], Aw
         made: list[Runs] = []
 
         def make(**settings: Any) -> Runs:
-            made.append(Runs(place, **{"format": "text", "lease": 1, **settings}))
+            made.append(Runs(place, **{"format": "text", **settings}))
             return made[-1]
 
         if isinstance(place, DurableStreams):
@@ -395,17 +395,17 @@ def test_limits() -> None:
     in_app(DurableStreams(), work)
 
 
-def test_idle_answers_show_signs_of_life(place: DurableStreams | str) -> None:
+def test_idle_answers_show_signs_of_life() -> None:
     async def work(make: Callable[..., Runs]) -> None:
         source = Source(["one"])
-        answer = await make(format="events").start("chat", source)
+        answer = await make(format="events", lease=3).start("chat", source)
         parts = aiter(answer.body)
         while await anext(parts) != b":\n\n":
             pass
         source.may_end.set()
         assert '"state":"completed"' in "".join([part.decode() async for part in parts])
 
-    in_app(place, work)
+    in_app(DurableStreams(), work)
 
 
 def test_a_chats_streams_are_json_for_other_clients() -> None:

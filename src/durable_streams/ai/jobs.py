@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from typing import Any
@@ -23,6 +24,7 @@ from durable_streams.protocol.jsonvalues import encode
 __all__ = ["Job", "JobLimits"]
 
 _BEATS = 3  # in a lease
+_LOOK = 1.0  # seconds between two looks at whether the run was ended elsewhere
 _log = logging.getLogger("durable_streams.ai")
 
 
@@ -180,14 +182,18 @@ class Job:
 
     async def _beat(self) -> None:
         """Keep the run's lease, and notice its end elsewhere while the source is silent."""
+        renewal = self._chats.lease / _BEATS
+        kept = time.monotonic()
         while True:
-            await asyncio.sleep(self._chats.lease / _BEATS)
+            await asyncio.sleep(min(renewal, _LOOK))
             try:
                 if not await self._chats.is_open(self.run):
                     self._is_fenced = True
                     self.end("interrupted")
                     return
-                await self._chats.keep_alive(self.run)
+                if time.monotonic() - kept >= renewal - _LOOK / 2:
+                    kept = time.monotonic()
+                    await self._chats.keep_alive(self.run)
             except DurableStreamError as error:
                 _log.warning("the lease of %s could not be kept: %s", self.run.stream, error)
 
