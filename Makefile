@@ -31,12 +31,13 @@ FAST := tests/unit tests/property
 PURE := $(FAST) tests/firehose/test_machine.py tests/firehose/test_records.py tests/firehose/test_json_records.py
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo serve cluster test test-pythons check coverage generate lint words format types conformance interop behaviour parity bench clean
+.PHONY: help demo serve cluster chat test test-pythons check coverage generate lint words format types conformance interop behaviour parity bench clean
 
 help:
 	@echo "make demo         write 20,000 real records through a server that keeps being killed, and count them"
 	@echo "make serve        the server, on http://127.0.0.1:4437/v1/stream"
 	@echo "make cluster      three NATS servers and two gateways over them, on free ports, until Ctrl-C"
+	@echo "make chat         a chat whose answers survive a reload, on http://127.0.0.1:8000"
 	@echo "make check        lint, types, and the fast tests with their coverage"
 	@echo "make coverage     the fast tests: they run every line and branch of what decides"
 	@echo "make test         the test suite"
@@ -60,6 +61,9 @@ serve: $(VENV)/runtime.stamp
 
 cluster: $(VENV)/dev.stamp
 	@$(BIN)/python tests/support/local_cluster.py $(ARGS)
+
+chat: $(VENV)/dev.stamp
+	@$(BIN)/python examples/chat/chat_app.py
 
 test: $(VENV)/dev.stamp
 	$(PYTEST) $(ARGS)

@@ -1,12 +1,13 @@
 // Pages in headless Chromium: what its cache, CORS and EventSource make of our answers.
 
 import assert from "node:assert/strict"
+import { spawn } from "node:child_process"
 import { mkdtemp, readFile, rm } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import path from "node:path"
 import { after, describe, test } from "node:test"
 import { chromium } from "playwright-core"
-import { fresh, listen, serve, sleep, until } from "./support.mjs"
+import { fresh, listen, PYTHON, serve, sleep, until } from "./support.mjs"
 
 // A record that a cache kept back was seen after 58.7 s; without one it takes milliseconds.
 const SEEN_WITHIN = 10_000
@@ -333,4 +334,33 @@ test("g10: a page that is stored in a stream runs nothing", async (t) => {
     await sleep(100)
     assert.equal(await viewing.title(), "quiet")
   }
+})
+
+test("the chat of the examples: reloaded in the middle of an answer, and in a second tab", async (t) => {
+  const data = path.join(folder, "..", `${path.basename(folder)}-chat`)
+  const program = path.join(import.meta.dirname, "..", "..", "examples", "chat", "chat_app.py")
+  const environment = { ...process.env, STREAMS: data, PORT: "0", PAUSE: "0.05" }
+  const chat = spawn(PYTHON, [program], { env: environment, stdio: ["ignore", "ignore", "pipe"] })
+  t.after(async () => {
+    chat.kill("SIGKILL")
+    await rm(data, { recursive: true, force: true, maxRetries: 5 })
+  })
+  let printed = ""
+  chat.stderr.setEncoding("utf8").on("data", (text) => (printed += text))
+  const [, base] = await until(() => /running on (http:\S+)/.exec(printed) ?? undefined, "the chat is served")
+
+  const said = (page) => page.locator("#answer").textContent()
+  const first = await page(t, base)
+  await first.locator("form button").first().click()
+  await until(async () => (await said(first)).length > 60, "the answer has begun")
+  const url = first.url()
+  await first.reload()
+  const second = await browser.newPage()
+  t.after(() => second.close())
+  await second.goto(url)
+  for (const tab of [first, second]) {
+    await until(async () => (await tab.locator("#state").textContent()) === "completed", "the answer ends")
+    assert.match(await said(tab), /^You asked: Does it survive a reload\? That is .* that a page has left\. $/)
+  }
+  assert.equal(await said(first), await said(second))
 })
