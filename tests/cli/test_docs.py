@@ -32,6 +32,7 @@ NOT_RUN = {
     "durable-streams serve --store": "tests/cluster has it, with three NATS servers",
     "X_BEARER_TOKEN": "it needs an account; tests/firehose runs the same against an imitation",
     "const source = new EventSource(`/events/": "tests/interop/runs.test.mjs has it",
+    "get_asgi_application": "tests/embedded/test_frameworks.py has it, with Django's settings",
     "<ul id": "test_e7_the_page_in_a_browser has it",
 }
 """What a block contains that runs elsewhere, and where."""

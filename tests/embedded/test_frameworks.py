@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import types
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -93,7 +94,34 @@ def in_litestar(streams: DurableStreams) -> Any:
     return litestar.Litestar([say, say_in_a_thread, mounted], lifespan=[streams.lifespan])
 
 
-@pytest.mark.parametrize("application", [in_fastapi, in_starlette, in_litestar])
+def in_django(streams: DurableStreams) -> Any:
+    pytest.importorskip("django")
+    import django
+    from django.conf import settings
+    from django.core.asgi import get_asgi_application
+    from django.http import HttpRequest, JsonResponse
+    from django.urls import path
+
+    async def say(_: HttpRequest, word: str) -> JsonResponse:
+        stream = streams.stream("words", content_type="text/plain")
+        return JsonResponse({"offset": (await stream.append(word)).next_offset})
+
+    def say_in_a_thread(_: HttpRequest, word: str) -> JsonResponse:
+        stream = streams.sync_stream("words", content_type="text/plain")
+        return JsonResponse({"offset": stream.append(word).next_offset})
+
+    urls = types.ModuleType("urls_of_the_test")
+    urls.urlpatterns = [  # type: ignore[attr-defined]
+        path("say/<word>", say),
+        path("say-in-a-thread/<word>", say_in_a_thread),
+    ]
+    if not settings.configured:
+        settings.configure(SECRET_KEY="none", ALLOWED_HOSTS=["*"], ROOT_URLCONF=urls, LOGGING_CONFIG=None)
+        django.setup()
+    return streams.beside(get_asgi_application())
+
+
+@pytest.mark.parametrize("application", [in_fastapi, in_starlette, in_litestar, in_django])
 def test_mounted(application: Callable[[DurableStreams], Any]) -> None:
     """A browser reads over HTTP what a handler wrote without it, from the event loop and from its thread pool."""
     aiohttp = pytest.importorskip("aiohttp")
@@ -118,6 +146,12 @@ def test_mounted(application: Callable[[DurableStreams], Any]) -> None:
             await streams.stream("words").head()
 
     asyncio.run(main())
+
+
+def test_a_prefix_is_a_path() -> None:
+    for prefix in ("", "streams", "/", "/streams/"):
+        with pytest.raises(ValueError, match="prefix"):
+            DurableStreams().beside(DurableStreams().asgi, prefix)
 
 
 def test_alone_under_an_asgi_server() -> None:

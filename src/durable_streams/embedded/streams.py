@@ -18,13 +18,15 @@ from durable_streams.client.sync_producer import SyncIdempotentProducer
 from durable_streams.embedded.transport import AUTHORITY, InProcess, InProcessFromThread
 from durable_streams.errors import DurableStreamError
 from durable_streams.server.app import App
-from durable_streams.server.asgi import AsgiApp
+from durable_streams.server.asgi import AsgiApp, Receive, Scope, Send
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import STREAM_ROOT
 from durable_streams.server.run import build_store
 from durable_streams.stores.base import Store, StoreError
 
 __all__ = ["DurableStreams"]
+
+AsgiCallable = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class DurableStreams:
@@ -53,8 +55,6 @@ class DurableStreams:
             config, store = _with_store(config, store), None
         self._app = App(build_store(config) if store is None else store, config)
         self._asgi = AsgiApp(self._app)
-        self._is_ended = False
-        self._before_shutdown: list[Callable[[], Awaitable[None]]] = []
         self._client = InProcess(self)
         self._sync_client = InProcessFromThread(self)
 
@@ -64,6 +64,34 @@ class DurableStreams:
     def asgi(self) -> AsgiApp:
         """The server as an ASGI application, to be mounted: ``app.mount("/streams", streams.asgi)``."""
         return self._asgi
+
+    def beside(self, application: AsgiCallable, prefix: str = "/streams") -> AsgiCallable:
+        """Return an ASGI application that serves the streams under a prefix, and another application elsewhere.
+
+        Its lifespan opens the streams. For Django, whose ASGI application has neither mounts nor a lifespan:
+        ``application = streams.beside(get_asgi_application())``.
+
+        Args:
+            application: The other application; it is not passed the lifespan.
+            prefix: Where the streams are.
+
+        Raises:
+            ValueError: The prefix does not begin with a slash, or ends with one.
+        """
+        if not prefix.startswith("/") or prefix.endswith("/"):
+            raise ValueError(f"prefix is a path such as '/streams', not {prefix!r}.")
+
+        async def both(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "lifespan":
+                await self._asgi(scope, receive, send)
+                return
+            root = scope.get("root_path", "") + prefix
+            if scope["path"].startswith(root + "/"):
+                await self._asgi({**scope, "root_path": root}, receive, send)
+            else:
+                await application(scope, receive, send)
+
+        return both
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
@@ -93,7 +121,6 @@ class DurableStreams:
         Raises:
             StoreError: The store cannot be opened; one sentence says why.
         """
-        self._is_ended = False
         await self._asgi.startup()
 
     async def shutdown(self) -> None:
@@ -102,12 +129,7 @@ class DurableStreams:
         Raises:
             StoreError: The store is not in order at its end.
         """
-        try:
-            for end in self._before_shutdown:
-                await end()
-        finally:
-            self._is_ended = True
-            await self._asgi.shutdown()
+        await self._asgi.shutdown()
 
     def before_shutdown(self, end: Callable[[], Awaitable[None]]) -> None:
         """Have what uses the streams end before they close.
@@ -115,7 +137,7 @@ class DurableStreams:
         Args:
             end: An async function that is called without arguments at each `shutdown`, after those given before it.
         """
-        self._before_shutdown.append(end)
+        self._asgi.before_shutdown.append(end)
 
     # -- handles
 
@@ -288,7 +310,7 @@ class DurableStreams:
         running = asyncio.get_running_loop()
         if self._asgi.loop is running:
             return self._app
-        if self._is_ended:
+        if self._asgi.is_ended:
             raise DurableStreamError(
                 "The streams are closed: the application's lifespan has ended.", code="CLIENT_CLOSED"
             )

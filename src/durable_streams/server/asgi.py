@@ -28,7 +28,7 @@ from durable_streams.server.outlets import send_parts
 from durable_streams.server.workers import OneProcess
 from durable_streams.stores.base import StoreError
 
-__all__ = ["AsgiApp"]
+__all__ = ["AsgiApp", "Receive", "Scope", "Send"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -190,9 +190,14 @@ class AsgiApp:
         self._told = ""
         self.loop: asyncio.AbstractEventLoop | None = None
         """The event loop that the store is open on, None while it is not."""
+        self.is_ended = False
+        """Whether it was shut down, and not started again since."""
+        self.before_shutdown: list[Callable[[], Awaitable[None]]] = []
+        """What uses the streams in this process, and ends before they close."""
 
     async def startup(self) -> None:
         """Open the store, once; raises StoreError with one sentence."""
+        self.is_ended = False
         if self._opening is None:
             self._opening = asyncio.ensure_future(self._open())
         await asyncio.shield(self._opening)
@@ -205,7 +210,11 @@ class AsgiApp:
     async def shutdown(self) -> None:
         """End the live reads and close the store; raises StoreError if it is not in order at its end."""
         if self._opening is not None:
-            self.loop = None
+            try:
+                for end in self.before_shutdown:
+                    await end()
+            finally:
+                self.loop, self.is_ended = None, True
             try:
                 await self._app.shutdown()
             finally:
