@@ -36,6 +36,8 @@ from durable_streams import (
     astream,
     stream,
 )
+from durable_streams.ai import Run, Runs
+from durable_streams.embedded import DurableStreams
 from durable_streams.server import (
     AsgiApp,
     Grant,
@@ -262,3 +264,19 @@ async def authorize(operation: Operation, path: str, request: ServerRequest) -> 
 def access() -> None:
     assert_type(asgi_app(ServerConfig(), authorize=authorize), AsgiApp)
     assert_type(sign_url("https://h/v1/stream/s", "secret", allow=["read", "append"], expires_in=60), str)
+
+
+async def in_one_process() -> None:
+    streams = DurableStreams("folder")
+    assert_type(streams.asgi, AsgiApp)
+    assert_type(streams.url("a"), str)
+    assert_type(streams.stream("a"), AsyncDurableStream)
+    assert_type(await streams.create("a", body={}), AsyncDurableStream)
+    assert_type(streams.sync_stream("a"), DurableStream)
+    assert_type(streams.producer("a", "p"), IdempotentProducer)
+    assert_type(streams.sync_producer("a", "p"), SyncIdempotentProducer)
+    async with streams.lifespan() as nothing:
+        assert_type(nothing, None)
+    runs = Runs(streams, format="events")
+    assert_type(await runs.stop("chat"), bool)
+    assert_type(await runs.current("chat"), Run | None)

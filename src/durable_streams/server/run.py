@@ -172,7 +172,12 @@ async def _admin(app: App, on_admin: Callable[[str], None] | None) -> AsyncItera
     if not is_available():
         raise ServerStartError('metrics need prometheus-client: pip install "prometheus-client>=0.20"')
     plain = replace(
-        config, host=config.admin_host, port=config.admin_port, tls_cert=None, tls_key=None, tls_client_ca=None
+        config,
+        host=config.admin_host,
+        port=config.admin_port,
+        tls_cert=None,
+        tls_key=None,
+        tls_client_ca=None,
     )
     with listen(plain) as listener:
         server = HttpServer(RsgiAdapter(AdminApp(app, local=_is_loopback(listener))), listener, plain)
