@@ -171,6 +171,9 @@ def test_hidden_streams_answer_like_missing_ones() -> None:
     [
         ("GET", "jwks.json", None),
         ("GET", "streams", "list"),
+        ("GET", "streams/a/b", "list"),
+        ("POST", "streams/a/b/trim", "trim"),
+        ("POST", "streams/a/retention", "trim"),
         ("GET", "subscriptions/s", "subscribe"),
         ("PUT", "subscriptions/s", "subscribe"),
         ("POST", "subscriptions/s/claim", "subscribe"),
@@ -203,6 +206,25 @@ def test_resources_are_behind_the_same_door() -> None:
                     status,
                     200,
                 )
+
+    run(work)
+
+
+def test_trimming_needs_a_grant_of_it_on_that_stream() -> None:
+    async def work() -> None:
+        async with client_of(ServerConfig(), by_header) as client:
+            for grant, status in (
+                (None, 401),
+                ("list,read,append,create,delete:**", 403),
+                ("trim:other/**", 403),
+                ("trim:jobs/*", 404),
+            ):
+                headers = {} if grant is None else {"x-grant": grant}
+                for action in ("trim", "retention"):
+                    answer = await client.post(
+                        f"__ds/streams/jobs/1/{action}", json={"max_bytes": 1}, headers=headers
+                    )
+                    assert answer.status_code == status, (grant, action)
 
     run(work)
 

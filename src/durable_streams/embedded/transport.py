@@ -22,7 +22,9 @@ from durable_streams.client.transports import Interrupt
 from durable_streams.client.transports.failures import Failure, fetch_error
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol.commands import Rejection
+from durable_streams.protocol.grants import Grant
 from durable_streams.protocol.request import Request
+from durable_streams.server.access import EVERYTHING
 from durable_streams.server.app import App
 from durable_streams.server.http import Disconnection, ServerResponse, too_large
 from durable_streams.server.outlets import ClientGoneError
@@ -84,7 +86,7 @@ class InProcessFromThread:
 
 async def _answered(app: App, request: Request) -> tuple[ServerResponse, _Request]:
     asked = _Request(request)
-    return await app.answer(asked), asked
+    return await app.answer_call(asked), asked
 
 
 class _Head:
@@ -202,13 +204,26 @@ def _ended(url: str) -> FetchError:
 class _Request:
     """A ServerRequest that came by a call."""
 
-    __slots__ = ("_body", "_gone", "_headers", "method", "mount", "path", "query", "scheme")
+    __slots__ = (
+        "_body",
+        "_gone",
+        "_headers",
+        "grant",
+        "method",
+        "mount",
+        "path",
+        "query",
+        "scheme",
+        "scope",
+    )
 
     def __init__(self, request: Request) -> None:
         self.method = request.method
         self.path, self.query = _parts_of(request.url)
         self.scheme = "http"
         self.mount = ""
+        self.scope: Any = None
+        self.grant: Grant | None = EVERYTHING
         self._headers = request.headers
         self._body = request.body or b""
         self._gone: asyncio.Future[None] | None = None

@@ -197,7 +197,7 @@ class App:
         response.headers.extend(said)
         return _framed(request, response)
 
-    async def answer(self, request: ServerRequest) -> ServerResponse:
+    async def answer_call(self, request: ServerRequest) -> ServerResponse:
         """Answer a request of this very process, to which nothing about web pages applies."""
         try:
             handler, path = self._route(request)
