@@ -306,7 +306,7 @@ def test_e6_every_time_and_size_has_units():
 
 def test_e6_units_reach_the_server(cli, bare, serving):
     cli.ok("create", "s", "-t", "text", "--ttl", "5m")
-    assert b"ttl-seconds   300\n" in cli.ok("head", "s")
+    assert b"ttl-seconds         300\n" in cli.ok("head", "s")
     serving("--memory", "--max-body", "1KiB", "--long-poll-timeout", "200ms")
     bare.ok("create", "s", "-t", "text")
     bare.ok("append", "s", "x" * 1024)
