@@ -177,6 +177,9 @@ class Producer:
         """The failure of the last request, while it is retried."""
         self.lost_count = 0
         """How many records failed for good."""
+        self.stored: tuple[int, str] = (0, "")
+        """How many records are acknowledged, oldest first, and the offset after them; with several requests in flight
+        they need not be the oldest."""
         self.closing = False
         self._sealed_count = self._sealed_bytes = 0
         self._settings = settings or ProducerSettings()
@@ -499,6 +502,7 @@ class Producer:
         self._failing_since = None
         self._sealed_count -= batch.count
         self._sealed_bytes -= batch.size
+        self.stored = self.stored[0] + batch.count, offset
         result = IdempotentAppendResult(offset, duplicate)
         return [Outcome(ticket, result) for ticket in batch.tickets]
 

@@ -325,7 +325,7 @@ class Relay:
                 else:
                     self._take(item)
                 if self._producer is not None and time.monotonic() - self._saved_at > _SAVE_EVERY:
-                    self._save(*self._acknowledged.settled)
+                    self._save(*self._acknowledged.latest)
 
     def _take(self, record: Record) -> None:
         self._taken += 1
@@ -375,15 +375,15 @@ class Relay:
             known.forget_tail()
             if key is not None:
                 known.ids.add(key)
-        future = producer.submit_record(data)
-        self._acknowledged.sent(place, known.ids.added if known is not None else 0, future)
+        self._acknowledged.sent(place, known.ids.added if known is not None else 0)
+        producer.append_record(data)
 
     def _begin(self) -> EncodedProducer:
         """Make the producer, under an epoch that no run had before."""
         epoch = self._state.epoch + 1
         self._state = msgspec.structs.replace(self._state, epoch=epoch, clean=False)
         self._write_state()
-        self._producer = self._target.producer(self._state.producer_id, epoch)
+        self._producer = self._target.producer(self._state.producer_id, epoch, self._acknowledged.stored)
         return self._producer
 
     def _take_gap(self, gap: Gap) -> None:

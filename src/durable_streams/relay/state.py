@@ -11,10 +11,10 @@ import contextlib
 import hashlib
 import os
 import sys
+import threading
 import uuid
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +23,6 @@ import msgspec
 from durable_streams.client.checkpoints import Checkpoint, FileCheckpoint, is_at, open_private
 from durable_streams.errors import DurableStreamError
 from durable_streams.file_lock import try_lock
-from durable_streams.types import IdempotentAppendResult
 
 __all__ = ["Acknowledged", "State", "StateFile", "default_path", "make_default_folder"]
 
@@ -45,28 +44,29 @@ class State(Checkpoint, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Acknowledged:
-    """The records that are stored, in order, and the pairs of place and offset that a state may hold."""
+    """The records that are stored, in order, and the place and offset that a state may hold. Thread-safe."""
 
     def __init__(self, place: Any, offset: str) -> None:
         self.records = 0
-        self.latest = self.settled = (place, 0, offset)
+        self.latest = (place, 0, offset)
+        self._lock = threading.Lock()
         self._sent: deque[tuple[Any, int]] = deque()
 
-    def sent(self, place: Any, ids: int, future: Future[IdempotentAppendResult]) -> None:
-        """Note a record that is sent; ``ids``: how many ids were added up to it."""
+    def sent(self, place: Any, ids: int) -> None:
+        """Note a record that is about to be sent; ``ids``: how many ids were added up to it."""
         self._sent.append((place, ids))
-        future.add_done_callback(self._done)
 
-    def _done(self, future: Future[IdempotentAppendResult]) -> None:
-        if future.exception() is not None:
-            return  # the producer raises it
-        place, ids = self._sent.popleft()
-        offset = future.result().offset
-        # An offset is that after a whole batch: the pair is right once all of the batch is counted.
-        if offset != self.latest[2]:
-            self.settled = self.latest
-        self.latest = (place, ids, offset)
-        self.records += 1
+    def stored(self, records: int, offset: str) -> None:
+        """Note that this many records, in all, are stored: a whole request of them since the last time."""
+        with self._lock:
+            if records <= self.records:
+                return  # another thread has noted it
+            place, ids = self.latest[:2]
+            for _ in range(records - self.records):
+                place, ids = self._sent.popleft()
+            # The offset is that after a whole request, and so is the place of its last record.
+            self.latest = (place, ids, offset)
+            self.records = records
 
 
 def new_producer_id() -> str:

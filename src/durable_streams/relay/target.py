@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
@@ -32,7 +31,7 @@ from durable_streams.protocol.lines import LineDecoder
 from durable_streams.protocol.operations import encode_json_message
 from durable_streams.protocol.request import check_callers_headers
 from durable_streams.protocol.retry import RetryPolicy
-from durable_streams.types import HeadersLike, HeadResult, IdempotentAppendResult, StreamEvent
+from durable_streams.types import HeadersLike, HeadResult, StreamEvent
 
 __all__ = ["EncodedProducer", "Target", "split_messages"]
 
@@ -46,18 +45,29 @@ _PENDING = 8 * 1024 * 1024  # bytes read from the source and not acknowledged ye
 class EncodedProducer(SyncIdempotentProducer):
     """A producer of records that are encoded already, so that their JSON is not checked once more.
 
-    It logs why it retries, once for each outage.
+    It logs why it retries, once for each outage. ``on_stored``: called after each request, with how many records are
+    stored in all, oldest first, and the offset after them.
     """
 
     _said = False
+    on_stored: Callable[[int, str], None]
 
-    def submit_record(self, record: bytes) -> Future[IdempotentAppendResult]:
-        """Queue a record as `Target.encode` gives it; see ``submit``."""
-        future = self._receipt()
-        self._add(record, future)
-        return future
+    def append_record(self, record: bytes) -> None:
+        """Queue a record as `Target.encode` gives it; see ``append``."""
+        with self._lock:
+            if self._machine.fits(record):
+                return
+        self._add(record, None)
+
+    def flush(self) -> None:
+        """Send everything that is queued, and wait until it is durable and noted; see `SyncIdempotentProducer`."""
+        try:
+            super().flush()
+        finally:
+            self.on_stored(*self._machine.stored)
 
     def _report(self) -> None:
+        self.on_stored(*self._machine.stored)
         trouble = self._machine.trouble
         if trouble is not None and not self._said:
             _log.warning("%s; trying again", str(trouble).rstrip("."))
@@ -221,9 +231,11 @@ class Target:
         with self._handle(stamp) as handle:
             self._patiently(lambda: handle.append(record))
 
-    def producer(self, producer_id: str, epoch: int) -> EncodedProducer:
-        """Return the producer for this epoch, which must be new."""
-        return EncodedProducer(
+    def producer(
+        self, producer_id: str, epoch: int, on_stored: Callable[[int, str], None]
+    ) -> EncodedProducer:
+        """Return the producer for this epoch, which must be new; ``on_stored`` as it says."""
+        producer = EncodedProducer(
             self.url,
             producer_id,
             epoch=epoch,
@@ -233,6 +245,8 @@ class Target:
             headers=self._headers,
             retry_timeout=self._retry_for,
         )
+        producer.on_stored = on_stored
+        return producer
 
     def close_stream(self) -> str:
         """Close the stream; return its final offset."""
