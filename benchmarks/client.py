@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import client_groups as groups
-from client_groups import ALONE, BOTH, CONCURRENTLY, NEEDED, OURS, PEER, PEER_SHARED, READ_KINDS, Bench
+from client_groups import ALONE, BARE, BOTH, CONCURRENTLY, NEEDED, OURS, PEER, PEER_SHARED, READ_KINDS, Bench
 from processes import BenchmarkError
 from results import Results, Target, report
 from rich.console import Console
@@ -41,6 +41,7 @@ TARGETS = {
     ],
     "appends": [
         *(at_most(f"one append at a time, {kind}, ms", f"append {kind} ms", PEER, 0.5) for kind in BOTH),
+        at_most("one append at a time, sync, ms", "append sync ms", BARE, 1.25),
         *(at_least(f"{CONCURRENTLY}, async", CONCURRENTLY, peer, 8) for peer in (PEER, PEER_SHARED)),
     ],
     "reads": [
@@ -71,8 +72,13 @@ TARGETS = {
         )
     ],
     "producer": [
-        at_least(f"produced messages/s, {kind}", f"produced {kind} messages/s", None, 800_000)
-        for kind in BOTH
+        *(
+            at_least(f"produced messages/s, {kind}", f"produced {kind} messages/s", None, 800_000)
+            for kind in BOTH
+        ),
+        at_least(
+            "produced messages/s, sync, linger_ms=0", "produced sync, linger_ms=0 messages/s", None, 300_000
+        ),
     ],
     "imports": [
         at_most(f"import, {what}", f"import {what} ms", None, 100) for what in ("package", "every name")

@@ -17,7 +17,7 @@ from reads import follow
 from results import Plan, Results
 
 OURS, PEER, PEER_SHARED = "ours", "peer", "peer, one client"
-NEEDED, ALONE = "needed", "transport alone"
+NEEDED, ALONE, BARE = "needed", "transport alone", "http.client"
 BOTH = {"sync": "", "async": "a"}
 PEER_VENV = HERE / "peer" / ".venv"
 READ_KINDS = {"catch-up": False, "SSE": "sse"}
@@ -100,6 +100,8 @@ def measure_calls(plan: Bench, results: Results) -> None:
 def measure_appends(plan: Bench, results: Results) -> None:
     with serving(MEMORY) as server:
         url = server.origin + ROOT
+        got = plan.run(OURS, "bare", "bare_append", own=True, url=url + "bare", seconds=plan.seconds)
+        results.add(f"append sync ms|{BARE}", got["seconds"] * 1e3)
         for who in plan.sides():
             for kind, mark in BOTH.items():
                 name = f"append {kind} ms"
@@ -194,15 +196,17 @@ def measure_producer(plan: Bench, results: Results) -> None:
         if plan.peer:
             plan.notes["produced messages/s"] = "the peer, 0.1.0, has no producer"
         for kind, mark in BOTH.items():
-            path = f"{ROOT}{kind}"
-            got = plan.run(
-                OURS, "produce", mark + "produce", own=True, url=server.origin + path, messages=plan.messages
-            )
-            results.add(f"produced {kind} messages/s|ours", plan.messages / got["seconds"])
-            results.add(f"produced {kind} CPU µs|ours", got["cpu"] / plan.messages * 1e6)
-            stored, expected = follow(server, path), plan.messages * (size + 1)
-            if not expected <= stored <= expected + FRAMING:
-                raise BenchmarkError(f"{kind}: {expected} bytes were acknowledged, the server holds {stored}")
+            for linger, note in ((5, ""), (0, ", linger_ms=0")):
+                path = f"{ROOT}{kind}-{linger}"
+                arguments = {"url": server.origin + path, "messages": plan.messages, "linger_ms": linger}
+                got = plan.run(OURS, "produce", mark + "produce", own=True, **arguments)
+                results.add(f"produced {kind}{note} messages/s|ours", plan.messages / got["seconds"])
+                results.add(f"produced {kind}{note} CPU µs|ours", got["cpu"] / plan.messages * 1e6)
+                stored, expected = follow(server, path), plan.messages * (size + 1)
+                if not expected <= stored <= expected + FRAMING:
+                    raise BenchmarkError(
+                        f"{kind}: {expected} bytes were acknowledged, the server holds {stored}"
+                    )
         got = plan.run(OURS, "own", "own_producing", own=True, url=server.origin, messages=plan.messages)
         for kind in BOTH:
             results.add(f"own time a message, {kind} µs|ours", got[kind] * 1e6)

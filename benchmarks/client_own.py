@@ -11,13 +11,16 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
+from http.client import HTTPConnection
 from itertools import cycle, islice
+from statistics import median
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 import urllib3
-from client_worker import JSON, Took, aconsume, consume, main, message
+from client_worker import JSON, Took, aconsume, consume, main, message, timed
 
 import durable_streams as ds
 from durable_streams.client.transports import transport_for
@@ -67,6 +70,21 @@ async def abare(url: str, decode: bool) -> dict[str, Any]:
                 offset = answer.headers["stream-next-offset"]
                 up_to_date = "stream-up-to-date" in answer.headers
         return took.with_(bytes=received, items=items)
+
+
+def bare_append(url: str, seconds: float) -> dict[str, Any]:
+    """Append as `append` of client_worker.py does, with nothing but `http.client` and a kept connection."""
+    data, target = message(), urlsplit(url)
+    connection = HTTPConnection(target.hostname or "", target.port)
+
+    def send(method: str, body: bytes | None) -> None:
+        connection.request(method, target.path, body, {"content-type": "application/octet-stream"})
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status < 300
+
+    send("PUT", None)
+    return {"seconds": median(timed(lambda _: send("POST", data), seconds))}
 
 
 # -- our own share: the answers of a recorded read, given again without a network
@@ -183,10 +201,10 @@ def messages_of_one_size() -> list[bytes]:
     return [message().replace(b"1234567", b"%07d" % (1_000_000 + number)) for number in range(1000)]
 
 
-def produce(url: str, messages: int) -> dict[str, Any]:
+def produce(url: str, messages: int, linger_ms: float = 5) -> dict[str, Any]:
     ds.DurableStream.create(url, content_type=JSON).close()
     data = messages_of_one_size()
-    with ds.SyncIdempotentProducer(url, "bench") as producer:
+    with ds.SyncIdempotentProducer(url, "bench", linger_ms=linger_ms) as producer:
         took = Took()
         for item in islice(cycle(data), messages):
             producer.append(item)
@@ -194,10 +212,10 @@ def produce(url: str, messages: int) -> dict[str, Any]:
         return took.with_()
 
 
-async def aproduce(url: str, messages: int) -> dict[str, Any]:
+async def aproduce(url: str, messages: int, linger_ms: float = 5) -> dict[str, Any]:
     handle = await ds.AsyncDurableStream.create(url, content_type=JSON)
     data = messages_of_one_size()
-    async with ds.IdempotentProducer(url, "bench") as producer:
+    async with ds.IdempotentProducer(url, "bench", linger_ms=linger_ms) as producer:
         took = Took()
         for item in islice(cycle(data), messages):
             await producer.put(item)

@@ -22,7 +22,7 @@ SEARCHED = ["src", "xdk", "docs", "tests", "benchmarks", "examples", "deploy", "
 SEARCHED += ["README.md", "CONTRIBUTING.md", "SECURITY.md"]
 # What is read of a folder; seed/ holds the words of others, and so does node_modules.
 SUFFIXES = {".py", ".md", ".toml", ".yaml", ".yml", ".mjs", ".ts", ""}
-SKIPPED = {"node_modules", "seed", "__pycache__"}
+SKIPPED = {"node_modules", "seed", "__pycache__", ".venv", ".venv-xdk"}
 
 INSTEAD = {
     r"whoever": "name it: the caller, the reader, the gateway",

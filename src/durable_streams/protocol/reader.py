@@ -112,6 +112,9 @@ class Reader:
 
     """
 
+    _received: int
+    _first: bytes
+
     def __init__(
         self,
         url: str,
