@@ -555,3 +555,49 @@ def test_an_event_stream_that_ends_without_an_event_is_a_failure() -> None:
     machine = reader(live="sse", policy=RetryPolicy(max_retries=0))
     with pytest.raises(errors.FetchError, match="ended before its first event"):
         answer(machine, **SSE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [0, 1])
+def test_b10_a_read_that_the_driver_broke_off_goes_on_from_where_it_was(given: int) -> None:
+    """What was given out of a body in pieces is not given again, whatever else had come of it."""
+    machine = reader(live=False)
+    machine.give_early(1)
+    course = machine.run()
+    send = next(course)
+    assert isinstance(send, Send)
+    head = SimpleNamespace(status=200, headers={"content-type": "text/plain", "stream-next-offset": "6"})
+    assert course.send(head) is READ
+    pieces: list[bytes] = []
+    for chunk in [b"abc"][:given]:
+        effect = course.send(chunk)
+        while isinstance(effect, Give):
+            pieces.append(effect.value.data)
+            effect = next(course)
+        assert effect is READ
+    machine.break_off()
+    again = machine.run()
+    request = next(again)
+    assert isinstance(request, Send)
+    assert request.request.url == send.request.url
+    assert again.send(head) is READ
+    for chunk in (b"abcdef", b""):
+        effect = again.send(chunk)
+        while isinstance(effect, Give):
+            pieces.append(effect.value.data)
+            effect = next(again, None)
+        if effect is RELEASE:
+            effect = next(again, None)
+            assert isinstance(effect, Give)
+            pieces.append(effect.value.data)
+    assert b"".join(pieces) == b"abcdef"
+
+
+def test_b10_a_request_that_the_driver_broke_off_is_made_again() -> None:
+    machine = reader(live="sse", offset="3")
+    first = next(machine.run())
+    machine.break_off()
+    assert machine.delay == 0.0
+    second = next(machine.run())
+    assert isinstance(first, Send)
+    assert isinstance(second, Send)
+    assert first.request == second.request
