@@ -398,9 +398,12 @@ def test_b10_a_feed_that_was_broken_off_still_releases_its_connection(
 
     async def main() -> None:
         seen: list[Any] = []
-        feed = AsyncFirehoseStream(scripted.root, config=feed_config(on_disconnect=seen.append))
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(anext(feed), 0.05)
+        connected: list[bool] = []
+        config = feed_config(on_connect=lambda: connected.append(True), on_disconnect=seen.append)
+        feed = AsyncFirehoseStream(scripted.root, config=config)
+        while not connected:
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(anext(feed), 0.05)
         if leave == "aclose":
             await feed.aclose()
         elif leave == "stop":
