@@ -1,6 +1,6 @@
 """Answers while everything fails: browsers that leave and come back, and a server of the streams that is killed.
 
-``--chaos-answers 200 --chaos-kills 10`` is the long run. Each browser ends with exactly the tokens, in order, and each
+``--chaos-answers 30 --chaos-kills 5`` is the long run. Each browser ends with exactly the tokens, in order, and each
 answer was generated once.
 """
 
@@ -40,7 +40,7 @@ class Application:
         from starlette.requests import Request
         from starlette.routing import Route
 
-        self.runs = Runs(root, format="events", lease=60)
+        self.runs = Runs(root, format="events", lease=600)  # it is the server that is killed
         self.generated: Counter[str] = Counter()
 
         async def start(request: Request) -> Any:
