@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from durable_streams.errors import FetchError
-from durable_streams.protocol.producer import Job, Producer, ProducerSettings
+from durable_streams.protocol.producer import Producer, ProducerJob, ProducerSettings
 from durable_streams.protocol.request import Request, Response
 
 URL = "http://host/stream"
@@ -54,7 +54,7 @@ class Network:
 
     def __init__(self, machine: Producer, server: ModelServer) -> None:
         self.machine, self.server = machine, server
-        self.under_way: list[Job] = []
+        self.under_way: list[ProducerJob] = []
         self.answers: list[tuple[int, Response]] = []
         self.late: list[Request] = []
         self.now = 0.0

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from durable_streams import errors
-from durable_streams.protocol.producer import Job, Outcome, Producer, ProducerSettings
+from durable_streams.protocol.producer import Outcome, Producer, ProducerJob, ProducerSettings
 from durable_streams.protocol.request import Response
 from durable_streams.protocol.retry import RetryPolicy
 
@@ -28,20 +28,20 @@ def add(machine: Producer, *records: bytes, now: float = 0.0) -> None:
         machine.add(record, now)
 
 
-def take(machine: Producer, now: float = 0.0) -> Job:
+def take(machine: Producer, now: float = 0.0) -> ProducerJob:
     job = machine.next_request(now)
     assert job is not None
     return job
 
 
-def accept(machine: Producer, job: Job, now: float = 0.0) -> list[Outcome]:
+def accept(machine: Producer, job: ProducerJob, now: float = 0.0) -> list[Outcome]:
     seq = job.request.headers["producer-seq"]
     return machine.answered(
         job.token, Response(200, {"producer-seq": seq, "stream-next-offset": "o" + seq}), now
     )
 
 
-def seqs(*jobs: Job) -> list[tuple[str, str]]:
+def seqs(*jobs: ProducerJob) -> list[tuple[str, str]]:
     return [(job.request.headers["producer-epoch"], job.request.headers["producer-seq"]) for job in jobs]
 
 

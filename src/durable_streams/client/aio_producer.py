@@ -30,7 +30,7 @@ from durable_streams.client.transports.limits import TimeoutLike
 from durable_streams.client.unclosed import busy, idle, settle_stranded
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol import operations
-from durable_streams.protocol.producer import Job, Outcome
+from durable_streams.protocol.producer import Outcome, ProducerJob
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.types import AsyncHeadersLike, AsyncParamsLike, IdempotentAppendResult
 
@@ -494,7 +494,7 @@ class IdempotentProducer(ProducerBase):
         if task.cancelled():
             self._machine.broken_off(token)
 
-    async def _send(self, job: Job) -> None:
+    async def _send(self, job: ProducerJob) -> None:
         machine = self._machine
         try:
             response = await send(job.request, self._options)

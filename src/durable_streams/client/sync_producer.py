@@ -24,7 +24,7 @@ from durable_streams.client.transports.limits import TimeoutLike
 from durable_streams.client.unclosed import is_over
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol import operations
-from durable_streams.protocol.producer import Barrier, Job, Outcome
+from durable_streams.protocol.producer import Barrier, Outcome, ProducerJob
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.types import HeadersLike, IdempotentAppendResult, ParamsLike
 
@@ -401,7 +401,7 @@ class SyncIdempotentProducer(ProducerBase):
             with self._changed:
                 self._changed.notify_all()
 
-    def _next_job(self) -> Job | None:
+    def _next_job(self) -> ProducerJob | None:
         machine = self._machine
         with self._work:
             while not self._stopping:

@@ -39,11 +39,11 @@ from durable_streams.types import IdempotentAppendResult
 __all__ = [
     "PRODUCER_POLICY",
     "Barrier",
-    "Batch",
     "BatchState",
-    "Job",
     "Outcome",
     "Producer",
+    "ProducerBatch",
+    "ProducerJob",
     "ProducerSettings",
 ]
 
@@ -65,7 +65,7 @@ class BatchState(Enum):
 
 
 @dataclass(slots=True)
-class Batch:
+class ProducerBatch:
     """Records that go out under one sequence number."""
 
     seq: int
@@ -90,18 +90,18 @@ class Batch:
         return self._body
 
 
-Barrier = tuple[Batch, ...]
+Barrier = tuple[ProducerBatch, ...]
 """The batches that a `flush` waits for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ProducerJob:
     """A request to send, and the token to report its end under."""
 
     token: int
     _url: str
     _headers: dict[str, str]
-    _batch: Batch
+    _batch: ProducerBatch
 
     @property
     def request(self) -> Request:
@@ -185,8 +185,8 @@ class Producer:
         self._settings = settings or ProducerSettings()
         self._random = random
         # Unacknowledged, by number, oldest first. Ordered, because a dict scans past all removed entries at its front.
-        self._batches: OrderedDict[int, Batch] = OrderedDict()
-        self._in_flight: dict[int, Batch] = {}  # by token
+        self._batches: OrderedDict[int, ProducerBatch] = OrderedDict()
+        self._in_flight: dict[int, ProducerBatch] = {}  # by token
         self._last_token = 0
         self._highest_sent = -1
         self._new_open_batch()
@@ -289,7 +289,7 @@ class Producer:
 
     # -- requests out
 
-    def next_request(self, now: float) -> Job | None:
+    def next_request(self, now: float) -> ProducerJob | None:
         """Return a request to send now, in flight until `answered` or `failed` is called with its number."""
         if self.error is not None or now < self._not_before:
             return None
@@ -304,7 +304,7 @@ class Producer:
         self._highest_sent = max(self._highest_sent, batch.seq)
         self._last_token += 1
         self._in_flight[self._last_token] = batch
-        return Job(self._last_token, self.url, self._headers(batch), batch)
+        return ProducerJob(self._last_token, self.url, self._headers(batch), batch)
 
     def wake_at(self, now: float) -> float | None:
         """Return when to call `next_request` again if nothing else happens; None for never."""
@@ -318,7 +318,7 @@ class Producer:
             return max(self._not_before, now if self._is_full() else self._due())
         return None
 
-    def _sendable(self, now: float) -> Batch | None:
+    def _sendable(self, now: float) -> ProducerBatch | None:
         if self.in_flight_count >= self._most_in_flight():
             return None
         for batch in self._batches.values():
@@ -328,7 +328,7 @@ class Producer:
             return self._seal()
         return None
 
-    def _may_go(self, batch: Batch) -> bool:
+    def _may_go(self, batch: ProducerBatch) -> bool:
         if batch.state is BatchState.READY and not batch.closing and not self._troubled:
             return True
         # A held batch, one that closes the stream, and any batch while requests fail: only as the oldest of all.
@@ -345,7 +345,7 @@ class Producer:
     def _is_full(self) -> bool:
         return self._size >= self._settings.max_batch_bytes
 
-    def _headers(self, batch: Batch) -> dict[str, str]:
+    def _headers(self, batch: ProducerBatch) -> dict[str, str]:
         headers = {
             h.PRODUCER_ID: self.producer_id,
             h.PRODUCER_EPOCH: str(self.epoch),
@@ -366,7 +366,7 @@ class Producer:
         self._fits_to = 0  # the size up to which `fits` takes records for the open batch
         self._begun = 0.0  # when its first record came
 
-    def _seal(self) -> Batch | None:
+    def _seal(self) -> ProducerBatch | None:
         if not self._records:
             return None
         size = self._size - 1 - len(self._records)
@@ -376,9 +376,9 @@ class Producer:
 
     def _enqueue(
         self, records: list[bytes], size: int, tickets: list[Any], *, closing: bool = False
-    ) -> Batch:
+    ) -> ProducerBatch:
         content_type = self.content_type or h.DEFAULT_CONTENT_TYPE
-        batch = Batch(self.next_seq, records, len(records), size, tickets, content_type, closing)
+        batch = ProducerBatch(self.next_seq, records, len(records), size, tickets, content_type, closing)
         self._sealed_count += batch.count
         self._sealed_bytes += batch.size
         self._batches[batch.seq] = batch
@@ -469,14 +469,14 @@ class Producer:
         self._claim = None
         return [Outcome(ticket, error=self.error) for ticket in tickets]
 
-    def _landed(self, token: int) -> Batch | None:
+    def _landed(self, token: int) -> ProducerBatch | None:
         batch = self._in_flight.pop(token)
         if self.error is not None:
             return None  # it failed for good while this request was in flight
         batch.state = BatchState.READY
         return batch
 
-    def _accepted(self, batch: Batch, response: Response) -> list[Outcome]:
+    def _accepted(self, batch: ProducerBatch, response: Response) -> list[Outcome]:
         duplicate = response.status == 204 and batch.count > 0
         highest = response.headers.get(h.PRODUCER_SEQ, "")
         beyond = duplicate and highest.isascii() and highest.isdigit() and int(highest) > self._highest_sent

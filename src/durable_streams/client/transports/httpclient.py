@@ -22,7 +22,15 @@ from durable_streams.client.forks import leave_alone
 from durable_streams.client.transports.heads import ends_its_connection
 from durable_streams.client.transports.sockets import break_off
 
-__all__ = ["Watched", "WholeAnswer", "forget_connections", "trickled", "was_sent", "watch", "watching"]
+__all__ = [
+    "WatchedConnection",
+    "WholeAnswer",
+    "forget_connections",
+    "trickled",
+    "was_sent",
+    "watch",
+    "watching",
+]
 
 _MOST_INTERIM = 100
 """Interim answers before one request's answer; no server has that many to give."""
@@ -157,7 +165,7 @@ def _nothing(_buffer: Any) -> None:
     """Stand in for reading from a socket that has nothing at present."""
 
 
-class Watched:
+class WatchedConnection:
     """Mixed into a connection of http.client: reads `WholeAnswer`, and notes what cannot have been sent."""
 
     sock: Any
@@ -224,19 +232,19 @@ def was_sent() -> bool:
 
 @lru_cache(maxsize=64)
 def _watched(kind: Any) -> Any:
-    """Return a subclass of a class of connections that is `Watched`, or the class itself if it reads in its own way."""
+    """Return a subclass of a class of connections that is watched, or the class itself if it reads in its own way."""
     if not isinstance(kind, type) or not issubclass(kind, http.client.HTTPConnection):
         return kind
-    if issubclass(kind, Watched) or kind.response_class is not http.client.HTTPResponse:
+    if issubclass(kind, WatchedConnection) or kind.response_class is not http.client.HTTPResponse:
         return kind
-    return type(kind.__name__, (Watched, kind), {})
+    return type(kind.__name__, (WatchedConnection, kind), {})
 
 
 _managers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def watch(manager: PoolManager) -> None:
-    """Make a manager's connections `Watched`, those that it has and those that it will make."""
+    """Make a manager's connections `WatchedConnection`, those that it has and those that it will make."""
     if manager in _managers:
         return
     _managers.add(manager)

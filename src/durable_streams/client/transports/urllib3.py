@@ -27,7 +27,7 @@ from durable_streams.client.transports.coding import ended_early
 from durable_streams.client.transports.failures import Failure, fetch_error
 from durable_streams.client.transports.heads import AnswerBase, request_headers
 from durable_streams.client.transports.httpclient import (
-    Watched,
+    WatchedConnection,
     forget_connections,
     trickled,
     was_sent,
@@ -51,7 +51,7 @@ _POOL_SIZE = 64  # connections kept per host; more are opened when needed, and c
 _current = threading.local()
 
 
-class _Interruptible(Watched):
+class _Interruptible(WatchedConnection):
     """A connection that gives the Interrupt of the call in progress the function that breaks it."""
 
     _holder: Interrupt | None = None

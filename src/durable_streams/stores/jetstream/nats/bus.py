@@ -29,9 +29,9 @@ from durable_streams.stores.jetstream.nats.messages import (
     ApiError,
     Got,
     Info,
+    JetStreamInfo,
     Message,
     Stored,
-    StreamInfo,
     Subscription,
     decode_ack,
     decode_direct,
@@ -45,7 +45,7 @@ from durable_streams.stores.jetstream.nats.messages import (
 if TYPE_CHECKING:  # nats-py is an extra: imported when a bus is opened
     from durable_streams.stores.jetstream.nats.connection import NatsAnswer, NatsConnection
 
-__all__ = ["Bus", "ConflictError", "Message", "Stored", "StreamInfo", "Subscription", "patiently"]
+__all__ = ["Bus", "ConflictError", "JetStreamInfo", "Message", "Stored", "Subscription", "patiently"]
 
 T = TypeVar("T")
 R = TypeVar("R", Got, Info)
@@ -373,7 +373,7 @@ class Bus:
         except (ConnectionError, TimeoutError) as error:
             raise StoreUnavailableError(str(error)) from error
 
-    async def info(self) -> StreamInfo:
+    async def info(self) -> JetStreamInfo:
         """Return the size and the settings of the bucket."""
         return (await self._ask_leader(self._info, b"", decode_info)).summary
 

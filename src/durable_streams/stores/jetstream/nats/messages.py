@@ -15,9 +15,9 @@ __all__ = [
     "Config",
     "Got",
     "Info",
+    "JetStreamInfo",
     "Message",
     "Stored",
-    "StreamInfo",
     "Subscription",
     "decode_ack",
     "decode_direct",
@@ -78,7 +78,7 @@ class Subscription:
         self._end()
 
 
-class StreamInfo(msgspec.Struct, frozen=True):
+class JetStreamInfo(msgspec.Struct, frozen=True):
     """Size and settings of the bucket. ``leader`` is the name of a server, "" for none or a single server."""
 
     last_seq: int
@@ -97,7 +97,7 @@ class ApiError(msgspec.Struct):
     description: str = ""
 
 
-class Ack(msgspec.Struct):
+class PublishAck(msgspec.Struct):
     """The answer to a publish."""
 
     seq: int = 0
@@ -154,7 +154,7 @@ class Info(msgspec.Struct):
     error: ApiError | None = None
 
     @property
-    def summary(self) -> StreamInfo:
+    def summary(self) -> JetStreamInfo:
         """The part that the store uses."""
         return msgspec.convert(
             {
@@ -165,12 +165,12 @@ class Info(msgspec.Struct):
                 "storage": self.config.get("storage"),
                 "leader": self.cluster.leader,
             },
-            StreamInfo,
+            JetStreamInfo,
         )
 
 
 encode_json = msgspec.json.Encoder().encode
-decode_ack = msgspec.json.Decoder(Ack).decode
+decode_ack = msgspec.json.Decoder(PublishAck).decode
 decode_get = msgspec.json.Decoder(Got).decode
 decode_purge = msgspec.json.Decoder(Purged).decode
 decode_info = msgspec.json.Decoder(Info).decode
