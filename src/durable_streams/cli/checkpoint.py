@@ -42,7 +42,15 @@ class CheckpointSaver:
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
 
     def advance(self, offset: str, length: int | None = None) -> None:
-        """Save this position soon: everything before it was written and flushed."""
+        """Save this position soon: everything before it was written and flushed.
+
+        Args:
+            offset: The stream's offset behind what was written.
+            length: The output's length there in bytes, None for an output that is no file.
+
+        Raises:
+            Exception: Saving an earlier position failed with it.
+        """
         with self._changed:
             self._raise()
             self._latest = Checkpoint(offset, self._file.stream, length)

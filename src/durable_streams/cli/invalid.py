@@ -16,7 +16,15 @@ OnInvalid = Literal["raise", "skip"]
 
 
 def on_invalid_option(text: str, default: OnInvalid | None) -> Callable[[F], F]:
-    """Return the option; None as its default leaves the choice to the command."""
+    """Return the option ``--on-invalid``.
+
+    Args:
+        text: Its help.
+        default: Its default; None leaves the choice to the command.
+
+    Returns:
+        A decorator for a command.
+    """
     return click.option(
         "--on-invalid",
         type=click.Choice(["raise", "skip"]),

@@ -28,7 +28,14 @@ class Line:
 
 
 def records(lines: Iterable[bytes]) -> Iterator[Line]:
-    """Yield a record for every line that is not blank; a byte order mark at the start is dropped."""
+    """Yield the lines that are not blank; a byte order mark at the start is dropped.
+
+    Args:
+        lines: The lines of a file, with or without their ends.
+
+    Yields:
+        Each line with its number.
+    """
     for number, line in enumerate(lines, start=1):
         message = line.removeprefix(_BOM) if number == 1 else line
         message = message.strip(_WHITESPACE)
@@ -37,7 +44,14 @@ def records(lines: Iterable[bytes]) -> Iterator[Line]:
 
 
 def flaw_of(message: bytes) -> str | None:
-    """Return why the bytes are no JSON message, None if they are one."""
+    """Return why bytes are not a JSON message.
+
+    Args:
+        message: One line.
+
+    Returns:
+        The reason, None for a message.
+    """
     try:
         check(message)
     except InvalidJSONError as error:
@@ -50,6 +64,12 @@ def lines_of(messages: list[msgspec.Raw]) -> bytes:
 
     A line break inside a message can only stand between its tokens; it becomes a space, so that a line
     stays one message.
+
+    Args:
+        messages: JSON messages as they are stored.
+
+    Returns:
+        Their lines, each with its end.
     """
     lines = b"\0".join([*map(bytes, messages), b""])  # no message has that byte
     if b"\n" in lines or b"\r" in lines:

@@ -168,7 +168,11 @@ _SHORT_TYPES = {"json": "application/json", "text": "text/plain"}
 
 
 def is_json(content_type: str | None) -> bool:
-    """Whether a stream of this content type holds JSON messages."""
+    """Whether a stream holds JSON messages.
+
+    Args:
+        content_type: The stream's content type, None where it is not known.
+    """
     return (content_type or "").partition(";")[0].strip().lower() == "application/json"
 
 
@@ -184,7 +188,18 @@ def emit_secret(settings: Settings, text: str, **fields: Any) -> None:
 
 
 def read_value(value: str | None, file: Path | None) -> bytes:
-    """Return what is to be written: the argument, the file's bytes, or standard input's (also for ``-``)."""
+    """Return what is to be written.
+
+    Args:
+        value: The argument, None without one.
+        file: The file, None without one; ``-`` is standard input, and so is neither an argument nor a file.
+
+    Returns:
+        The bytes of the argument, of the file, or of standard input.
+
+    Raises:
+        UsageError: Both were given.
+    """
     if value is not None and file is not None:
         raise click.UsageError("Give a value or --file, not both.")
     if value is not None:
@@ -196,7 +211,15 @@ def read_value(value: str | None, file: Path | None) -> bytes:
 
 @contextlib.contextmanager
 def json_in_shell_words(value: str | None, file: Path | None) -> Iterator[None]:
-    """Say what is wrong with data for a JSON stream, and how JSON is written in a shell."""
+    """Say what is wrong with data for a JSON stream, and how JSON is written in a shell.
+
+    Args:
+        value: The argument that holds the data, None without one.
+        file: The file that holds it, None without one.
+
+    Raises:
+        ClickException: The block raised InvalidJSONError.
+    """
     try:
         yield
     except InvalidJSONError as error:

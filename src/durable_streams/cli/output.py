@@ -43,7 +43,11 @@ class Output:
             )
 
     def write(self, data: bytes) -> None:
-        """Write all of ``data`` and flush."""
+        """Write bytes and flush.
+
+        Args:
+            data: All of it is written, or OSError raised.
+        """
         if data:
             self._stream.write(data)
             self._stream.flush()
@@ -61,8 +65,15 @@ class Output:
 def open_output(path: Path | None, resume_at: int | None = None) -> Iterator[Output]:
     """Open a file for output, or standard output without one.
 
-    ``resume_at`` keeps that many bytes of the file and cuts off the rest; None starts it over. Raises
-    ClickException where the file is shorter than that, or another process is writing it.
+    Args:
+        path: The file, None for standard output.
+        resume_at: How many bytes of the file are kept; the rest is cut off. None starts it over.
+
+    Yields:
+        The output, open within the block.
+
+    Raises:
+        ClickException: The file is shorter than ``resume_at``, or another process is writing it.
     """
     if path is None:
         out = Output(stdout_bytes())
@@ -93,9 +104,12 @@ def _lock(file: BinaryIO, path: Path) -> None:
 
 
 def when_reader_leaves(call: Callable[[], None]) -> None:
-    """Call ``call`` (from another thread) once nobody reads standard output any more, if it is a pipe.
+    """Watch for the end of standard output's reader, if it is a pipe.
 
-    Without it a tail of a quiet stream would notice only with its next write.
+    Otherwise a tail of a quiet stream would notice only with its next write.
+
+    Args:
+        call: Called once, from another thread, when nobody reads standard output any more.
     """
     descriptor = stdout_bytes().fileno()
     mode = os.fstat(descriptor).st_mode

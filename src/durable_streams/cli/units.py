@@ -106,7 +106,14 @@ class Size(_Bytes):
 
 
 def show_duration(seconds: float) -> str:
-    """Return a duration in seconds in the largest unit that is exact: ``5ms``, ``30s``, ``2m``."""
+    """Return a duration in the largest unit that is exact: ``5ms``, ``30s``, ``2m``.
+
+    Args:
+        seconds: The duration in seconds, infinite for ``inf``.
+
+    Returns:
+        A text that the option takes, too.
+    """
     if not math.isfinite(seconds):
         return "inf"
     if 0 < seconds < 1:
@@ -118,7 +125,14 @@ def show_duration(seconds: float) -> str:
 
 
 def show_size(size: int) -> str:
-    """Return a number of bytes in the largest unit of 1024 that is exact: ``64MiB``, ``1000``."""
+    """Return a size in the largest unit of 1024 that is exact: ``64MiB``, ``1000``.
+
+    Args:
+        size: The size in bytes.
+
+    Returns:
+        A text that the option takes, too.
+    """
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if size and size % 1024**power == 0:
             return f"{size // 1024**power}{unit}"

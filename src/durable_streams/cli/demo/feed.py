@@ -48,7 +48,11 @@ class FlakyFeed:
         return self._furthest
 
     def allow(self, count: int) -> None:
-        """Let the feed send records up to this number."""
+        """Let the feed send more records.
+
+        Args:
+            count: How many records it may have sent, from the first one on.
+        """
         with self._changed:
             self._allowed = max(self._allowed, min(count, len(self._records)))
             self._changed.notify_all()
@@ -63,7 +67,11 @@ class FlakyFeed:
         self._thread.join()
 
     def serve(self, answer: BaseHTTPRequestHandler) -> None:
-        """Answer one connection."""
+        """Answer one connection.
+
+        Args:
+            answer: The handler of its request.
+        """
         self.attempts += 1
         answer.close_connection = True
         if self.cuts and self._random.random() < 1 / 4:

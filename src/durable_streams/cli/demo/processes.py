@@ -188,7 +188,11 @@ class Writer:
         os.set_blocking(self._pipe.fileno(), False)
 
     def feed(self, limit: int) -> None:
-        """Give it more of the input, up to ``limit`` bytes from the start, without waiting."""
+        """Give it more of the input, without waiting.
+
+        Args:
+            limit: Up to how many bytes from the start of the input.
+        """
         if self._pipe is None or self.fed >= limit:
             return
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
@@ -242,7 +246,11 @@ class RelayWriter:
         return self._ends[self._feed.furthest]
 
     def feed(self, limit: int) -> None:
-        """Let the feed send more, up to ``limit`` bytes from the start."""
+        """Let the feed send more.
+
+        Args:
+            limit: Up to how many bytes from the start of the input.
+        """
         self._feed.allow(bisect_right(self._ends, limit) - 1)
 
     def kill(self) -> None:

@@ -27,7 +27,16 @@ class Account:
 
 
 def account(name: str, path: Path, sent: Sequence[bytes]) -> Account:
-    """Count a file of lines against the records sent."""
+    """Count a file of lines against the records sent.
+
+    Args:
+        name: What the file is called in the report.
+        path: The file; one that does not exist counts as empty.
+        sent: The records, each without its line's end.
+
+    Returns:
+        What is there, missing and repeated.
+    """
     content = path.read_bytes() if path.exists() else b""
     lines = content.split(b"\n")[:-1]
     expected, found = Counter(sent), Counter(lines)
@@ -99,7 +108,11 @@ class Report:
         }
 
     def show(self, console: Console) -> None:
-        """Print the tables."""
+        """Print the tables.
+
+        Args:
+            console: Where they go.
+        """
         console.print(self._counts())
         console.print(self._times())
         stored = self.accounts[0].sha256

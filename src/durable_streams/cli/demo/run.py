@@ -51,7 +51,17 @@ class Demo:
         self._fed = 0
 
     def run(self, kills: int) -> Report:
-        """Run all of it, with ``kills`` crashes of the server; raises ClickException if a process fails or stalls."""
+        """Run all of it.
+
+        Args:
+            kills: How many times the server crashes on the way.
+
+        Returns:
+            What was written and read, and how long it took.
+
+        Raises:
+            ClickException: A process failed, or made no progress.
+        """
         self._start()
         with self._progress() as self._show:
             for number in range(1, kills + 1):
