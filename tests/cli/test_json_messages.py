@@ -114,7 +114,7 @@ def test_a8_a_tail_goes_on_behind_what_it_left_out(bare, old: Old):
     assert (bare.folder / "out").read_bytes() == b'1\n"\xc3\xa9"\n2\n3\n'
 
 
-def test_a8_a_relay_leaves_out_what_it_is_told_to(cli, tmp_path):
+def test_a8_a_relay_leaves_out_what_it_is_asked_to(cli, tmp_path):
     source = tmp_path / "in.ndjson"
     source.write_bytes(b"1\nNaN\n2\n")
     arguments = ("relay", str(source), "copy", "--state", str(tmp_path / "state"))

@@ -154,7 +154,7 @@ def heard_through(cluster: NatsCluster, bucket: str) -> list[NatsServer]:
 
 
 @pytest.mark.timeout(300)
-def test_readers_hear_of_what_was_stored_while_nats_was_away_from_their_gateway(
+def test_readers_learn_of_what_was_stored_while_nats_was_away_from_their_gateway(
     make_cluster: Callable[..., NatsCluster], gateway: Callable[..., Any], bucket: str
 ) -> None:
     cluster = make_cluster()

@@ -254,7 +254,7 @@ def test_a_gateway_that_never_pauses_lets_others_write(
     run(test)
 
 
-def test_large_appends_do_not_hold_up_small_ones_for_ever(config: JetStreamConfig) -> None:
+def test_large_appends_do_not_hold_up_small_ones_forever(config: JetStreamConfig) -> None:
     async def test() -> None:
         async with two(config) as (here, _):
             for number in range(9):

@@ -203,7 +203,7 @@ def counts(cluster: NatsCluster, bucket: str) -> list[int]:
     return sorted(count for server in cluster.servers for count in subscriptions(server, bucket))
 
 
-def test_live_reads_hear_of_the_other_gateway_over_one_subscription(
+def test_live_reads_learn_of_the_other_gateway_over_one_subscription(
     pair: tuple[Any, Any], nats_cluster: NatsCluster, bucket: str
 ) -> None:
     here, there = pair

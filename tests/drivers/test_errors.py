@@ -20,7 +20,7 @@ END = {**TAIL, "stream_next_offset": "6", "stream_closed": "true"}
 A, B = encode_data(b"a", text=True), encode_data(b"b", text=True)
 
 
-def test_on_error_may_mend_the_cause_and_go_on(facade: Facade, scripted: ScriptedServer) -> None:
+def test_on_error_may_fix_the_cause_and_go_on(facade: Facade, scripted: ScriptedServer) -> None:
     scripted.replies = [
         scripted.send(scripted.response(401)),
         scripted.send(scripted.response(200, b"hello", **TAIL)),
@@ -41,7 +41,7 @@ def test_on_error_may_mend_the_cause_and_go_on(facade: Facade, scripted: Scripte
     assert scripted.requests[1].headers["authorization"] == "Bearer new"
 
 
-def test_on_error_mends_a_broken_event_without_passing_anything_on(
+def test_on_error_fixes_a_broken_event_without_passing_anything_on(
     facade: Facade, scripted: ScriptedServer
 ) -> None:
     broken = A + b"event: control\ndata: {\n\n" + B

@@ -206,7 +206,7 @@ def test_e9_text_in_pieces_keeps_its_characters(facade: Facade, scripted: Script
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_e9_a_stream_that_is_another_one_after_the_cut_is_told(
+def test_e9_a_stream_that_is_another_one_after_the_cut_is_reported(
     facade: Facade, scripted: ScriptedServer
 ) -> None:
     answer = scripted.response(200, pattern(8 * MIB), stream_next_offset="9", stream_up_to_date="true")

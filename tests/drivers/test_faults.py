@@ -239,7 +239,9 @@ def test_what_may_succeed_later_is_asked_again(facade: Facade, scripted: Scripte
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 418, 501])
-def test_what_will_not_succeed_is_told_at_once(facade: Facade, scripted: ScriptedServer, status: int) -> None:
+def test_what_will_not_succeed_is_reported_at_once(
+    facade: Facade, scripted: ScriptedServer, status: int
+) -> None:
     """Pitfall 12."""
     scripted.replies = [scripted.send(scripted.response(status))]
     with pytest.raises(DurableStreamError) as caught:
@@ -250,7 +252,7 @@ def test_what_will_not_succeed_is_told_at_once(facade: Facade, scripted: Scripte
     assert isinstance(caught.value, RetentionGoneError) == (status == 410)
 
 
-def test_retry_after_is_waited_for_and_told(facade: Facade, scripted: ScriptedServer) -> None:
+def test_retry_after_is_waited_for_and_reported(facade: Facade, scripted: ScriptedServer) -> None:
     """Pitfall 12."""
     scripted.replies = [
         scripted.send(scripted.response(429, retry_after="1")),

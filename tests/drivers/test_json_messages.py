@@ -207,7 +207,7 @@ def test_a8_batches_and_events_come_up_to_an_invalid_message(
     assert response.offset == "-1"
 
 
-def test_a8_models_that_refuse_a_message_are_told_likewise(facade: Facade, url: str) -> None:
+def test_a8_models_that_refuse_a_message_are_reported_likewise(facade: Facade, url: str) -> None:
     class Picky(pydantic.BaseModel):
         id: int
 

@@ -172,7 +172,7 @@ def later(seconds: int) -> bytes:
 
 
 @pytest.mark.parametrize("live", [False, "long-poll", "sse"])
-def test_g8_a_very_long_retry_after_is_told_and_may_be_cut_short(
+def test_g8_a_very_long_retry_after_is_reported_and_may_be_cut_short(
     facade: Facade, scripted: ScriptedServer, live: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`on_error` is called with the refusal; what it returns goes on at once, with fresh headers."""

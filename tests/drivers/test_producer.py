@@ -68,7 +68,7 @@ def test_many_threads_share_one_producer(facade: Facade, url: str) -> None:
         assert [i for thread, i in items if thread == n] == list(range(250))
 
 
-def test_a_second_run_with_the_same_epoch_is_told_and_with_auto_claim_goes_on(
+def test_a_second_run_with_the_same_epoch_is_reported_and_with_auto_claim_goes_on(
     facade: Facade, url: str
 ) -> None:
     """Fencing: an epoch that was used is refused; a newer one goes on."""
@@ -156,13 +156,13 @@ def test_what_was_lost_is_raised_by_flush_close_and_futures(facade: Facade, url:
     assert [type(error) for error in told] == [StreamClosedError]
 
 
-def test_a_missing_stream_is_told(facade: Facade, url: str) -> None:
+def test_a_missing_stream_is_reported(facade: Facade, url: str) -> None:
     """Pitfall 18."""
     with pytest.raises(StreamNotFoundError), facade.Producer(url, "p") as producer:
         producer.append(b"x")
 
 
-def test_bad_data_is_told_at_once_and_does_not_end_the_producer(facade: Facade, url: str) -> None:
+def test_bad_data_is_reported_at_once_and_does_not_end_the_producer(facade: Facade, url: str) -> None:
     facade.DurableStream.create(url, content_type="application/json")
     with facade.Producer(url, "p", content_type="application/json") as producer:
         with pytest.raises(ValueError, match="not valid JSON"):

@@ -222,7 +222,7 @@ def test_a_gap_that_does_not_close_is_an_error_and_no_recursion(
     assert len(scripted.requests) == 2
 
 
-def test_a_lost_batch_is_told_by_everything_that_follows(
+def test_a_lost_batch_is_reported_by_everything_that_follows(
     facade: Facade, scripted: ScriptedServer, server: ProducerServer
 ) -> None:
     """Pitfall 18: flush and close do not return normally, and restart begins again."""
@@ -275,7 +275,9 @@ def test_a_full_queue_waits_for_room(facade: Facade, scripted: ScriptedServer) -
             assert not thread.is_alive()
 
 
-def test_who_waits_for_room_is_told_when_the_producer_fails(facade: Facade, scripted: ScriptedServer) -> None:
+def test_who_waits_for_room_is_notified_when_the_producer_fails(
+    facade: Facade, scripted: ScriptedServer
+) -> None:
     """Pitfall 18."""
     gate = threading.Event()
 

@@ -195,7 +195,7 @@ def test_a_checkpoint_never_lies_inside_a_character(facade: Facade, url: str, li
     assert facade.stream(url, live=live, offset=response.offset).read_text() in {"é", "aé"}
 
 
-def test_text_that_is_none_is_told(facade: Facade, url: str) -> None:
+def test_text_that_is_none_is_reported(facade: Facade, url: str) -> None:
     broken = facade.DurableStream.create(url, content_type="application/x", body=b"a\xff")
     for read in ("read_text", "iter_text"):
         with pytest.raises(StreamParseError, match="UTF-8") as caught:
@@ -322,7 +322,7 @@ def test_the_end_of_a_wait_is_not_the_end_of_the_read(
 
 @pytest.mark.parametrize("live", LIVE_MODES)
 @pytest.mark.every_store
-def test_a_stream_deleted_under_a_reader_is_told(facade: Facade, url: str, live: Any) -> None:
+def test_a_stream_deleted_under_a_reader_is_reported(facade: Facade, url: str, live: Any) -> None:
     """Neither a silent end nor an endless wait."""
     handle = facade.DurableStream.create(url, content_type="application/json", body="1")
     with facade.stream(url, live=live) as response:

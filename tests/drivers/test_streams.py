@@ -211,14 +211,14 @@ def test_nobody_listening_is_a_fetch_error_of_ours(facade: Facade) -> None:
 
 
 @pytest.mark.parametrize("address", ["streams.example.com/s", "ftp://host/s", "http://host/a b", "http:///s"])
-def test_a_url_that_is_none_is_told_before_any_request(facade: Facade, address: str) -> None:
+def test_a_url_that_is_none_is_reported_before_any_request(facade: Facade, address: str) -> None:
     """Pitfall 15."""
     for use in (facade.stream, facade.DurableStream, facade.DurableStream.create):
         with pytest.raises(ValueError, match="URL"):
             use(address)
 
 
-def test_what_is_no_client_is_told(facade: Facade, url: str) -> None:
+def test_what_is_no_client_is_reported(facade: Facade, url: str) -> None:
     with pytest.raises(TypeError, match="client="):
         facade.DurableStream(url, client=object()).head()
 

@@ -168,7 +168,7 @@ def test_a5_what_is_lost_at_the_end_is_one_line_that_counts_it(end: str) -> None
         assert part in told
 
 
-def test_a5_an_error_that_nobody_asked_for_is_told(url: str) -> None:
+def test_a5_an_error_that_nobody_asked_for_is_reported(url: str) -> None:
     """There is no such stream: all of it failed long before the end."""
     told = run("p = fill(producer())\nwhile p.pending_count: time.sleep(0.01)", url)
     assert re.fullmatch(
@@ -176,7 +176,7 @@ def test_a5_an_error_that_nobody_asked_for_is_told(url: str) -> None:
     )
 
 
-def test_a5_a_producer_that_was_closed_or_given_up_is_not_told_of(url: str) -> None:
+def test_a5_a_producer_that_was_closed_or_given_up_is_not_reported(url: str) -> None:
     DurableStream.create(url, content_type="application/json")
     program = """
 with producer() as p:
@@ -206,7 +206,7 @@ atexit.register(lambda: threading.enumerate())
     assert re.fullmatch(r"ResourceWarning: [^\n]*100 records may be lost[^\n]*\n", run(program, AWAY))
 
 
-def test_a5_who_waits_for_a_receipt_at_the_end_is_told() -> None:
+def test_a5_who_waits_for_a_receipt_at_the_end_is_notified() -> None:
     program = """
 p = producer(exit_timeout=0.2)
 receipt = p.submit(1)

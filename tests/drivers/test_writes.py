@@ -284,7 +284,7 @@ def test_appends_at_once_that_are_too_large_together_go_alone(
     assert sorted(record["n"] for record in appends.records) == list(range(10))
 
 
-def test_appends_at_once_to_a_closed_stream_are_all_told(facade: Facade, url: str) -> None:
+def test_appends_at_once_to_a_closed_stream_are_all_refused(facade: Facade, url: str) -> None:
     """Pitfall 17."""
     handle = facade.DurableStream.create(url, content_type="text/plain", closed=True)
     with ThreadPoolExecutor(8) as pool:

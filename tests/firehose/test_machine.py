@@ -73,7 +73,7 @@ def test_duplicates_do_not_start_it_over() -> None:
     assert player.state.duplicates == 2
 
 
-def test_a_clean_end_waits_too_and_is_told() -> None:
+def test_a_clean_end_waits_too_and_is_reported() -> None:
     """Pitfall 21."""
     player = Player(plain()).play(DATA, DATA, Answer())
     assert player.pauses == [1, 1, 2]
@@ -312,7 +312,7 @@ def test_errors_inside_the_stream_end_the_connection() -> None:
     assert error.details["errors"][0]["detail"] == "Lost."
 
 
-def test_invalid_records_are_counted_and_told() -> None:
+def test_invalid_records_are_counted_and_reported() -> None:
     """Pitfall 23."""
     body = (LINE + b"nope\n" + LINE,)
     data = {"data": {"id": 1}}

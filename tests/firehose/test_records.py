@@ -125,7 +125,9 @@ def test_invalid_records_stand_where_they_were() -> None:
     ],
 )
 @pytest.mark.parametrize("decode", [None, json.loads])
-def test_errors_inside_the_stream_are_told_from_data(record: bytes, is_problem: bool, decode: Any) -> None:
+def test_errors_inside_the_stream_are_distinguished_from_data(
+    record: bytes, is_problem: bool, decode: Any
+) -> None:
     """Pitfall 24."""
     found = list(RecordDecoder(decode).items([b'{"data":1}', record, b"[]"]))
     if is_problem:

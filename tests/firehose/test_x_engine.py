@@ -184,7 +184,7 @@ def test_a_stalled_connection_is_given_up(x: XFilteredStream) -> None:
     assert errors[0].error_type is StreamErrorType.TIMEOUT
 
 
-def test_503_and_429_wait_as_they_are_told(x: XFilteredStream) -> None:
+def test_503_and_429_wait_as_they_are_asked_to(x: XFilteredStream) -> None:
     delays: list[float] = []
     x.refuse(503, retry_after=1)
     x.refuse(429, x_rate_limit_remaining="0", x_rate_limit_reset=str(int(time.time()) + 4))

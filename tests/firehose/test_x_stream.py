@@ -138,7 +138,7 @@ def test_every_redundant_connection_gets_every_record() -> None:
         assert ids(read(first)) == ids(read(second)) == [1]
 
 
-def test_it_runs_where_it_is_told_to() -> None:
+def test_it_runs_where_it_is_asked_to() -> None:
     with XFilteredStream() as x:
         host, _, port = x.base_url.removeprefix("http://").partition(":")
     with XFilteredStream(host, int(port)) as again:
@@ -237,7 +237,7 @@ def test_one_connection_too_many_is_429_with_its_issue(x: XFilteredStream) -> No
         assert answer.status == 200
 
 
-def test_the_rate_limit_is_told_and_kept() -> None:
+def test_the_rate_limit_is_reported_and_kept() -> None:
     with XFilteredStream(rate_limit=2, minute=10, connections=9) as x:
         before = time.time()
         for remaining in ("1", "0"):

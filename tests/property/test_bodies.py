@@ -100,7 +100,7 @@ def test_e9_messages_are_left_out(
 
 
 @pytest.mark.parametrize("body", [b'{"error": 1}' * 10, b" 5  " * 10, b"<html>" * 10])
-def test_e9_what_is_no_array_is_told(body: bytes) -> None:
+def test_e9_what_is_no_array_is_reported(body: bytes) -> None:
     with pytest.raises(StreamParseError, match="array"):
         ArraySplitter(size=4).feed(body)
 

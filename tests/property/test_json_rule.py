@@ -378,7 +378,7 @@ def test_a7_models_take_nothing_that_the_rule_refuses(kind: Any, text: bytes) ->
 
 @given(st.lists(st.tuples(BLANKS, st.one_of(MESSAGES, TEXTS), BLANKS), max_size=8))
 @settings(max_examples=100)
-def test_a8_messages_are_told_apart_whether_the_rule_takes_them_or_not(
+def test_a8_messages_are_kept_apart_whether_the_rule_takes_them_or_not(
     parts: list[tuple[str, bytes, str]],
 ) -> None:
     array = b"[" + b",".join(before.encode() + text + after.encode() for before, text, after in parts) + b"]"

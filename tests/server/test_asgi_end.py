@@ -99,7 +99,7 @@ def test_f6_a_body_that_is_on_its_way_has_a_moment(name: str, whole: bool, tmp_p
         server.process.wait(WITHIN)
 
 
-def test_f6_a_server_in_a_thread_that_is_told_to_end() -> None:
+def test_f6_a_server_in_a_thread_that_is_asked_to_end() -> None:
     """There is no signal."""
     uvicorn = pytest.importorskip("uvicorn")
     app = asgi_app(ServerConfig(long_poll_timeout=300, sse_max_age=300))

@@ -146,7 +146,7 @@ def test_a_stream_that_is_deleted_ends_its_readers(shared_server, stream: str) -
     assert shared_server.request("GET", f"{stream}?live=sse&offset=-1").status == 404
 
 
-def test_a_stream_that_is_made_anew_is_not_mixed_with_the_old_one(start_server) -> None:
+def test_a_stream_that_is_made_again_is_not_mixed_with_the_old_one(start_server) -> None:
     server = start_server(None, long_poll_timeout=20.0)
     server.create("s", "application/json")
     server.append("s", b"[1,2,3]", "application/json")

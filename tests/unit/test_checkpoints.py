@@ -84,7 +84,7 @@ def test_what_is_no_checkpoint_is_refused(path: Path, content: bytes) -> None:
     assert message == f"{path} is not a checkpoint; remove it to start from the beginning."
 
 
-def test_a_missing_folder_is_told_at_once(path: Path) -> None:
+def test_a_missing_folder_is_reported_at_once(path: Path) -> None:
     missing = path / "place"
     assert (
         refused(FileCheckpoint(missing).load)
@@ -93,7 +93,7 @@ def test_a_missing_folder_is_told_at_once(path: Path) -> None:
     assert "No such file or directory" in refused(FileCheckpoint(missing).save, "5")
 
 
-def test_what_the_file_system_refuses_is_told_in_one_sentence(path: Path) -> None:
+def test_what_the_file_system_refuses_is_reported_in_one_sentence(path: Path) -> None:
     path.mkdir()
     assert refused(FileCheckpoint(path).load).startswith(f"cannot read the checkpoint {path}: ")
     assert refused(FileCheckpoint(path).save, "5").startswith(f"cannot save the checkpoint {path}: ")

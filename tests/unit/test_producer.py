@@ -217,7 +217,7 @@ def test_a_duplicate_after_a_lost_answer_is_our_own() -> None:
     assert (outcome.result.offset, outcome.result.duplicate) == ("9", True)
 
 
-def test_what_no_retry_mends_fails_everything_queued() -> None:
+def test_what_no_retry_fixes_fails_everything_queued() -> None:
     machine, tickets = established(), [object() for _ in range(4)]
     for number, ticket in enumerate(tickets):
         machine.add(b"%d" % number, 0.0, ticket)

@@ -296,7 +296,7 @@ def test_silence_within_the_callers_time_limit_is_no_failure() -> None:
     assert query(machine) == "live=sse&offset=1"
 
 
-def test_a_live_read_that_began_is_retried_for_ever_by_default() -> None:
+def test_a_live_read_that_began_is_retried_forever_by_default() -> None:
     machine = reader()
     tail(machine)
     for _ in range(100):
@@ -309,7 +309,7 @@ def test_a_live_read_that_began_is_retried_for_ever_by_default() -> None:
     ("status", "kind"),
     [(404, errors.StreamNotFoundError), (410, errors.RetentionGoneError), (401, errors.DurableStreamError)],
 )
-def test_what_no_retry_mends_ends_the_read(status: int, kind: type[Exception]) -> None:
+def test_what_no_retry_fixes_ends_the_read(status: int, kind: type[Exception]) -> None:
     machine = reader()
     tail(machine)
     with pytest.raises(kind):

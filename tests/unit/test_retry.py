@@ -83,7 +83,7 @@ def test_idempotent_requests_are_repeated(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 204, 400, 401, 403, 404, 409, 410, 413, 501, 507])
-def test_what_no_retry_mends_is_not_repeated(status: int) -> None:
+def test_what_no_retry_fixes_is_not_repeated(status: int) -> None:
     assert play(Request("GET", "u"), [Response(status, {})])[0] == [0]
 
 

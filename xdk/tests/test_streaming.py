@@ -129,7 +129,7 @@ def test_records_are_models(session: requests.Session, url: str) -> None:
     records.close()
 
 
-def test_what_no_attempt_mends_is_raised(session: requests.Session, url: str) -> None:
+def test_what_no_attempt_fixes_is_raised(session: requests.Session, url: str) -> None:
     told: list[StreamError] = []
     with pytest.raises(StreamError) as caught:
         next(stream_with_retry(session, "get", f"{url}/none", StreamConfig(on_error=told.append)))
