@@ -92,6 +92,7 @@ def test_a_truncated_event_is_never_given_out(payload: bytes, cut: int) -> None:
     assert decoder.feed(wire[: min(cut, len(wire) - 1)]) == []
 
 
+@pytest.mark.no_cover  # it measures, and other tests run the same lines
 def test_a_huge_event_costs_linear_time() -> None:
     # Quadratic work on 48 MB in 4 KiB pieces would take hours, not the seconds that the test's timeout allows.
     payload = b"x" * (48 << 20)
@@ -105,6 +106,7 @@ def test_a_huge_event_costs_linear_time() -> None:
     assert len(SSEDecoder().feed(short_lines + b"\n")[0].data) == (2 << 20) - 1
 
 
+@pytest.mark.no_cover  # the same
 @pytest.mark.parametrize(
     ("wire", "limit"),
     [(b"data:xy\n", 1 << 20), (b"event: data\ndata:x\n\n", 1 << 18), (b"event: data\ndata\n\n", 1 << 18)],

@@ -601,3 +601,20 @@ def test_b10_a_request_that_the_driver_broke_off_is_made_again() -> None:
     assert isinstance(first, Send)
     assert isinstance(second, Send)
     assert first.request == second.request
+
+
+def test_an_answer_that_the_driver_broke_off_is_asked_for_again_at_once_without_what_was_given() -> None:
+    machine = reader(live=False, policy=POLICY)
+    machine.give_early(2)
+    run = machine.run()
+    next(run)
+    assert run.send(head(200, stream_next_offset="9", content_length="6")) is READ
+    given = run.send(b"abcd")
+    assert isinstance(given, Give)
+    assert given.value.data == b"abcd"
+    run.close()
+    machine.break_off()
+    machine.break_off()  # between two answers there is nothing to end
+    assert (machine.delay, query(machine)) == (0.0, "offset=-1")
+    rest = answer(machine, body=b"abcdef", stream_next_offset="9", stream_up_to_date="true")
+    assert b"".join(portion.data for portion in rest) == b"ef"

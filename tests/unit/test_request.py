@@ -14,6 +14,7 @@ from durable_streams.protocol.request import (
     parse_retry_after,
     text_of,
     with_caller,
+    with_credentials,
     with_query,
 )
 
@@ -226,3 +227,25 @@ def test_an_error_may_be_a_mere_sentence_or_have_no_text_at_all() -> None:
     assert answer(400, b'{"error":{"code":"bad code","message":7}}').code == "BAD_REQUEST"
     assert str(answer(400, b"[1]")).startswith(f"GET {URL} answered 400: the server refused")
     assert str(answer(400, b'"\\n \\t"')).startswith(f"GET {URL} answered 400: the server refused")
+
+
+@pytest.mark.parametrize(
+    ("authority", "header"),
+    [
+        ("host", None),
+        ("@host", None),
+        ("user@host", "Basic dXNlcjo="),  # user:
+        ("user:secret@host:8080", "Basic dXNlcjpzZWNyZXQ="),
+        ("us%65r:s%40@host", "Basic dXNlcjpzQA=="),  # user:s@
+    ],
+)
+def test_the_user_of_a_url_is_sent_as_a_header(authority: str, header: str | None) -> None:
+    sent = with_credentials(Request("GET", f"http://{authority}/s?a=1", {"accept": "*/*"}))
+    assert sent.url == f"http://{authority.rpartition('@')[2]}/s?a=1"
+    assert sent.headers.get("authorization") == header
+    assert sent.headers["accept"] == "*/*"
+
+
+def test_the_callers_own_authorization_wins() -> None:
+    request = Request("GET", "http://user:secret@host/s", {"authorization": "Bearer x"})
+    assert with_credentials(request).headers == {"authorization": "Bearer x"}
