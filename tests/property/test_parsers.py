@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from durable_streams.errors import StreamParseError
 from durable_streams.protocol.eventstream import EventStream
-from durable_streams.protocol.lines import Buffer, LineDecoder
+from durable_streams.protocol.lines import MANY, Buffer, LineDecoder
 from durable_streams.protocol.sse import SSEDecoder, SSEEvent, encode_control, encode_data
 
 ODD_TEXT = st.text(alphabet=st.sampled_from("ab \t:\r\n\u2028\u0085\x0b\x0c\x1cé€😀data"), max_size=60)
@@ -173,3 +173,10 @@ def test_an_event_of_another_type_is_nobodys() -> None:
     wire = b"event: ping\ndata: x\n\n: comment\n\n" + encode_data(b"a", text=True) + encode_control("2")
     [control] = stream.feed(wire)
     assert (control.payloads, control.next_offset) == ([b"a"], "2")
+
+
+@pytest.mark.parametrize("count", [MANY - 1, MANY, 2 * MANY + 1])
+def test_an_event_of_many_lines_is_their_text(count: int) -> None:
+    lines = [b"%d" % number for number in range(count)]
+    [event] = SSEDecoder().feed(b"".join(b"data: " + line + b"\n" for line in lines) + b"\n")
+    assert event.data == b"\n".join(lines)
