@@ -73,8 +73,9 @@ test-pythons:
 
 check: lint types coverage
 
+# CI=true: Hypothesis takes the same examples each time, so that chance does not decide what is covered.
 coverage: $(VENV)/dev.stamp
-	$(PYTEST) -q --cov --cov-report=term $(PURE) $(ARGS)
+	CI=true $(PYTEST) -q --cov --cov-report=term $(PURE) $(ARGS)
 
 generate: $(VENV)/dev.stamp
 	$(BIN)/python tools/make_sync.py

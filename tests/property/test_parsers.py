@@ -32,6 +32,7 @@ CUTS = st.lists(st.integers(0, 10_000), max_size=8)
 
 @given(ODD_TEXT, CUTS, st.booleans())
 @example("a\r\nb\r\rc\n\n", [2, 3], True)
+@example("a\r\nb", [2], True)
 @example("a\r\nb\r\rc\n\n", [2, 3], False)
 def test_lines_do_not_depend_on_cuts(text: str, cuts: list[int], bare_cr: bool) -> None:
     data = text.encode()
