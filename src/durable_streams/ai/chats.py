@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
-from durable_streams.ai.places import JSON, PATIENT, Place, handle
+from durable_streams.ai.places import JSON, PATIENT, StreamsPlace, handle
 from durable_streams.client.aio import AsyncDurableStream
 from durable_streams.client.aio_producer import IdempotentProducer
 from durable_streams.errors import (
@@ -66,7 +66,7 @@ class Chats:
         lease: Seconds after which a run whose process is silent counts as interrupted.
     """
 
-    def __init__(self, place: Place, prefix: str, *, ttl: int, lease: int) -> None:
+    def __init__(self, place: StreamsPlace, prefix: str, *, ttl: int, lease: int) -> None:
         self.place = place
         self._prefix = prefix.strip("/")
         self._ttl = ttl

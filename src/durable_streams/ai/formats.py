@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-__all__ = ["Format", "State", "Writer", "format_of"]
+__all__ = ["AnswerWriter", "Format", "State", "format_of"]
 
 State = Literal["completed", "stopped", "failed", "interrupted"]
 """How a run ended; ``interrupted``: its process did, or another run took its place."""
@@ -30,7 +30,7 @@ _encode = msgspec.json.encode
 _decode = msgspec.json.decode
 
 
-class Writer(Protocol):
+class AnswerWriter(Protocol):
     """Turns the items of one source into messages."""
 
     def messages(self, item: Any) -> Iterator[Any]:
@@ -53,7 +53,7 @@ class Format(Protocol):
     done: bytes
     idle: bytes
 
-    def writer(self) -> Writer:
+    def writer(self) -> AnswerWriter:
         """Return the writer of one run."""
 
     def ending(self, state: State, reason: str | None) -> Any:
@@ -130,7 +130,7 @@ class _Events:
     done = b""
     idle = b":\n\n"
 
-    def writer(self) -> Writer:
+    def writer(self) -> AnswerWriter:
         return _PlainWriter("events", values=True)
 
     def ending(self, state: State, reason: str | None) -> Any:
@@ -150,7 +150,7 @@ class _Text:
     headers = {**_EVENTS, "content-type": "text/plain; charset=utf-8"}  # noqa: RUF012 - a constant
     done = idle = b""
 
-    def writer(self) -> Writer:
+    def writer(self) -> AnswerWriter:
         return _PlainWriter("text", values=False)
 
     def ending(self, state: State, reason: str | None) -> Any:
@@ -214,7 +214,7 @@ class _UIMessages:
     done = b"data: [DONE]\n\n"
     idle = b":\n\n"
 
-    def writer(self) -> Writer:
+    def writer(self) -> AnswerWriter:
         return _UIMessageWriter()
 
     def ending(self, state: State, reason: str | None) -> Any:

@@ -9,14 +9,14 @@ from durable_streams.client.aio import AsyncDurableStream
 from durable_streams.protocol.request import check_url
 from durable_streams.protocol.retry import RetryPolicy
 
-__all__ = ["JSON", "PATIENT", "Place", "Remote", "handle"]
+__all__ = ["JSON", "PATIENT", "Remote", "StreamsPlace", "handle"]
 
 JSON = "application/json"
 PATIENT = RetryPolicy(max_retries=9, max_delay=2.0)
 """Some ten seconds: a server that starts again takes one or two."""
 
 
-class Place(Protocol):
+class StreamsPlace(Protocol):
     """Streams by their paths."""
 
     @property
@@ -40,6 +40,6 @@ class Remote:
         return f"{self._root}/{quote(path)}"
 
 
-def handle(place: Place, path: str) -> AsyncDurableStream:
+def handle(place: StreamsPlace, path: str) -> AsyncDurableStream:
     """Return a handle of the stream of JSON at a path."""
     return AsyncDurableStream(place.url(path), content_type=JSON, client=place.client, retry=PATIENT)

@@ -15,7 +15,7 @@ from durable_streams.ai.chats import Chats, Run
 from durable_streams.ai.errors import RunActiveError
 from durable_streams.ai.formats import Format, format_of
 from durable_streams.ai.jobs import Job, JobLimits
-from durable_streams.ai.places import Place, Remote, handle
+from durable_streams.ai.places import Remote, StreamsPlace, handle
 from durable_streams.embedded import DurableStreams
 from durable_streams.errors import DurableStreamError, StreamNotFoundError
 from durable_streams.types import StreamEvent
@@ -87,7 +87,7 @@ class Runs:
                 raise ValueError(f"{name} is a whole number from 1 on, not {value!r}.")
         if not max_seconds > 0:
             raise ValueError(f"max_seconds is a number of seconds above 0, not {max_seconds!r}.")
-        place: Place = Remote(streams) if isinstance(streams, str) else streams
+        place: StreamsPlace = Remote(streams) if isinstance(streams, str) else streams
         self._form = format_of(format)
         self._chats = Chats(place, prefix, ttl=ttl, lease=lease)
         self._max_active = max_active

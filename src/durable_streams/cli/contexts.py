@@ -6,97 +6,20 @@ one is; a token of the environment is never sent to the server of a context.
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from pathlib import Path
 
 import click
-import msgspec
 
+from durable_streams.cli.context_file import Context, load, named, save
 from durable_streams.cli.help import Command, HelpSections
 from durable_streams.cli.options import Settings, emit, json_option
 from durable_streams.protocol.request import check_url
 
-__all__ = ["Context", "context", "named"]
+__all__ = ["context"]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_FILE = "contexts.json"
-_LARGEST = 1 << 20  # bytes of the file, and of a token
 _MODE = 0o077  # what others may not
-
-
-class Context(msgspec.Struct, omit_defaults=True):
-    """A server: the URL of its streams, and the file that holds a token for it."""
-
-    url: str
-    token_file: str | None = None
-
-    def token(self) -> str | None:
-        """Return the token; raises ClickException where its file cannot be read."""
-        if self.token_file is None:
-            return None
-        try:
-            with Path(self.token_file).open(encoding="ascii") as file:
-                token = file.read(_LARGEST).strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
-            raise click.ClickException(
-                f"the token cannot be read from {self.token_file}: {reason}; write it there, or add the context again"
-            ) from error
-        if not token:
-            raise click.ClickException(f"{self.token_file} holds no token; write it there")
-        return token
-
-
-def _path() -> Path:
-    import platformdirs  # noqa: PLC0415 - for this command only
-
-    return Path(platformdirs.user_config_dir("durable-streams")) / _FILE
-
-
-def _load() -> dict[str, Context]:
-    path = _path()
-    try:
-        with path.open("rb") as file:
-            return msgspec.json.decode(file.read(_LARGEST), type=dict[str, Context])
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise click.ClickException(f"{path} cannot be read: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise click.ClickException(
-            f"{path} is not what this program wrote ({error}); repair or remove it"
-        ) from error
-
-
-def _save(contexts: dict[str, Context]) -> None:
-    path = _path()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{_FILE}-")  # with mode 0600
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(dict(sorted(contexts.items()))), indent=2))
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from error
-
-
-def named(name: str) -> Context:
-    """Return the context of a name; raises ClickException where there is none."""
-    contexts = _load()
-    if name not in contexts:
-        known = ", ".join(sorted(contexts)) or "there is none yet"
-        raise click.ClickException(
-            f"there is no context {name!r} ({known}); 'durable-streams context add' makes one"
-        )
-    return contexts[name]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class _Group(HelpSections, click.Group):
@@ -145,9 +68,9 @@ def add(settings: Settings, *, name: str, url: str, token_file: Path | None) -> 
     file = None if token_file is None else token_file.expanduser().absolute()
     if file is not None and file.exists() and file.stat().st_mode & _MODE:
         click.echo(f"durable-streams: others can read {file}; chmod 600 it", err=True)
-    contexts = _load()
+    contexts = load()
     contexts[name] = Context(url.rstrip("/"), None if file is None else str(file))
-    _save(contexts)
+    save(contexts)
     emit(settings, f"{name} is {url} now", name=name, url=url, token_file=contexts[name].token_file)
 
 
@@ -158,7 +81,7 @@ def add(settings: Settings, *, name: str, url: str, token_file: Path | None) -> 
 @click.pass_obj
 def list_all(settings: Settings) -> None:
     """List the names and what they stand for."""
-    for name, one in _load().items():
+    for name, one in load().items():
         token = "" if one.token_file is None else f"  (token in {one.token_file})"
         emit(settings, f"{name:<16}  {one.url}{token}", name=name, url=one.url, token_file=one.token_file)
 
@@ -170,7 +93,7 @@ def list_all(settings: Settings) -> None:
 def remove(settings: Settings, name: str) -> None:
     """Remove NAME; its token's file stays."""
     named(name)
-    contexts = _load()
+    contexts = load()
     del contexts[name]
-    _save(contexts)
+    save(contexts)
     emit(settings, f"removed {name}", name=name)

@@ -19,7 +19,7 @@ from durable_streams.errors import redacted
 from durable_streams.protocol.jsonrule import InvalidJSONError
 
 if TYPE_CHECKING:
-    from durable_streams.cli.contexts import Context
+    from durable_streams.cli.context_file import Context
 
 __all__ = [
     "DEFAULT_ROOT",
@@ -56,7 +56,7 @@ class Settings:
 
     @cached_property
     def _context(self) -> Context | None:
-        from durable_streams.cli.contexts import named  # noqa: PLC0415 - where there is one
+        from durable_streams.cli.context_file import named  # noqa: PLC0415 - where there is one
 
         return None if self.context is None else named(self.context)
 

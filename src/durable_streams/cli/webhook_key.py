@@ -32,7 +32,7 @@ __all__ = ["webhook_key"]
 @click.argument("action", type=click.Choice(["rotate"]))
 @click.option(
     "--data-dir",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False),
     metavar="PATH",
     help="Folder of the SQLite store; its server is stopped meanwhile.",
 )
@@ -56,6 +56,10 @@ def webhook_key(
     _ = action  # there is one
     if (data_dir is None) is (store is None):
         raise click.UsageError("give either --data-dir or --store: where the key is")
+    if data_dir is not None and not data_dir.is_dir():
+        raise click.UsageError(
+            f"there is no folder {data_dir}: give the one that the server keeps its streams in"
+        )
     config = ServerConfig(data_dir=data_dir, store=store, nats_name=nats_name)
     try:
         since = asyncio.run(_rotate(config))

@@ -32,9 +32,9 @@ from durable_streams.client.formats import (
     Document,
     EventMode,
     Events,
-    Format,
     ItemLists,
     Items,
+    PortionFormat,
     Texts,
     merge_bodies,
     merge_texts,
@@ -268,7 +268,7 @@ class AsyncStreamResponse(ResponseBase[ItemT], AsyncPerformer):
             DurableStreamError: The stream is not of JSON.
             StreamParseError: A message is invalid, as for `iter_json`; `offset` stays where it was.
         """
-        form: Format[Any]
+        form: PortionFormat[Any]
         if self._is_document():
             form = Document(self._reader, decode, self._refused)
         else:
@@ -291,14 +291,14 @@ class AsyncStreamResponse(ResponseBase[ItemT], AsyncPerformer):
             DurableStreamError: The stream is not of JSON.
             StreamParseError: A message is invalid, as for `iter_json`; `offset` stays where it was.
         """
-        form: Format[list[Any]]
+        form: PortionFormat[list[Any]]
         if self._is_document():
             form = Document(self._reader, decode, self._refused, whole=True)
         else:
             form = ItemLists(self._reader, decode, self._refused)
         return await self._whole("read_json_batches", form)
 
-    async def _whole(self, method: str, form: Format[T], *, learn: bool = False) -> list[T]:
+    async def _whole(self, method: str, form: PortionFormat[T], *, learn: bool = False) -> list[T]:
         """Return all pieces up to the present tail, or move nothing; the place is saved as `stream` says."""
         with self._all_or_nothing():
             pieces = [piece async for piece in self._consumed_as(method, form, to_tail=True)]
@@ -320,12 +320,12 @@ class AsyncStreamResponse(ResponseBase[ItemT], AsyncPerformer):
     # -- the loop
 
     def _consumed_as(
-        self, method: str, form: Format[T], *, to_tail: bool = False, learn: bool = False
+        self, method: str, form: PortionFormat[T], *, to_tail: bool = False, learn: bool = False
     ) -> AsyncIterator[T]:
         self._consume(method)
         return AsyncPieces(self, partial(self._pieces, form, to_tail, learn))
 
-    async def _pieces(self, form: Format[T], to_tail: bool, learn: bool) -> AsyncGenerator[T, None]:
+    async def _pieces(self, form: PortionFormat[T], to_tail: bool, learn: bool) -> AsyncGenerator[T, None]:
         """Hand over every portion once; leave no connection behind on any way out, but for an interruption."""
         try:
             await self._begin_taking(learn)

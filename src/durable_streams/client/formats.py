@@ -25,9 +25,9 @@ __all__ = [
     "Document",
     "EventMode",
     "Events",
-    "Format",
     "ItemLists",
     "Items",
+    "PortionFormat",
     "Texts",
     "merge_bodies",
     "merge_texts",
@@ -40,7 +40,7 @@ EventMode = Literal["auto", "json", "json_batches", "text", "bytes"]
 the content type."""
 
 
-class Format(Protocol[T_co]):
+class PortionFormat(Protocol[T_co]):
     """A format in which portions are handed over."""
 
     def take(self, portion: Portion) -> Iterable[T_co]:
@@ -54,7 +54,7 @@ class Bytes:
         self._reader = reader
 
     def take(self, portion: Portion) -> Iterable[bytes]:
-        """See Format."""
+        """See PortionFormat."""
         self._reader.commit(portion)
         return (portion.data,) if portion.data else ()
 
@@ -68,7 +68,7 @@ class Texts:
         self._decoder = codecs.getincrementaldecoder(encoding)()
 
     def take(self, portion: Portion) -> Iterable[str]:
-        """See Format."""
+        """See PortionFormat."""
         text = self.text(portion)
         return (text,) if text else ()
 
@@ -108,7 +108,7 @@ class Items:
         return self._decode(portion.data, reader.offset, reader.url, self._refused) if portion.data else []
 
     def take(self, portion: Portion) -> Iterable[Any]:
-        """See Format."""
+        """See PortionFormat."""
         return decoding.deliver(self.items(portion), partial(self._reader.commit, portion))
 
 
@@ -118,7 +118,7 @@ class ItemLists(Items):
     _early = None  # a portion is handed over as a whole, together with the place behind it
 
     def take(self, portion: Portion) -> Iterable[list[Any]]:
-        """See Format. The messages before an invalid one are a list of their own."""
+        """See PortionFormat. The messages before an invalid one are a list of their own."""
         items, failure = decoding.gathered(self.items(portion))
         if failure is not None:
             return _then_raise([items] if items else [], failure)
@@ -142,7 +142,7 @@ class Document(Items):
         self._held = bytearray()
 
     def take(self, portion: Portion) -> Iterable[Any]:
-        """See Format."""
+        """See PortionFormat."""
         self._held += portion.data
         if not portion.up_to_date:
             self._reader.commit(portion)
@@ -174,7 +174,7 @@ class Events:
         self._items = ItemLists(reader, decode, refused)
 
     def take(self, portion: Portion) -> Iterable[StreamEvent]:
-        """See Format. The messages before an invalid one are an event of their own, at the offset before."""
+        """See PortionFormat. The messages before an invalid one are an event of their own, at the offset before."""
         reader = self._reader
         news = (portion.up_to_date, portion.closed) != (reader.up_to_date, reader.stream_closed)
         mode = self._resolved_mode()

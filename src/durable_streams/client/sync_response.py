@@ -31,9 +31,9 @@ from durable_streams.client.formats import (
     Document,
     EventMode,
     Events,
-    Format,
     ItemLists,
     Items,
+    PortionFormat,
     Texts,
     merge_bodies,
     merge_texts,
@@ -255,7 +255,7 @@ class StreamResponse(ResponseBase[ItemT], Performer):
             DurableStreamError: The stream is not of JSON.
             StreamParseError: A message is invalid, as for `iter_json`; `offset` stays where it was.
         """
-        form: Format[Any]
+        form: PortionFormat[Any]
         if self._is_document():
             form = Document(self._reader, decode, self._refused)
         else:
@@ -278,14 +278,14 @@ class StreamResponse(ResponseBase[ItemT], Performer):
             DurableStreamError: The stream is not of JSON.
             StreamParseError: A message is invalid, as for `iter_json`; `offset` stays where it was.
         """
-        form: Format[list[Any]]
+        form: PortionFormat[list[Any]]
         if self._is_document():
             form = Document(self._reader, decode, self._refused, whole=True)
         else:
             form = ItemLists(self._reader, decode, self._refused)
         return self._whole("read_json_batches", form)
 
-    def _whole(self, method: str, form: Format[T], *, learn: bool = False) -> list[T]:
+    def _whole(self, method: str, form: PortionFormat[T], *, learn: bool = False) -> list[T]:
         """Return all pieces up to the present tail, or move nothing; the place is saved as `stream` says."""
         with self._all_or_nothing():
             pieces = list(self._consumed_as(method, form, to_tail=True))
@@ -307,12 +307,12 @@ class StreamResponse(ResponseBase[ItemT], Performer):
     # -- the loop
 
     def _consumed_as(
-        self, method: str, form: Format[T], *, to_tail: bool = False, learn: bool = False
+        self, method: str, form: PortionFormat[T], *, to_tail: bool = False, learn: bool = False
     ) -> Iterator[T]:
         self._consume(method)
         return Pieces(self, partial(self._pieces, form, to_tail, learn))
 
-    def _pieces(self, form: Format[T], to_tail: bool, learn: bool) -> Generator[T, None, None]:
+    def _pieces(self, form: PortionFormat[T], to_tail: bool, learn: bool) -> Generator[T, None, None]:
         """Hand over every portion once; leave no connection behind on any way out, but for an interruption."""
         try:
             self._begin_taking(learn)

@@ -16,7 +16,7 @@ from typing import Any
 from durable_streams.stores.base import StoreError
 from durable_streams.stores.jetstream.catchup import CatchUp
 from durable_streams.stores.jetstream.nats.bus import Bus
-from durable_streams.stores.jetstream.nats.messages import Stored, Subscription
+from durable_streams.stores.jetstream.nats.messages import NatsSubscription, Stored
 from durable_streams.stores.jetstream.records import decode_record
 from durable_streams.stores.jetstream.slots import JetSlot
 
@@ -36,7 +36,7 @@ class _WatchedStream:
 
     __slots__ = ("check_at", "checks", "slot", "stream_id", "subscribing")
 
-    def __init__(self, slot: JetSlot, stream_id: int, subscribing: asyncio.Task[Subscription]) -> None:
+    def __init__(self, slot: JetSlot, stream_id: int, subscribing: asyncio.Task[NatsSubscription]) -> None:
         self.slot = slot
         self.stream_id = stream_id
         self.subscribing = subscribing
@@ -133,7 +133,7 @@ class LiveRecords:
         subscribing.add_done_callback(lambda task: self._subscribed(entry, task))
         return entry
 
-    def _subscribed(self, entry: _WatchedStream, task: asyncio.Task[Subscription]) -> None:
+    def _subscribed(self, entry: _WatchedStream, task: asyncio.Task[NatsSubscription]) -> None:
         loop = asyncio.get_running_loop()
         if task.cancelled() or task.exception() is not None:
             self._forget(entry)

@@ -31,8 +31,8 @@ from durable_streams.stores.jetstream.nats.messages import (
     Info,
     JetStreamInfo,
     Message,
+    NatsSubscription,
     Stored,
-    Subscription,
     decode_ack,
     decode_direct,
     decode_get,
@@ -45,7 +45,7 @@ from durable_streams.stores.jetstream.nats.messages import (
 if TYPE_CHECKING:  # nats-py is an extra: imported when a bus is opened
     from durable_streams.stores.jetstream.nats.connection import NatsAnswer, NatsConnection
 
-__all__ = ["Bus", "ConflictError", "JetStreamInfo", "Message", "Stored", "Subscription", "patiently"]
+__all__ = ["Bus", "ConflictError", "JetStreamInfo", "Message", "NatsSubscription", "Stored", "patiently"]
 
 T = TypeVar("T")
 R = TypeVar("R", Got, Info)
@@ -343,7 +343,7 @@ class Bus:
             raise self._unavailable(purged.error)
         return purged.purged
 
-    async def subscribe(self, subject: str, deliver: Callable[[Stored], None]) -> Subscription:
+    async def subscribe(self, subject: str, deliver: Callable[[Stored], None]) -> NatsSubscription:
         """Deliver messages that are stored after this call returns, on a live subject of the layout or a pattern.
 
         Interest spreads to the other servers of the cluster a moment later.
@@ -366,7 +366,7 @@ class Bus:
         with contextlib.suppress(StoreError):
             self._connection.write(self._connection.encode(subject, b"", None, data))
 
-    async def listen(self, subject: str, deliver: Callable[[bytes], None]) -> Subscription:
+    async def listen(self, subject: str, deliver: Callable[[bytes], None]) -> NatsSubscription:
         """Deliver what is sent on a subject."""
         try:
             return await self._connection.subscribe(subject, lambda *said: deliver(said[2]), _READ_SECONDS)

@@ -22,7 +22,7 @@ import nats.errors
 from durable_streams.stores.base import StoreError, StoreUnavailableError
 from durable_streams.stores.jetstream.config import JetStreamConfig, without_secrets
 from durable_streams.stores.jetstream.nats.client import MessageHandler, NatsClient
-from durable_streams.stores.jetstream.nats.messages import Subscription
+from durable_streams.stores.jetstream.nats.messages import NatsSubscription
 
 __all__ = ["NatsAnswer", "NatsConnection"]
 
@@ -254,10 +254,12 @@ class NatsConnection:
         reply = self.new_reply()
         await self.answer(reply, self.encode(reply.decode(), b"", None, b""), timeout)
 
-    async def subscribe(self, subject: str, handler: MessageHandler, timeout: float) -> Subscription:
+    async def subscribe(self, subject: str, handler: MessageHandler, timeout: float) -> NatsSubscription:
         """Deliver messages on a subject, from the end of this call on; raises as ``answer`` does."""
         self._demand()
-        subscription = Subscription(partial(self._client.drop, await self._client.listen(subject, handler)))
+        subscription = NatsSubscription(
+            partial(self._client.drop, await self._client.listen(subject, handler))
+        )
         try:
             await self.barrier(timeout)
         except BaseException:

@@ -17,8 +17,8 @@ __all__ = [
     "Info",
     "JetStreamInfo",
     "Message",
+    "NatsSubscription",
     "Stored",
-    "Subscription",
     "decode_ack",
     "decode_direct",
     "decode_get",
@@ -65,7 +65,7 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     previous: int = 0
 
 
-class Subscription:
+class NatsSubscription:
     """Interest in a subject, until ``cancel``."""
 
     __slots__ = ("_end",)
