@@ -18,6 +18,8 @@ STORE ?= sqlite
 INTERFACE ?= rsgi
 GATEWAYS ?= 1
 VENV ?= .venv
+# Of pyproject.toml: what is installed beside the project.
+GROUP ?= dev
 BIN := $(VENV)/bin
 PYTHONS ?= 3.10 3.13
 # Most tests wait for servers, so that more of them run at a time than there are cores.
@@ -130,5 +132,5 @@ $(VENV)/runtime.stamp: $(VENV)/pip.stamp pyproject.toml
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/runtime.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group $(GROUP)
 	@touch $@
