@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durable_streams.protocol.grants import EVERYTHING, OPERATIONS, Grant, PathPattern, Rule
+from durable_streams.protocol.grants import EVERYTHING, OPERATIONS, Grant, PathPattern, Rule, operations_of
 
 MATCHES = [
     ("jobs", ["jobs"], ["jobs/1", "job", "jobs/", ""]),
@@ -110,3 +110,41 @@ def test_somewhere_and_everywhere() -> None:
 def test_a_grant_is_bounded() -> None:
     with pytest.raises(ValueError, match="at most 64 rules"):
         Grant.of(*["read:**"] * 65)
+
+
+# -- one stream
+
+
+@pytest.mark.parametrize("path", ["jobs", "jobs/1/1", "a/*", "**", "*", "jobs/**", "a//b"])
+def test_a_literal_pattern_is_matched_by_its_path_alone(path: str) -> None:
+    pattern = PathPattern.literal(path)
+    assert pattern.matches(path)
+    others = ["", "jobs/", "jobs/1", "jobs/2/1", "a/b", "a/**", "x", f"{path}/", f"{path}/1", f"/{path}"]
+    assert [other for other in others if pattern.matches(other)] == []
+    assert not pattern.is_everything
+
+
+def test_a_grant_on_one_stream() -> None:
+    grant = Grant.on_path("jobs/*", ["read", "append", "read"], "alice", 1000.0)
+    assert (grant.subject, grant.expires) == ("alice", 1000.0)
+    assert grant.texts() == ["read,append:jobs/*"]
+    assert [operation for operation in OPERATIONS if grant.allows(operation, "jobs/*")] == ["read", "append"]
+    assert not any(grant.allows(operation, "jobs/1") for operation in OPERATIONS)
+    assert grant.allows_somewhere("read")
+    assert not Grant.on_path("**", OPERATIONS).allows_everywhere("read")
+
+
+def test_a_grant_on_one_stream_may_allow_nothing() -> None:
+    grant = Grant.on_path("jobs", [])
+    assert not any(grant.allows(operation, "jobs") for operation in OPERATIONS)
+    assert (grant.subject, grant.expires) == ("", None)
+
+
+def test_operations_by_their_names_are_in_their_order() -> None:
+    assert operations_of(["admin", " read", "append", "read"]) == ["read", "append", "admin"]
+    assert operations_of(["*"]) == list(OPERATIONS)
+    for unknown in ("fly", "", "Read"):
+        with pytest.raises(
+            ValueError, match=rf"^'{unknown}' is no operation; those are read, append, .+ for all"
+        ):
+            operations_of(["read", unknown])
