@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from durable_streams.protocol.commands import Rejection
@@ -81,6 +82,18 @@ def test_the_first_claim_holds_the_lease() -> None:
 
 def test_an_idle_one_cannot_be_claimed() -> None:
     refused(409, "NO_PENDING_WORK", lambda: subscription(PULL, a=5).claimed("worker", 0.0))
+
+
+def test_an_event_of_the_wake_stream_names_the_wake_and_what_woke() -> None:
+    event = subscription(PULL, a=0).woken({"a": 5}, "w_1", 10.0).announcement(1234.5678)
+    assert msgspec.json.decode(event) == {
+        "type": "wake",
+        "subscription_id": "one",
+        "stream": "a",
+        "generation": 1,
+        "ts": 1_234_567,
+    }
+    assert b"w_1" not in event  # who reads it must claim first
 
 
 # -- acknowledgements
@@ -181,6 +194,14 @@ def test_a_delivery_without_done_begins_the_lease() -> None:
     assert accepted.expired(12.0).idle
 
 
+def test_a_delivery_moves_only_the_cursors_that_it_was_sent_with() -> None:
+    sent = subscription(HOOK, a=0, b=0, c=0).woken({"a": 5, "b": 5, "c": 5}, "w_1", 10.0)
+    made_again = stream("c", number=2, tail=12, forked_from="d", fork_position=9)
+    changed = sent.unlinked("b").met("c", made_again, glob=True)
+    done = changed.delivered("w_1", done=True, now=11.0)
+    assert (done.idle, acked(done)) == (True, {"a": 5, "c": 9})
+
+
 def test_failures_back_off_and_no_lease_expires_meanwhile() -> None:
     failing, pauses = hook(), []
     for _ in range(9):
@@ -222,6 +243,14 @@ def test_an_explicit_link_outranks_a_glob_link_and_leaves_it() -> None:
     assert both.unlinked("other") is both
 
 
+def test_a_link_that_is_there_already_changes_nothing() -> None:
+    one = subscription(PULL, a=5)
+    assert one.linked({"a": Link(2, 9, explicit=True)}) is one
+    assert one.linked({}) is one
+    more = one.linked({"a": Link(1, -1, explicit=True), "b": Link(3, 2, explicit=True)})
+    assert acked(more) == {"a": 5, "b": 2}
+
+
 def test_its_own_wake_stream_is_never_linked() -> None:
     everything = subscription({**PULL, "pattern": "**"})
     assert everything.met("wakes", StreamState(1, "wakes", "application/json", tail=9), glob=True).links == {}
@@ -249,6 +278,17 @@ def test_a_stream_that_comes_later_is_met_at_its_start() -> None:
     waiting = subscription(PULL).linked({"a": Link(0, -1, explicit=True)})
     met = waiting.met("a", stream(tail=4), glob=False)
     assert met.links["a"] == Link(1, -1, explicit=True)
+
+
+def test_a_link_stays_with_its_stream() -> None:
+    linked = subscription(PULL, a=5)
+    assert linked.met("a", stream(tail=9), glob=True) is linked
+
+
+@pytest.mark.parametrize("now", [None, stream(deleted=True)])
+def test_what_is_not_there_changes_no_link_that_waits_for_it(now: StreamState | None) -> None:
+    waiting = subscription(PULL).linked({"a": Link(0, -1, explicit=True)})
+    assert waiting.met("a", now, glob=True) is waiting
 
 
 @pytest.mark.parametrize("now", [None, stream(number=2), stream(deleted=True)])
@@ -310,6 +350,36 @@ def test_equal_configurations_have_one_hash() -> None:
 def test_what_is_no_configuration(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         configure({**PULL, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "most"),
+    [
+        ({"pattern": "x" * 1025}, "pattern", 1024),
+        ({"description": "x" * 4097}, "description", 4096),
+        ({"wake_stream": "x" * 1025}, "wake_stream", 1024),
+        ({"type": "webhook", "webhook": {"url": "https://h/".ljust(2049, "x")}}, "webhook.url", 2048),
+    ],
+)
+def test_no_text_is_longer_than_its_limit(change: dict[str, Any], name: str, most: int) -> None:
+    said = rf"^{name} has at most {most} characters, this one has {most + 1}$"
+    with pytest.raises(ValueError, match=said):
+        configure({**PULL, **change})
+
+
+def test_a_text_may_be_as_long_as_its_limit() -> None:
+    url = "https://h/".ljust(2048, "x")
+    longest = {"pattern": "x" * 1024, "description": "x" * 4096, "wake_stream": "x" * 1024}
+    configured = configure({**PULL, **longest})
+    assert {name: getattr(configured, name) for name in longest} == longest
+    assert configure({**HOOK, "webhook": {"url": url}}).url == url
+
+
+def test_so_many_streams_can_be_named_at_once() -> None:
+    names = [f"s{number}" for number in range(1000)]
+    assert configure({**PULL, "streams": [*names, "/s0/"]}).streams == tuple(sorted(names))
+    with pytest.raises(ValueError, match=r"^at most 1000 streams can be named at once, these are 1001$"):
+        configure({**PULL, "streams": [*names, "one more"]})
 
 
 @pytest.mark.parametrize("body", [None, [], "text", 5])
