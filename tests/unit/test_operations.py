@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +9,14 @@ import pytest
 
 from durable_streams.errors import (
     DurableStreamError,
+    RetentionGoneError,
     StreamExistsError,
     StreamNotFoundError,
     StreamParseError,
 )
 from durable_streams.protocol import operations
 from durable_streams.protocol.request import Op, Request, Response
+from durable_streams.types import RetentionResult
 
 URL = "http://host/v1/stream/a"
 
@@ -245,3 +248,143 @@ def test_json_text_may_come_in_any_kind_of_bytes() -> None:
         assert operations.encode_json_message(kind(b' {"a":1}\n')) == b'{"a":1}'
     with pytest.raises(ValueError, match="no UTF-8 from character 2 on: write a lone surrogate as an escape"):
         operations.encode_json_message('["\ud800"]')
+
+
+# -- what a stream keeps
+
+
+def test_create_may_say_how_much_is_kept() -> None:
+    op = operations.create(URL, retention_max_age=60, retention_max_bytes=1000)
+    [request], result = play(
+        op, Response(201, {"stream-retention-max-age": "60", "stream-earliest-offset": "3"})
+    )
+    assert request.headers == {"stream-retention-max-age": "60", "stream-retention-max-bytes": "1000"}
+    assert (result.retention_max_age, result.retention_max_bytes, result.earliest_offset) == (60, None, "3")
+    [request], _ = play(operations.create(URL, retention_max_bytes=1), Response(201, {}))
+    assert request.headers == {"stream-retention-max-bytes": "1"}
+
+
+@pytest.mark.parametrize("limit", [0, -1, True, 1.5, "60"])
+@pytest.mark.parametrize("name", ["retention_max_age", "retention_max_bytes"])
+def test_a_limit_of_what_is_kept_is_a_whole_number_of_something(name: str, limit: object) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be a whole number from 1, not {limit!r}\.$"):
+        next(operations.create(URL, **{name: limit}))
+
+
+KEPT = b'{"earliest_offset":"3","next_offset":"9","max_age":60}'
+BESIDE = "http://host/v1/stream/__ds/streams/a"
+
+
+@pytest.mark.parametrize(
+    ("asked", "body"),
+    [
+        ({"before": "3"}, b'{"before":"3"}'),
+        ({"max_bytes": 0}, b'{"max_bytes":0}'),
+        ({"max_age": 1}, b'{"max_age":1}'),
+    ],
+)
+def test_a_trim_is_asked_for_beside_the_stream(asked: dict[str, Any], body: bytes) -> None:
+    [request], result = play(operations.trim(URL, **asked), Response(200, {}, KEPT))
+    assert (request.method, request.url, request.body) == ("POST", f"{BESIDE}/trim", body)
+    assert request.headers == {"content-type": "application/json"}
+    assert request.idempotent
+    assert result == RetentionResult("3", "9", max_age=60)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "takes one of before, max_bytes and max_age"),
+        ({"before": "3", "max_bytes": 5}, "takes one of before, max_bytes and max_age"),
+        ({"max_bytes": -1}, "max_bytes must be a whole number from 0, not -1"),
+        ({"max_age": 0}, "max_age must be a whole number from 1, not 0"),
+    ],
+)
+def test_a_trim_that_makes_no_sense_is_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        next(operations.trim(URL, **asked))
+
+
+@pytest.mark.parametrize(
+    ("limits", "body"),
+    [
+        ({}, b"{}"),
+        ({"max_age": 60}, b'{"max_age":60}'),
+        ({"max_age": 60, "max_bytes": 1}, b'{"max_age":60,"max_bytes":1}'),
+    ],
+)
+def test_another_retention_is_asked_for_beside_the_stream(limits: dict[str, Any], body: bytes) -> None:
+    op = operations.set_retention("https://host:8/root/v1/stream/a/b%20c?key=1", **limits)
+    [request], result = play(op, Response(200, {}, KEPT))
+    # What the caller put into the URL's query, a token perhaps, goes along.
+    assert request.url == "https://host:8/root/v1/stream/__ds/streams/a/b%20c/retention?key=1"
+    assert (request.method, request.body) == ("POST", body)
+    assert (result.earliest_offset, result.max_bytes) == ("3", None)
+
+
+def test_a_retention_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_bytes must be a whole number from 1, not 0"):
+        next(operations.set_retention(URL, max_bytes=0))
+
+
+@pytest.mark.parametrize("op", [operations.trim, operations.set_retention])
+def test_only_what_is_below_the_root_of_streams_can_be_trimmed(op: Callable[..., Op[Any]]) -> None:
+    with pytest.raises(ValueError, match=r"http://host/s is not below /v1/stream/, where") as caught:
+        next(op("http://user:secret@host/s?token=secret", max_age=5))
+    assert "secret" not in str(caught.value)
+
+
+def test_a_refused_trim_is_raised() -> None:
+    answer = Response(409, {}, b'{"error":{"code":"CONFLICT","message":"it does not know how old"}}')
+    with pytest.raises(
+        DurableStreamError, match=f"POST {BESIDE}/trim answered 409: it does not know"
+    ) as caught:
+        play(operations.trim(URL, max_age=5), answer)
+    assert caught.value.code == "CONFLICT"
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[]", b'{"earliest_offset":"3"}', b'{"earliest_offset":3}']
+)
+def test_an_answer_that_does_not_say_what_is_kept_is_no_success(body: bytes) -> None:
+    with pytest.raises(StreamParseError, match="succeeded without saying what the stream keeps") as caught:
+        play(operations.set_retention(URL, max_age=5), Response(200, {}, body))
+    assert (caught.value.status, caught.value.url) == (200, f"{BESIDE}/retention")
+
+
+# -- where an append has to begin
+
+
+def test_an_append_that_expects_the_tail_cannot_be_stored_twice() -> None:
+    op = operations.append(URL, b"x", content_type="text/plain", expected_offset="7")
+    [request], _ = play(op, Response(204, {"stream-next-offset": "8"}))
+    assert request.headers == {"content-type": "text/plain", "if-match": '"7"'}
+    assert request.idempotent
+    op = operations.close_stream(URL, seq="2", expected_offset="8")
+    [request], result = play(op, Response(204, {"stream-next-offset": "8"}))
+    assert request.headers == {"stream-closed": "true", "stream-seq": "2", "if-match": '"8"'}
+    assert result.final_offset == "8"
+
+
+@pytest.mark.parametrize(
+    ("expected", "kind", "message"),
+    [
+        ("now", ValueError, "must be an offset from an answer, not 'now'"),
+        ("-1", ValueError, "must be an offset from an answer, not '-1'"),
+        ("", ValueError, "must be an offset from an answer, not ''"),
+        ('7"', ValueError, "must be an offset from an answer"),
+        ("7\r\nx: y", ValueError, "'if-match' contains a character that headers cannot carry"),
+        (7, TypeError, "expected_offset must be text, not int"),
+    ],
+)
+def test_what_cannot_be_the_tail_is_not_sent(expected: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        next(operations.append(URL, b"x", content_type="text/plain", expected_offset=expected))
+
+
+def test_a_delete_that_finds_what_its_lost_attempt_left_for_forks_is_done() -> None:
+    play(operations.delete(URL), Response(410, {}, after_doubt=True))
+    with pytest.raises(RetentionGoneError):
+        play(operations.delete(URL), Response(410, {}))
+    with pytest.raises(DurableStreamError, match="answered 500"):
+        play(operations.delete(URL), Response(500, {}, after_doubt=True))
