@@ -11,7 +11,15 @@ from msgspec.structs import replace
 
 from durable_streams.protocol import rules
 from durable_streams.protocol.commands import Append, Appended, Create, Created, ForkPoint, Rejection
-from durable_streams.protocol.state import ProducerStamp, ProducerState, Segment, StreamState
+from durable_streams.protocol.offsets import format_offset
+from durable_streams.protocol.state import (
+    Policy,
+    ProducerStamp,
+    ProducerState,
+    Retention,
+    Segment,
+    StreamState,
+)
 
 NOW = 1_800_000_000.0
 TEXT = "text/plain"
@@ -301,3 +309,102 @@ def test_a_deleted_stream_and_one_without_an_end_do_not_expire() -> None:
 def test_a_mere_close_needs_no_content_type() -> None:
     done = rules.decide_append(stream(tail=3), None, Append(None, b"", close=True))
     assert (done.state.closed, done.state.tail, done.duplicate) == (True, 3, False)
+
+
+# -- where an append has to begin
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_an_append_that_expects_another_tail_is_shown_the_streams(closed: bool) -> None:
+    state = stream(tail=9, closed=closed)
+    # Of a closed stream only a close without data is compared: any data is refused because it is closed.
+    command = Append(None, b"", close=True, expected=5) if closed else Append(TEXT, b"x", expected=5)
+    with pytest.raises(Rejection) as caught:
+        rules.decide_append(state, None, command)
+    tail, expected = format_offset(9), format_offset(5)
+    assert (caught.value.status, caught.value.code) == (412, "CONFLICT_OFFSET")
+    assert caught.value.message == (
+        f"the stream ends at {tail}, not at {expected}, where this append has to begin"
+    )
+    assert caught.value.headers == {
+        "stream-next-offset": tail,
+        "etag": f'"{tail}"',
+        **({"stream-closed": "true"} if closed else {}),
+    }
+
+
+def test_an_append_that_expects_the_tail_is_stored_and_not_twice() -> None:
+    command = Append(TEXT, b"x", expected=9)
+    after = rules.decide_append(stream(tail=9), None, command).state
+    assert after.tail == 10
+    assert refusal(lambda: rules.decide_append(after, None, command)) == (412, "CONFLICT_OFFSET")
+
+
+def test_the_repetition_of_a_producer_is_one_whatever_tail_it_expects() -> None:
+    command = Append(TEXT, b"x", producer=ProducerStamp("p", 0, 3), expected=9)
+    state, known = stream(tail=10), ProducerState(0, 3)
+    assert rules.decide_append(state, known, command) == Appended(state, known, duplicate=True)
+
+
+def test_a_stream_may_be_closed_again_at_its_tail() -> None:
+    state = stream(tail=9, closed=True)
+    again = Append(None, b"", close=True, expected=9)
+    assert rules.decide_append(state, None, again) == Appended(state, None, duplicate=True)
+
+
+# -- what a new stream keeps
+
+POLICY = Policy(max_age=60)
+
+
+def test_a_new_stream_keeps_what_its_policy_says_from_now_on() -> None:
+    created = rules.decide_create(None, None, Create("s", TEXT, b"abc", policy=POLICY), 1, NOW).state
+    assert created.retention == Retention(POLICY, ((NOW, 0),))
+    assert (created.tail, created.created) == (3, NOW)
+    assert rules.decide_create(None, None, Create("s", TEXT), 1, NOW).state.retention is None
+
+
+def test_a_fork_keeps_what_its_source_keeps_unless_it_says_otherwise() -> None:
+    source = stream(id=7, path="source", tail=9, earliest=2, retention=Retention(POLICY, ((NOW - 50, 2),)))
+    command = Create("s", None, fork=FORK)
+
+    def fork(source: StreamState, command: Create) -> StreamState:
+        return rules.decide_create(None, source, command, 8, NOW).state
+
+    # The inherited bytes, from 2 to the fork at 5, count as having come with the fork.
+    assert fork(source, command).retention == Retention(POLICY, ((NOW, 2),))
+    own = Policy(max_bytes=5)
+    assert fork(source, replace(command, policy=own)).retention == Retention(own, ((NOW, 2),))
+    assert fork(replace(source, retention=None), command).retention is None
+
+
+def test_a_fork_of_what_its_source_has_given_up_is_refused() -> None:
+    source = stream(id=7, path="source", tail=9, earliest=6)
+    command = Create("s", None, fork=FORK)
+    assert refusal(lambda: rules.decide_create(None, source, command, 8, NOW)) == (410, "RETENTION_GONE")
+
+
+@pytest.mark.parametrize(
+    ("kept", "asked", "same"),
+    [
+        (POLICY, POLICY, True),
+        (POLICY, Policy(max_age=61), False),
+        (None, POLICY, False),
+        # Who asks for nothing, or is given the server's own policy, takes what there is.
+        (POLICY, None, True),
+        (POLICY, Policy(max_age=99, is_default=True), True),
+        (None, None, True),
+    ],
+)
+def test_a_stream_is_the_same_if_it_keeps_what_is_asked_for(
+    kept: Policy | None, asked: Policy | None, same: bool
+) -> None:
+    existing = stream(retention=None if kept is None else Retention(kept))
+    command = Create("s", TEXT, policy=asked)
+    if same:
+        assert rules.decide_create(existing, None, command, 2, NOW) == Created(existing, new=False)
+    else:
+        assert refusal(lambda: rules.decide_create(existing, None, command, 2, NOW)) == (
+            409,
+            "CONFLICT_EXISTS",
+        )
