@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import copy
+import pickle
+import re
+
 import pytest
 
 from durable_streams import errors
 from durable_streams.protocol.request import (
     Request,
     Response,
+    ShownURL,
     check_callers_headers,
     check_header,
     check_url,
     content_length,
     error_from,
     parse_retry_after,
+    path_of,
+    shown_url,
     text_of,
     with_caller,
     with_credentials,
@@ -249,3 +256,85 @@ def test_the_user_of_a_url_is_sent_as_a_header(authority: str, header: str | Non
 def test_the_callers_own_authorization_wins() -> None:
     request = Request("GET", "http://user:secret@host/s", {"authorization": "Bearer x"})
     assert with_credentials(request).headers == {"authorization": "Bearer x"}
+
+
+# -- URLs as they may be shown
+
+SECRET_URL = "https://user:secret@host/v1/stream/x?token=secret&view=a"
+SHOWN = "https://host/v1/stream/x?token=***&view=a"
+
+
+def test_a_url_without_credentials_is_shown_as_it_is() -> None:
+    assert shown_url(URL) is URL
+
+
+def test_a_shown_url_has_no_credentials_and_opens_what_the_whole_one_does() -> None:
+    shown = shown_url(SECRET_URL)
+    assert isinstance(shown, ShownURL)
+    assert shown == SHOWN
+    assert [str(shown), f"{shown}", repr(shown)] == [SHOWN, SHOWN, repr(SHOWN)]
+    assert check_url(shown) == SECRET_URL
+
+
+def test_a_copy_of_a_shown_url_is_mere_text_and_opens_nothing() -> None:
+    shown = shown_url(SECRET_URL)
+    for copied in (str(shown), pickle.loads(pickle.dumps(shown)), copy.copy(shown)):
+        assert (type(copied), copied) == (str, SHOWN)
+        with pytest.raises(
+            ValueError, match=r"was made to be shown: .* Open the stream with the whole URL"
+        ) as caught:
+            check_url(copied)
+        assert SHOWN in str(caught.value)
+
+
+def test_three_stars_that_hide_nothing_are_part_of_a_url() -> None:
+    assert check_url("http://host/a***b?view=***") == "http://host/a***b?view=***"
+
+
+def test_an_error_about_a_url_does_not_show_its_credentials() -> None:
+    for url in ("ftp://user:secret@host/s?token=secret", "http://user:secret@host/a b?token=secret"):
+        with pytest.raises(ValueError, match=r"\*\*\*") as caught:
+            check_url(url)
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://host:port/s", "its port is not a number from 0 to 65535"),
+        ("http://host:65536/s", "its port is not a number from 0 to 65535"),
+        ("http://[host/s", "Invalid IPv6 URL"),
+    ],
+)
+def test_a_url_that_cannot_be_taken_apart_is_refused_with_the_reason(url: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"The URL {url!r} is not valid: {reason}.")):
+        check_url(url)
+
+
+# -- expected offsets, and what is retained
+
+
+def test_an_append_that_expected_another_tail_is_shown_the_streams() -> None:
+    sent = {"if-match": '"5"'}
+    error = answer(412, b"the stream ends at 9", method="POST", sent=sent, stream_next_offset="9")
+    assert isinstance(error, errors.OffsetConflictError)
+    assert (error.expected_offset, error.current_offset, error.code) == ("5", "9", "CONFLICT_OFFSET")
+    assert str(error) == f"POST {URL} answered 412: the stream ends at 9."
+    # A condition of the caller's own, of which the protocol knows nothing.
+    other = answer(412, method="POST")
+    assert type(other) is errors.DurableStreamError
+    assert other.code == "PRECONDITION_FAILED"
+
+
+@pytest.mark.parametrize(("earliest", "usable"), [("7", "7"), ("now", None), (" ", None), (None, None)])
+def test_an_offset_that_is_not_retained_is_shown_where_the_stream_begins(
+    earliest: str | None, usable: str | None
+) -> None:
+    error = answer(410, **({} if earliest is None else {"stream_earliest_offset": earliest}))
+    assert isinstance(error, errors.RetentionGoneError)
+    assert error.earliest == usable
+
+
+def test_a_source_is_named_by_its_path_as_it_stands_in_its_url() -> None:
+    assert path_of("http://user@host/v1/stream/a%20b/é?token=secret") == "/v1/stream/a%20b/é"
+    assert path_of("http://host") == "/"
