@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from durable_streams import errors
-from durable_streams.protocol.effects import READ, RELEASE, Call, Effect, Give, Pause, Send
+from durable_streams.protocol.effects import READ, RELEASE, Call, Effect, Give, Machine, Pause, Send
 from durable_streams.protocol.jsonarrays import split
 from durable_streams.protocol.jsonchunks import PIECE_SIZE
 from durable_streams.protocol.reader import Portion, Reader
@@ -618,3 +618,129 @@ def test_an_answer_that_the_driver_broke_off_is_asked_for_again_at_once_without_
     assert (machine.delay, query(machine)) == (0.0, "offset=-1")
     rest = answer(machine, body=b"abcdef", stream_next_offset="9", stream_up_to_date="true")
     assert b"".join(portion.data for portion in rest) == b"ef"
+
+
+# -- where the stream begins behind the position
+
+
+def gone(run: Machine[None], earliest: str | None = "7") -> tuple[Request, Call]:
+    """Play a request and its 410; return the request, and whom the machine asks what to do."""
+    effect = next(run)
+    while not isinstance(effect, Send):
+        assert isinstance(effect, (Pause, Give))
+        effect = next(run)
+    headers = {} if earliest is None else {"stream_earliest_offset": earliest}
+    assert run.send(head(410, **headers)) is READ
+    assert run.send(b"") is RELEASE
+    assert next(run) is RELEASE
+    call = next(run)
+    assert isinstance(call, Call)
+    [error] = call.arguments
+    assert isinstance(error, errors.RetentionGoneError)
+    assert error.earliest == earliest
+    return effect.request, call
+
+
+def sent(effect: Effect) -> str:
+    """Return the query of a request that is sent now, without a pause."""
+    assert isinstance(effect, Send)
+    return effect.request.url.partition("?")[2]
+
+
+@pytest.mark.parametrize("offset", ["-1", "now", "3"])
+def test_a_read_goes_on_from_where_the_stream_begins_if_that_is_wanted(offset: str) -> None:
+    machine = reader(live=False, offset=offset)
+    run = machine.run()
+    request, call = gone(run)
+    assert request.url.endswith(f"?offset={offset}")
+    assert call.name == "on_gone"
+    assert sent(run.send(True)) == "offset=7"
+    # Nothing was handed over, so that the public position has not moved.
+    assert (machine.offset, machine.finished) == (offset, False)
+    assert run.send(head(200, stream_next_offset="9", stream_up_to_date="true")) is READ
+    assert run.send(b"ab") is READ
+    assert run.send(b"") is RELEASE
+    given = next(run)
+    assert isinstance(given, Give)
+    assert given.value == Portion(b"ab", "9", None, True, False)
+    assert next(run, None) is None
+
+
+@pytest.mark.parametrize("wanted", [False, None])
+def test_a_read_ends_where_data_is_gone_unless_it_shall_go_on(wanted: bool | None) -> None:
+    machine = reader(live=False, offset="3")
+    run = machine.run()
+    gone(run)
+    call = run.send(wanted)
+    assert isinstance(call, Call)
+    assert call.name == "on_error"
+    with pytest.raises(errors.RetentionGoneError, match="answered 410"):
+        run.send(None)
+    assert machine.finished
+
+
+@pytest.mark.parametrize("earliest", [None, "3", "2"])
+def test_a_read_does_not_go_on_from_what_is_not_behind_its_position(earliest: str | None) -> None:
+    _, call = gone(reader(live=False, offset="3").run(), earliest)
+    assert call.name == "on_error"
+
+
+def test_data_is_passed_over_once_until_there_is_data_again() -> None:
+    machine = reader(live=False, offset="3", policy=POLICY)
+    run = machine.run()
+    assert gone(run)[1].name == "on_gone"
+    assert sent(run.send(True)) == "offset=7"
+    # An answer without data does not count.
+    assert run.send(head(200, stream_next_offset="8")) is READ
+    assert run.send(b"") is RELEASE
+    request, call = gone(run, "9")
+    assert (request.url.partition("?")[2], call.name) == ("offset=8", "on_error")
+    # The caller has removed the cause: then there is data.
+    assert run.send(True) == Pause(machine.delay)
+    assert isinstance(next(run), Send)
+    assert run.send(head(200, stream_next_offset="9")) is READ
+    assert run.send(b"ab") is READ
+    assert run.send(b"") is RELEASE
+    assert gone(run, "99")[1].name == "on_gone"
+
+
+def test_what_was_given_out_of_a_body_that_is_gone_is_not_left_out_of_the_next() -> None:
+    machine = reader(live=False, offset="3", policy=POLICY)
+    machine.give_early(2)
+    cut = answer(machine, body=b"abcdef", content_length="9", stream_next_offset="5")
+    assert b"".join(portion.data for portion in cut) == b"abcdef"
+    run = machine.run()
+    gone(run)
+    assert sent(run.send(True)) == "offset=7"
+    assert run.send(head(200, stream_next_offset="9", stream_up_to_date="true")) is READ
+    given = run.send(b"ghi")
+    data = b""
+    while given is not None:
+        data += given.value.data if isinstance(given, Give) else b""
+        given = run.send(b"") if given is READ else next(run, None)
+    assert (data, machine.finished) == (b"ghi", True)
+
+
+def test_pieces_of_a_body_are_data_after_which_the_read_may_go_on_again() -> None:
+    machine = reader(live=False, offset="3", policy=POLICY)
+    machine.give_early(2)
+    run = machine.run()
+    gone(run)
+    run.send(True)
+    assert run.send(head(200, stream_next_offset="9", content_length="9")) is READ
+    assert isinstance(run.send(b"abc"), Give)
+    assert next(run) is READ
+    assert run.send(b"") is RELEASE  # it is cut
+    assert gone(run, "9")[1].name == "on_gone"
+
+
+@pytest.mark.parametrize("live", ["long-poll", "sse"])
+def test_a_live_read_that_goes_on_from_elsewhere_has_no_cursor(live: str) -> None:
+    machine = reader(live=live, offset="3", cursor="17")
+    if live == "long-poll":
+        tail(machine, "4")
+    run = machine.run()
+    request, call = gone(run)
+    assert request.url.partition("?")[2] == f"cursor=17&live={live}&offset={machine.offset}"
+    assert call.name == "on_gone"
+    assert sent(run.send(True)) == f"live={live}&offset=7"
