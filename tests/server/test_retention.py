@@ -111,6 +111,12 @@ def test_a_trim_that_says_nothing_sensible(either_server, filled: str, asked: di
     assert either_server.read_all(filled) == b"abcdefghi"
 
 
+@pytest.mark.parametrize("body", [b"", b"{", b'{"before": "\xff"}', b"[" * 100_000], ids=len)
+def test_a_body_that_is_no_json(either_server, filled: str, body: bytes) -> None:
+    answer = either_server.request("POST", f"__ds/streams/{filled}/trim", body, content_type=JSON)
+    assert (answer.status, answer.json["error"]["code"]) == (400, "INVALID_REQUEST")
+
+
 def test_what_can_be_asked_of_a_stream(either_server, filled: str) -> None:
     assert act(either_server, f"{filled}/nothing", "trim", before="-1").status == 404
     assert act(either_server, filled, "shrink", before="-1").status == 404

@@ -12,6 +12,8 @@ from pathlib import Path
 import click
 import msgspec
 
+from durable_streams.protocol.jsonparser import MALFORMED
+
 __all__ = ["Context", "load", "named", "save"]
 
 _FILE = "contexts.json"
@@ -57,7 +59,7 @@ def load() -> dict[str, Context]:
         return {}
     except OSError as error:
         raise click.ClickException(f"{path} cannot be read: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise click.ClickException(
             f"{path} is not what this program wrote ({error}); repair or remove it"
         ) from error

@@ -14,6 +14,7 @@ from typing import Annotated, Protocol, final, runtime_checkable
 import msgspec
 
 from durable_streams.errors import DurableStreamError
+from durable_streams.protocol.jsonparser import MALFORMED
 
 __all__ = ["Checkpoint", "CheckpointStore", "FileCheckpoint", "as_store", "is_at", "open_private"]
 
@@ -107,7 +108,7 @@ class FileCheckpoint:
         try:
             checkpoint = msgspec.json.decode(content, type=Checkpoint)
             content.decode()
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except MALFORMED:
             raise _error(f"{self.path} is not a checkpoint; remove it to start from the beginning.") from None
         if None not in (self.stream, checkpoint.stream) and checkpoint.stream != self.stream:
             raise _error(

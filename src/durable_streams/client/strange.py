@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
+from durable_streams.protocol.jsonparser import MALFORMED
 from durable_streams.protocol.jsonrule import is_deeper
 from durable_streams.protocol.jsonvalues import decode
 
@@ -37,7 +38,7 @@ def is_strange(message: bytes) -> bool:
     """Whether some parser refuses a message that is JSON by the rule."""
     try:
         _parse(message)
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         return True
     return is_deeper(message, _SHALLOW) or _LONG_NUMBER.search(message) is not None
 

@@ -22,6 +22,7 @@ from durable_streams.client.aio_worker import Worker
 from durable_streams.client.base import make_options
 from durable_streams.client.worker_base import AsyncHandler
 from durable_streams.errors import DurableStreamError
+from durable_streams.protocol.jsonparser import MALFORMED
 from durable_streams.protocol.leases import Lease, Pending
 from durable_streams.protocol.request import Op, Request, check_url, error_from
 from durable_streams.protocol.subscription_operations import read_subscription
@@ -132,7 +133,7 @@ class WebhookApp:
             if not await self._is_signed(signature, body):
                 return 401
             delivery = msgspec.json.decode(body, type=_Delivery)
-        except msgspec.DecodeError:
+        except MALFORMED:
             return 400
         except DurableStreamError as error:
             _log.warning("a webhook cannot be verified: %s", error)

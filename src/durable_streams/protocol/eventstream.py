@@ -16,6 +16,7 @@ import msgspec
 
 from durable_streams.errors import SSEEncodingError, StreamParseError
 from durable_streams.protocol import headers as h
+from durable_streams.protocol.jsonparser import MALFORMED
 from durable_streams.protocol.sse import SSEDecoder, SSEEvent
 
 __all__ = ["ControlEvent", "EventStream"]
@@ -83,7 +84,7 @@ class EventStream:
     def _control(self, event: SSEEvent) -> ControlEvent:
         try:
             control: Any = msgspec.json.decode(event.data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except MALFORMED as error:
             raise StreamParseError(f"A control event is not valid JSON: {error}.") from None
         position = control.get("streamNextOffset") if isinstance(control, dict) else None
         if not isinstance(position, str) or not position:

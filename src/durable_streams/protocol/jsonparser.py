@@ -10,7 +10,13 @@ import json
 import re
 from typing import Any
 
-__all__ = ["SAFE_DIGITS", "parse"]
+import msgspec
+
+__all__ = ["MALFORMED", "SAFE_DIGITS", "parse"]
+
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not the JSON of a form: another text, none of UTF-8, or one too deep."""
+
 
 SAFE_DIGITS = 600
 """So long an integer Python never refuses to convert from text or to it."""

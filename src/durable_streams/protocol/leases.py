@@ -13,6 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from durable_streams.errors import DurableStreamError
+from durable_streams.protocol.jsonparser import MALFORMED
 from durable_streams.protocol.request import Op, Request, Response, error_from
 
 __all__ = ["Lease", "LeaseLostError", "Pending", "acknowledge", "address", "claim", "describe", "release"]
@@ -110,7 +111,7 @@ def describe(root: str, subscription: str) -> Op[str]:
         raise error_from(response, request)
     try:
         return msgspec.json.decode(response.body, type=_Description).wake_stream
-    except msgspec.DecodeError:
+    except MALFORMED:
         raise DurableStreamError(
             f"The subscription {subscription!r} is not of pull-wake: a worker cannot claim it."
         ) from None
@@ -132,7 +133,7 @@ def claim(root: str, subscription: str, worker: str) -> Op[Lease | None]:
         raise error_from(response, request)
     try:
         return msgspec.json.decode(response.body, type=Lease)
-    except msgspec.DecodeError:
+    except MALFORMED:
         raise DurableStreamError(f"The answer to the claim of {subscription!r} is no lease.") from None
 
 
@@ -166,7 +167,7 @@ def acknowledge(
     _check(response, request)
     try:
         return msgspec.json.decode(response.body, type=_Ok).next_wake
-    except msgspec.DecodeError:
+    except MALFORMED:
         raise DurableStreamError("The answer to an acknowledgement is none of the protocol.") from None
 
 
@@ -208,5 +209,5 @@ def _post(
 def _code(response: Response) -> str:
     try:
         return msgspec.json.decode(response.body, type=_Refused).error.code
-    except msgspec.DecodeError:
+    except MALFORMED:
         return ""

@@ -16,6 +16,7 @@ import msgspec
 
 from durable_streams.errors import RetentionGoneError, StreamNotFoundError, StreamParseError
 from durable_streams.protocol import headers as h
+from durable_streams.protocol.jsonparser import MALFORMED
 from durable_streams.protocol.jsonrule import WHITESPACE, InvalidJSONError, check
 from durable_streams.protocol.jsonvalues import decode, encode
 from durable_streams.protocol.request import (
@@ -256,7 +257,7 @@ def _retain(url: str, action: str, asked: Mapping[str, Any]) -> Op[RetentionResu
         raise error_from(response, request)
     try:
         return msgspec.json.decode(response.body, type=RetentionResult)
-    except msgspec.DecodeError:
+    except MALFORMED:
         raise _malformed(response, request, "without saying what the stream keeps") from None
 
 

@@ -34,6 +34,7 @@ from durable_streams.errors import (
     redacted,
 )
 from durable_streams.protocol import headers as h
+from durable_streams.protocol.jsonparser import MALFORMED
 
 __all__ = [
     "OUTCOME_UNKNOWN",
@@ -443,7 +444,7 @@ def _details(body: bytes) -> Any:
         return None
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         return body.decode("utf-8", "replace")
 
 

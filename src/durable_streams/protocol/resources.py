@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote, urlencode
 import msgspec
 
 from durable_streams.errors import StreamParseError
+from durable_streams.protocol.jsonparser import MALFORMED
 from durable_streams.protocol.listing import Page
 from durable_streams.protocol.request import Op, Request, Response, error_from, without_query
 from durable_streams.types import StreamInfo
@@ -63,7 +64,7 @@ def _decoded(response: Response, request: Request, form: type[T]) -> T:
         raise error_from(response, request)
     try:
         return msgspec.json.decode(response.body, type=form)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except MALFORMED as error:
         url = without_query(request.url)
         raise StreamParseError(
             f"GET {url} succeeded with something else than was asked for ({error}); check that it is this server.",

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from durable_streams.errors import DurableStreamError
+from durable_streams.protocol.jsonparser import MALFORMED
 from durable_streams.protocol.leases import address
 from durable_streams.protocol.request import Op, Request, Response, error_from
 
@@ -69,7 +70,7 @@ def list_subscriptions(root: str) -> Op[list[str]]:
         raise error_from(response, request)
     try:
         return [one.id for one in msgspec.json.decode(response.body, type=_List).subscriptions]
-    except msgspec.DecodeError:
+    except MALFORMED:
         raise _no_json(request) from None
 
 
@@ -89,7 +90,7 @@ def delete_subscription(root: str, name: str) -> Op[None]:
 def _object(response: Response, request: Request) -> dict[str, Any]:
     try:
         return msgspec.json.decode(response.body, type=dict[str, Any])
-    except msgspec.DecodeError:
+    except MALFORMED:
         raise _no_json(request) from None
 
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from durable_streams.protocol.commands import Rejection
+from durable_streams.protocol.jsonparser import MALFORMED
 from durable_streams.server.http import BASE_HEADERS, Headers, ServerRequest, ServerResponse
 
 __all__ = [
@@ -92,10 +93,8 @@ async def json_body(request: ServerRequest, form: type[T]) -> T:
     body = await request.body(_MAX_BODY)
     try:
         return msgspec.json.decode(body, type=form)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise invalid(f"the body is not the JSON that belongs here: {error}") from None
-    except RecursionError:
-        raise invalid("the body is not the JSON that belongs here: it is nested too deeply") from None
 
 
 def invalid(message: str) -> Rejection:

@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 
 from durable_streams.protocol.commands import Rejection
+from durable_streams.protocol.jsonparser import MALFORMED
 from durable_streams.protocol.subscription import Subscription
 from durable_streams.server.subscriptions.engine import Engine
 from durable_streams.server.subscriptions.keys import Signer
@@ -133,5 +134,5 @@ async def _is_done(response: aiohttp.ClientResponse) -> bool:
             return False
     try:
         return _decode(bytes(said)).done is True
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         return False
