@@ -116,7 +116,10 @@ def test_another_refusal_of_a_claim_is_raised(answer: Response, code: str) -> No
 @pytest.mark.parametrize("body", [b"", b"[", b'{"wake_id": "\xff"}', b"[" * 100_000])
 def test_an_answer_that_is_no_json_is_no_lease(body: bytes) -> None:
     """A text that is cut, one that is not UTF-8, and one that is too deep: one error, and none of a parser."""
-    for status, sentence in ((200, r"^The answer to the claim of 'one' is no lease\.$"), (409, "answered 409")):
+    for status, sentence in (
+        (200, r"^The answer to the claim of 'one' is no lease\.$"),
+        (409, "answered 409"),
+    ):
         with pytest.raises(DurableStreamError, match=sentence):
             ask(claim(ROOT, "one", "worker"), Response(status, {"content-type": "application/json"}, body))
 
