@@ -163,6 +163,12 @@ def test_a_trim_by_age_gives_up_what_is_certainly_older(now: float, earliest: in
     assert retention.decide_trim(state, Trim(1, 0, max_age=1000), NOW + now).earliest == earliest
 
 
+def test_what_came_before_a_mark_is_older_than_the_mark() -> None:
+    state = stream(30, (NOW, 0), (NOW + 10, 10))
+    for now, earliest in ((1009.0, 0), (1010.0, 10), (1109.0, 10), (1110.0, 30)):
+        assert retention.decide_trim(state, Trim(1, 0, max_age=1000), NOW + now).earliest == earliest
+
+
 def test_a_trim_by_age_of_an_empty_stream_changes_nothing() -> None:
     state = stream(0)
     assert retention.decide_trim(state, Trim(1, 0, max_age=1), NOW) is state
