@@ -71,7 +71,7 @@ test: $(VENV)/dev.stamp
 	$(PYTEST) $(ARGS)
 
 test-pythons:
-	.ci/pythons $(PYTHONS)
+	WORKERS=$(WORKERS) .ci/pythons $(PYTHONS)
 
 check: lint types coverage
 
