@@ -22,6 +22,7 @@ VENV ?= .venv
 GROUP ?= dev
 BIN := $(VENV)/bin
 PYTHONS ?= 3.10 3.13
+SUITES ?= tests/drivers tests/seed tests/unit
 # Most tests wait for servers, so that more of them run at a time than there are cores.
 WORKERS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN) + 1)))
 # What starts servers is shared with the tests. Scripts outside pytest find it here, as pytest does by `pythonpath`.
@@ -71,7 +72,7 @@ test: $(VENV)/dev.stamp
 	$(PYTEST) $(ARGS)
 
 test-pythons:
-	WORKERS=$(WORKERS) .ci/pythons $(PYTHONS)
+	WORKERS=$(WORKERS) SUITES="$(SUITES)" .ci/pythons $(PYTHONS)
 
 check: lint types coverage
 

@@ -110,11 +110,36 @@ def stream(request: pytest.FixtureRequest) -> str:
     return f"{name[:80]}-{next(_numbers)}"
 
 
+_LONG = 120  # seconds of a time limit: tests that may take longer begin early
+_AHEAD = 10
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "every_transport: run over every HTTP library, not only the default ones"
     )
     config.addinivalue_line("markers", "every_store: run against a server on each store, not only SQLite")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let each worker have its share of the longest tests early: begun last, one of them keeps all others waiting."""
+    workers: int = getattr(config, "workerinput", {}).get("workercount", 1)
+    longest = [item for item in items if _takes_long(item)]
+    others = [item for item in items if not _takes_long(item)]
+    share = -(-len(others) // workers)
+    # A few others first: where exactly the share of a worker begins depends on the scheduler.
+    items[:] = [
+        item
+        for number in range(workers)
+        for part in (others[number * share :][:share],)
+        for item in (*part[:_AHEAD], *longest[number::workers], *part[_AHEAD:])
+    ]
+
+
+def _takes_long(item: pytest.Item) -> bool:
+    limit = item.get_closest_marker("timeout")
+    return limit is not None and bool(limit.args) and not 0 < limit.args[0] <= _LONG
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
