@@ -130,7 +130,8 @@ def test_an_async_client(authority: Authority, root: str, transport: str) -> Non
                     async for part in response:
                         assert part == b"over TLS"
                         break
-        await asyncio.sleep(0.25)  # aiohttp ends TLS connections on its own ("Graceful shutdown" of its documentation)
+        # aiohttp ends TLS connections on its own ("Graceful shutdown" of its documentation).
+        await asyncio.sleep(0.25)
 
     asyncio.run(work())
 
