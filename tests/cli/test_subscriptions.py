@@ -29,23 +29,23 @@ def test_a_subscription_from_its_creation_to_its_end(whole):
     whole.ok("create", "life/wakes", "-t", "json")
     arguments = (
         "subscribe",
-        "orders",
+        "cycle",
         "--pattern",
-        "orders/*",
+        "cycle/*",
         "--wake-stream",
         "life/wakes",
         "--lease",
         "2s",
     )
-    assert whole.ok(*arguments) == b"created orders (pull-wake, 0 streams now)\n"
-    assert whole.ok(*arguments) == b"found orders (pull-wake, 0 streams now)\n"
-    whole.ok("create", "orders/1", "-t", "json", '{"n": 1}')
-    assert b"orders\n" in whole.ok("subscriptions", "ls")
-    shown = json.loads(whole.ok("subscriptions", "show", "orders", "--json"))
+    assert whole.ok(*arguments) == b"created cycle (pull-wake, 0 streams now)\n"
+    assert whole.ok(*arguments) == b"found cycle (pull-wake, 0 streams now)\n"
+    whole.ok("create", "cycle/1", "-t", "json", '{"n": 1}')
+    assert b"cycle\n" in whole.ok("subscriptions", "ls")
+    shown = json.loads(whole.ok("subscriptions", "show", "cycle", "--json"))
     assert (shown["type"], shown["lease_ttl_ms"], shown["wake_stream"]) == ("pull-wake", 2000, "life/wakes")
-    until(lambda: b"orders/1  glob  -1" in whole.ok("subscriptions", "show", "orders"))
-    whole.ok("subscriptions", "delete", "orders")
-    assert "404" in whole.error("subscriptions", "show", "orders")
+    until(lambda: b"cycle/1  glob  -1" in whole.ok("subscriptions", "show", "cycle"))
+    whole.ok("subscriptions", "delete", "cycle")
+    assert "404" in whole.error("subscriptions", "show", "cycle")
 
 
 NO_SENSE = [

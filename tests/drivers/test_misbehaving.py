@@ -258,7 +258,7 @@ class Trickle:
             connection.sendall(self.byte)
 
 
-IMPATIENT: dict[str, Any] = {"timeout": 5.0, "trickle_timeout": 0.5, "retry": RetryPolicy(max_retries=0)}
+IMPATIENT: dict[str, Any] = {"timeout": 1.0, "trickle_timeout": 0.5, "retry": RetryPolicy(max_retries=0)}
 BEGINNINGS = [
     b"HTTP/1.1 200 O",
     b"HTTP/1.1 200 OK\r\nstream-next-offset: 1",
@@ -298,7 +298,7 @@ def test_g8_a_head_that_trickles_is_given_up_over_clients_of_the_caller(
     scripted: ScriptedServer, kind: str
 ) -> None:
     scripted.replies = [Trickle(BEGINNINGS[1])]
-    client = urllib3.PoolManager(timeout=5.0) if kind == "PoolManager" else requests.Session()
+    client = urllib3.PoolManager(timeout=1.0) if kind == "PoolManager" else requests.Session()
     own = {name: value for name, value in IMPATIENT.items() if kind == "Session" or name != "timeout"}
     with pytest.raises(FetchError) as caught:
         stream(scripted.root + "/s", live=False, client=client, **own)
