@@ -44,19 +44,19 @@ class AppendTurns:
         ``send`` runs `AppendQueue.send`: one request.
         """
         self._origin.notice(self._renew)
-        entry = Entry(data, _Event())
+        entry: Entry[_Event] = Entry(data)
         with self._lock:
-            leads = self._queue.add(entry)
-        if not leads:
-            self._wait_for(entry)
+            waiter = entry.waiter = None if self._queue.add(entry) else _Event()
+        if waiter is not None:
+            self._wait_for(entry, waiter)
         if not entry.done:
             self._lead(send)
         return entry.outcome()
 
-    def _wait_for(self, entry: Entry[_Event]) -> None:
+    def _wait_for(self, entry: Entry[_Event], waiter: _Event) -> None:
         """Wait until the append is done, or has to lead."""
         try:
-            entry.waiter.wait()
+            waiter.wait()
         except BaseException:  # KeyboardInterrupt
             with self._lock:
                 _set(self._queue.take_back(entry))
@@ -78,7 +78,7 @@ class AppendTurns:
 
 
 def _set(entry: Entry[_Event] | None) -> None:
-    if entry is not None:
+    if entry is not None and entry.waiter is not None:
         entry.waiter.set()
 
 
@@ -106,9 +106,10 @@ class AsyncAppendTurns:
         self._origin.notice(self._renew)
         loop = running_loop()
         queue = self._queues.setdefault(loop, AppendQueue())
-        entry = Entry(data, loop.create_future())
+        entry: Entry[_Future] = Entry(data)
         if not queue.add(entry):
-            await self._wait_for(entry, queue)
+            entry.waiter = loop.create_future()
+            await self._wait_for(entry, entry.waiter, queue)
         if entry.done:
             return entry.outcome()
         if len(queue) == 1 and may_cancel:
@@ -121,10 +122,10 @@ class AsyncAppendTurns:
         return entry.outcome()
 
     @staticmethod
-    async def _wait_for(entry: Entry[_Future], queue: AppendQueue[_Future]) -> None:
+    async def _wait_for(entry: Entry[_Future], waiter: _Future, queue: AppendQueue[_Future]) -> None:
         """Wait until the append is done, or has to lead."""
         try:
-            await entry.waiter
+            await waiter
         except asyncio.CancelledError:
             _resolve(queue.take_back(entry))
             raise
@@ -145,5 +146,5 @@ class AsyncAppendTurns:
 
 
 def _resolve(entry: Entry[_Future] | None) -> None:
-    if entry is not None and not entry.waiter.done():
+    if entry is not None and entry.waiter is not None and not entry.waiter.done():
         entry.waiter.set_result(None)

@@ -28,11 +28,11 @@ W = TypeVar("W")
 
 
 class Entry(Generic[W]):
-    """One append: its data, its outcome, and ``waiter``, by which the driver wakes its caller."""
+    """One append: its data, its outcome, and ``waiter``, by which the driver wakes its caller; None where it leads."""
 
     __slots__ = ("data", "error", "result", "waiter")
 
-    def __init__(self, data: Any, waiter: W) -> None:
+    def __init__(self, data: Any, waiter: W | None = None) -> None:
         self.data = data
         self.waiter = waiter
         self.result: AppendResult | None = None

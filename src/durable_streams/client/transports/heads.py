@@ -116,8 +116,11 @@ def _names_itself(client: Mapping[str, Any] | None) -> bool:
 
 def _answer_headers(lines: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return an answer's headers by their names in lower case; different values on several lines are joined."""
-    values: dict[str, dict[str, None]] = {}
-    for name, value in lines:
-        key = name.lower()
-        values.setdefault(key, {})[value.strip()] = None
-    return {key: ", ".join(of_name) for key, of_name in values.items()}
+    headers: dict[str, str] = {}
+    repeated: dict[str, dict[str, None]] = {}
+    for line, given in lines:
+        name, value = line.lower(), given.strip()
+        first = headers.setdefault(name, value)
+        if first != value:
+            repeated.setdefault(name, {first: None})[value] = None
+    return {**headers, **{name: ", ".join(values) for name, values in repeated.items()}}

@@ -9,6 +9,8 @@ the deadline that its request was begun with.
 from __future__ import annotations
 
 import http.client
+import io
+import re
 import socket
 import threading
 import time
@@ -37,6 +39,11 @@ _MOST_INTERIM = 100
 
 _SWITCHING = 101
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
+
+_PLAIN_HEADERS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n){1,99}(?=\r\n)")
+"""As many headers as http.client takes, none of them folded, or in any way to be put right."""
+_DECIDES = _FRAMING | {"connection", "keep-alive", "proxy-connection"}
+"""The headers by which http.client tells where an answer ends, and whether its connection does."""
 
 _current = threading.local()
 
@@ -79,6 +86,16 @@ class _Head:
                 _current.trickled = True
                 raise http.client.HTTPException("the head of the answer trickles in")
 
+    def plain_headers(self) -> list[tuple[str, str]] | None:
+        """Return the headers, if they are in the file already and nothing is odd about them; None otherwise."""
+        found = _PLAIN_HEADERS.match(self._file.peek(1)) if self._ready else None
+        if found is None:
+            return None
+        self._file.read(found.end() + len(b"\r\n"))
+        lines = found[0].decode("latin-1").split("\r\n")
+        fields = (line.partition(":") for line in lines[:-1])
+        return [(name, value.strip(" \t")) for name, _, value in fields]
+
     def close(self) -> None:
         self._file.close()
 
@@ -92,6 +109,7 @@ class WholeAnswer(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         self._sock = sock
+        self._plain: list[tuple[str, str]] | None = None
 
     def begin(self) -> None:
         """Read the head."""
@@ -102,6 +120,8 @@ class WholeAnswer(http.client.HTTPResponse):
         finally:
             if self.fp is not None:
                 self.fp = file
+        if self._plain is not None:
+            self.headers = self.msg = _message(self._plain)
         self._check_framing()
 
     def _read_status(self) -> tuple[str, int, str]:
@@ -110,6 +130,11 @@ class WholeAnswer(http.client.HTTPResponse):
             if status == _SWITCHING:
                 raise http.client.HTTPException("the server switched to another protocol, unasked")
             if not 100 <= status < 200:
+                # A tunnel through a proxy reads the status only.
+                self._plain = self.fp.plain_headers() if isinstance(self.fp, _Head) else None
+                if self._plain is not None:
+                    # The parser of mail that http.client uses takes longer than all the rest of an exchange.
+                    self.fp = _lines_of(self._plain)
                 return version, status, reason
             http.client.parse_headers(self.fp)
         raise http.client.HTTPException("interim answers without end")
@@ -130,6 +155,21 @@ class WholeAnswer(http.client.HTTPResponse):
         if not self.will_close and _has_more(self.fp, self._sock):
             break_off(self._sock)  # so that the pool finds it dead
         super()._close_conn()  # type: ignore[misc]
+
+
+def _lines_of(headers: list[tuple[str, str]]) -> io.BytesIO:
+    """Return the part of a head that http.client has to read."""
+    lines = [f"{name}: {value}\r\n" for name, value in headers if name.lower() in _DECIDES]
+    return io.BytesIO("".join([*lines, "\r\n"]).encode("latin-1"))
+
+
+def _message(headers: list[tuple[str, str]]) -> http.client.HTTPMessage:
+    """Return what the parser of http.client makes of these headers."""
+    message = http.client.HTTPMessage()
+    for name, value in headers:
+        message.set_raw(name, value)
+    message.set_payload("")
+    return message
 
 
 def _joined(answer: http.client.HTTPResponse, name: str) -> str | None:
