@@ -300,8 +300,9 @@ def test_e6_every_time_and_size_has_units():
                 continue
             is_share = parameter.metavar == "SHARE"
             assert is_share or not isinstance(parameter.type, click.FloatRange), (name, parameter.opts)
-            assert parameter.metavar not in {"SECONDS", "BYTES"}, (name, parameter.opts)
-            if parameter.metavar in {"TIME", "SIZE"} and parameter.name != "expires_at":
+            shown = parameter.metavar or parameter.type.name.upper()
+            assert shown not in {"SECONDS", "BYTES"}, (name, parameter.opts)
+            if shown in {"TIME", "SIZE"} and parameter.name != "expires_at":
                 assert isinstance(parameter.type, (Duration, Size)), (name, parameter.opts)
 
 

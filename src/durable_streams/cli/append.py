@@ -98,7 +98,6 @@ _REDRAW = 256  # acknowledgements between two updates of the progress bar
     "--batch-bytes",
     type=Size(),
     default=show_size(1 << 20),
-    metavar="SIZE",
     show_default=True,
     help="About how much one request carries.",
 )
@@ -106,7 +105,6 @@ _REDRAW = 256  # acknowledgements between two updates of the progress bar
     "--linger",
     type=Duration(),
     default=show_duration(0.005),
-    metavar="TIME",
     show_default=True,
     help="How long a batch waits for more lines.",
 )
@@ -114,7 +112,6 @@ _REDRAW = 256  # acknowledgements between two updates of the progress bar
     "--retry-for",
     type=Duration(endless=True),
     default=show_duration(120.0),
-    metavar="TIME",
     show_default=True,
     help="How long to try a server that is down or failing, at the start too.",
 )

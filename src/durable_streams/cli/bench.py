@@ -54,14 +54,11 @@ def _rungs(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tupl
     "--time",
     "seconds",
     type=Duration(above_zero=True),
-    metavar="TIME",
     default="3s",
     show_default=True,
     help="How long each measurement takes.",
 )
-@click.option(
-    "--size", type=Size(), metavar="SIZE", default="100", show_default=True, help="Size of a message, about."
-)
+@click.option("--size", type=Size(), default="100", show_default=True, help="Size of a message, about.")
 @click.option(
     "--readers",
     type=click.IntRange(0, 10_000),

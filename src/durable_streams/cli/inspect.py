@@ -198,7 +198,6 @@ def ping(settings: Settings, address: str | None, count: int) -> None:
 @click.option(
     "--warning",
     type=Duration(above_zero=True),
-    metavar="TIME",
     default="500ms",
     show_default=True,
     help="An answer that takes longer is a warning: exit code 1.",
@@ -206,7 +205,6 @@ def ping(settings: Settings, address: str | None, count: int) -> None:
 @click.option(
     "--critical",
     type=Duration(above_zero=True),
-    metavar="TIME",
     default="5s",
     show_default=True,
     help="An answer that takes longer, or none, is critical: exit code 2.",

@@ -21,7 +21,6 @@ _file = click.option(
     type=click.Path(path_type=Path),
     default=Path("keys.toml"),
     envvar="DURABLE_STREAMS_AUTH",
-    metavar="PATH",
     show_default=True,
     show_envvar=True,
     help="The file of keys.",
@@ -70,7 +69,6 @@ def key() -> None:
 @click.option(
     "--expires",
     type=Duration(above_zero=True),
-    metavar="TIME",
     help="End it after this long, such as 12h or 30d; it has no end by default.",
 )
 @click.option(

@@ -37,7 +37,6 @@ def _expiry(command: F) -> F:
     ttl = click.option(
         "--ttl",
         type=Duration(whole=True),
-        metavar="TIME",
         help="Expire after this long without a read or write: seconds, or 90s, 5m, 12h, 7d.",
     )
     expires_at = click.option(

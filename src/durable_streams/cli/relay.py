@@ -104,14 +104,12 @@ _REDRAWS = 4  # a second
 @click.option(
     "--stall-timeout",
     type=Duration(above_zero=True),
-    metavar="TIME",
     help="Reconnect to a feed that is silent for so long, heartbeats included. [default: never]",
 )
 @click.option(
     "--backoff",
     type=Duration(),
     default=show_duration(1.0),
-    metavar="TIME",
     show_default=True,
     help="The first wait before a feed is connected again; doubled each time, up to 64.",
 )
@@ -119,14 +117,12 @@ _REDRAWS = 4  # a second
     "--retry-for",
     type=Duration(endless=True),
     default=float("inf"),
-    metavar="TIME",
     help="How long to try a target that is down or failing. [default: forever]",
 )
 @click.option(
     "--grace",
     type=Duration(endless=True),
     default=show_duration(10.0),
-    metavar="TIME",
     show_default=True,
     help="How long Ctrl-C and SIGTERM wait for the last acknowledgements.",
 )

@@ -7,8 +7,9 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -24,15 +25,47 @@ from durable_streams.server.run import ServerFailedError, jetstream_config
 
 __all__ = ["serve"]
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 _DEFAULTS = ServerConfig()
 _SECONDS = Duration(above_zero=True)
 _BYTES = Size()
+_SHOWN: dict[type, Callable[[Any], str]] = {Duration: show_duration, Size: show_size}
+_PATH = click.Path(path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     """Return values with commas, or blanks, between them."""
     return None if value is None else tuple(value.replace(",", " ").split())
+
+
+def _setting(
+    flag: str, text: str, kind: Any = None, *, name: str | None = None, **more: Any
+) -> Callable[[F], F]:
+    """Return an option that an environment variable sets too, with the default of `ServerConfig`.
+
+    Args:
+        flag: The option, ``--log-level``; its variable is ``DURABLE_STREAMS_LOG_LEVEL``.
+        text: Its help.
+        kind: Its type; None for text, ``bool`` for a flag without a value.
+        name: The setting; None where it is called as the option is.
+        **more: What else Click's option takes.
+
+    Returns:
+        A decorator for a command.
+    """
+    called = flag.removeprefix("--").replace("-", "_")
+    if kind is bool:
+        more["is_flag"] = True
+    else:
+        default = more.pop("default", getattr(_DEFAULTS, name or called, None))
+        show = _SHOWN.get(type(kind))
+        if default is not None and default != ():
+            more = {"default": show(default) if show else default, "show_default": True} | more
+        more["type"] = kind
+    variable = f"DURABLE_STREAMS_{called.upper()}"
+    return click.option(flag, name or called, envvar=variable, show_envvar=True, help=text, **more)
 
 
 @click.command(
@@ -107,486 +140,214 @@ def _several(_ctx: click.Context, _parameter: click.Parameter, value: str | None
         ],
     },
 )
-@click.option(
-    "--host",
-    metavar="NAME",
-    default=_DEFAULTS.host,
-    envvar="DURABLE_STREAMS_HOST",
-    show_default=True,
-    show_envvar=True,
-    help="Address to listen on.",
-)
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    metavar="PORT",
-    default=_DEFAULTS.port,
-    envvar="DURABLE_STREAMS_PORT",
-    show_default=True,
-    show_envvar=True,
-    help="Port to listen on; 0 picks a free one.",
-)
-@click.option(
+@_setting("--host", "Address to listen on.", metavar="NAME")
+@_setting("--port", "Port to listen on; 0 picks a free one.", click.IntRange(0, 65535), metavar="PORT")
+@_setting(
     "--admin-port",
-    type=click.IntRange(0, 65535),
+    "Serve /metrics and /health on another port too; 0 picks a free one.",
+    click.IntRange(0, 65535),
     metavar="PORT",
-    envvar="DURABLE_STREAMS_ADMIN_PORT",
-    show_envvar=True,
-    help="Serve /metrics and /health on another port too; 0 picks a free one.",
 )
-@click.option(
-    "--admin-host",
-    metavar="NAME",
-    default=_DEFAULTS.admin_host,
-    envvar="DURABLE_STREAMS_ADMIN_HOST",
-    show_default=True,
-    show_envvar=True,
-    help="Address to listen on with --admin-port.",
-)
-@click.option(
+@_setting("--admin-host", "Address to listen on with --admin-port.", metavar="NAME")
+@_setting(
     "--log-format",
-    type=click.Choice(["text", "json"]),
+    "How the log is written to standard error.",
+    click.Choice(["text", "json"]),
     default="text",
-    envvar="DURABLE_STREAMS_LOG_FORMAT",
-    show_default=True,
-    show_envvar=True,
-    help="How the log is written to standard error.",
 )
-@click.option(
-    "--log-level",
-    type=click.Choice(LEVELS),
-    default="warning",
-    envvar="DURABLE_STREAMS_LOG_LEVEL",
-    show_default=True,
-    show_envvar=True,
-    help="The least that is logged.",
-)
-@click.option(
+@_setting("--log-level", "The least that is logged.", click.Choice(LEVELS), default="warning")
+@_setting(
     "--access-log",
-    type=click.FloatRange(0, 1),
-    default=_DEFAULTS.access_log,
-    envvar="DURABLE_STREAMS_ACCESS_LOG",
+    "Log this share of requests, 0.01 for one in a hundred; failures of the server with them.",
+    click.FloatRange(0, 1),
     metavar="SHARE",
-    show_default=True,
-    show_envvar=True,
-    help="Log this share of requests, 0.01 for one in a hundred; failures of the server with them.",
 )
-@click.option(
-    "--audit-log",
-    is_flag=True,
-    envvar="DURABLE_STREAMS_AUDIT_LOG",
-    show_envvar=True,
-    help="Log creations and deletions of streams, and refused credentials.",
-)
-@click.option(
+@_setting("--audit-log", "Log creations and deletions of streams, and refused credentials.", bool)
+@_setting(
     "--otel",
-    "tracing",
-    is_flag=True,
-    envvar="DURABLE_STREAMS_OTEL",
-    show_envvar=True,
-    help="Send a span of each request to OpenTelemetry (OTEL_EXPORTER_OTLP_ENDPOINT); it needs an extra.",
+    "Send a span of each request to OpenTelemetry (OTEL_EXPORTER_OTLP_ENDPOINT); it needs an extra.",
+    bool,
+    name="tracing",
 )
-@click.option(
-    "--drain",
-    type=Duration(),
-    default=show_duration(_DEFAULTS.drain),
-    envvar="DURABLE_STREAMS_DRAIN",
-    metavar="TIME",
-    show_default=True,
-    show_envvar=True,
-    help="How long to go on after the signal to end, while /health/ready answers 503.",
+@_setting(
+    "--drain", "How long to go on after the signal to end, while /health/ready answers 503.", Duration()
 )
-@click.option(
+@_setting(
     "--data-dir",
-    type=click.Path(path_type=Path),
+    "Folder of the SQLite store; created if it is missing.",
+    _PATH,
     default=Path("durable-streams-data"),
-    envvar="DURABLE_STREAMS_DATA_DIR",
-    show_default=True,
-    show_envvar=True,
-    help="Folder of the SQLite store; created if it is missing.",
 )
-@click.option(
-    "--memory",
-    is_flag=True,
-    envvar="DURABLE_STREAMS_MEMORY",
-    show_envvar=True,
-    help="Keep streams in memory only; they end with the process.",
-)
-@click.option(
+@_setting("--memory", "Keep streams in memory only; they end with the process.", bool)
+@_setting(
     "--store",
+    "Keep streams on NATS JetStream, nats://a:4222,b:4222,c:4222; any number of servers may share them.",
     metavar="URLS",
-    envvar="DURABLE_STREAMS_STORE",
-    show_envvar=True,
-    help="Keep streams on NATS JetStream, nats://a:4222,b:4222,c:4222; any number of servers may share them.",
 )
-@click.option(
-    "--nats-name",
-    default=_DEFAULTS.nats_name,
-    envvar="DURABLE_STREAMS_NATS_NAME",
-    metavar="NAME",
-    show_default=True,
-    show_envvar=True,
-    help="Bucket on NATS; servers with the same one serve the same streams.",
-)
-@click.option(
+@_setting("--nats-name", "Bucket on NATS; servers with the same one serve the same streams.", metavar="NAME")
+@_setting(
     "--nats-replicas",
-    type=click.IntRange(1, 5),
+    "On how many NATS servers each stream is; by default as the bucket has it, 3 when it is made.",
+    click.IntRange(1, 5),
     metavar="COUNT",
-    envvar="DURABLE_STREAMS_NATS_REPLICAS",
-    show_envvar=True,
-    help="On how many NATS servers each stream is; by default as the bucket has it, 3 when it is made.",
 )
-@click.option(
+@_setting(
     "--nats-storage",
-    type=click.Choice(["file", "memory"]),
-    envvar="DURABLE_STREAMS_NATS_STORAGE",
-    show_envvar=True,
-    help="Where NATS keeps the bucket; by default as it is, in files when it is made.",
+    "Where NATS keeps the bucket; by default as it is, in files when it is made.",
+    click.Choice(["file", "memory"]),
 )
-@click.option(
-    "--nats-max-bytes",
-    type=_BYTES,
-    envvar="DURABLE_STREAMS_NATS_MAX_BYTES",
-    metavar="SIZE",
-    show_envvar=True,
-    help="How large the bucket may become; more is answered 507.",
-)
-@click.option(
-    "--nats-credentials",
-    type=_FILE,
-    envvar="DURABLE_STREAMS_NATS_CREDENTIALS",
-    metavar="PATH",
-    show_envvar=True,
-    help="Credentials file (.creds) for NATS.",
-)
-@click.option(
+@_setting("--nats-max-bytes", "How large the bucket may become; more is answered 507.", _BYTES)
+@_setting("--nats-credentials", "Credentials file (.creds) for NATS.", _FILE, metavar="PATH")
+@_setting(
     "--nats-tls-ca",
-    type=_FILE,
-    envvar="DURABLE_STREAMS_NATS_TLS_CA",
+    "Certificates (PEM) that vouch for the NATS servers, if the system's do not.",
+    _FILE,
     metavar="PATH",
-    show_envvar=True,
-    help="Certificates (PEM) that vouch for the NATS servers, if the system's do not.",
 )
-@click.option(
-    "--long-poll-timeout",
-    type=_SECONDS,
-    default=show_duration(_DEFAULTS.long_poll_timeout),
-    envvar="DURABLE_STREAMS_LONG_POLL_TIMEOUT",
-    metavar="TIME",
-    show_default=True,
-    show_envvar=True,
-    help="How long a long-poll waits for data.",
-)
-@click.option(
-    "--sse-max-age",
-    type=_SECONDS,
-    default=show_duration(_DEFAULTS.sse_max_age),
-    envvar="DURABLE_STREAMS_SSE_MAX_AGE",
-    metavar="TIME",
-    show_default=True,
-    show_envvar=True,
-    help="When an SSE connection is ended, for the client to reconnect.",
-)
-@click.option(
-    "--max-body",
-    type=_BYTES,
-    default=show_size(_DEFAULTS.max_body),
-    envvar="DURABLE_STREAMS_MAX_BODY",
-    metavar="SIZE",
-    show_default=True,
-    show_envvar=True,
-    help="Largest request body; more is answered 413.",
-)
-@click.option(
+@_setting("--long-poll-timeout", "How long a long-poll waits for data.", _SECONDS)
+@_setting("--sse-max-age", "When an SSE connection is ended, for the client to reconnect.", _SECONDS)
+@_setting("--max-body", "Largest request body; more is answered 413.", _BYTES)
+@_setting(
     "--body-budget",
-    type=_BYTES,
-    envvar="DURABLE_STREAMS_BODY_BUDGET",
-    metavar="SIZE",
-    show_envvar=True,
-    help="Memory for the bodies of all requests; more is answered 503. By default 256 MiB, at least twice --max-body.",
+    "Memory for the bodies of all requests; more is answered 503. By default 256 MiB, at least twice --max-body.",
+    _BYTES,
 )
-@click.option(
-    "--body-timeout",
-    type=_SECONDS,
-    default=show_duration(_DEFAULTS.body_timeout),
-    envvar="DURABLE_STREAMS_BODY_TIMEOUT",
-    metavar="TIME",
-    show_default=True,
-    show_envvar=True,
-    help="How long a request body may not come on; then it is answered 408.",
-)
-@click.option(
+@_setting("--body-timeout", "How long a request body may not come on; then it is answered 408.", _SECONDS)
+@_setting(
     "--send-budget",
-    type=_BYTES,
-    default=show_size(_DEFAULTS.send_budget),
-    envvar="DURABLE_STREAMS_SEND_BUDGET",
-    metavar="SIZE",
-    show_default=True,
-    show_envvar=True,
-    help="Memory for what all clients together have not taken yet; those that stall longest are disconnected.",
+    "Memory for what all clients together have not taken yet; those that stall longest are disconnected.",
+    _BYTES,
 )
-@click.option(
-    "--send-timeout",
-    type=_SECONDS,
-    default=show_duration(_DEFAULTS.send_timeout),
-    envvar="DURABLE_STREAMS_SEND_TIMEOUT",
-    metavar="TIME",
-    show_default=True,
-    show_envvar=True,
-    help="How long a client may take nothing of an answer; then it is disconnected.",
+@_setting(
+    "--send-timeout", "How long a client may take nothing of an answer; then it is disconnected.", _SECONDS
 )
-@click.option(
+@_setting(
     "--chunk-size",
-    type=_BYTES,
-    default=show_size(_DEFAULTS.chunk_size),
-    envvar="DURABLE_STREAMS_CHUNK_SIZE",
-    metavar="SIZE",
-    show_default=True,
-    show_envvar=True,
-    help="How much is read from the store at once, and about how much an event or a long-poll brings.",
+    "How much is read from the store at once, and about how much an event or a long-poll brings.",
+    _BYTES,
 )
-@click.option(
+@_setting(
     "--max-streams-in-memory",
-    type=click.IntRange(min=1),
+    "About how many streams' states are kept in memory; the others are loaded when they are asked for.",
+    click.IntRange(min=1),
     metavar="COUNT",
-    default=_DEFAULTS.max_streams_in_memory,
-    envvar="DURABLE_STREAMS_MAX_STREAMS_IN_MEMORY",
-    show_default=True,
-    show_envvar=True,
-    help="About how many streams' states are kept in memory; the others are loaded when they are asked for.",
 )
-@click.option(
+@_setting(
     "--cache",
-    type=click.Choice(["public", "private"]),
-    default=_DEFAULTS.cache,
-    envvar="DURABLE_STREAMS_CACHE",
-    show_default=True,
-    show_envvar=True,
-    help="Who may keep what is read and cannot change: every cache, or the reader's own only.",
+    "Who may keep what is read and cannot change: every cache, or the reader's own only.",
+    click.Choice(["public", "private"]),
 )
-@click.option(
+@_setting(
     "--keep-alive",
-    type=_SECONDS,
-    default=show_duration(_DEFAULTS.keep_alive),
-    envvar="DURABLE_STREAMS_KEEP_ALIVE",
-    metavar="TIME",
-    show_default=True,
-    show_envvar=True,
-    help="How long a connection may be silent between two requests, or in the head of one.",
+    "How long a connection may be silent between two requests, or in the head of one.",
+    _SECONDS,
 )
-@click.option(
+@_setting(
     "--tls-cert",
-    type=click.Path(path_type=Path),
-    envvar="DURABLE_STREAMS_TLS_CERT",
-    metavar="PATH",
-    show_envvar=True,
-    help="Certificate and its chain (PEM), for HTTPS; read again when it changes.",
+    "Certificate and its chain (PEM), for HTTPS; read again when it changes.",
+    _PATH,
 )
-@click.option(
-    "--tls-key",
-    type=click.Path(path_type=Path),
-    envvar="DURABLE_STREAMS_TLS_KEY",
-    metavar="PATH",
-    show_envvar=True,
-    help="Private key of --tls-cert (PEM).",
-)
-@click.option(
+@_setting("--tls-key", "Private key of --tls-cert (PEM).", _PATH)
+@_setting(
     "--tls-client-ca",
-    type=click.Path(path_type=Path),
-    envvar="DURABLE_STREAMS_TLS_CLIENT_CA",
-    metavar="PATH",
-    show_envvar=True,
-    help="Authorities (PEM): clients without a certificate of one of them are not let in.",
+    "Authorities (PEM): clients without a certificate of one of them are not let in.",
+    _PATH,
 )
-@click.option(
+@_setting(
     "--auth",
-    type=click.Path(path_type=Path),
-    envvar="DURABLE_STREAMS_AUTH",
-    metavar="PATH",
-    show_envvar=True,
-    help="File with the keys of callers, as `durable-streams key create` writes it; read again when it changes.",
+    "File with the keys of callers, as `durable-streams key create` writes it; read again when it changes.",
+    _PATH,
 )
-@click.option(
-    "--jwks",
-    envvar="DURABLE_STREAMS_JWKS",
-    metavar="URL|PATH",
-    show_envvar=True,
-    help="JWK set whose keys verify JSON Web Tokens of callers.",
-)
-@click.option(
+@_setting("--jwks", "JWK set whose keys verify JSON Web Tokens of callers.", metavar="URL|PATH")
+@_setting(
     "--jwt-key",
-    type=click.Path(path_type=Path),
-    envvar="DURABLE_STREAMS_JWT_KEY",
-    metavar="PATH",
-    show_envvar=True,
-    help="The one key that does: a public key or certificate (PEM), or a secret of 32 bytes or more.",
+    "The one key that does: a public key or certificate (PEM), or a secret of 32 bytes or more.",
+    _PATH,
 )
-@click.option(
-    "--jwt-issuer",
-    envvar="DURABLE_STREAMS_JWT_ISSUER",
-    metavar="TEXT",
-    show_envvar=True,
-    help="The issuer (iss) that tokens have to have.",
-)
-@click.option(
-    "--jwt-audience",
-    envvar="DURABLE_STREAMS_JWT_AUDIENCE",
-    metavar="TEXT",
-    show_envvar=True,
-    help="The audience (aud) that tokens have to have; without it, none may have one.",
-)
-@click.option(
-    "--jwt-leeway",
-    type=Duration(),
-    default=show_duration(_DEFAULTS.jwt_leeway),
-    envvar="DURABLE_STREAMS_JWT_LEEWAY",
-    metavar="TIME",
-    show_default=True,
-    show_envvar=True,
-    help="By how much clocks may differ.",
-)
-@click.option(
+@_setting("--jwt-issuer", "The issuer (iss) that tokens have to have.")
+@_setting("--jwt-audience", "The audience (aud) that tokens have to have; without it, none may have one.")
+@_setting("--jwt-leeway", "By how much clocks may differ.", Duration())
+@_setting(
     "--jwt-claim",
-    default=_DEFAULTS.jwt_claim,
-    envvar="DURABLE_STREAMS_JWT_CLAIM",
+    "The claim with the grants of a token; without it, the words NAME:GRANT of its scope.",
     metavar="NAME",
-    show_default=True,
-    show_envvar=True,
-    help="The claim with the grants of a token; without it, the words NAME:GRANT of its scope.",
 )
-@click.option(
-    "--no-auth",
-    is_flag=True,
-    envvar="DURABLE_STREAMS_NO_AUTH",
-    show_envvar=True,
-    help="Let everyone do everything, also on an address that other machines reach.",
-)
-@click.option(
-    "--hide-forbidden",
-    is_flag=True,
-    envvar="DURABLE_STREAMS_HIDE_FORBIDDEN",
-    show_envvar=True,
-    help="Answer 404 instead of 403 for streams that the caller may not see.",
-)
-@click.option(
+@_setting("--no-auth", "Let everyone do everything, also on an address that other machines reach.", bool)
+@_setting("--hide-forbidden", "Answer 404 instead of 403 for streams that the caller may not see.", bool)
+@_setting(
     "--limits",
-    type=click.Path(path_type=Path),
-    envvar="DURABLE_STREAMS_LIMITS",
-    metavar="PATH",
-    show_envvar=True,
-    help="File (TOML) with how much each caller may do; read again when it changes.",
+    "File (TOML) with how much each caller may do; read again when it changes.",
+    _PATH,
 )
-@click.option(
+@_setting(
     "--bind-producers",
-    is_flag=True,
-    envvar="DURABLE_STREAMS_BIND_PRODUCERS",
-    show_envvar=True,
-    help="Give each caller producer ids of its own: no other one can write, or fence, as its producer.",
+    "Give each caller producer ids of its own: no other one can write, or fence, as its producer.",
+    bool,
 )
-@click.option(
+@_setting(
     "--public-url",
-    envvar="DURABLE_STREAMS_PUBLIC_URL",
+    "Address that clients use, https://example.com/streams, where a proxy changes it.",
     metavar="URL",
-    show_envvar=True,
-    help="Address that clients use, https://example.com/streams, where a proxy changes it.",
 )
-@click.option(
+@_setting(
     "--trusted-proxies",
-    callback=_several,
-    default=",".join(_DEFAULTS.trusted_proxies),
-    envvar="DURABLE_STREAMS_TRUSTED_PROXIES",
+    "Addresses and networks of proxies whose X-Forwarded-Proto, -Host and -Prefix count (10.0.0.0/8).",
     metavar="NETWORKS",
-    show_envvar=True,
-    help="Addresses and networks of proxies whose X-Forwarded-Proto, -Host and -Prefix count (10.0.0.0/8).",
+    default="",
+    show_default=False,
+    callback=_several,
 )
-@click.option(
+@_setting(
     "--cors-origins",
-    callback=_several,
-    envvar="DURABLE_STREAMS_CORS_ORIGINS",
-    metavar="ORIGINS",
-    show_envvar=True,
-    help="Origins, with commas between them, whose web pages may read and write (https://*.example.com); * for all.  "
+    "Origins, with commas between them, whose web pages may read and write (https://*.example.com); * for all.  "
     "[default: all; on this machine's own names and addresses only local ones]",
+    metavar="ORIGINS",
+    callback=_several,
 )
-@click.option(
-    "--cors-credentials",
-    is_flag=True,
-    envvar="DURABLE_STREAMS_CORS_CREDENTIALS",
-    show_envvar=True,
-    help="Let pages of --cors-origins send cookies.",
-)
-@click.option(
+@_setting("--cors-credentials", "Let pages of --cors-origins send cookies.", bool)
+@_setting(
     "--allowed-hosts",
-    callback=_several,
-    envvar="DURABLE_STREAMS_ALLOWED_HOSTS",
-    metavar="NAMES",
-    show_envvar=True,
-    help="Names to answer to besides addresses and localhost, with commas between them (*.example.com); * for all.  "
+    "Names to answer to besides addresses and localhost, with commas between them (*.example.com); * for all.  "
     "[default: all; on a loopback address those without a dot]",
-)
-@click.option(
-    "--webhook-hosts",
-    callback=_several,
-    envvar="DURABLE_STREAMS_WEBHOOK_HOSTS",
     metavar="NAMES",
-    show_envvar=True,
-    help="Names that webhooks may go to, with commas between them (*.example.com).  [default: all public ones]",
+    callback=_several,
 )
-@click.option(
+@_setting(
+    "--webhook-hosts",
+    "Names that webhooks may go to, with commas between them (*.example.com).  [default: all public ones]",
+    metavar="NAMES",
+    callback=_several,
+)
+@_setting(
     "--webhook-allow-http-localhost",
-    is_flag=True,
-    envvar="DURABLE_STREAMS_WEBHOOK_ALLOW_HTTP_LOCALHOST",
-    show_envvar=True,
-    help="Let webhooks go to this machine over plain http, for development.",
+    "Let webhooks go to this machine over plain http, for development.",
+    bool,
 )
-@click.option(
+@_setting(
     "--disk-timeout",
-    type=_SECONDS,
-    default=show_duration(_DEFAULTS.disk_timeout),
-    envvar="DURABLE_STREAMS_DISK_TIMEOUT",
-    metavar="TIME",
-    show_default=True,
-    show_envvar=True,
-    help="How long the disk may take for a commit or a read; then requests are answered 503 until it answers again.",
+    "How long the disk may take for a commit or a read; then requests are answered 503 until it answers again.",
+    _SECONDS,
 )
-@click.option(
+@_setting(
     "--disk-reserve",
-    type=Size(least=0),
-    default=show_size(_DEFAULTS.disk_reserve),
-    envvar="DURABLE_STREAMS_DISK_RESERVE",
-    metavar="SIZE",
-    show_default=True,
-    show_envvar=True,
-    help="Room in the data folder for deletions, closures and trims while the disk is full; 0 for none.",
+    "Room in the data folder for deletions, closures and trims while the disk is full; 0 for none.",
+    Size(least=0),
 )
-@click.option(
-    "--max-queued-bytes",
-    type=_BYTES,
-    default=show_size(_DEFAULTS.max_queued_bytes),
-    envvar="DURABLE_STREAMS_MAX_QUEUED_BYTES",
-    metavar="SIZE",
-    show_default=True,
-    show_envvar=True,
-    help="How much may wait to be stored, over all streams; more is answered 503.",
+@_setting(
+    "--max-queued-bytes", "How much may wait to be stored, over all streams; more is answered 503.", _BYTES
 )
-@click.option(
+@_setting(
     "--max-queued-appends",
-    type=click.IntRange(min=1),
+    "How many requests may wait to be stored, over all streams; more are answered 503.",
+    click.IntRange(min=1),
     metavar="COUNT",
-    default=_DEFAULTS.max_queued_appends,
-    envvar="DURABLE_STREAMS_MAX_QUEUED_APPENDS",
-    show_default=True,
-    show_envvar=True,
-    help="How many requests may wait to be stored, over all streams; more are answered 503.",
 )
-@click.option(
+@_setting(
     "--retention",
-    multiple=True,
-    type=RetentionRuleType(),
-    envvar="DURABLE_STREAMS_RETENTION",
+    "What streams without a retention of their own keep, 'jobs/**=7d,1GiB'; the first rule that matches counts.",
+    RetentionRuleType(),
     metavar="RULE",
-    show_envvar=True,
-    help="What streams without a retention of their own keep, 'jobs/**=7d,1GiB'; the first rule that matches counts.",
+    multiple=True,
 )
 @json_option
 @click.pass_context

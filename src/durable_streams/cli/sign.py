@@ -39,7 +39,6 @@ __all__ = ["sign"]
     "--expires",
     type=Duration(above_zero=True),
     default="1h",
-    metavar="TIME",
     show_default=True,
     help="How long it is good for.",
 )
@@ -52,7 +51,6 @@ __all__ = ["sign"]
     type=click.Path(path_type=Path),
     default=Path("keys.toml"),
     envvar="DURABLE_STREAMS_AUTH",
-    metavar="PATH",
     show_default=True,
     show_envvar=True,
     help="The file of keys, with a key that `durable-streams key create --signing` made.",

@@ -55,7 +55,6 @@ def _ask(settings: Settings, op: Op[T]) -> T:
     "--lease",
     type=Duration(above_zero=True),
     default="30s",
-    metavar="TIME",
     show_default=True,
     help="How long a worker may be silent; then its lease is over.",
 )

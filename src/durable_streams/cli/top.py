@@ -73,7 +73,6 @@ def _look(found: Iterable[StreamInfo], most: int) -> tuple[float, dict[str, Stre
 @click.option(
     "--interval",
     type=Duration(above_zero=True),
-    metavar="TIME",
     default="2s",
     show_default=True,
     help="Time between two looks.",

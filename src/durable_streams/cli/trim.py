@@ -26,11 +26,10 @@ __all__ = ["trim"]
 @click.option(
     "--before", metavar="OFFSET", help="Keep the append at this offset, and all behind it; now: nothing."
 )
-@click.option("--max-bytes", type=Size(), metavar="SIZE", help="Keep as many of the last appends as fit.")
+@click.option("--max-bytes", type=Size(), help="Keep as many of the last appends as fit.")
 @click.option(
     "--max-age",
     type=Duration(above_zero=True, whole=True),
-    metavar="TIME",
     help="Keep what came within this time; the stream must have a retention with an age.",
 )
 @click.option(

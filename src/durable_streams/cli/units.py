@@ -54,7 +54,7 @@ class Duration(_Seconds):
         endless: Whether ``inf`` is accepted.
     """
 
-    name = "duration"
+    name = "time"
 
     def __init__(self, *, above_zero: bool = False, whole: bool = False, endless: bool = False) -> None:
         self._above_zero, self._whole, self._endless = above_zero, whole, endless
