@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
+import math
 import secrets
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
@@ -178,6 +181,18 @@ def test_the_signature_that_all_of_that_is_not() -> None:
             grant_of_url(urlencode(GOOD), path, SIGNERS, "read")
 
 
+def test_what_is_signed_stands_for_one_url() -> None:
+    """A signature for a path with a line break in it would be one for another path, with a longer life."""
+    until = "9" * 12
+    said = {"ds-key": SIGNER.id, "ds-allow": f"read,append\n{GOOD['ds-expires']}", "ds-expires": until}
+    content = "\n".join(["durable-streams url 1", *said.values(), "jobs/2"])
+    digest = hmac.digest(SIGNER.secret.encode(), content.encode(), "sha256")
+    query = urlencode(said | {"ds-signature": urlsafe_b64encode(digest).rstrip(b"=").decode()})
+    with pytest.raises(Rejection) as refused:
+        grant_of_url(query, "jobs/2", SIGNERS, "read")
+    assert refused.value.status == 401
+
+
 HEADERS = st.one_of(
     st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=200),
     st.builds(
@@ -215,6 +230,11 @@ def test_any_authorization_header_is_refused(
     [
         (lambda: sign_url("http://server/elsewhere", "x" * 43), "no URL of a stream"),
         (lambda: sign_url(ROOT, "x" * 43), "no URL of a stream"),
+        (lambda: sign_url(ROOT + "a%0Ab", "x" * 43), "without control characters"),
+        (lambda: sign_url(ROOT + "a/../b", "x" * 43), r"no segment that is \. or \.\."),
+        (lambda: sign_url(ROOT + "x" * 1025, "x" * 43), "1 to 1024 characters"),
+        (lambda: sign_url(ROOT + "s", "x" * 43, expires_in=math.inf), "above 0"),
+        (lambda: sign_url(ROOT + "s", "x" * 43, expires_in=math.nan), "above 0"),
         (lambda: sign_url(ROOT + "s", "x" * 43, allow=["admin"]), "not for admin"),
         (lambda: sign_url(ROOT + "s", "x" * 43, allow=[cast("Any", "fly")]), "no operation"),
         (lambda: sign_url(ROOT + "s", "x" * 43, expires_in=0), "above 0"),

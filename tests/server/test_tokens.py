@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,9 +21,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from durable_streams.server import ServerConfig, ServerStartError, asgi_app, key_sets
 from durable_streams.server.token_keys import key_in_file, key_set
+from durable_streams.server.tokens import subject_of
 
 SECRET = "a secret that is long enough for each of the algorithms: 64 bytes"
 ED = ed25519.Ed25519PrivateKey.generate()
@@ -156,6 +160,12 @@ ATTACKS: dict[str, tuple[Callable[[], str], str]] = {
     "no JSON": (lambda: raw(b"x", b"x"), "no well-formed"),
     "depth": (lambda: raw(b'{"alg":"EdDSA"}', b"[" * 9000), "no well-formed"),
     "no base64": (lambda: "!.!.!", "no well-formed"),
+    "half of base64": (lambda: "a.b.c", "no well-formed"),
+    "an end without end": (lambda: raw(b'{"alg":"EdDSA"}', b'{"exp":1e999}'), "no well-formed"),
+    "a beginning that is no number": (lambda: signed({"nbf": {}}), "no well-formed"),
+    "a time that is a truth": (lambda: signed({"iat": True}), "no well-formed"),
+    "many issuers": (lambda: signed({"iss": ["a", "b"]}), "have to be texts"),
+    "half of a character": (lambda: signed({"sub": "\ud800"}), "no well-formed"),
     "empty": (lambda: "..", "no well-formed"),
     "huge": (lambda: token(more="x" * 20_000), "takes Authorization"),
     "no token": (lambda: "a.b", "does not know this token"),
@@ -163,6 +173,12 @@ ATTACKS: dict[str, tuple[Callable[[], str], str]] = {
     "grants of another form": (lambda: token(ds={"read": "**"}), "a text, or a list of texts"),
     "too many grants": (lambda: token(ds=["read:**"] * 65), "at most 64 rules"),
 }
+
+
+def signed(claims: dict[str, Any], head: dict[str, Any] | None = None) -> str:
+    """Return a token whose signature is good, with claims of any form."""
+    payload = {"exp": 9999999999, "ds": ["*:**"]} | claims
+    return raw(json.dumps(head or {"alg": "EdDSA"}).encode(), json.dumps(payload).encode())
 
 
 def hmac_with(text: str) -> str:
@@ -206,6 +222,62 @@ def test_issuer_and_audience(tmp_path: Path) -> None:
     ):
         status, message = ask(config, token(**claims))
         assert (status, said in message) == (401, True)
+
+
+TEXTS = st.text(st.sampled_from("ab:%/ 3A") | st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@given(st.tuples(TEXTS, TEXTS), st.tuples(TEXTS, TEXTS), st.sampled_from([1, 300]))
+def test_each_caller_has_a_name_of_its_own(one: tuple[str, str], other: tuple[str, str], times: int) -> None:
+    names = [subject_of({"iss": issuer, "sub": subject * times}) for issuer, subject in (one, other)]
+    assert (names[0] == names[1]) == (one == other)
+    assert max(map(len, names)) <= 256
+
+
+def test_names_of_callers() -> None:
+    assert subject_of({"iss": "https://id.example.com", "sub": "alice"}) == "jwt:https://id.example.com:alice"
+    assert subject_of({"iss": "a", "sub": "b:c"}) == "jwt:a:b%3Ac"
+    assert subject_of({"sub": "b" * 300}).startswith("jwt-sha256:")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+CLAIMS = st.dictionaries(
+    st.sampled_from(["exp", "nbf", "iat", "iss", "aud", "sub", "ds", "scope", "jti"]), JSON
+)
+HEADS = st.builds(
+    lambda algorithm, more: {"alg": algorithm} | more,
+    st.sampled_from(["EdDSA", "RS256", "HS256", "none", "ES256"]) | JSON,
+    st.dictionaries(
+        st.sampled_from(["alg", "kid", "typ", "crit", "b64", "jwk", "jku", "zip"]), JSON, max_size=2
+    ),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(HEADS, CLAIMS, st.binary(max_size=70)), min_size=1, max_size=6), st.text("ab.=-_/+é")
+)
+def test_any_token_has_an_answer(
+    tmp_path_factory: pytest.TempPathFactory, tokens: list[tuple[dict, dict, bytes]], text: str
+) -> None:
+    """Those that nobody signed are refused; those that somebody signed do what they say, whatever that is."""
+    config = with_key(tmp_path_factory.getbasetemp(), pem(ED))
+
+    async def work() -> None:
+        async with asking(config) as status:
+            for head, claims, signature in tokens:
+                assert (await status(signed(claims, head)))[0] in (200, 201, 401, 403)
+                forged = raw(json.dumps(head).encode(), b'{"exp":9999999999,"ds":["*:**"]}', lambda _: b"")
+                forged += base64.urlsafe_b64encode(signature).decode()
+                assert (await status(forged))[0] == 401
+            if text.isascii():
+                assert (await status(f"{text}.{text}.{text}"))[0] == 401
+
+    asyncio.run(work())
 
 
 def test_grants_of_claims_and_scopes(tmp_path: Path) -> None:
@@ -336,6 +408,9 @@ def test_a_set_in_a_file(tmp_path: Path) -> None:
         ("-----BEGIN PUBLIC KEY-----\nx\n-----END PUBLIC KEY-----", ""),
         (pem(rsa.generate_private_key(public_exponent=65537, key_size=1024)), "at least 2048 bits"),
         (pem(ec.generate_private_key(ec.SECP256K1())), "RSA, EC"),
+        ("x" * 40 + "\n" + "y" * 40, "a secret is one line"),
+        ("{" + "x" * 40, "no JWK set"),
+        (json.dumps({"kty": "oct", "k": "eA"}), "no key that verifies"),
         (
             ED.private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -349,6 +424,77 @@ def test_a_key_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> None
         asgi_app(with_key(tmp_path, text))
     assert str(tmp_path / "key") in str(refused.value)
     assert said in str(refused.value)
+
+
+def other_forms(algorithm: str) -> dict[str, str]:
+    """Return a public key in the forms that are no PEM."""
+    key = KEYS[algorithm]
+    public = key.public_key()
+    der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    ssh = public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    lines = pem(key).splitlines()
+    forms = {
+        "wrapped base64": "\n".join(lines[1:-1]),
+        "base64": "".join(lines[1:-1]),
+        "base64 in words": " ".join(lines[1:-1]),
+        "base64 of URLs": base64.urlsafe_b64encode(der).rstrip(b"=").decode(),
+        "a quoted word": f"key: '{''.join(lines[1:-1])}'",
+        "hexadecimal digits": der.hex(),
+        "ssh": ssh,
+        "ssh with a host": f"example.com {ssh} me@here",
+        "ssh without its kind": ssh.split()[1],
+        "a JWK in base64": base64.b64encode(json.dumps(jwk(key)).encode()).decode(),
+        "a token": token(key, algorithm),
+    }
+    if key is RSA:
+        pkcs1 = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.PKCS1)
+        forms["PKCS 1"] = base64.b64encode(pkcs1).decode()
+    return forms
+
+
+KEYS = {"EdDSA": ED, "RS256": RSA, "ES256": EC["ES256"]}
+
+
+@pytest.mark.parametrize(("algorithm", "form"), [(name, form) for name in KEYS for form in other_forms(name)])
+def test_no_form_of_a_public_key_is_a_secret(algorithm: str, form: str) -> None:
+    """All who know it could sign with it."""
+    text = other_forms(algorithm)[form]
+    with pytest.raises(ValueError, match="-----BEGIN"):
+        key_in_file(text)
+    with pytest.raises(ValueError, match="no key that verifies"):
+        key_set(json.dumps(as_oct(text)), secrets=True)
+
+
+def as_oct(text: str) -> dict[str, str]:
+    return {"kty": "oct", "k": base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: f"# of the issuer\n\n{text}",
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: f"Certificate:\n    Data:\n{text}\n",
+    ],
+)
+def test_a_public_key_in_a_file_with_more(written: Callable[[str], str]) -> None:
+    for key, algorithm in ((ED, "EdDSA"), (RSA, "RS256")):
+        found = key_in_file(written(pem(key)))
+        assert len(found.candidates(algorithm, None)) == 1
+        assert found.candidates("HS256", None) == []
+
+
+def test_one_jwk_in_a_file() -> None:
+    found = key_in_file("\ufeff " + json.dumps(jwk(RSA, kid="r", alg="RS256")))
+    assert [key.id for key in found.candidates("RS256", "r")] == ["r"]
+    assert found.candidates("RS512", None) == found.candidates("HS256", None) == []
+    assert key_in_file(json.dumps(as_oct(SECRET))).candidates("HS512", None)[0].key == SECRET.encode()
+
+
+def test_random_secrets_are_secrets() -> None:
+    for made in (secrets.token_hex, secrets.token_urlsafe, lambda size: secrets.token_bytes(size).hex(":")):
+        assert key_in_file(made(64)).candidates("HS512", None)
 
 
 def test_private_keys_of_a_set_stay_private() -> None:
@@ -367,11 +513,11 @@ def test_keys_come_over_https(url: str) -> None:
 
 
 def test_settings_that_make_no_sense(tmp_path: Path) -> None:
-    for settings in (
+    for setting in (
         {"jwks": "x", "jwt_key": tmp_path},
         {"jwks": "x", "no_auth": True},
         {"jwt_leeway": -1},
         {"jwt_leeway": 601},
     ):
         with pytest.raises(ValueError, match=r"^(jwks|jwt_|no_auth)"):
-            ServerConfig(**settings)
+            ServerConfig(**setting)

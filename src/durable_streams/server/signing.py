@@ -1,7 +1,8 @@
 """Signed URLs: for browsers, whose ``EventSource`` sends no headers, and for anything that is given one stream only.
 
-Invariants: a signature covers the operations, the path and the end, so that none of them can be changed; it is compared
-in constant time; a URL allows no more than the key that signed it, and nothing once that key is gone.
+Invariants: a signature covers the operations, the path and the end, so that none of them can be changed; what is signed
+stands for one of each, since none of them has a line break in it; it is compared in constant time; a URL allows no more
+than the key that signed it, and nothing once that key is gone.
 
     https://example.com/v1/stream/jobs/1?ds-allow=read&ds-expires=1893456000&ds-key=9f86d081884c&ds-signature=…
 """
@@ -9,12 +10,14 @@ in constant time; a URL allows no more than the key that signed it, and nothing 
 from __future__ import annotations
 
 import hmac
+import math
 import re
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from durable_streams.protocol.commands import Rejection
 from durable_streams.protocol.grants import Grant, Operation, operations_of
 from durable_streams.server import parse
 from durable_streams.server.access import unauthorized
@@ -29,6 +32,7 @@ SIGNED = "ds-signature="
 _ALLOW, _EXPIRES, _KEY, _SIGNATURE = "ds-allow", "ds-expires", "ds-key", "ds-signature"
 _SECONDS = re.compile(r"[1-9][0-9]{0,11}")
 _SIGNABLE = ("read", "append", "create", "delete", "trim")
+_NAMES = frozenset(_SIGNABLE)
 _VERSION = "durable-streams url 1"
 
 
@@ -53,7 +57,7 @@ def sign_url(
     for operation in operations:
         if operation not in _SIGNABLE:
             raise ValueError(f"a URL can be signed for {', '.join(_SIGNABLE)}, not for {operation}")
-    if not expires_in > 0:
+    if not 0 < expires_in < math.inf:
         raise ValueError(f"expires_in is a number of seconds above 0, not {expires_in}")
     expires = str(int(time.time() + expires_in))
     if not _SECONDS.fullmatch(expires):
@@ -73,31 +77,38 @@ def signed_path(url: str) -> str:
     _, root, path = urlsplit(url).path.partition(STREAM_ROOT)
     if not root or not path:
         raise ValueError(f"{url!r} is no URL of a stream: it has no path below {STREAM_ROOT}")
-    return unquote(path)
+    try:
+        return parse.stream_path(unquote(path))
+    except Rejection as refusal:
+        raise ValueError(f"{url!r} is no URL of a stream: {refusal.message}") from None
 
 
 def grant_of_url(query: str, path: str, keys: Mapping[str, SigningKey], operation: Operation) -> Grant:
     """Return what a signed URL allows on its path; raises the 401 of one that is not valid."""
     values = parse.query(query)
     said = {name: values.get(name, "") for name in (_ALLOW, _EXPIRES, _KEY)}
+    allowed = said[_ALLOW].split(",")
     signer = keys.get(said[_KEY])
-    secret = signer.secret if signer is not None else b""
-    is_signed = hmac.compare_digest(
-        _signature(secret, said, path).encode(), values.get(_SIGNATURE, "").encode("utf-8", "replace")
-    )
-    if signer is None or not is_signed or not _SECONDS.fullmatch(said[_EXPIRES]):
+    if (
+        signer is None
+        or not _SECONDS.fullmatch(said[_EXPIRES])
+        or not _NAMES.issuperset(allowed)
+        or not hmac.compare_digest(
+            _signature(signer.secret, said, path).encode(), values.get(_SIGNATURE, "").encode()
+        )
+    ):
         raise unauthorized("the signature of this URL is not valid for this stream: get another URL")
     expires = float(said[_EXPIRES])
     if expires <= time.time():
         raise unauthorized("this signed URL has expired: get another one")
     if signer.grant.expires is not None:
         expires = min(expires, signer.grant.expires)
-    allowed = operation in said[_ALLOW].split(",") and signer.grant.allows(operation, path)
+    is_allowed = operation in allowed and signer.grant.allows(operation, path)
     # Of the caller's rules only the one for this request is made: nothing looks at others.
-    return Grant.on_path(path, [operation] if allowed else [], signer.grant.subject, expires)
+    return Grant.on_path(path, [operation] if is_allowed else [], signer.grant.subject, expires)
 
 
 def _signature(secret: bytes, said: Mapping[str, str], path: str) -> str:
     content = "\n".join([_VERSION, said[_KEY], said[_ALLOW], said[_EXPIRES], path])
-    digest = hmac.digest(secret, content.encode("utf-8", "replace"), "sha256")
+    digest = hmac.digest(secret, content.encode(), "sha256")
     return urlsafe_b64encode(digest).rstrip(b"=").decode()

@@ -7,7 +7,9 @@ was verified is so until it ends or the keys change, and costs a look into a tab
 from __future__ import annotations
 
 import json
+import math
 import time
+from hashlib import sha256
 from typing import Any
 
 import jwt
@@ -30,12 +32,13 @@ from durable_streams.server.config import ServerConfig
 from durable_streams.server.key_sets import KeySource
 from durable_streams.server.token_keys import TokenKeys
 
-__all__ = ["Tokens"]
+__all__ = ["Tokens", "subject_of"]
 
 _MAX_VERIFIED = 10_000  # tokens that are known to be good
 _MAX_TRIES = 8  # keys that one token is tried with
 _LATEST = 1 << 53  # seconds since 1970: ends later than that are none
 _MAX_SUBJECT = 256  # characters
+_TIMES = ("exp", "nbf", "iat")
 _MEANING: tuple[tuple[type[PyJWTError], str], ...] = (
     (ExpiredSignatureError, "this token has expired: get another one"),
     (ImmatureSignatureError, "this token is not valid yet"),
@@ -50,10 +53,15 @@ _MEANING: tuple[tuple[type[PyJWTError], str], ...] = (
 
 
 class _Strict(jwt.PyJWT):
-    """Refuses payloads with a claim that occurs twice: which one counts is up to who reads it."""
+    """Refuses payloads with a claim that occurs twice: which one counts is up to who reads it. Times are numbers."""
 
     def _decode_payload(self, decoded: dict[str, Any]) -> dict[str, Any]:
-        return _object(decoded["payload"])
+        claims = _object(decoded["payload"])
+        for name in _TIMES:
+            value = claims.get(name, 0)
+            if type(value) not in (int, float) or not abs(value) < math.inf:
+                raise DecodeError
+        return claims
 
 
 class Tokens:
@@ -128,10 +136,9 @@ class Tokens:
         raise InvalidSignatureError
 
     def _grant_of(self, claims: dict[str, Any]) -> Grant:
-        subject = f"jwt:{claims.get('iss', '')}:{claims.get('sub', '')}"[:_MAX_SUBJECT]
         expires = min(int(claims["exp"]), _LATEST) + self._leeway
         try:
-            return Grant.of(*self._rules(claims), subject=subject, expires=expires)
+            return Grant.of(*self._rules(claims), subject=subject_of(claims), expires=expires)
         except ValueError as error:
             raise unauthorized(f"the claim {self._claim} of this token cannot be used: {error}") from None
 
@@ -150,9 +157,33 @@ class Tokens:
         return [word[len(prefix) :] for word in words if word.startswith(prefix)]
 
 
+def subject_of(claims: dict[str, Any]) -> str:
+    """Return the name of a caller, which no other issuer and subject have."""
+    issuer, subject = claims.get("iss", ""), claims.get("sub", "")
+    if not isinstance(issuer, str) or not isinstance(subject, str):
+        raise unauthorized("the claims iss and sub of this token have to be texts")
+    # The last colon ends the issuer, which may be a URL.
+    name = f"jwt:{issuer}:{subject.replace('%', '%25').replace(':', '%3A')}"
+    if not _is_text(name):
+        raise DecodeError
+    return name if len(name) <= _MAX_SUBJECT else f"jwt-sha256:{sha256(name.encode()).hexdigest()}"
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can name half of a character
+        return False
+    return True
+
+
 def _head(token: str) -> tuple[str, str | None]:
     """Return the algorithm and the key that a token names."""
-    head = _object(base64url_decode(token.partition(".")[0]))
+    try:
+        content = base64url_decode(token.partition(".")[0])
+    except ValueError:
+        raise DecodeError from None
+    head = _object(content)
     algorithm, key_id = head.get("alg"), head.get("kid")
     # What is critical to understand (RFC 7515, 4.1.11) is nothing that is understood here.
     if (
@@ -169,7 +200,7 @@ def _object(content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise DecodeError(str(error)) from error
+        raise DecodeError from error
     if not isinstance(value, dict):
         raise DecodeError
     return value
