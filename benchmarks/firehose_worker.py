@@ -97,6 +97,15 @@ def first(url: str, times: int) -> dict[str, Any]:
     return {"seconds": median(waited)}
 
 
+def relayed(file: str, target: str, state: str) -> dict[str, Any]:
+    """Relay a file into a stream; ours alone has a relay."""
+    from durable_streams.relay import relay  # noqa: PLC0415 - not in the peer's environment
+
+    begin, cpu = time.perf_counter(), time.process_time()
+    report = relay(file, target, state=state)
+    return took(begin, cpu, items=report.records)
+
+
 def huge(url: str, limit: int | None = None) -> dict[str, Any]:
     """Read one line; return how long it took and how far the memory rose."""
     config = xs.StreamConfig(max_retries=0, **({} if limit is None else {"max_record_bytes": limit}))
@@ -118,7 +127,7 @@ def _memory(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-TASKS = {"rate": rate, "arate": arate, "first": first, "huge": huge}
+TASKS = {"rate": rate, "arate": arate, "first": first, "relayed": relayed, "huge": huge}
 
 if __name__ == "__main__":
     task, arguments = TASKS[sys.argv[1]], json.loads(sys.argv[2])

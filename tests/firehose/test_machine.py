@@ -472,14 +472,14 @@ def test_a_fast_trickle_is_read_some_at_a_time() -> None:
 
 
 def test_a_fast_trickle_that_slows_down_is_read_at_once_again() -> None:
-    fast, slow = [0.001, LINE] * 100, [0.01, LINE] * 2
+    fast, slow = [0.001, LINE] * 100, [0.02, LINE] * 6
     assert _gathered(*fast, *slow) == _gathered(*fast) == 84
     assert _gathered(*fast, *slow, *[0.001, LINE] * 8) == 84
 
 
 @pytest.mark.parametrize(
     "pieces",
-    [[0.01, LINE] * 100, [LINE] * 100, [0.001, LINE * 1000] * 100],
+    [[0.02, LINE] * 100, [LINE] * 100, [0.001, LINE * 1000] * 100],
     ids=["slow", "there already", "large"],
 )
 def test_other_feeds_are_read_without_a_pause(pieces: list[Any]) -> None:

@@ -48,7 +48,7 @@ from durable_streams.protocol.retry import ENDLESS, LONG_WAIT
 __all__ = ["Clock", "Feed"]
 
 _SHORT = 64  # bytes: a longer record is not looked at for being ``{}``
-GATHER = 0.005
+GATHER = 0.01
 """Seconds of a pause in which the next pieces of a fast feed come together."""
 Clock = Callable[[], float]
 
@@ -305,7 +305,7 @@ class _Pace:
         if waited < self._AT_ONCE:
             return False
         if waited > self._SOON or size > self._SMALL:
-            self._quick //= 2
+            self._quick = max(0, self._quick - 4)
             return False
         self._quick = min(self._quick + 1, 2 * self._WHILE)
         return self._quick > self._WHILE
