@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from durable_streams.cli.help import GUESSES, HelpSections
 from durable_streams.cli.options import PROGRAM, Settings, connection_options
@@ -26,37 +27,38 @@ __all__ = ["main"]
 
 INTERRUPTED = 130
 
+# The module and the summary of each command, in the order in which a newcomer meets them.
 _COMMANDS = {
-    "serve": "serve",
-    "create": "manage",
-    "append": "append",
-    "read": "read",
-    "tail": "read",
-    "head": "manage",
-    "ls": "inspect",
-    "info": "inspect",
-    "close": "manage",
-    "delete": "manage",
-    "fork": "manage",
-    "trim": "trim",
-    "relay": "relay",
-    "subscribe": "subscriptions",
-    "subscriptions": "subscriptions",
-    "worker": "subscriptions",
-    "webhook-key": "webhook_key",
-    "migrate": "migrate",
-    "backup": "backup",
-    "restore": "backup",
-    "compact": "backup",
-    "ping": "inspect",
-    "check": "inspect",
-    "bench": "bench",
-    "top": "top",
-    "key": "key",
-    "sign": "sign",
-    "demo": "demo.command",
-    "context": "contexts",
-    "completion": "completion",
+    "serve": ("serve", "Run the server, until Ctrl-C or SIGTERM."),
+    "create": ("manage", "Create a stream, or find the one that exists."),
+    "append": ("append", "Add data to a stream: a value, a file, or lines."),
+    "read": ("read", "Write all that a stream holds now."),
+    "tail": ("read", "Follow a stream until it is closed, or Ctrl-C."),
+    "head": ("manage", "Show a stream's type, end, closure and expiry."),
+    "ls": ("inspect", "List streams, all of them or those that begin with PREFIX."),
+    "info": ("inspect", "Show everything that is known of a stream."),
+    "close": ("manage", "Close a stream for good; it stays readable."),
+    "delete": ("manage", "Delete a stream and its data."),
+    "fork": ("manage", "Create a stream that goes on from another one."),
+    "trim": ("trim", "Let a stream give up its first data."),
+    "relay": ("relay", "Store a feed, a file or a pipe in a stream."),
+    "subscribe": ("subscriptions", "Create a subscription, or find the one that exists."),
+    "subscriptions": ("subscriptions", "List, show or delete subscriptions."),
+    "worker": ("subscriptions", "Run a command for each batch of a subscription, until Ctrl-C."),
+    "webhook-key": ("webhook_key", "Replace the key that signs webhooks."),
+    "migrate": ("migrate", "Copy all streams to another store, unchanged."),
+    "backup": ("backup", "Copy a data folder while its server runs."),
+    "restore": ("backup", "Make a data folder from a backup."),
+    "compact": ("backup", "Give free room of a data folder back."),
+    "ping": ("inspect", "Measure how long a server takes to answer."),
+    "check": ("inspect", "Check a server, for monitoring: exit code 0, 1 or 2."),
+    "bench": ("bench", "Measure a server under growing load."),
+    "top": ("top", "Show the busiest streams, again and again."),
+    "key": ("key", "Make, list and revoke the keys of `serve --auth`."),
+    "sign": ("sign", "Sign the URL of a stream, for browsers and guests."),
+    "demo": ("demo.command", "Show that nothing is lost while everything is killed."),
+    "context": ("contexts", "Give servers names, for --context."),
+    "completion": ("completion", "Complete commands and options in your shell."),
 }
 
 
@@ -72,19 +74,35 @@ class LazyGroup(HelpSections, click.Group):
     """A group that imports a command's module when the command is asked for, so that each starts at once."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order in which a newcomer meets them."""
+        """Return the names of all commands."""
         _ = ctx
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command of that name, or None."""
         _ = ctx
-        module = _COMMANDS.get(cmd_name)
-        if module is None:
+        if cmd_name not in _COMMANDS:
             return None
+        module, summary = _COMMANDS[cmd_name]
         found = importlib.import_module(f"durable_streams.cli.{module}")
         command: click.Command = getattr(found, cmd_name.replace("-", "_"))
+        command.short_help = summary
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands with their summaries, without importing any of them."""
+        _ = ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands and options that begin so, without importing any command."""
+        names = [
+            CompletionItem(name, help=summary)
+            for name, (_, summary) in _COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -46,7 +46,6 @@ _REDRAW = 256  # acknowledgements between two updates of the progress bar
 
 @click.command(
     cls=Command,
-    short_help="Add data to a stream: a value, a file, or lines.",
     examples=[
         "durable-streams append log 'one line of text'",
         'durable-streams append flights \'{"flight": "WN 1", "delay": -5}\'',

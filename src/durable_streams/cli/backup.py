@@ -36,7 +36,6 @@ _data_dir = click.option(
 
 @click.command(
     cls=Command,
-    short_help="Copy a data folder while its server runs.",
     examples=["durable-streams backup --data-dir /srv/streams /backups/monday"],
 )
 @click.argument("target", type=_FOLDER)
@@ -58,7 +57,6 @@ def backup(settings: Settings, /, *, target: Path, data_dir: Path) -> None:
 
 @click.command(
     cls=Command,
-    short_help="Make a data folder from a backup.",
     examples=["durable-streams restore --data-dir /srv/streams /backups/monday"],
 )
 @click.argument("source", type=_FOLDER)
@@ -78,7 +76,6 @@ def restore(settings: Settings, /, *, source: Path, data_dir: Path) -> None:
 
 @click.command(
     cls=Command,
-    short_help="Give free room of a data folder back.",
     examples=["durable-streams compact --data-dir /srv/streams"],
 )
 @_data_dir

@@ -35,7 +35,6 @@ def _rungs(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tupl
 
 @click.command(
     cls=Command,
-    short_help="Measure a server under growing load.",
     examples=[
         "durable-streams bench",
         "durable-streams bench --ladder 1,32 --readers 10 --time 2s --json",

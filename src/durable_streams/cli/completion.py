@@ -22,7 +22,6 @@ _ZSH_HEAD = """\
 
 @click.command(
     cls=Command,
-    short_help="Complete commands and options in your shell.",
     examples=["durable-streams completion --install", "durable-streams completion zsh"],
 )
 @click.argument("shell", required=False, type=click.Choice(_SHELLS))

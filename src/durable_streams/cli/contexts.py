@@ -28,7 +28,6 @@ class _Group(HelpSections, click.Group):
 
 @click.command(
     cls=_Group,
-    short_help="Give servers names, for --context.",
     examples=[
         "durable-streams context add prod --url https://example.com/v1/stream --token-file ~/.prod-token",
         "durable-streams context list",

@@ -48,7 +48,6 @@ def listed(settings: Settings, prefix: str) -> Iterator[StreamInfo]:
 
 @click.command(
     cls=Command,
-    short_help="List streams, all of them or those that begin with PREFIX.",
     examples=[
         "durable-streams ls",
         "durable-streams ls jobs/ --long",
@@ -91,7 +90,6 @@ def short_size(size: int) -> str:
 
 @click.command(
     cls=Command,
-    short_help="Show everything that is known of a stream.",
     examples=["durable-streams info flights", "durable-streams info flights --json"],
 )
 @click.argument("stream")
@@ -156,7 +154,6 @@ def _address(settings: Settings, url: str | None) -> str:
 
 @click.command(
     cls=Command,
-    short_help="Measure how long a server takes to answer.",
     examples=["durable-streams ping", "durable-streams ping http://127.0.0.1:4437/v1/stream --count 10"],
 )
 @click.argument("address", metavar="[URL]", required=False)
@@ -191,7 +188,6 @@ def ping(settings: Settings, address: str | None, count: int) -> None:
 
 @click.command(
     cls=Command,
-    short_help="Check a server, for monitoring: exit code 0, 1 or 2.",
     examples=["durable-streams check", "durable-streams check --warning 100ms --critical 1s"],
 )
 @click.argument("address", metavar="[URL]", required=False)

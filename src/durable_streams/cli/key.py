@@ -33,7 +33,6 @@ class _Group(HelpSections, click.Group):
 
 @click.command(
     cls=_Group,
-    short_help="Make, list and revoke the keys of `serve --auth`.",
     examples=[
         "durable-streams key create --allow 'read,append:jobs/**' --expires 30d --name worker",
         "durable-streams key ls",

@@ -47,7 +47,6 @@ def _expiry(command: F) -> F:
 
 @click.command(
     cls=Command,
-    short_help="Create a stream, or find the one that exists.",
     examples=[
         "durable-streams create flights -t json",
         "durable-streams create log -t text 'first line' --ttl 7d",
@@ -129,7 +128,6 @@ def _not_stored(data: str, created: bool | None) -> str:
 
 @click.command(
     cls=Command,
-    short_help="Show a stream's type, end, closure and expiry.",
     examples=["durable-streams head flights"],
 )
 @click.argument("stream")
@@ -166,7 +164,6 @@ def _shown(field: Any) -> str:
 
 @click.command(
     cls=Command,
-    short_help="Close a stream for good; it stays readable.",
     examples=["durable-streams close flights"],
 )
 @click.argument("stream")
@@ -192,7 +189,6 @@ def close(
 
 @click.command(
     cls=Command,
-    short_help="Delete a stream and its data.",
     examples=["durable-streams delete flights"],
 )
 @click.argument("stream")
@@ -208,7 +204,6 @@ def delete(settings: Settings, stream: str) -> None:
 
 @click.command(
     cls=Command,
-    short_help="Create a stream that goes on from another one.",
     examples=["durable-streams fork flights what-if"],
 )
 @click.argument("source")

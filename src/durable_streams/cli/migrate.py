@@ -45,7 +45,6 @@ def _nats_options(command: click.Command) -> click.Command:
 @_nats_options
 @click.command(
     cls=Command,
-    short_help="Copy all streams to another store, unchanged.",
     examples=[
         "durable-streams migrate --from durable-streams-data --to nats://a:4222,b:4222,c:4222",
         "durable-streams migrate --from nats://a:4222 --to durable-streams-data",

@@ -55,7 +55,6 @@ def _reading(command: F) -> F:
 
 @click.command(
     cls=Command,
-    short_help="Write all that a stream holds now.",
     examples=["durable-streams read flights", "durable-streams read flights --ndjson | head -3"],
 )
 @click.argument("stream_", metavar="STREAM")
@@ -102,7 +101,6 @@ def _copy_array(response: StreamResponse, out: Output) -> None:
 
 @click.command(
     cls=Command,
-    short_help="Follow a stream until it is closed, or Ctrl-C.",
     examples=[
         "durable-streams tail flights --ndjson",
         "durable-streams tail flights --offset now",

@@ -30,7 +30,6 @@ _REDRAWS = 4  # a second
 
 @click.command(
     cls=Command,
-    short_help="Store a feed, a file or a pipe in a stream.",
     examples=[
         "durable-streams relay https://stream.wikimedia.org/v2/stream/recentchange changes",
         "durable-streams relay access.ndjson visits --follow",

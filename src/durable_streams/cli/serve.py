@@ -70,7 +70,6 @@ def _setting(
 
 @click.command(
     cls=Command,
-    short_help="Run the server, until Ctrl-C or SIGTERM.",
     examples=[
         "durable-streams serve",
         "durable-streams serve --memory --port 0",

@@ -21,7 +21,6 @@ __all__ = ["sign"]
 
 @click.command(
     cls=Command,
-    short_help="Sign the URL of a stream, for browsers and guests.",
     examples=[
         "durable-streams sign jobs/1 --expires 1h",
         "durable-streams sign https://example.com/v1/stream/inbox/7 --allow append --expires 7d",

@@ -37,7 +37,6 @@ def _ask(settings: Settings, op: Op[T]) -> T:
 
 @click.command(
     cls=Command,
-    short_help="Create a subscription, or find the one that exists.",
     examples=[
         "durable-streams subscribe orders --pattern 'orders/*' --wake-stream wakes/orders",
         "durable-streams subscribe audit --stream logins --stream payments --wake-stream wakes/audit --lease 2m",
@@ -94,7 +93,6 @@ def subscribe(
 
 @click.command(
     cls=Command,
-    short_help="List, show or delete subscriptions.",
     examples=[
         "durable-streams subscriptions ls",
         "durable-streams subscriptions show orders",
@@ -136,7 +134,6 @@ def _text(value: Any) -> str:
 
 @click.command(
     cls=Command,
-    short_help="Run a command for each batch of a subscription, until Ctrl-C.",
     examples=[
         "durable-streams worker orders --exec 'jq .total'",
         "durable-streams worker orders --name host-1 --exec ./handle-batch",

@@ -62,7 +62,6 @@ def _look(found: Iterable[StreamInfo], most: int) -> tuple[float, dict[str, Stre
 
 @click.command(
     cls=Command,
-    short_help="Show the busiest streams, again and again.",
     examples=[
         "durable-streams top",
         "durable-streams top jobs/ --interval 10s",

@@ -14,7 +14,6 @@ __all__ = ["trim"]
 
 @click.command(
     cls=Command,
-    short_help="Let a stream give up its first data.",
     examples=[
         "durable-streams trim flights --max-bytes 1GiB",
         "durable-streams trim flights --before 0000000000000000_0000000000004096",

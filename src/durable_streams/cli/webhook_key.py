@@ -23,7 +23,6 @@ __all__ = ["webhook_key"]
 @click.command(
     "webhook-key",
     cls=Command,
-    short_help="Replace the key that signs webhooks.",
     examples=[
         "durable-streams webhook-key rotate --data-dir /srv/streams",
         "durable-streams webhook-key rotate --store nats://a:4222,b:4222",

@@ -22,7 +22,6 @@ __all__ = ["demo"]
 
 @click.command(
     cls=Command,
-    short_help="Show that nothing is lost while everything is killed.",
     examples=["durable-streams demo", "durable-streams demo --firehose"],
 )
 @click.option(
