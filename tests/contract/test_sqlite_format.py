@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import lzma
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from durable_streams.protocol.commands import Append, Rejection, SetRetention, Trim
 from durable_streams.protocol.state import Policy, ProducerStamp, StreamState
+from durable_streams.stores import checksums, upgrade
 from durable_streams.stores.base import StoreError
 from durable_streams.stores.sqlite import SqliteStore
 
@@ -18,10 +21,10 @@ DATA = Path(__file__).with_name("data")
 BYTES = "application/octet-stream"
 
 
-def unpacked(folder: Path) -> Path:
-    """Write the folder that version 0.2.0 wrote, with format 2."""
+def unpacked(folder: Path, number: int = 2) -> Path:
+    """Write the folder that an earlier version wrote, with format 2 or 3."""
     folder.mkdir(exist_ok=True)
-    (folder / "streams.db").write_bytes(lzma.decompress((DATA / "format-2.db.xz").read_bytes()))
+    (folder / "streams.db").write_bytes(lzma.decompress((DATA / f"format-{number}.db.xz").read_bytes()))
     return folder
 
 
@@ -56,7 +59,8 @@ async def check_content(store: SqliteStore) -> None:
         await store.append("plain", Append("text/plain", b"x", seq="7"))
 
 
-def test_a_folder_of_format_2_is_upgraded_at_its_first_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_folder_is_upgraded_at_its_first_start(tmp_path: Path, number: int) -> None:
     async def main() -> None:
         for _ in range(2):
             store = SqliteStore(folder)
@@ -64,10 +68,83 @@ def test_a_folder_of_format_2_is_upgraded_at_its_first_start(tmp_path: Path) -> 
             await check_content(store)
             await store.close()
 
-    folder = unpacked(tmp_path)
-    assert version(folder) == 2
+    folder = unpacked(tmp_path, number)
+    assert version(folder) == number
     asyncio.run(main())
-    assert version(folder) == 3
+    assert version(folder) == 4
+    assert unsealed(folder) == 0
+
+
+def unsealed(folder: Path) -> int:
+    """Return how many rows have no checksum."""
+    with sqlite3.connect(folder / "streams.db") as connection:
+        tables = ("stream", "record", "large", "producer")
+        counts = [f"(SELECT count(*) FROM {table} WHERE sum IS NULL)" for table in tables]
+        return connection.execute(f"SELECT {' + '.join(counts)}").fetchone()[0]
+
+
+def test_what_format_3_had_given_up_stays_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(unpacked(tmp_path, 3))
+        await store.open()
+        assert await everything(store, "trimmed") == b"00050006000700080009"
+        assert (await store.get("trimmed")).retention.policy == Policy(max_bytes=1000)
+        assert (await store.get("spent")).tail == 9
+        assert (await store.append("spent", Append(BYTES, b"more"))).state.tail == 13
+        assert await everything(store, "spent") == b"more"
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_an_upgrade_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each of its steps, and in the middle of each."""
+
+    async def opened() -> SqliteStore:
+        store = SqliteStore(folder)
+        await store.open()
+        return store
+
+    async def main() -> None:
+        monkeypatch.setattr(upgrade, "_ROWS", 7)
+        monkeypatch.setattr(upgrade, "_BYTES", 300_000)
+        interruptions = 0
+        while True:
+            fails = Failing(8 + interruptions % 3)
+            monkeypatch.setattr(upgrade, "seal", fails(checksums.seal))
+            monkeypatch.setattr(upgrade, "state_sum", fails(checksums.state_sum))
+            monkeypatch.setattr(upgrade, "producer_sum", fails(checksums.producer_sum))
+            try:
+                store = await opened()
+            except StoreError:
+                assert version(folder) == 4
+                interruptions += 1
+                assert interruptions < 200
+                continue
+            break
+        assert interruptions >= 5
+        assert unsealed(folder) == 0
+        await check_content(store)
+        await store.close()
+
+    folder = unpacked(tmp_path, 3)
+    asyncio.run(main())
+
+
+class Failing:
+    """Functions that fail once they were called often enough; a step of the upgrade calls one 7 times."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def __call__(self, function: Callable[..., int]) -> Callable[..., int]:
+        def call(*arguments: Any) -> int:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError("interrupted")
+            return function(*arguments)
+
+        return call
 
 
 def test_an_upgraded_folder_does_what_is_new(tmp_path: Path) -> None:
@@ -108,9 +185,9 @@ def test_an_upgrade_that_was_interrupted_changed_nothing(tmp_path: Path) -> None
 def test_a_newer_format_is_refused_in_one_sentence(tmp_path: Path) -> None:
     folder = unpacked(tmp_path)
     with sqlite3.connect(folder / "streams.db") as connection:
-        connection.execute("PRAGMA user_version = 4")
+        connection.execute("PRAGMA user_version = 5")
     before = (folder / "streams.db").read_bytes()
-    with pytest.raises(StoreError, match="have format 4, this version reads 3; run the version"):
+    with pytest.raises(StoreError, match="have format 5, this version reads 4; run the version"):
         asyncio.run(SqliteStore(folder).open())
     assert (folder / "streams.db").read_bytes() == before
 

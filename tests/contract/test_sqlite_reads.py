@@ -352,7 +352,7 @@ def test_f3_a_folder_of_the_format_before_goes_on(tmp_path: Path) -> None:
             with db:
                 db.execute(f"ATTACH '{tmp_path / 'new' / 'streams.db'}' AS new")
             with db:
-                db.execute("INSERT INTO stream SELECT * FROM new.stream")
+                db.execute("INSERT INTO stream SELECT id, path, deadline, state FROM new.stream")
                 position = 0
                 for size in SIZES:
                     db.execute(

@@ -24,6 +24,7 @@ __all__ = [
     "Chunk",
     "Listed",
     "Store",
+    "StoreDamagedError",
     "StoreError",
     "StoreFullError",
     "StoreLostError",
@@ -47,6 +48,26 @@ class StoreFullError(StoreError):
 
 class StoreUnavailableError(StoreError):
     """The store cannot commit or read now, and none of the command was stored. The server answers 503."""
+
+
+class StoreDamagedError(StoreUnavailableError):
+    """What is stored of a stream is not what was stored. The server answers 503 until it is repaired.
+
+    Attributes:
+        stream: The id of the stream; None if it is not known.
+
+    Args:
+        message: One sentence that names the stream and the position.
+        stream: The id of the stream, if it is known.
+    """
+
+    def __init__(self, message: str, stream: int | None = None) -> None:
+        super().__init__(message, stream)
+        self.stream = stream
+
+    def __str__(self) -> str:
+        """Return the sentence."""
+        return str(self.args[0])
 
 
 class StoreLostError(StoreUnavailableError):

@@ -22,7 +22,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -34,12 +34,31 @@ from durable_streams.protocol.retention import due_at
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import (
     Chunk,
+    StoreDamagedError,
     StoreError,
     StoreFullError,
     StoreLostError,
     StoreUnavailableError,
 )
 from durable_streams.stores.batch import CommitBatch
+from durable_streams.stores.checksums import (
+    CHECKSUM_TABLES,
+    SIZE_BITS,
+    Chains,
+    Ends,
+    after_append,
+    check_name,
+    damage_text,
+    damaged,
+    is_damage,
+    is_whole,
+    name_hash,
+    part_sum,
+    producer_sum,
+    seal,
+    state_sum,
+    unseal,
+)
 from durable_streams.stores.commits import Committed
 from durable_streams.stores.folder import FolderLock
 from durable_streams.stores.lanes import Lane, Lookup
@@ -48,6 +67,7 @@ from durable_streams.stores.private import create_file
 from durable_streams.stores.purging import PURGE_TABLES, Purge, purge
 from durable_streams.stores.reserve import DiskReserve
 from durable_streams.stores.sqlite_subscriptions import SqliteSubscriptions
+from durable_streams.stores.upgrade import CHECKSUM_COLUMNS, finish_upgrade
 
 __all__ = [
     "FILE_NAME",
@@ -56,23 +76,23 @@ __all__ = [
     "SIZE",
     "STATE",
     "TRIM",
-    "UPSERT_PRODUCERS",
-    "UPSERT_STREAMS",
     "SqliteStore",
     "check_file",
     "check_whole",
     "connect",
     "decode_states",
-    "insert_records",
     "is_full",
     "keep_open",
     "opening",
     "payload_of",
     "prepare",
+    "producer_statements",
     "purge_step",
     "read_appends",
+    "record_statements",
     "settle",
-    "stream_row",
+    "state_statements",
+    "write_tails",
 ]
 
 FILE_NAME = "streams.db"
@@ -81,33 +101,37 @@ FILE_NAMES = (FILE_NAME, _LOG_NAME, FILE_NAME + "-shm")
 """The files that SQLite keeps open while a server runs; only other programs ever replace them."""
 
 _LOG_HEADER, _FRAME_HEADER = 32, 24  # bytes (SQLite's file format, section 4.1)
-_FORMAT = 3
+_FORMAT = 4
 _APPLICATION_ID = 0x64757261  # "dura"
 # Large payloads are kept apart from the records: SQLite reads a whole record for each comparison of its key, so that a
 # record of 60 MB would slow down every search that passes it, even for another stream.
-_LARGE = "CREATE TABLE large (id INTEGER PRIMARY KEY, data BLOB NOT NULL);"
+_LARGE = "CREATE TABLE large (id INTEGER PRIMARY KEY, data BLOB NOT NULL{});"
 _SCHEMA = f"""
 CREATE TABLE stream (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, deadline REAL, state TEXT NOT NULL
+    id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, deadline REAL, state TEXT NOT NULL,
+    sum INTEGER, tail INTEGER
 );
 CREATE INDEX stream_deadline ON stream (deadline) WHERE deadline IS NOT NULL;
 CREATE TABLE record (
-    stream INTEGER NOT NULL, start INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (stream, start)
+    stream INTEGER NOT NULL, start INTEGER NOT NULL, data BLOB NOT NULL, sum INTEGER,
+    PRIMARY KEY (stream, start)
 ) WITHOUT ROWID;
-{_LARGE}
+{_LARGE.format(", sum INTEGER")}
 CREATE TABLE producer (
     stream INTEGER NOT NULL, id TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
-    PRIMARY KEY (stream, id)
+    sum INTEGER, PRIMARY KEY (stream, id)
 ) WITHOUT ROWID;
 CREATE TABLE garbage (stream INTEGER PRIMARY KEY);
 {PURGE_TABLES}
+{CHECKSUM_TABLES}
 CREATE TABLE probe (id INTEGER PRIMARY KEY, at REAL NOT NULL);
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_FORMAT};
 """
 
-# Format 1 had large payloads among the records: they stay there. Format 2 kept every stream from its beginning.
-_UPGRADES = {1: _LARGE, 2: PURGE_TABLES}
+# Format 1 had large payloads among the records: they stay there. Format 2 kept every stream from its beginning. Format
+# 3 had no checksums.
+_UPGRADES = {1: _LARGE.format(""), 2: PURGE_TABLES, 3: CHECKSUM_COLUMNS}
 
 _LARGEST_APPEND = 1_000_000_000
 """The largest payload, in bytes: the largest value that SQLite takes, since format 1 stored a payload as one value."""
@@ -115,33 +139,38 @@ _LARGEST_APPEND = 1_000_000_000
 LARGE = 256 << 10
 """Payloads of this many bytes and more are in ``large``, in parts of this size under consecutive ids; the record then
 holds an integer: ``first id << 32 | size``."""
-_INSERT_RECORD = "INSERT INTO record VALUES (?, ?, ?)"
-_INSERT_LARGE = "INSERT INTO large (data) VALUES (?)"
-_INSERT_LARGE_RECORD = "INSERT INTO record VALUES (?, ?, (last_insert_rowid() - ?) << 32 | ?)"
-UPSERT_PRODUCERS = """
+_INSERT_RECORD = "INSERT INTO record VALUES (?, ?, ?, ?)"
+_INSERT_LARGE = "INSERT INTO large (data, sum) VALUES (?, ?)"
+_INSERT_LARGE_RECORD = "INSERT INTO record VALUES (?, ?, (last_insert_rowid() - ?) << 32 | ?, ?)"
+_UPSERT_PRODUCERS = """
 INSERT INTO producer SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-json_extract(value, '$[3]') FROM json_each(?1) WHERE true
-ON CONFLICT (stream, id) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq"""
-UPSERT_STREAMS = """
+json_extract(value, '$[3]'), json_extract(value, '$[4]') FROM json_each(?1) WHERE true
+ON CONFLICT (stream, id) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq, sum = excluded.sum"""
+_UPSERT_STREAMS = """
 INSERT INTO stream SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-json_extract(value, '$[3]') FROM json_each(?1) WHERE true
-ON CONFLICT (id) DO UPDATE SET deadline = excluded.deadline, state = excluded.state"""
+json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]') FROM json_each(?1) WHERE true
+ON CONFLICT (id) DO UPDATE SET deadline = excluded.deadline, state = excluded.state, sum = excluded.sum,
+tail = excluded.tail"""
 SIZE = "CASE typeof(data) WHEN 'integer' THEN data & 4294967295 ELSE length(data) END"
 """SQL: the size of the payload of a row of ``record``, in bytes. Reads none of it."""
-STATE = f"""json_array(path, json(state),
+STATE = f"""json_array(id, path, state, sum, tail,
 (SELECT start + {SIZE} FROM record WHERE record.stream = stream.id ORDER BY start DESC LIMIT 1))"""  # noqa: S608
 """SQL: an element of the JSON array that ``decode_states`` takes, for a row of ``stream``."""
 
-_PARTS = "SELECT data FROM large WHERE id BETWEEN ? AND ? ORDER BY id"
+_LAST_ID = """
+SELECT max(id) FROM (SELECT seq AS id FROM sqlite_sequence WHERE name = 'stream' UNION ALL SELECT max(id) FROM stream
+UNION ALL SELECT max(stream) FROM record UNION ALL SELECT max(stream) FROM garbage)"""
+_PARTS = "SELECT data, sum FROM large WHERE id BETWEEN ? AND ? ORDER BY id"
 _SQLITE_FULL = 13  # SQLite's primary result code
 _PRIMARY_CODE = 0xFF  # the bits of an extended result code that hold the primary one
-_SIZE_BITS = 0xFFFFFFFF
 _CHECKPOINT_PAGES = 4000
 _LONG_LOG = 64 << 20  # bytes: readers have kept it from starting over, and the writer waits for them
 _LOG_WAIT = 100  # milliseconds
 _LOG_PAUSE = 2.0  # seconds after that was in vain: a backup reads for long
 
-_decode_rows = msgspec.json.Decoder(list[tuple[str, StreamState, int | None]]).decode
+_StateRow = tuple[int, str, str, int, int, int | None]
+_decode_rows = msgspec.json.Decoder(list[_StateRow]).decode
+_decode_state = msgspec.json.Decoder(StreamState).decode
 
 
 def connect(folder: Path, cache_kib: int) -> sqlite3.Connection:
@@ -217,13 +246,15 @@ def prepare(connection: sqlite3.Connection, folder: Path) -> int:
         check_file(connection, folder)
         if version in _UPGRADES:
             _upgrade(connection, version)
-    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'stream'").fetchone()
+        finish_upgrade(connection, LARGE)
+    # Damage must not let an id be used twice: what has the id is counted too.
+    (last,) = connection.execute(_LAST_ID).fetchone()
     # Ids of a new file start at the clock, so that caches never confuse its streams with those of a deleted folder.
-    return int(time.time()) if row is None else int(row[0])
+    return int(time.time()) if last is None else int(last)
 
 
 def _upgrade(connection: sqlite3.Connection, version: int) -> None:
-    """Bring a file to the present format, in one transaction: an interrupted upgrade has changed nothing."""
+    """Change the tables of a file to the present format, in one transaction."""
     changes = "".join([_UPGRADES[old] for old in range(version, _FORMAT)])
     connection.executescript(f"BEGIN IMMEDIATE; {changes} PRAGMA user_version = {_FORMAT}; COMMIT;")
 
@@ -269,21 +300,39 @@ def _log_size(connection: sqlite3.Connection) -> int:
 
 
 def decode_states(rows: str) -> dict[str, StreamState]:
-    """Return states by path from a JSON array of ``STATE``; a tail is where the last record ends."""
-    return {
-        # The row may be older than the last record; of a trimmed stream the last record may be gone.
-        path: state if tail is None or tail <= state.tail else msgspec.structs.replace(state, tail=tail)
-        for path, state, tail in _decode_rows(rows)
-    }
+    """Return states by path from a JSON array of ``STATE``; raise StoreDamagedError for one that was not stored so."""
+    return {row[1]: _checked_state(row) for row in _decode_rows(rows)}
 
 
-def _large_statements(stream: int, start: int, payload: bytes) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def _checked_state(row: _StateRow) -> StreamState:
+    """Return the state of a row of ``STATE``: where its records end, and where they ended once, come last."""
+    stream, path, text, checksum, stored, end = row
+    if state_sum(stream, path, text) != checksum:
+        raise _damaged_state(path, stream, 0, "its state is not what was stored")
+    state = _decode_state(text)
+    # The row may be older than the last record; of a trimmed stream the last record may be gone.
+    begin = state.lineage[-1].end if state.lineage else 0
+    least = max(state.tail, stored)
+    present = max(begin, state.floor, 0 if end is None else end)
+    if present < least:
+        raise _damaged_state(path, stream, present, "its end is missing")
+    return state if present <= state.tail else msgspec.structs.replace(state, tail=present)
+
+
+def _damaged_state(path: str, stream: int, position: int, what: str) -> StoreDamagedError:
+    return StoreDamagedError(damage_text(f"the stream {path}", position, what), stream)
+
+
+def _large_statements(
+    stream: int, start: int, payload: bytes, checksum: int
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Yield the statements that store a payload of at least ``LARGE`` bytes, for one transaction."""
     view = memoryview(payload)
     parts = range(0, len(view), LARGE)
     for at in parts:
-        yield _INSERT_LARGE, (view[at : at + LARGE],)
-    yield _INSERT_LARGE_RECORD, (stream, start, len(parts) - 1, len(view))
+        part = view[at : at + LARGE]
+        yield _INSERT_LARGE, (part, part_sum(stream, start + at, part))
+    yield _INSERT_LARGE_RECORD, (stream, start, len(parts) - 1, len(view), checksum)
 
 
 def _large_parts(data: int, begin: int, end: int) -> tuple[int, int, int]:
@@ -292,11 +341,22 @@ def _large_parts(data: int, begin: int, end: int) -> tuple[int, int, int]:
     return (data >> 32) + first, (data >> 32) + (end - 1) // LARGE, first * LARGE
 
 
-def _read_large(connection: sqlite3.Connection, data: int, begin: int, end: int) -> bytes | None:
-    """Return ``[begin, end)`` of a payload whose record holds ``data``; None if a part of it is missing."""
+def _read_large(
+    connection: sqlite3.Connection, stream: int, start: int, data: int, *, begin: int, end: int
+) -> bytes | None:
+    """Return ``[begin, end)`` of the payload at ``start`` whose record holds ``data``.
+
+    None if a part of it is missing; raises StoreDamagedError if one is not what was stored.
+    """
     first, last, at = _large_parts(data, begin, end)
-    parts = [memoryview(row[0]) for row in connection.execute(_PARTS, (first, last))]
-    if at + sum(map(len, parts)) < end:
+    parts: list[memoryview] = []
+    position = at
+    for part, checksum in connection.execute(_PARTS, (first, last)):
+        if part_sum(stream, start + position, part) != checksum:
+            raise damaged(connection, stream, start + position, _NOT_STORED)
+        parts.append(memoryview(part))
+        position += len(part)
+    if position < end:
         return None
     parts[-1] = parts[-1][: end - at - (last - first) * LARGE]
     parts[0] = parts[0][begin - at :]
@@ -305,26 +365,117 @@ def _read_large(connection: sqlite3.Connection, data: int, begin: int, end: int)
 
 def _size_of(data: int) -> int:
     """Return the size of a payload in ``large`` whose record holds ``data``."""
-    return data & _SIZE_BITS
+    return data & SIZE_BITS
 
 
-def payload_of(connection: sqlite3.Connection, data: bytes | int) -> bytes | None:
-    """Return the payload of a record that holds ``data``; None if a part of it is missing."""
-    return data if isinstance(data, bytes) else _read_large(connection, data, 0, _size_of(data))
+def payload_of(
+    connection: sqlite3.Connection, stream: int, start: int, data: bytes | int, checksum: int
+) -> bytes | None:
+    """Return the payload of a row of ``record``; None if a part of it is missing.
+
+    Args:
+        connection: A connection.
+        stream: The row's stream.
+        start: Where it begins, in bytes.
+        data: What it holds.
+        checksum: Its checksum.
+
+    Raises:
+        StoreDamagedError: It is not what was stored.
+    """
+    if not is_whole(stream, start, data, checksum):
+        raise damaged(connection, stream, start, _NOT_STORED)
+    if isinstance(data, bytes):
+        return data
+    return _read_large(connection, stream, start, data, begin=0, end=_size_of(data))
 
 
-def insert_records(connection: sqlite3.Connection, records: Sequence[tuple[int, int, bytes]]) -> None:
-    """Insert records, given as stream, start and payload."""
-    connection.executemany(_INSERT_RECORD, [record for record in records if len(record[2]) < LARGE])
-    for record in records:
-        if len(record[2]) >= LARGE:
-            for statement in _large_statements(*record):
-                connection.execute(*statement)
+def record_statements(
+    connection: sqlite3.Connection, chains: Chains, records: Sequence[tuple[Any, ...]]
+) -> tuple[list[tuple[str, Any]], Ends]:
+    """Return the statements that store records, and what `Chains.go_on` takes once they are committed.
+
+    Args:
+        connection: The connection that is going to run them.
+        chains: Where the streams go on.
+        records: The stream, the start and the payload of each record, and what the caller keeps with them.
+
+    Raises:
+        StoreDamagedError: A stream cannot go on from what is stored.
+    """
+    statements: list[tuple[str, Any]] = []
+    ends: Ends = {}
+    index: list[tuple[int, int, int, int, int]] = []
+    payloads: list[bytes] = []
+    position = 1  # SQL counts from one
+    for stream, start, payload, *_ in records:
+        size = len(payload)
+        end = ends.get(stream)
+        before = chains.before(connection, stream, start) if end is None else end[0]
+        after = after_append(payload if size < LARGE else size, before)
+        ends[stream] = after, start + size
+        checksum = seal(stream, start, before, after)
+        if size >= LARGE:
+            statements.extend(_large_statements(stream, start, payload, checksum))
+        elif size > _SMALL or len(records) == 1:
+            statements.append((_INSERT_RECORD, (stream, start, payload, checksum)))
+        else:
+            index.append((stream, start, position, size, checksum))
+            payloads.append(payload)
+            position += size
+    if index:
+        statements.append((_INSERT_RECORDS, (b"".join(payloads), _encode(index).decode())))
+    return statements, ends
 
 
-def stream_row(state: StreamState) -> tuple[int, str, float | None, StreamState]:
-    """Return the element of the JSON array of ``UPSERT_STREAMS`` for a stream."""
-    return state.id, state.path, due_at(state), state
+def state_statements(states: Sequence[StreamState], new: Sequence[StreamState]) -> list[tuple[str, Any]]:
+    """Return the statements that store states.
+
+    Args:
+        states: The states.
+        new: Those of them that are not stored yet.
+    """
+    statements: list[tuple[str, Any]] = []
+    if states:
+        statements.append((_UPSERT_STREAMS, (_encode(list(map(_stream_row, states))).decode(),)))
+    if new:
+        names = [(name_hash(state.path), state.id) for state in new]
+        statements.append((_INSERT_NAMES, (_encode(names).decode(),)))
+    return statements
+
+
+def producer_statements(
+    producers: Iterable[tuple[int, str, int, int]],
+) -> list[tuple[str, Any]]:
+    """Return the statements that store producers.
+
+    Args:
+        producers: The stream, the id, the epoch and the number of each of them.
+    """
+    rows = [(*row, producer_sum(*row)) for row in producers]
+    return [(_UPSERT_PRODUCERS, (_encode(rows).decode(),))] if rows else []
+
+
+def _stream_row(state: StreamState) -> tuple[int, str, float | None, str, int, int]:
+    """Return the element of the JSON array of ``_UPSERT_STREAMS`` for a stream."""
+    text = _encode(state).decode()
+    return state.id, state.path, due_at(state), text, state_sum(state.id, state.path, text), state.tail
+
+
+def write_tails(connection: sqlite3.Connection, chains: Chains) -> bool:
+    """Store where some streams end that got appends since that was stored last; return whether there were any."""
+    tails = chains.some_tails()
+    if not tails:
+        return False
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.executemany(_TAIL, tails)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
+        raise
+    chains.stored(tails)
+    return True
 
 
 def purge_step(connection: sqlite3.Connection) -> bool:
@@ -333,29 +484,42 @@ def purge_step(connection: sqlite3.Connection) -> bool:
 
 
 # Small payloads come as one value: a row each would release and acquire the interpreter lock a thousand times. A large
-# payload adds its number instead, which makes the value too short: that is noticed without a look at each row.
+# payload adds its number instead, which makes the value too short: that is noticed without a look at each row. The
+# checksums of the first and the last row verify all of it.
 _RUN = """
 SELECT (SELECT max(start) FROM record WHERE stream = ?1 AND start <= ?2), CAST(group_concat(data, '') AS BLOB),
-(SELECT min(start) FROM record WHERE stream = ?1 AND start >= ?3) FROM (SELECT data FROM record WHERE stream = ?1
+(SELECT min(start) FROM record WHERE stream = ?1 AND start >= ?3),
+(SELECT sum FROM record WHERE stream = ?1 AND start <= ?2 ORDER BY start DESC LIMIT 1),
+(SELECT json_array(start, sum) FROM record WHERE stream = ?1 AND start < ?3 ORDER BY start DESC LIMIT 1)
+FROM (SELECT data FROM record WHERE stream = ?1
 AND start >= (SELECT max(start) FROM record WHERE stream = ?1 AND start <= ?2) AND start < ?3 ORDER BY start)"""
 _MIXED = """
 SELECT CAST(group_concat(small, '') AS BLOB), json_group_array(json(large)) FILTER (WHERE large IS NOT NULL) FROM (
 SELECT CASE typeof(data) WHEN 'integer' THEN NULL ELSE data END AS small,
-CASE typeof(data) WHEN 'integer' THEN json_array(start, data) END AS large
+CASE typeof(data) WHEN 'integer' THEN json_array(start, data, sum) END AS large
 FROM record WHERE stream = ?1 AND start >= ?2 AND start < ?3 ORDER BY start)"""
 _FIRST = "SELECT max(start) FROM record WHERE stream = ? AND start <= ?"
 _HELD = "SELECT 1 FROM stream WHERE id = ? AND coalesce(json_extract(state, '$.floor'), 0) <= ?"
 
 _RUN_BYTES = 4 << 20  # between two checks whether the result is still wanted
 
-_decode_large = msgspec.json.Decoder(list[tuple[int, int]]).decode
+_ROWS = "SELECT start, data, sum FROM record WHERE stream = ? AND start >= ? AND start < ? ORDER BY start"
+_NOT_STORED = "its bytes are not what was stored"
+
+_decode_last = msgspec.json.Decoder(tuple[int, int]).decode
+_decode_large = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
 
 
 def read_appends(
     connection: sqlite3.Connection, lookup: Lookup, *, stream: int, start: int, stop: int, limit: int
 ) -> Chunk | None:
     """Return whole appends from the one that holds ``start``, nothing past ``stop``; None if they are gone."""
-    file = _File(connection, stream, stop)
+    with _explained(connection, stream, start):
+        return _read_appends(_File(connection, stream, stop), lookup, start, limit)
+
+
+def _read_appends(file: _File, lookup: Lookup, start: int, limit: int) -> Chunk | None:
+    stop = file.stop
     parts: list[bytes] = []
     begin = end = start
     while lookup.wanted and end < min(stop, begin + limit):
@@ -388,13 +552,17 @@ def read_piece(
     aligned: bool,
 ) -> Chunk | None:
     """Return ``limit`` bytes from ``start`` or its append, nothing past ``stop``; None if they are gone."""
-    file = _File(connection, stream, stop)
-    begin: int | None = start
-    if aligned:
-        (begin,) = connection.execute(_FIRST, (stream, start)).fetchone()
-    if begin is None:
-        return None
-    position, end = begin, min(stop, begin + limit)
+    with _explained(connection, stream, start):
+        begin: int | None = start
+        if aligned:
+            (begin,) = connection.execute(_FIRST, (stream, start)).fetchone()
+        if begin is None:
+            return None
+        return _read_piece(_File(connection, stream, stop), lookup, begin, limit)
+
+
+def _read_piece(file: _File, lookup: Lookup, begin: int, limit: int) -> Chunk | None:
+    position, end = begin, min(file.stop, begin + limit)
     parts: list[bytes] = []
     while lookup.wanted and position < end:
         run = file.find(position, min(end, position + _RUN_BYTES))
@@ -422,16 +590,21 @@ def _chunk(begin: int, stop: int, parts: list[bytes]) -> Chunk | None:
 
 
 class _Run(NamedTuple):
-    """Appends from ``first`` on: the joined bytes of small ones, and start and record of each large one."""
+    """Appends from ``first`` on: the joined bytes of small ones, and the row of each large one.
+
+    ``before`` and ``after`` are the CRC-32 of the stream at either end.
+    """
 
     first: int
     small: bytes
-    large: list[tuple[int, int]]
+    large: list[tuple[int, int, int]]
+    before: int
+    after: int
 
     def in_order(self) -> Iterator[bytes | int]:
         """Yield the bytes of consecutive small appends, and the record of each large one, in order."""
         at, used = self.first, 0
-        for start, data in self.large:
+        for start, data, _ in self.large:
             if start > at:
                 yield self.small[used : used + start - at]
                 used += start - at
@@ -442,7 +615,21 @@ class _Run(NamedTuple):
 
     def end(self) -> int:
         """Return where the run ends, if nothing is missing."""
-        return self.first + len(self.small) + sum([_size_of(data) for _, data in self.large])
+        return self.first + len(self.small) + sum([_size_of(data) for _, data, _ in self.large])
+
+    def is_whole(self, stream: int) -> bool:
+        """Whether all of it is what was stored."""
+        at, used, crc = self.first, 0, self.before
+        for start, data, checksum in self.large:
+            if start > at:
+                crc = after_append(self.small[used : used + start - at], crc)
+                used += start - at
+            if crc != unseal(stream, start, checksum)[0] or not is_whole(stream, start, data, checksum):
+                return False
+            crc = unseal(stream, start, checksum)[1]
+            at = start + _size_of(data)
+        # Without a copy where there are only small ones.
+        return after_append(self.small[used:] if used else self.small, crc) == self.after
 
 
 class _File:
@@ -451,30 +638,36 @@ class _File:
     def __init__(self, connection: sqlite3.Connection, stream: int, stop: int) -> None:
         self._connection = connection
         self._stream = stream
-        self._stop = stop
+        self.stop = stop
 
     def find(self, position: int, until: int) -> _Run | None:
         """Return the appends from the one that holds ``position`` to the last that begins before ``until``.
 
-        None if they are gone; raises sqlite3.DatabaseError if one is missing.
+        None if they are gone; raises StoreDamagedError if one is missing, or not what was stored.
         """
-        first, small, following = self._connection.execute(_RUN, (self._stream, position, until)).fetchone()
+        first, small, following, first_sum, last = self._connection.execute(
+            _RUN, (self._stream, position, until)
+        ).fetchone()
         if first is None or small is None:
             self._explain(position)
             return None
-        run = _Run(first, small, [])
-        end = self._stop if following is None else following
+        last_start, last_sum = _decode_last(last)
+        before = unseal(self._stream, first, first_sum)[0]
+        run = _Run(first, small, [], before, unseal(self._stream, last_start, last_sum)[1])
+        end = self.stop if following is None else following
         if run.end() < end:
             small, large = self._connection.execute(_MIXED, (self._stream, first, until)).fetchone()
-            run = _Run(first, small or b"", _decode_large(large))
+            run = run._replace(small=small or b"", large=_decode_large(large))
             if run.end() < end:
                 self._explain(position)
                 return None
+        if not run.is_whole(self._stream) or (following is not None and run.end() != following):
+            raise self._find_damage(first, until)
         return run
 
     def large(self, at: int, data: int, begin: int, end: int) -> bytes | None:
         """Return ``[begin, end)`` of the large append at ``at``, as ``data`` says; else None or raise, as ``find``."""
-        payload = _read_large(self._connection, data, begin, end)
+        payload = _read_large(self._connection, self._stream, at, data, begin=begin, end=end)
         if payload is None:
             self._explain(at)
         return payload
@@ -482,14 +675,56 @@ class _File:
     def _explain(self, position: int) -> None:
         """Return if what is at a position is being removed; raise the error of a damaged file if it is not."""
         if self._connection.execute(_HELD, (self._stream, position)).fetchone() is not None:
-            raise sqlite3.DatabaseError("the file is damaged: bytes of a stream are missing")
+            raise damaged(self._connection, self._stream, position, "its bytes are missing")
+
+    def _find_damage(self, begin: int, end: int) -> StoreDamagedError:
+        """Return the error that names the first damaged append of a run that is not whole."""
+        at = begin
+        for start, data, checksum in self._connection.execute(_ROWS, (self._stream, begin, end)):
+            if start != at or not is_whole(self._stream, start, data, checksum):
+                break
+            at = start + (_size_of(data) if isinstance(data, int) else len(data))
+        else:
+            at = begin
+        return damaged(self._connection, self._stream, at, _NOT_STORED)
+
+
+@contextlib.contextmanager
+def _explained(connection: sqlite3.Connection, stream: int, position: int) -> Iterator[None]:
+    """Name the stream and the position where SQLite finds damage."""
+    try:
+        yield
+    except (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError) as error:
+        if is_damage(error):
+            raise damaged(connection, stream, position, f"the file cannot be read ({error})") from error
+        raise
+
+
+@contextlib.contextmanager
+def _named(paths: list[str]) -> Iterator[None]:
+    """Name the stream that cannot be loaded; the streams of a list are loaded one by one after that."""
+    try:
+        yield
+    except (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError) as error:
+        if is_damage(error) and len(paths) == 1:
+            what = f"its state cannot be read ({error})"
+            raise StoreDamagedError(damage_text(f"the stream {paths[0]}", 0, what)) from error
+        raise
 
 
 T = TypeVar("T")
 
 _INSERT_RECORDS = """
 INSERT INTO record SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'),
-substr(?1, json_extract(value, '$[2]'), json_extract(value, '$[3]')) FROM json_each(?2)"""
+substr(?1, json_extract(value, '$[2]'), json_extract(value, '$[3]')), json_extract(value, '$[4]') FROM json_each(?2)"""
+_INSERT_NAMES = """
+INSERT OR IGNORE INTO name SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?)"""
+_DELETE_NAMES = """
+DELETE FROM name
+WHERE (hash, stream) IN (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"""
+_PATHS = """
+SELECT json_group_array(json_array(id, path)) FROM stream WHERE id IN (SELECT value FROM json_each(?))"""
+_TAIL = "UPDATE stream SET tail = max(tail, ?2) WHERE id = ?1"
 TRIM = """
 INSERT INTO trim SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?1) WHERE true
 ON CONFLICT (stream) DO UPDATE SET floor = excluded.floor"""
@@ -561,7 +796,7 @@ class _SqliteBackend:
         self._timeout = timeout
         self.identity = ""
         self.largest_append = _LARGEST_APPEND
-        self.subscriptions = SqliteSubscriptions(self._transact, self._look_up, timeout)
+        self.subscriptions = SqliteSubscriptions(self._write_rows, self._look_up, timeout)
         self._begin()
 
     def _begin(self) -> None:
@@ -573,6 +808,7 @@ class _SqliteBackend:
         self._states: Lane | None = None
         self._records: Lane | None = None
         self._purge = Purge(LARGE)
+        self._chains = Chains()
         self._reserve = DiskReserve(self._folder, self._reserve_size)
         self._is_full = False  # as the event loop knows it
         self._lost = False
@@ -630,6 +866,9 @@ class _SqliteBackend:
             _call_soon(loop, _finish, opened, last_id)
             self._write(connections[0], work)
             if not self._lost:
+                with contextlib.suppress(sqlite3.Error):
+                    while write_tails(connections[0], self._chains):
+                        pass
                 settle(connections[0])
                 lock.identity.leave()
                 connections[0].close()
@@ -659,14 +898,22 @@ class _SqliteBackend:
     ) -> None:
         while True:
             try:
-                pause = None if self._lost else self._purge.pause()
+                pause = None if self._lost else self._pause()
                 work = works.get(timeout=pause) if pause else works.get(block=pause is None)
             except queue.Empty:
-                self._purge_some(connection)
-                continue
-            if work is None:
-                break
-            work(connection)
+                if self._purge.pause() == 0.0:
+                    self._purge_some(connection)
+            else:
+                if work is None:
+                    break
+                work(connection)
+            if self._chains.due() and not self._lost:
+                self._write_tails(connection)
+
+    def _pause(self) -> float | None:
+        """Return in how many seconds there is something to do that is not asked for; None if there is nothing."""
+        pauses = [pause for pause in (self._purge.pause(), self._chains.pause()) if pause is not None]
+        return min(pauses, default=None)
 
     # -- reading
 
@@ -674,15 +921,26 @@ class _SqliteBackend:
         wanted = _encode(paths).decode()
 
         def load(connection: sqlite3.Connection, _: Lookup) -> dict[str, StreamState]:
-            return decode_states(connection.execute(_LOAD, (wanted,)).fetchone()[0])
+            with _named(paths):
+                found = decode_states(connection.execute(_LOAD, (wanted,)).fetchone()[0])
+                for path in paths:
+                    if path not in found:
+                        check_name(connection, path)
+            return found
 
         return await self._lane(self._states).run(load)
 
     async def load_producer(self, stream_id: int, producer_id: str) -> ProducerState | None:
         def load(connection: sqlite3.Connection, _: Lookup) -> ProducerState | None:
-            sql = "SELECT epoch, seq FROM producer WHERE stream = ? AND id = ?"
-            row = connection.execute(sql, (stream_id, producer_id)).fetchone()
-            return None if row is None else ProducerState(*row)
+            sql = "SELECT epoch, seq, sum FROM producer WHERE stream = ? AND id = ?"
+            with _explained(connection, stream_id, 0):
+                row = connection.execute(sql, (stream_id, producer_id)).fetchone()
+            if row is None:
+                return None
+            epoch, seq, checksum = row
+            if producer_sum(stream_id, producer_id, epoch, seq) != checksum:
+                raise damaged(connection, stream_id, 0, f"the producer {producer_id} is not what was stored")
+            return ProducerState(epoch, seq)
 
         return await self._lane(self._states).run(load)
 
@@ -700,7 +958,8 @@ class _SqliteBackend:
 
     async def boundary(self, stream_id: int, position: int, stop: int) -> int | None:  # noqa: ARG002 - one signature for all
         def find(connection: sqlite3.Connection, _: Lookup) -> int | None:
-            found: int | None = connection.execute(_BOUNDARY, (stream_id, position)).fetchone()[0]
+            with _explained(connection, stream_id, position):
+                found: int | None = connection.execute(_BOUNDARY, (stream_id, position)).fetchone()[0]
             return found
 
         return await self._lane(self._states).run(find)
@@ -745,10 +1004,14 @@ class _SqliteBackend:
     # -- writing
 
     def commit(self, batch: CommitBatch, committed: Committed) -> None:
-        self._transact(_statements(batch), committed, garbage=bool(batch.removed or batch.trimmed))
+        work = partial(_batch_work, self._chains, batch)
+        self._transact(work, committed, garbage=bool(batch.removed or batch.trimmed))
+
+    def _write_rows(self, statements: list[tuple[str, Any]], committed: Committed) -> None:
+        self._transact(lambda _: _Work(statements, {}), committed)
 
     def _transact(
-        self, statements: list[tuple[str, Any]], committed: Committed, *, garbage: bool = False
+        self, work: Callable[[sqlite3.Connection], _Work], committed: Committed, *, garbage: bool = False
     ) -> None:
         """Run statements as one transaction in the writer's thread, then report on the event loop."""
         loop = asyncio.get_running_loop()
@@ -757,11 +1020,11 @@ class _SqliteBackend:
             # Checked before the write, unless it was checked just now: nothing is written to a folder that is gone.
             error = self._loss(connection, all_files=time.monotonic() - self._looked > _LOOK_AFTER)
             if error is None:
-                error = _execute(connection, statements)
+                error = _execute(connection, work, self._chains)
                 if isinstance(error, StoreFullError) and self._reserve.give_up():
                     _shorten_log(connection)
                     # What is in the batch by now is small enough; what would be appended later is refused.
-                    error = _execute(connection, statements)
+                    error = _execute(connection, work, self._chains)
             if self._reserve.in_use:
                 self._say_if_full(connection, loop)
             if garbage:
@@ -777,6 +1040,13 @@ class _SqliteBackend:
             _call_soon(loop, committed, error)
 
         self._work.put(write)
+
+    def _write_tails(self, connection: sqlite3.Connection) -> None:
+        """Store where the streams end: a last append that is missing is noticed by that."""
+        try:
+            write_tails(connection, self._chains)
+        except sqlite3.Error:
+            self._chains.wait()  # there is no room, perhaps
 
     def _purge_some(self, connection: sqlite3.Connection) -> None:
         try:
@@ -861,62 +1131,63 @@ def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
         future.set_exception(error)
 
 
-def _statements(batch: CommitBatch) -> list[tuple[str, Any]]:
+class _Work(NamedTuple):
+    """A transaction: its statements, where the streams' chains end after it, and which streams it removes."""
+
+    statements: list[tuple[str, Any]]
+    ends: Ends
+    removed: Collection[int] = ()
+
+
+def _batch_work(chains: Chains, batch: CommitBatch, connection: sqlite3.Connection) -> _Work:
     statements: list[tuple[str, Any]] = []
-    removed = [(stream_id,) for stream_id in batch.removed]
-    if removed:
+    if batch.removed:
         ids = _encode(batch.removed).decode()
+        paths = msgspec.json.decode(connection.execute(_PATHS, (ids,)).fetchone()[0])
+        names = _encode([(name_hash(path), stream) for stream, path in paths]).decode()
         statements.append(("DELETE FROM stream WHERE id IN (SELECT value FROM json_each(?))", (ids,)))
+        statements.append((_DELETE_NAMES, (names,)))
         statements.append(("INSERT INTO garbage SELECT value FROM json_each(?)", (ids,)))
     if batch.trimmed:
         statements.append((TRIM, (_encode(list(batch.trimmed.items())).decode(),)))
-    changed = (batch.changed[slot] for slot in batch.dirty)
-    rows = [stream_row(state) for state in changed if state is not None]
-    if rows:
-        statements.append((UPSERT_STREAMS, (_encode(rows).decode(),)))
+    states: list[StreamState] = []
+    new: list[StreamState] = []
+    for slot in batch.dirty:
+        state = batch.changed[slot]
+        if state is not None:
+            states.append(state)
+            if slot.state is None or slot.state.id != state.id:
+                new.append(state)
+    statements.extend(state_statements(states, new))
     if batch.producers:
-        producers = [(*key, producer.epoch, producer.seq) for key, (producer, _) in batch.producers.items()]
-        statements.append((UPSERT_PRODUCERS, (_encode(producers).decode(),)))
-    statements.extend(_record_statements(batch.records))
+        statements.extend(
+            producer_statements(
+                (*key, producer.epoch, producer.seq) for key, (producer, _) in batch.producers.items()
+            )
+        )
+    records, ends = record_statements(connection, chains, batch.records)
+    statements.extend(records)
     if batch.probe:
         statements.append(("INSERT OR REPLACE INTO probe VALUES (1, ?)", (batch.now,)))
-    return statements
+    return _Work(statements, ends, batch.removed)
 
 
-def _record_statements(records: list[tuple[int, int, bytes, Any]]) -> list[tuple[str, Any]]:
-    if len(records) == 1 and len(records[0][2]) < LARGE:
-        return [(_INSERT_RECORD, records[0][:3])]
-    statements: list[tuple[str, Any]] = []
-    index: list[tuple[int, int, int, int]] = []
-    payloads: list[bytes] = []
-    position = 1  # SQL counts from one
-    for stream_id, start, payload, _ in records:
-        size = len(payload)
-        if size >= LARGE:
-            statements.extend(_large_statements(stream_id, start, payload))
-        elif size > _SMALL:
-            statements.append((_INSERT_RECORD, (stream_id, start, payload)))
-        else:
-            index.append((stream_id, start, position, size))
-            payloads.append(payload)
-            position += size
-    if index:
-        statements.append((_INSERT_RECORDS, (b"".join(payloads), _encode(index).decode())))
-    return statements
-
-
-def _execute(connection: sqlite3.Connection, statements: list[tuple[str, Any]]) -> StoreError | None:
+def _execute(
+    connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], _Work], chains: Chains
+) -> StoreError | None:
     """Run the statements as one transaction; a single one is its own."""
     try:
         if connection.in_transaction:  # an earlier rollback failed
             connection.rollback()
+        statements, ends, removed = work(connection)
         if len(statements) == 1:
             connection.execute(*statements[0])
-            return None
-        connection.execute("BEGIN IMMEDIATE")
-        for statement in statements:
-            connection.execute(*statement)
-        connection.execute("COMMIT")
+        else:
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in statements:
+                connection.execute(*statement)
+            connection.execute("COMMIT")
+        chains.go_on(ends, removed)
     except Exception as error:  # noqa: BLE001 - the writer must survive any failure
         with contextlib.suppress(sqlite3.Error):
             if connection.in_transaction:
@@ -930,6 +1201,12 @@ def _store_full() -> StoreFullError:
 
 
 def _store_error(error: Exception) -> StoreError:
+    if isinstance(error, StoreError):
+        return error
     if is_full(error):
         return _store_full()
+    if is_damage(error):
+        return StoreDamagedError(
+            f"the file {FILE_NAME} is damaged: {error}; durable-streams verify shows what is whole"
+        )
     return StoreUnavailableError(f"the store cannot be used now: {error}; none of this request was stored")

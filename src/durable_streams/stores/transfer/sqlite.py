@@ -12,12 +12,13 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import StoreError, StoreFullError, StoreLostError, StoreUnavailableError
+from durable_streams.stores.checksums import Chains
 from durable_streams.stores.folder import FolderLock
 from durable_streams.stores.sqlite import (
     FILE_NAME,
@@ -25,20 +26,20 @@ from durable_streams.stores.sqlite import (
     SIZE,
     STATE,
     TRIM,
-    UPSERT_PRODUCERS,
-    UPSERT_STREAMS,
     check_whole,
     connect,
     decode_states,
-    insert_records,
     is_full,
     keep_open,
     opening,
     payload_of,
     prepare,
+    producer_statements,
     purge_step,
+    record_statements,
     settle,
-    stream_row,
+    state_statements,
+    write_tails,
 )
 from durable_streams.stores.sqlite_subscriptions import SqliteSubscriptions
 from durable_streams.stores.subscriptions import SubscriptionStore
@@ -62,12 +63,20 @@ SELECT json_group_array(json(row)), max(path) FROM
 _AT = f"SELECT json_group_array({STATE}) FROM stream WHERE path IN (SELECT value FROM json_each(?))"  # noqa: S608
 _TAKEN = "SELECT path FROM stream WHERE id = ? AND path != ?"
 _TAIL = f"SELECT start + {SIZE} FROM record WHERE stream = ? ORDER BY start DESC LIMIT 1"  # noqa: S608
-_APPENDS = "SELECT start, data FROM record WHERE stream = ? AND start >= ? ORDER BY start"
+_APPENDS = "SELECT start, data, sum FROM record WHERE stream = ? AND start >= ? ORDER BY start"
 _PRODUCERS = "SELECT id, epoch, seq FROM producer WHERE stream = ?"
 _RAISE_IDS = "UPDATE sqlite_sequence SET seq = max(seq, ?1) WHERE name = 'stream'"
 _FIRST_IDS = "INSERT INTO sqlite_sequence (name, seq) VALUES ('stream', ?1)"
 
 _encode = msgspec.json.Encoder().encode
+
+
+class _Rows(NamedTuple):
+    """Rows that wait: records, producers and states."""
+
+    records: list[tuple[int, int, bytes]]
+    producers: list[tuple[int, str, int, int]]
+    states: list[StreamState]
 
 
 class SqlitePlace:
@@ -91,6 +100,7 @@ class SqlitePlace:
         self._producers: list[tuple[int, str, int, int]] = []
         self._states: list[StreamState] = []
         self._size = 0
+        self._chains = Chains()
         self._ends: dict[int, int] = {}  # of incomplete streams, by id
         self._complete: set[int] = set()  # of the last `held`; their bytes count once they are committed
 
@@ -127,6 +137,9 @@ class SqlitePlace:
             keep_open(connection)
             return
         if self._identity.name and not connection.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                while write_tails(connection, self._chains):
+                    pass
             settle(connection)
             self._identity.leave()
         connection.close()
@@ -227,11 +240,11 @@ class SqlitePlace:
 
     async def flush(self) -> None:
         """Write the waiting rows, and commit unless a complete stream has been extended in part."""
-        records, producers, states = self._records, self._producers, self._states
+        rows = _Rows(self._records, self._producers, self._states)
         self._records, self._producers, self._states, self._size = [], [], [], 0
         whole = self._complete.isdisjoint(self._ends)
         await self._in_thread(
-            lambda: self._query(lambda connection: _write(connection, records, producers, states, whole))
+            lambda: self._query(lambda connection: _write(connection, self._chains, rows, commit=whole))
         )
         self._lock.check()
 
@@ -249,8 +262,8 @@ class SqlitePlace:
 def _page(connection: sqlite3.Connection, state: StreamState, position: int) -> list[bytes]:
     page: list[bytes] = []
     end = position
-    for start, data in connection.execute(_APPENDS, (state.id, position)):
-        payload = payload_of(connection, data)
+    for start, data, checksum in connection.execute(_APPENDS, (state.id, position)):
+        payload = payload_of(connection, state.id, start, data, checksum)
         if start != end or payload is None:
             raise damaged(state, end)
         if end >= state.tail:
@@ -285,28 +298,27 @@ def _held(connection: sqlite3.Connection, folder: Path, states: Sequence[StreamS
     return held
 
 
-def _write(
-    connection: sqlite3.Connection,
-    records: list[tuple[int, int, bytes]],
-    producers: list[tuple[int, str, int, int]],
-    states: list[StreamState],
-    commit: bool,
-) -> None:
+def _write(connection: sqlite3.Connection, chains: Chains, rows: _Rows, *, commit: bool) -> None:
+    records, producers, states = rows
     try:
         if not connection.in_transaction:
             connection.execute("BEGIN IMMEDIATE")
-        insert_records(connection, records)
-        connection.execute(UPSERT_PRODUCERS, (_encode(producers).decode(),))
-        connection.execute(UPSERT_STREAMS, (_encode(list(map(stream_row, states))).decode(),))
+        statements, ends = record_statements(connection, chains, records)
+        # A name that is there already stays.
+        statements += [*producer_statements(producers), *state_statements(states, states)]
+        for statement in statements:
+            connection.execute(*statement)
         # A stream that was there already may begin later now.
         floors = [(state.id, state.floor) for state in states if state.floor]
         connection.execute(TRIM, (_encode(floors).decode(),))
         ids = [record[0] for record in records] + [state.id for state in states]
         if ids and not connection.execute(_RAISE_IDS, (max(ids),)).rowcount:
             connection.execute(_FIRST_IDS, (max(ids),))
+        chains.go_on(ends, ())
         if commit:
             connection.execute("COMMIT")
     except BaseException:
+        chains.forget()
         if connection.in_transaction:
             connection.rollback()
         raise
