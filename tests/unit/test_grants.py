@@ -107,6 +107,44 @@ def test_somewhere_and_everywhere() -> None:
     assert not grant.allows_somewhere("read")
 
 
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ([], []),
+        (["read:jobs"], []),
+        (["list:jobs"], [("jobs", True)]),
+        (["list:jobs/**"], [("jobs", True), ("jobs/", False)]),
+        (["list:jobs/*"], [("jobs/", False)]),
+        (["list:b/*/x", "list:a/**/x"], [("a", True), ("a/", False), ("b/", False)]),
+        (["list:a/**", "list:a/b", "list:a/b/*", "list:a"], [("a", True), ("a/", False)]),
+        (["list:a-b", "list:a/**"], [("a", True), ("a-b", True), ("a/", False)]),
+        (["list:**", "list:a/b"], [("", False)]),
+        (["list:*/x"], [("", False)]),
+    ],
+)
+def test_where_the_paths_of_a_grant_are(rules: list[str], expected: list[tuple[str, bool]]) -> None:
+    assert Grant.of(*rules).reach("list") == expected
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["a", "b", "*", "**"]), min_size=1, max_size=4).map("/".join), max_size=4
+    ),
+    st.text("ab/-", min_size=1, max_size=6),
+    st.text("ab/-", max_size=4),
+)
+def test_what_a_grant_allows_is_where_it_reaches(patterns: list[str], path: str, prefix: str) -> None:
+    grant = Grant.of(*(f"list:{pattern}" for pattern in patterns))
+    reach = grant.reach("list")
+    assert reach == sorted(set(reach))
+    within = [part for one in reach if (part := one.within(prefix)) is not None]
+    holding = [one for one in within if path == one.text or (path.startswith(one.text) and not one.is_whole)]
+    assert len(holding) <= 1
+    if grant.allows("list", path) and path.startswith(prefix):
+        assert holding
+    assert all(one.text.startswith(prefix) for one in within)
+
+
 def test_a_grant_is_bounded() -> None:
     with pytest.raises(ValueError, match="at most 64 rules"):
         Grant.of(*["read:**"] * 65)

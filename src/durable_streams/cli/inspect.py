@@ -19,10 +19,11 @@ from durable_streams.client.base import CallOptions, make_options
 from durable_streams.client.sync_listing import list_streams
 from durable_streams.client.sync_performer import run
 from durable_streams.protocol import resources
+from durable_streams.protocol.headers import STREAM_ROOT
 
 __all__ = ["check", "info", "listed", "ls", "ping", "short_size"]
 
-_ROOT = "/v1/stream"
+_ROOT = STREAM_ROOT.rstrip("/")
 _PING_SECONDS = 10.0
 _ONCE = RetryPolicy(max_retries=0)
 

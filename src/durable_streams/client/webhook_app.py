@@ -22,6 +22,7 @@ from durable_streams.client.aio_worker import Worker
 from durable_streams.client.base import make_options
 from durable_streams.client.worker_base import AsyncHandler
 from durable_streams.errors import DurableStreamError
+from durable_streams.protocol.headers import RESERVED
 from durable_streams.protocol.jsonparser import MALFORMED
 from durable_streams.protocol.leases import Lease, Pending
 from durable_streams.protocol.request import Op, Request, check_url, error_from
@@ -37,7 +38,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-_KEYS = "/__ds/jwks.json"
+_KEYS = f"/{RESERVED}/jwks.json"
 _REPLAY_SECONDS = 300
 _KEYS_SECONDS = 300.0
 _KEYS_PAUSE = 5.0  # seconds between two requests for keys, whatever signatures name

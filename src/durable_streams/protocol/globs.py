@@ -1,19 +1,74 @@
-"""Patterns of stream paths (protocol section 8): ``*`` is one segment, ``**`` any number of them, the rest is literal.
+"""Patterns of paths: ``*`` is one segment, ``**`` any number of them, the rest is literal.
 
-Invariants: a match costs at most a comparison for each pair of segments, one of the pattern and one of the path;
-there are no partial wildcards: ``a*`` matches a segment ``a*`` only. ``%2A`` in a segment is a literal ``*``.
+Invariants: a match is one pass over the segments of a path, whatever the stars of the pattern are; there are no partial
+wildcards. `Automaton` is the match; `Glob` is a pattern of stream paths as the protocol has them (section 8), and
+`grants.PathPattern` one of those that say who may do what. In a `Glob` a segment ``a*`` matches ``a*`` only, and
+``%2A`` is a literal ``*``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from enum import Enum
 
-__all__ = ["MAX_WILDCARDS", "Glob", "segments"]
+import msgspec
+
+__all__ = ["MAX_WILDCARDS", "Automaton", "Glob", "Part", "Wildcard", "segments"]
 
 MAX_WILDCARDS = 16
 """The most ``**`` of a pattern."""
 
-_ONE, _ANY = object(), object()
+
+class Wildcard(Enum):
+    """What stands for segments that are not known."""
+
+    ONE = "*"
+    ANY = "**"
+
+
+Part = str | Wildcard
+"""A segment of a pattern."""
+
+
+class Automaton(msgspec.Struct, frozen=True):
+    """A pattern, ready to be matched: its parts are the states, one bit each.
+
+    Bit n is set where the first n parts have matched what came so far.
+    """
+
+    literals: dict[str, int]
+    ones: int
+    anys: int
+    final: int
+
+    @classmethod
+    def of(cls, parts: Iterable[Part]) -> Automaton:
+        """Return the automaton of a pattern's parts."""
+        literals: dict[str, int] = {}
+        ones = anys = 0
+        bit = 1
+        for part in parts:
+            if part is Wildcard.ANY:
+                if anys & (bit >> 1):
+                    continue  # of several in a row one is enough
+                anys |= bit
+            elif part is Wildcard.ONE:
+                ones |= bit
+            else:
+                literals[part] = literals.get(part, 0) | bit
+            bit <<= 1
+        return cls(literals, ones, anys, bit)
+
+    def matches(self, path: Iterable[str]) -> bool:
+        """Whether a path, given as its segments, matches."""
+        literals, ones, anys = self.literals, self.ones, self.anys
+        states = 1 | ((1 & anys) << 1)  # a ** is passed without a segment
+        for segment in path:
+            states = ((states & (ones | literals.get(segment, 0))) << 1) | (states & anys)
+            states |= (states & anys) << 1
+            if not states:
+                return False
+        return bool(states & self.final)
 
 
 def segments(path: str) -> list[str]:
@@ -22,7 +77,7 @@ def segments(path: str) -> list[str]:
 
 
 class Glob:
-    """A pattern.
+    """A pattern of stream paths.
 
     Args:
         pattern: The pattern as text.
@@ -31,21 +86,15 @@ class Glob:
         ValueError: It has no segment, or more than `MAX_WILDCARDS` times ``**``.
     """
 
-    __slots__ = ("_parts", "prefix")
+    __slots__ = ("_automaton", "prefix")
 
     def __init__(self, pattern: str) -> None:
-        parts: list[object] = []
-        for segment in segments(pattern):
-            if segment == "**":
-                if parts[-1:] != [_ANY]:  # two in a row say no more than one
-                    parts.append(_ANY)
-            else:
-                parts.append(_ONE if segment == "*" else _literal(segment))
+        parts = [_part(segment) for segment in segments(pattern)]
         if not parts:
             raise ValueError("a pattern has at least one segment")
-        if parts.count(_ANY) > MAX_WILDCARDS:
+        self._automaton = Automaton.of(parts)
+        if self._automaton.anys.bit_count() > MAX_WILDCARDS:
             raise ValueError(f"a pattern has at most {MAX_WILDCARDS} times **")
-        self._parts = parts
         first = parts[0]
         self.prefix = first if isinstance(first, str) else None
 
@@ -53,20 +102,10 @@ class Glob:
         """Whether a path, given as its segments, matches."""
         if self.prefix is not None and (not path or path[0] != self.prefix):
             return False
-        # reached[i]: the parts so far match the first i segments.
-        reached = [True] + [False] * len(path)
-        for part in self._parts:
-            if part is _ANY:
-                begun = False
-                for at, so_far in enumerate(reached):
-                    begun = begun or so_far
-                    reached[at] = begun
-            else:
-                for at in range(len(path), 0, -1):
-                    reached[at] = reached[at - 1] and (part is _ONE or part == path[at - 1])
-                reached[0] = False
-        return reached[-1]
+        return self._automaton.matches(path)
 
 
-def _literal(segment: str) -> str:
+def _part(segment: str) -> Part:
+    if segment in ("*", "**"):
+        return Wildcard(segment)
     return segment.replace("%2A", "*").replace("%2a", "*")

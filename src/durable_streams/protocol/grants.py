@@ -11,11 +11,14 @@ In a pattern ``*`` stands for one segment and ``**`` for any number of them, als
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from itertools import takewhile
+from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
-__all__ = ["EVERYTHING", "OPERATIONS", "Grant", "Operation", "PathPattern", "Rule", "operations_of"]
+from durable_streams.protocol.globs import Automaton, Part, Wildcard
+
+__all__ = ["EVERYTHING", "OPERATIONS", "Grant", "Operation", "PathPattern", "Reach", "Rule", "operations_of"]
 
 Operation = Literal["read", "append", "create", "delete", "trim", "list", "subscribe", "admin"]
 """What a caller wants to do. ``admin`` is what concerns the server itself, and includes none of the others."""
@@ -29,19 +32,34 @@ _MAX_SEGMENTS = 64
 _MAX_RULES = 64
 
 
+class Reach(NamedTuple):
+    """Paths that are next to each other in the order of all paths.
+
+    Attributes:
+        text: What they begin with.
+        is_whole: Whether it is the text itself only.
+    """
+
+    text: str
+    is_whole: bool = False
+
+    def within(self, prefix: str) -> Reach | None:
+        """Return those that begin with a prefix, None if none can."""
+        if self.text.startswith(prefix):
+            return self
+        return Reach(prefix) if prefix.startswith(self.text) and not self.is_whole else None
+
+
 class PathPattern(msgspec.Struct, frozen=True):
     """A pattern of paths.
 
     Most patterns are one path, or everything below one: these are compared as texts, ``prefix`` with its last slash.
-    For the others, the segments are the states of an automaton, one bit each: bit n is set where the first n segments
-    of the pattern have matched what came so far.
+    ``parts`` is None where the text is one path, whatever stars are in it.
     """
 
     text: str
-    literals: dict[str, int]
-    stars: int
-    double_stars: int
-    final: int
+    parts: tuple[Part, ...] | None
+    automaton: Automaton | None = None
     prefix: str | None = None
 
     @classmethod
@@ -58,54 +76,49 @@ class PathPattern(msgspec.Struct, frozen=True):
             )
         if not segments[0]:
             raise ValueError(f"a pattern begins with a segment, not with a slash: {text[1:81]!r}")
-        literals: dict[str, int] = {}
-        stars = double_stars = position = 0
-        for segment in segments:
-            bit = 1 << position
-            if segment == "**":
-                if double_stars & (bit >> 1):
-                    continue  # of several in a row one is enough
-                double_stars |= bit
-            elif segment == "*":
-                stars |= bit
-            elif "*" in segment:
-                raise ValueError(
-                    f"a * in a pattern stands for a whole segment, which {segment[:80]!r} is not"
-                )
-            else:
-                literals[segment] = literals.get(segment, 0) | bit
-            position += 1
-        prefix = text[:-2] if text.endswith("/**") and "*" not in text[:-2] else None
-        return cls(text, literals, stars, double_stars, 1 << position, prefix)
+        parts = tuple(map(_part, segments))
+        if "*" not in text:
+            return cls.literal(text)
+        known = text.removesuffix("**")
+        prefix = known if known[-1:] in ("", "/") and "*" not in known else None
+        return cls(text, parts, Automaton.of(parts), prefix)
 
     @classmethod
     def literal(cls, path: str) -> PathPattern:
         """Return the pattern that one path matches, whatever stars are in it."""
-        literals: dict[str, int] = {}
-        segments = path.split("/")
-        for position, segment in enumerate(segments):
-            literals[segment] = literals.get(segment, 0) | (1 << position)
-        return cls(path, literals, 0, 0, 1 << len(segments))
+        return cls(path, None)
 
     @property
     def is_everything(self) -> bool:
         """Whether every path matches."""
-        return self.text == "**" and not self.literals
+        return self.parts is not None and set(self.parts) == {Wildcard.ANY}
+
+    def reach(self) -> list[Reach]:
+        """Return where the paths are that may match."""
+        if self.parts is None:
+            return [Reach(self.text, is_whole=True)]
+        known = list(takewhile(lambda part: isinstance(part, str), self.parts))
+        if not known:
+            return [Reach("")]
+        head = "/".join(map(str, known))
+        below = [Reach(f"{head}/")]
+        return [Reach(head, is_whole=True), *below] if self.parts[len(known)] is Wildcard.ANY else below
 
     def matches(self, path: str) -> bool:
         """Whether a path matches."""
         if self.prefix is not None:
             return path.startswith(self.prefix) or path == self.prefix[:-1]
-        if not (self.stars or self.double_stars):
+        if self.automaton is None:
             return path == self.text
-        literals, stars, double_stars = self.literals, self.stars, self.double_stars
-        states = 1 | ((1 & double_stars) << 1)  # a ** is passed without a segment
-        for segment in path.split("/"):
-            states = ((states & (stars | literals.get(segment, 0))) << 1) | (states & double_stars)
-            states |= (states & double_stars) << 1
-            if not states:
-                return False
-        return bool(states & self.final)
+        return self.automaton.matches(path.split("/"))
+
+
+def _part(segment: str) -> Part:
+    if segment in ("*", "**"):
+        return Wildcard(segment)
+    if "*" in segment:
+        raise ValueError(f"a * in a pattern stands for a whole segment, which {segment[:80]!r} is not")
+    return segment
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -196,6 +209,16 @@ class Grant(msgspec.Struct, frozen=True):
     def allows_everywhere(self, operation: Operation) -> bool:
         """Whether an operation is allowed on every stream."""
         return any(rule.bits & _BITS[operation] and rule.pattern.is_everything for rule in self.rules)
+
+    def reach(self, operation: Operation) -> list[Reach]:
+        """Return where the paths are on which an operation may be allowed: in order, and none of them twice."""
+        bit = _BITS[operation]
+        found = {one for rule in self.rules if rule.bits & bit for one in rule.pattern.reach()}
+        reach: list[Reach] = []
+        for one in sorted(found):
+            if not reach or reach[-1].is_whole or not one.text.startswith(reach[-1].text):
+                reach.append(one)
+        return reach
 
     def texts(self) -> list[str]:
         """Return the rules as texts."""

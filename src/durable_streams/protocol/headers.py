@@ -6,6 +6,8 @@ from functools import lru_cache
 
 STREAM_ROOT = "/v1/stream/"
 """Where a server of this project has its streams, below its own root."""
+RESERVED = "__ds"
+"""The first segment of paths that are no streams."""
 
 STREAM_NEXT_OFFSET = "stream-next-offset"
 STREAM_CURSOR = "stream-cursor"

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from durable_streams.errors import DurableStreamError
+from durable_streams.protocol.headers import RESERVED
 from durable_streams.protocol.jsonparser import MALFORMED
 from durable_streams.protocol.request import Op, Request, Response, error_from
 
@@ -92,7 +93,7 @@ def address(root: str, subscription: str, action: str = "") -> str:
         action: The action, ``""`` for the subscription itself.
     """
     below = f"/{action}" if action else ""
-    return f"{root.rstrip('/')}/__ds/subscriptions/{quote(subscription, safe='')}{below}"
+    return f"{root.rstrip('/')}/{RESERVED}/subscriptions/{quote(subscription, safe='')}{below}"
 
 
 def describe(root: str, subscription: str) -> Op[str]:

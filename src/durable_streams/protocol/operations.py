@@ -269,7 +269,7 @@ def _beside(url: str, action: str) -> str:
         raise ValueError(
             f"The URL {without_query(url)} is not below {h.STREAM_ROOT}, where a stream can be trimmed."
         )
-    return urlunsplit(parts._replace(path=f"{root}{found}__ds/streams/{path}/{action}"))
+    return urlunsplit(parts._replace(path=f"{root}{found}{h.RESERVED}/streams/{path}/{action}"))
 
 
 def content_type_of(url: str) -> Op[str]:

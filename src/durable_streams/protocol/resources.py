@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote, urlencode
 import msgspec
 
 from durable_streams.errors import StreamParseError
+from durable_streams.protocol.headers import RESERVED, STREAM_ROOT
 from durable_streams.protocol.jsonparser import MALFORMED
 from durable_streams.protocol.listing import Page
 from durable_streams.protocol.request import Op, Request, Response, error_from, without_query
@@ -20,7 +21,7 @@ __all__ = ["health", "list_page", "split_root", "stream_info"]
 
 T = TypeVar("T")
 
-_ROOT = "/v1/stream"
+_ROOT = STREAM_ROOT.rstrip("/")
 
 
 def list_page(root: str, prefix: str = "", after: str = "", limit: int | None = None) -> Op[Page]:
@@ -31,14 +32,14 @@ def list_page(root: str, prefix: str = "", after: str = "", limit: int | None = 
     root, path = split_root(root)
     asked = {"after": after, "limit": limit, "prefix": f"{path}/{prefix}" if path else prefix}
     query = urlencode({name: value for name, value in asked.items() if value})
-    request = Request("GET", f"{root}/__ds/streams" + (f"?{query}" if query else ""))
+    request = Request("GET", f"{root}/{RESERVED}/streams" + (f"?{query}" if query else ""))
     response = yield request
     return _decoded(response, request, Page)
 
 
 def stream_info(root: str, path: str) -> Op[StreamInfo]:
     """Return what the list says of one stream; raises StreamNotFoundError where there is none, or no list."""
-    request = Request("GET", f"{root}/__ds/streams/{quote(path)}")
+    request = Request("GET", f"{root}/{RESERVED}/streams/{quote(path)}")
     response = yield request
     return _decoded(response, request, StreamInfo)
 

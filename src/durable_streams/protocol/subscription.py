@@ -66,7 +66,6 @@ _LONGEST_TEXT = 1024  # characters of an id, a pattern, a path
 _LONGEST_DESCRIPTION = 4096
 _LONGEST_URL = 2048
 _MAX_STREAMS = 1000  # explicit ones, of one request
-_RESERVED = "__ds"
 
 
 class Refusal(Rejection):
@@ -212,7 +211,7 @@ class Subscription(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def wants(self, path: str) -> bool:
         """Whether a stream may be linked: not the wake stream of the subscription itself, nor what is reserved."""
-        return path != self.config.wake_stream and path.partition("/")[0] != _RESERVED
+        return path != self.config.wake_stream and path.partition("/")[0] != headers.RESERVED
 
     def pending(self, tails: Mapping[str, int]) -> list[str]:
         """Return the linked paths that have data past their cursor.
@@ -535,7 +534,7 @@ def paths(given: Iterable[str]) -> tuple[str, ...]:
     if len(found) > _MAX_STREAMS:
         raise ValueError(f"at most {_MAX_STREAMS} streams can be named at once, these are {len(found)}")
     for path in found:
-        if not path or len(path) > _LONGEST_TEXT or path.partition("/")[0] == _RESERVED:
+        if not path or len(path) > _LONGEST_TEXT or path.partition("/")[0] == headers.RESERVED:
             raise ValueError(f"{path[:80]!r} is no path of a stream")
     return tuple(found)
 

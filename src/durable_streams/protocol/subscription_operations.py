@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from durable_streams.errors import DurableStreamError
+from durable_streams.protocol.headers import RESERVED
 from durable_streams.protocol.jsonparser import MALFORMED
 from durable_streams.protocol.leases import address
 from durable_streams.protocol.request import Op, Request, Response, error_from
@@ -64,7 +65,7 @@ def list_subscriptions(root: str) -> Op[list[str]]:
     Args:
         root: The URL of the root of the streams.
     """
-    request = Request("GET", f"{root.rstrip('/')}/__ds/subscriptions")
+    request = Request("GET", f"{root.rstrip('/')}/{RESERVED}/subscriptions")
     response = yield request
     if response.status != 200:
         raise error_from(response, request)

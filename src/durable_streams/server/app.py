@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from durable_streams.protocol.commands import Rejection
+from durable_streams.protocol.headers import RESERVED
 from durable_streams.protocol.request import OUTCOME_UNKNOWN
 from durable_streams.server import parse
 from durable_streams.server.access import Access, Authorize, Handler
@@ -18,7 +19,6 @@ from durable_streams.server.browsers import Browsers
 from durable_streams.server.budget import MemoryBudget
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.control import (
-    RESERVED,
     Control,
     error_response,
     json_response,

@@ -13,11 +13,11 @@ from typing import TypeVar
 import msgspec
 
 from durable_streams.protocol.commands import Rejection
+from durable_streams.protocol.headers import RESERVED
 from durable_streams.protocol.jsonparser import MALFORMED
 from durable_streams.server.http import BASE_HEADERS, Headers, ServerRequest, ServerResponse
 
 __all__ = [
-    "RESERVED",
     "Control",
     "Resource",
     "error_response",
@@ -31,7 +31,6 @@ T = TypeVar("T")
 
 Resource = Callable[[ServerRequest, str], Awaitable[ServerResponse]]
 
-RESERVED = "__ds"
 _MAX_BODY = 1 << 20  # bytes of a request that is no append
 _encode = msgspec.json.Encoder().encode
 

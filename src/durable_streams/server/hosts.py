@@ -8,6 +8,8 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
+from durable_streams.protocol.headers import STREAM_ROOT
+
 __all__ = ["Networks", "address_of", "host_of", "is_local", "matches", "public_url", "without_default_port"]
 
 _STAR = r"[a-z0-9.-]+"
@@ -59,7 +61,7 @@ def public_url(url: str) -> str:
         usable = False
     if not usable or parts.query or parts.fragment or "@" in parts.netloc or not url.isascii() or " " in url:
         raise ValueError(f"public_url is an address like https://example.com/streams, not {url!r}")
-    path = parts.path.rstrip("/").removesuffix("/v1/stream")
+    path = parts.path.rstrip("/").removesuffix(STREAM_ROOT.rstrip("/"))
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from durable_streams.protocol import lease_tokens
 from durable_streams.protocol.commands import Rejection
+from durable_streams.protocol.headers import RESERVED
 from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.subscription import (
     Ack,
@@ -24,7 +25,6 @@ from durable_streams.protocol.subscription import (
 )
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.control import (
-    RESERVED,
     Control,
     invalid,
     json_body,
