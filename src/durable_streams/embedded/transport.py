@@ -24,7 +24,6 @@ from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol.commands import Rejection
 from durable_streams.protocol.grants import Grant
 from durable_streams.protocol.request import Request
-from durable_streams.server.access import EVERYTHING
 from durable_streams.server.app import App
 from durable_streams.server.http import Disconnection, ServerResponse, too_large
 from durable_streams.server.outlets import ClientGoneError
@@ -223,7 +222,7 @@ class _Request:
         self.scheme = "http"
         self.mount = ""
         self.scope: Any = None
-        self.grant: Grant | None = EVERYTHING
+        self.grant: Grant | None = None
         self._headers = request.headers
         self._body = request.body or b""
         self._gone: asyncio.Future[None] | None = None

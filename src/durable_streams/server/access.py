@@ -27,7 +27,6 @@ from durable_streams.server.http import ServerRequest, ServerResponse
 from durable_streams.server.quotas import Quotas
 
 __all__ = [
-    "EVERYTHING",
     "Access",
     "Authorize",
     "Handler",
@@ -54,9 +53,6 @@ _OPERATIONS: dict[str, Operation] = {
     "PUT": "create",
     "DELETE": "delete",
 }
-EVERYTHING = Grant.of("*:**")
-"""What a call from the server's own process may do: it is a request's grant before anything is asked."""
-
 _VARY = ("vary", "authorization, cookie")  # for the cache of a browser that has several users
 _LIVE_READ = 60.0  # seconds: how long the end of a grant may go unnoticed
 _OWN_TOKENS = ("callback", "ack", "release")  # of a subscription: they carry the token of a wake
@@ -122,9 +118,7 @@ class Access:
 
         async def guarded(request: ServerRequest, path: str) -> ServerResponse:
             # As `admit`: each coroutine in between costs every append.
-            grant = request.grant
-            if grant is not EVERYTHING:
-                grant = await authorize(operation, path, request)
+            grant = await authorize(operation, path, request)
             if (
                 grant is None
                 or (grant.expires is not None and grant.expires <= now())
@@ -132,7 +126,7 @@ class Access:
             ):
                 raise self._refused(grant, operation, path)
             request.grant = grant
-            if quotas is None or grant is EVERYTHING:
+            if quotas is None:
                 response = await handler(request, path)
             else:
                 response = await self._counted(quotas, grant, handler, request, path)
@@ -156,13 +150,11 @@ class Access:
 
     def count(self, request: ServerRequest, size: int) -> None:
         """Count the bytes of a request's body."""
-        if self._quotas is not None and request.grant is not None and request.grant is not EVERYTHING:
+        if self._quotas is not None and request.grant is not None:
             self._quotas.count(request.grant.subject, size)
 
     async def admit(self, operation: Operation, path: str, request: ServerRequest) -> None:
         """Let an operation on a stream pass, and note the grant in the request; raises the 401, 403 or 404."""
-        if request.grant is EVERYTHING:
-            return
         request.grant = grant = await self._authorize(operation, path, request)
         if grant is None or self._has_ended(grant) or not grant.allows(operation, path):
             raise self._refused(grant, operation, path)
@@ -174,7 +166,7 @@ class Access:
         every stream, and needs it everywhere.
         """
         operation = operation_on_resource(request.method, path)
-        if operation is None or request.grant is EVERYTHING:
+        if operation is None:
             return
         if operation == "trim":
             await self.admit(operation, path.partition("/")[2].rpartition("/")[0], request)

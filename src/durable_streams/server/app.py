@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 from durable_streams.protocol.commands import Rejection
 from durable_streams.protocol.headers import RESERVED
@@ -24,6 +25,7 @@ from durable_streams.server.control import (
     json_response,
     method_not_allowed,
 )
+from durable_streams.server.counts import Counts
 from durable_streams.server.handlers import Handlers
 from durable_streams.server.http import (
     BASE_HEADERS,
@@ -56,6 +58,28 @@ _RETRY_AFTER = "1"  # seconds
 _WARNING_INTERVAL = 60.0  # seconds between equal warnings
 _WARNINGS = 16  # different ones that are remembered
 _log = logging.getLogger("durable_streams.server")
+
+
+class _Routes(NamedTuple):
+    """What answers the methods of streams, and what is below ``__ds/``."""
+
+    streams: dict[str, Handler]
+    resources: Handler
+
+    @classmethod
+    def of(cls, handlers: Handlers, control: Control, access: Access | None) -> _Routes:
+        """Return the routes to some handlers, behind what ``access`` asks for."""
+        streams: dict[str, Handler] = {
+            "POST": handlers.append,
+            "GET": handlers.read,
+            "PUT": handlers.create,
+            "HEAD": handlers.head,
+            "DELETE": handlers.delete,
+            "OPTIONS": _options,
+        }
+        if access is None:
+            return cls(streams, control.answer)
+        return cls(streams | access.guard(streams), access.guard_resources(control.answer))
 
 
 class App:
@@ -103,34 +127,30 @@ class App:
             self.subscriptions.serve_on(self.control)
         engine = None if self.subscriptions is None else self.subscriptions.engine
         retention = RetentionRules(store, tuple(self.config.retention))
-        handlers = Handlers(
-            store,
-            self.config,
-            self.live,
-            ranges,
-            addresses,
-            retention=retention,
-            subscriptions=engine,
-            access=access,
-        )
-        self.counts = handlers.counts
+        self.counts = Counts()
+
+        def routes(access: Access | None) -> _Routes:
+            handlers = Handlers(
+                store,
+                self.config,
+                self.live,
+                ranges,
+                addresses,
+                retention=retention,
+                subscriptions=engine,
+                access=access,
+                counts=self.counts,
+            )
+            return _Routes.of(handlers, self.control, access)
+
+        # Calls of this very process come from who may do everything anyway.
+        self._own_routes = routes(None)
+        self._routes = self._own_routes if access is None else routes(access)
         self.answer = logged(self.handle, self.config)
         """Answers a request like `handle`, and logs it, or makes a span of it, if that is configured."""
         if self.config.tracing:
             self.answer = traced(self.answer)
-        self._resources: Handler = self.control.answer
         self._warned: dict[str, float] = {}
-        self._handlers: dict[str, Handler] = {
-            "POST": handlers.append,
-            "GET": handlers.read,
-            "PUT": handlers.create,
-            "HEAD": handlers.head,
-            "DELETE": handlers.delete,
-            "OPTIONS": _options,
-        }
-        if access is not None:
-            self._handlers |= access.guard(self._handlers)
-            self._resources = access.guard_resources(self._resources)
 
     async def startup(self) -> None:
         """Open the store; raises StoreError with one sentence. May follow a `shutdown`."""
@@ -190,7 +210,7 @@ class App:
             if request.method == "OPTIONS":
                 said = self._browsers.preflight(request, said)
             # Awaited from here: each coroutine in between costs every append.
-            handler, path = self._route(request)
+            handler, path = self._route(request, self._routes)
             response = await handler(request, path)
         except Exception as error:  # noqa: BLE001 - every one has an answer, so that the server goes on
             response = self._failed(request, error)
@@ -198,9 +218,9 @@ class App:
         return _framed(request, response)
 
     async def answer_call(self, request: ServerRequest) -> ServerResponse:
-        """Answer a request of this very process, to which nothing about web pages applies."""
+        """Answer a request of this very process, to which nothing about web pages and grants applies."""
         try:
-            handler, path = self._route(request)
+            handler, path = self._route(request, self._own_routes)
             return await handler(request, path)
         except Exception as error:  # noqa: BLE001 - as in `handle`
             return self._failed(request, error)
@@ -215,19 +235,19 @@ class App:
             request, error_response(503, "UNAVAILABLE", str(error), [("retry-after", _RETRY_AFTER), *said])
         )
 
-    def _route(self, request: ServerRequest) -> tuple[Handler, str]:
+    def _route(self, request: ServerRequest, routes: _Routes) -> tuple[Handler, str]:
         """Return what answers a request, and the path that it gets."""
         path = request.path
         if not path.startswith(STREAM_ROOT):
             return self._elsewhere, path
-        handler = self._handlers.get(request.method)
+        handler = routes.streams.get(request.method)
         if handler is None:
             raise method_not_allowed(METHODS)
         if handler is _options:
             return handler, path
         path = parse.stream_path(path[len(STREAM_ROOT) :])
         if path.startswith(RESERVED) and path[len(RESERVED) :][:1] in ("", "/"):
-            return self._resources, path[len(RESERVED) + 1 :]
+            return routes.resources, path[len(RESERVED) + 1 :]
         return handler, path
 
     def _failed(self, request: ServerRequest, error: Exception) -> ServerResponse:

@@ -71,10 +71,11 @@ class Handlers:
         retention: RetentionRules,
         subscriptions: Engine | None = None,
         access: Access | None = None,
+        counts: Counts,
     ) -> None:
         self._retention = retention
         self._subscriptions = subscriptions
-        self.counts = Counts()
+        self._counts = counts
         self._access = access
         self._ranges = ranges
         self._store = store
@@ -118,7 +119,7 @@ class Handlers:
             return ServerResponse(204, headers)
         headers.append((names.PRODUCER_EPOCH, str(appended.producer.epoch)))
         headers.append((names.PRODUCER_SEQ, str(appended.producer.seq)))
-        self.counts.duplicates += appended.duplicate
+        self._counts.duplicates += appended.duplicate
         return ServerResponse(200 if payload and not appended.duplicate else 204, headers)
 
     def _append_options(
@@ -236,7 +237,7 @@ class Handlers:
         """GET: catch up, or go on live (section 5)."""
         query = parse.query(request.query)
         offset, live = query.get(names.QUERY_OFFSET), query.get(names.QUERY_LIVE)
-        self.counts.read(live)
+        self._counts.read(live)
         resumed = request.header("last-event-id") if live == "sse" else None
         if resumed:
             offset = resumed  # an EventSource reconnects with the URL that it began with
