@@ -60,6 +60,7 @@ NAMES = {
     "__anext__": "__next__",
     "aclose": "close",
     "aclosing": "closing",
+    "aio_append_turns": "append_turns",
     "aio_performer": "sync_performer",
     "aio_response": "sync_response",
     "alist_streams": "list_streams",

@@ -112,7 +112,7 @@ def test_importing_the_package_loads_no_http_library() -> None:
 
 @pytest.mark.parametrize(
     ("name", "absent"),
-    [("stream", ("aiohttp", "httpx", "pydantic")), ("astream", ("urllib3", "httpx", "pydantic"))],
+    [("stream", ("asyncio", "aiohttp", "httpx", "pydantic")), ("astream", ("urllib3", "httpx", "pydantic"))],
 )
 def test_each_api_loads_its_own_http_library_only(name: str, absent: tuple[str, ...]) -> None:
     program = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from durable_streams.client.aio_append_turns import AsyncAppendTurns
 from durable_streams.client.aio_performer import run
 from durable_streams.client.aio_response import AsyncStreamResponse, Opening
-from durable_streams.client.append_turns import AsyncAppendTurns
 from durable_streams.client.base import (
     AsyncOnError,
     CheckpointLike,

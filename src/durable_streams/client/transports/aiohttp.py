@@ -22,10 +22,10 @@ from aiohttp import ClientSession
 from yarl import URL
 
 from durable_streams.client.forks import Origin, leave_alone, origin_of
+from durable_streams.client.transports.deadline import Deadline
 from durable_streams.client.transports.failures import Failure, client_closed, fetch_error
 from durable_streams.client.transports.heads import AnswerBase, ends_its_connection, request_headers
 from durable_streams.client.transports.limits import (
-    Deadline,
     TrickledError,
     connect_limit,
     head_limit,

@@ -23,10 +23,11 @@ from typing import Any
 
 from durable_streams.client.forks import leave_alone, origin_of
 from durable_streams.client.transports.coding import ended_early
+from durable_streams.client.transports.deadline import Deadline
 from durable_streams.client.transports.failures import Failure, client_closed, fetch_error
 from durable_streams.client.transports.heads import AnswerBase, ends_its_connection, request_headers
 from durable_streams.client.transports.interrupt import Interrupt
-from durable_streams.client.transports.limits import Deadline, Timeout, TrickledError, head_limit, silence_of
+from durable_streams.client.transports.limits import Timeout, TrickledError, head_limit, silence_of
 from durable_streams.client.transports.sockets import break_off
 from durable_streams.errors import FetchError
 from durable_streams.protocol.request import Request, check_callers_headers
