@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
+from granting import ALL, by_header, client_of
 
 from durable_streams.protocol.grants import OPERATIONS, Grant
-from durable_streams.server import ServerConfig, ServerRequest, asgi_app
+from durable_streams.server import ServerConfig, ServerRequest
 from durable_streams.server.access import operation_on_resource
 from durable_streams.testing.nats import NatsCluster
 
@@ -54,28 +53,8 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> ServerConfig:
     return ServerConfig(data_dir=tmp_path if request.param == "sqlite" else None)
 
 
-@asynccontextmanager
-async def client_of(config: ServerConfig, authorize: Any) -> AsyncIterator[httpx.AsyncClient]:
-    app = asgi_app(config, authorize=authorize)
-    transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
-    async with httpx.AsyncClient(transport=transport, base_url="http://server/v1/stream/") as client:
-        try:
-            yield client
-        finally:
-            await app.shutdown()
-
-
 def run(work: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(work())  # type: ignore[arg-type]
-
-
-async def by_header(_operation: str, _path: str, request: ServerRequest) -> Grant | None:
-    """Take the caller at its word: the header names what it may do."""
-    said = request.header("x-grant")
-    return None if said is None else Grant.of(*said.split())
-
-
-ALL = {"x-grant": "*:**"}
 
 
 async def prepare(client: httpx.AsyncClient, folder: str = "", paths: Collection[str] = ("there",)) -> None:

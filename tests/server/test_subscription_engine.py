@@ -29,6 +29,10 @@ def made(name: str, **asked: Any) -> Subscription:
     return new_subscription(name, config, 0.0, "incarnation")
 
 
+def anybody(_: Subscription) -> None:
+    """Admit everybody."""
+
+
 class Harness:
     """A store with the engine on it, as handlers use them."""
 
@@ -145,7 +149,7 @@ def test_an_append_that_concerns_nobody_is_one_look_into_a_dictionary(
             await harness.append("other/path")
             assert await harness.awake() == 1
             for one in harness.engine.all():
-                await harness.engine.remove(one.id)
+                await harness.engine.remove(one.id, anybody)
             assert not harness.engine.active
 
     run(main())
@@ -168,7 +172,7 @@ def test_no_more_streams_than_the_limit(
             for refused in (
                 engine.create(made("two", pattern="s/*")),
                 engine.create(made("two", streams=["a", "b", "c", "d"])),
-                engine.add_streams("one", ["a"]),
+                engine.add_streams("one", ["a"], anybody),
             ):
                 with pytest.raises(Rejection) as refusal:
                     await refused
@@ -227,9 +231,11 @@ def test_creations_of_one_id_at_once_make_one(tmp_path: Path) -> None:
             outcomes = await asyncio.gather(*(engine.create(made("one", pattern="s/*")) for _ in range(5)))
             assert sorted(new for _, new in outcomes) == [False] * 4 + [True]
             await asyncio.gather(
-                engine.remove("one"), engine.create(made("one", pattern="s/*")), engine.remove("one")
+                engine.remove("one", anybody),
+                engine.create(made("one", pattern="s/*")),
+                engine.remove("one", anybody),
             )
-            await engine.remove("one")
+            await engine.remove("one", anybody)
             assert (engine.all(), engine._entries) == ([], {})
 
     run(main())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from durable_streams.protocol.globs import Glob, segments
 from durable_streams.protocol.grants import EVERYTHING, OPERATIONS, Grant, PathPattern, Rule, operations_of
 
 MATCHES = [
@@ -186,3 +189,54 @@ def test_operations_by_their_names_are_in_their_order() -> None:
             ValueError, match=rf"^'{unknown}' is no operation; those are read, append, .+ for all"
         ):
             operations_of(["read", unknown])
+
+
+@pytest.mark.parametrize(
+    ("rules", "glob", "is_covered"),
+    [
+        ("subscribe:**", "**", True),
+        ("subscribe:*/**", "**", True),  # the empty path is none
+        ("subscribe:pub/**", "pub/**", True),
+        ("subscribe:pub/**", "pub", True),
+        ("subscribe:pub/**", "pub/*/log", True),
+        ("subscribe:pub/**", "//pub//a/", True),
+        ("subscribe:pub/**", "**", False),
+        ("subscribe:pub/**", "*/a", False),
+        ("subscribe:pub/**", "pub2", False),
+        ("subscribe:pub/*", "pub/**", False),
+        ("subscribe:pub/*", "pub/%2A", True),
+        ("subscribe:pub/a", "pub/*", False),
+        ("subscribe:*", "a*", True),
+        ("subscribe:a/**/z", "a/**/b/**/z", True),
+        ("subscribe:a/**/z", "a/**", False),
+        ("read:**", "a", False),
+        ("subscribe:a subscribe:a/*/**", "a/**", True),  # together
+        ("subscribe:a/* subscribe:a/*/*", "a/**", False),
+        ("", "a", False),
+    ],
+)
+def test_patterns_that_grants_cover(rules: str, glob: str, is_covered: bool) -> None:
+    assert Grant.of(*rules.split()).covers("subscribe", Glob(glob)) is is_covered
+
+
+def test_a_comparison_that_takes_too_long_is_no_cover() -> None:
+    text = "**/a" + "/*" * 60
+    assert not Grant.of(f"read:{text}").covers("read", Glob(text))
+    assert Grant.of(f"read:{text}", "read:*/**").covers("read", Glob(text))
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["a", "b", "*", "**"]), min_size=1, max_size=4), min_size=1, max_size=3
+    ),
+    st.lists(st.sampled_from(["a", "b", "*", "**"]), min_size=1, max_size=4),
+)
+def test_cover_by_definition(rules: list[list[str]], pattern: list[str]) -> None:
+    """What is covered has no path outside, and what is not has one, of a few segments here."""
+    grant = Grant.of(*(f"read:{'/'.join(rule)}" for rule in rules))
+    glob = Glob("/".join(pattern))
+    matching = [path for path in SHORT_PATHS if glob.matches(segments(path))]
+    assert grant.covers("read", glob) == all(grant.allows("read", path) for path in matching)
+
+
+SHORT_PATHS = ["/".join(path) for size in range(1, 7) for path in product("abc", repeat=size)]

@@ -14,24 +14,21 @@ KEY = b"k" * 32
 CLAIMS = Claims("subscription:one", "first", 3, 1000, "w_1")
 
 
-def refusal(
-    token: str, *, key: bytes = KEY, subject: str = CLAIMS.sub, incarnation: str = "first", now: float = 0
-) -> str:
+def refusal(token: str, *, key: bytes = KEY, subject: str = CLAIMS.sub, now: float = 0) -> str:
     with pytest.raises(Rejection) as refused:
-        verify(key, token, subject, incarnation, now)
+        verify(key, token, subject, now)
     assert refused.value.status == 401
     return refused.value.code
 
 
 def test_a_token_says_what_it_was_issued_for() -> None:
-    assert verify(KEY, issue(KEY, CLAIMS), CLAIMS.sub, "first", 999) == CLAIMS
+    assert verify(KEY, issue(KEY, CLAIMS), CLAIMS.sub, 999) == CLAIMS
     assert issue(KEY, CLAIMS) == issue(KEY, CLAIMS)
 
 
-def test_a_token_is_for_one_subscription_incarnation_and_server() -> None:
+def test_a_token_is_for_one_subscription_and_server() -> None:
     token = issue(KEY, CLAIMS)
     assert refusal(token, subject="subscription:two") == "TOKEN_INVALID"
-    assert refusal(token, incarnation="second") == "TOKEN_INVALID"
     assert refusal(token, key=b"x" * 32) == "TOKEN_INVALID"
 
 
@@ -81,7 +78,7 @@ def test_the_signature_is_right_but_it_says_nothing_that_is_known(said: str) -> 
 
 def test_a_refusal_says_how_a_token_is_sent() -> None:
     with pytest.raises(Rejection, match="send it as Authorization: Bearer <token>") as refused:
-        verify(KEY, "", CLAIMS.sub, "first", 0)
+        verify(KEY, "", CLAIMS.sub, 0)
     assert refused.value.headers == {"www-authenticate": "Bearer"}
     with pytest.raises(Rejection, match="the token expired: wait for the next wake, or claim again"):
-        verify(KEY, issue(KEY, CLAIMS), CLAIMS.sub, "first", 1000)
+        verify(KEY, issue(KEY, CLAIMS), CLAIMS.sub, 1000)

@@ -13,7 +13,7 @@ from enum import Enum
 
 import msgspec
 
-__all__ = ["MAX_WILDCARDS", "Automaton", "Glob", "Part", "Wildcard", "segments"]
+__all__ = ["MAX_WILDCARDS", "Automaton", "Glob", "Part", "Wildcard", "is_regular", "segments"]
 
 MAX_WILDCARDS = 16
 """The most ``**`` of a pattern."""
@@ -61,14 +61,23 @@ class Automaton(msgspec.Struct, frozen=True):
 
     def matches(self, path: Iterable[str]) -> bool:
         """Whether a path, given as its segments, matches."""
-        literals, ones, anys = self.literals, self.ones, self.anys
-        states = 1 | ((1 & anys) << 1)  # a ** is passed without a segment
+        states = self.begin
         for segment in path:
-            states = ((states & (ones | literals.get(segment, 0))) << 1) | (states & anys)
-            states |= (states & anys) << 1
+            states = self.step(states, segment)
             if not states:
                 return False
         return bool(states & self.final)
+
+    @property
+    def begin(self) -> int:
+        """The states before the first segment: a ``**`` is passed without one."""
+        return 1 | ((1 & self.anys) << 1)
+
+    def step(self, states: int, segment: str | None) -> int:
+        """Return the states after one more segment; None is one that no pattern names."""
+        literal = 0 if segment is None else self.literals.get(segment, 0)
+        states = ((states & (self.ones | literal)) << 1) | (states & self.anys)
+        return states | (states & self.anys) << 1
 
 
 def segments(path: str) -> list[str]:
@@ -76,8 +85,17 @@ def segments(path: str) -> list[str]:
     return [segment for segment in path.split("/") if segment]
 
 
+def is_regular(path: str) -> bool:
+    """Whether no segment of a path is empty."""
+    return "//" not in path and path[:1] != "/" and path[-1:] != "/"
+
+
 class Glob:
     """A pattern of stream paths.
+
+    Attributes:
+        parts: Its segments.
+        prefix: The first segment, None where that is a wildcard.
 
     Args:
         pattern: The pattern as text.
@@ -86,10 +104,10 @@ class Glob:
         ValueError: It has no segment, or more than `MAX_WILDCARDS` times ``**``.
     """
 
-    __slots__ = ("_automaton", "prefix")
+    __slots__ = ("_automaton", "parts", "prefix")
 
     def __init__(self, pattern: str) -> None:
-        parts = [_part(segment) for segment in segments(pattern)]
+        self.parts = parts = [_part(segment) for segment in segments(pattern)]
         if not parts:
             raise ValueError("a pattern has at least one segment")
         self._automaton = Automaton.of(parts)

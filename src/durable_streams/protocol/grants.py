@@ -10,13 +10,13 @@ In a pattern ``*`` stands for one segment and ``**`` for any number of them, als
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
-from durable_streams.protocol.globs import Automaton, Part, Wildcard
+from durable_streams.protocol.globs import Automaton, Glob, Part, Wildcard
 
 __all__ = ["EVERYTHING", "OPERATIONS", "Grant", "Operation", "PathPattern", "Reach", "Rule", "operations_of"]
 
@@ -30,6 +30,7 @@ _ALL_BITS = (1 << len(OPERATIONS)) - 1
 _MAX_PATTERN = 1024  # characters, like a path
 _MAX_SEGMENTS = 64
 _MAX_RULES = 64
+_MAX_STEPS = 20_000  # of a comparison of patterns: some milliseconds
 
 
 class Reach(NamedTuple):
@@ -92,6 +93,11 @@ class PathPattern(msgspec.Struct, frozen=True):
     def is_everything(self) -> bool:
         """Whether every path matches."""
         return self.parts is not None and set(self.parts) == {Wildcard.ANY}
+
+    @property
+    def whole_automaton(self) -> Automaton:
+        """An automaton that matches the same paths."""
+        return Automaton.of(self.text.split("/")) if self.automaton is None else self.automaton
 
     def reach(self) -> list[Reach]:
         """Return where the paths are that may match."""
@@ -210,6 +216,18 @@ class Grant(msgspec.Struct, frozen=True):
         """Whether an operation is allowed on every stream."""
         return any(rule.bits & _BITS[operation] and rule.pattern.is_everything for rule in self.rules)
 
+    def covers(self, operation: Operation, glob: Glob) -> bool:
+        """Whether an operation is allowed on every path without empty segments that a pattern matches.
+
+        Args:
+            operation: The operation.
+            glob: The pattern. One whose comparison with the rules takes too many steps is not covered.
+        """
+        bit = _BITS[operation]
+        patterns = [rule.pattern.whole_automaton for rule in self.rules if rule.bits & bit]
+        # One of them is enough for most, and cheap; all of them together are not.
+        return any(_include([one], glob) for one in patterns) or _include(patterns, glob)
+
     def reach(self, operation: Operation) -> list[Reach]:
         """Return where the paths are on which an operation may be allowed: in order, and none of them twice."""
         bit = _BITS[operation]
@@ -223,6 +241,41 @@ class Grant(msgspec.Struct, frozen=True):
     def texts(self) -> list[str]:
         """Return the rules as texts."""
         return [str(rule) for rule in self.rules]
+
+
+def _include(patterns: Sequence[Automaton], glob: Glob) -> bool:
+    """Whether each path of a glob matches one of some patterns.
+
+    A search for one that does not: it goes through the glob segment by segment, with the states of all patterns.
+    """
+    named = [part for part in glob.parts if isinstance(part, str)]
+    alphabet = [*dict.fromkeys((*named, *(text for one in patterns for text in one.literals))), None]
+    begin = (0, tuple([one.begin for one in patterns]), False)
+    seen, waiting, steps = {begin}, [begin], 0
+    while waiting:
+        at, states, is_path = waiting.pop()
+        is_over = at == len(glob.parts)
+        if not any(states) or (is_over and is_path and not _is_final(patterns, states)):
+            return False
+        if is_over:
+            continue
+        part = glob.parts[at]
+        segments = [part] if isinstance(part, str) else alphabet
+        steps += len(segments) * len(patterns)
+        if steps > _MAX_STEPS:
+            return False
+        stays = part is Wildcard.ANY
+        found = {(at + 1, states, is_path)} if stays else set()
+        for segment in segments:
+            after = tuple([one.step(now, segment) for one, now in zip(patterns, states, strict=True)])
+            found.add((at if stays else at + 1, after, True))
+        waiting += found - seen
+        seen |= found
+    return True
+
+
+def _is_final(patterns: Sequence[Automaton], states: Sequence[int]) -> bool:
+    return any(one.final & now for one, now in zip(patterns, states, strict=True))
 
 
 def operations_of(names: Iterable[str]) -> list[Operation]:

@@ -9,6 +9,7 @@ Invariants: what no grant allows is refused; the answer to a refusal does not de
 | PUT | create; with data or closed also append; of a fork also read on its source |
 | DELETE | delete |
 | POST below ``__ds/streams/``: a trim, or another retention | trim |
+| ``__ds/subscriptions``, see server/subscriptions/grants.py | subscribe, and more |
 
 Without an ``authorize`` there is no `Access`, and a request costs nothing.
 """
@@ -30,6 +31,7 @@ __all__ = [
     "Access",
     "Authorize",
     "Handler",
+    "forbidden",
     "live_seconds",
     "operation_on_resource",
     "own_producer",
@@ -56,6 +58,7 @@ _OPERATIONS: dict[str, Operation] = {
 _VARY = ("vary", "authorization, cookie")  # for the cache of a browser that has several users
 _LIVE_READ = 60.0  # seconds: how long the end of a grant may go unnoticed
 _OWN_TOKENS = ("callback", "ack", "release")  # of a subscription: they carry the token of a wake
+_CHECKED_THERE = frozenset({"list", "subscribe"})  # by what answers them, for each stream
 _PUBLIC = frozenset({"jwks.json"})  # keys to verify with
 
 
@@ -67,7 +70,7 @@ def operation_on_resource(method: str, path: str) -> Operation | None:
     if name == "streams":
         return "trim" if method == "POST" else "list"
     if name == "subscriptions":
-        return None if method == "POST" and rest.rpartition("/")[2] in _OWN_TOKENS else "subscribe"
+        return None if method == "POST" and rest.partition("/")[2] in _OWN_TOKENS else "subscribe"
     return "admin"
 
 
@@ -162,8 +165,8 @@ class Access:
     async def _admit_to_resource(self, path: str, request: ServerRequest) -> None:
         """Let a request for a path below ``__ds/`` pass; raises the 401 or 403.
 
-        A list shows what ``request.grant`` allows, so that it needs the operation somewhere. Anything else may concern
-        every stream, and needs it everywhere.
+        A list shows what ``request.grant`` allows, and a subscription checks it against its own streams, so that they
+        need the operation somewhere. Anything else may concern every stream, and needs it everywhere.
         """
         operation = operation_on_resource(request.method, path)
         if operation is None:
@@ -175,9 +178,11 @@ class Access:
         if grant is None or self._has_ended(grant):
             raise self._refused(grant, operation, path)
         if not (
-            grant.allows_somewhere(operation) if operation == "list" else grant.allows_everywhere(operation)
+            grant.allows_somewhere(operation)
+            if operation in _CHECKED_THERE
+            else grant.allows_everywhere(operation)
         ):
-            raise _forbidden(operation, "**")
+            raise forbidden(operation, "**")
 
     def _has_ended(self, grant: Grant) -> bool:
         return grant.expires is not None and grant.expires <= self._now()
@@ -189,7 +194,7 @@ class Access:
             return unauthorized("these credentials have expired: get others")
         if self._hides and not (grant.allows("read", path) or grant.allows("list", path)):
             return rules.not_found()
-        return _forbidden(operation, path)
+        return forbidden(operation, path)
 
 
 def live_seconds(request: ServerRequest, most: float) -> float:
@@ -215,7 +220,8 @@ def unauthorized(message: str) -> Rejection:
     return Rejection(401, "UNAUTHORIZED", message, {"www-authenticate": "Bearer"})
 
 
-def _forbidden(operation: Operation, path: str) -> Rejection:
+def forbidden(operation: Operation, path: str) -> Rejection:
+    """Return the 403 of an operation on a path, or a pattern, that no grant allows."""
     return Rejection(
         403, "FORBIDDEN", f"these credentials do not allow {operation} on {path[:80]}: ask for a grant of it"
     )

@@ -123,7 +123,7 @@ class App:
         )
         self.subscriptions: Subscriptions | None = None
         if isinstance(store, KeepsSubscriptions) and store.subscriptions is not None:
-            self.subscriptions = Subscriptions(store, self.config)
+            self.subscriptions = Subscriptions(store, self.config, guarded=access is not None)
             self.subscriptions.serve_on(self.control)
         engine = None if self.subscriptions is None else self.subscriptions.engine
         retention = RetentionRules(store, tuple(self.config.retention))

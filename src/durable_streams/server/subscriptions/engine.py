@@ -25,7 +25,6 @@ from msgspec.structs import replace
 
 from durable_streams.protocol import rules
 from durable_streams.protocol.commands import Append, Rejection
-from durable_streams.protocol.globs import Glob, segments
 from durable_streams.protocol.state import StreamState
 from durable_streams.protocol.subscription import Link, Subscription
 from durable_streams.server.subscriptions.routes import Routes
@@ -33,7 +32,7 @@ from durable_streams.server.subscriptions.timers import DueTimes
 from durable_streams.stores.base import Store, StoreError, StoreUnavailableError
 from durable_streams.stores.subscriptions import Kept, RevisionError, SubscriptionStore, kept_by
 
-__all__ = ["Deliver", "Engine", "missing", "new_wake_id"]
+__all__ = ["Admit", "Deliver", "Engine", "missing", "new_wake_id"]
 
 MAX_LINKS = 10_000
 """The most streams of one subscription."""
@@ -55,6 +54,8 @@ _log = logging.getLogger("durable_streams.server")
 
 Decide = Callable[[Subscription, Mapping[str, int]], Subscription]
 Deliver = Callable[[str], Awaitable[None]]
+Admit = Callable[[Subscription], None]
+"""Raises if the caller may not do what it asks for with the present subscription."""
 
 
 def new_wake_id() -> str:
@@ -96,12 +97,16 @@ class Engine:
     Args:
         store: The streams, in a store that keeps subscriptions too.
         clock: Returns the seconds since 1970.
+        regular: Whether patterns leave out paths with empty segments.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, store: Store, clock: Callable[[], float] = time.time, *, regular: bool = False
+    ) -> None:
         self._store = store
         self._kept: SubscriptionStore
         self.clock = clock
+        self._regular = regular
         self.deliver: Deliver = _no_delivery
         self._tasks: set[asyncio.Task[None]] = set()
         self._running = False
@@ -111,7 +116,7 @@ class Engine:
         # Everything belongs to one event loop.
         self.active = False
         self._entries: dict[str, _Entry] = {}
-        self._routes = Routes()
+        self._routes = Routes(regular=self._regular)
         self._due = DueTimes(self.clock, self._on_due)
         self._queue: deque[_Entry] = deque()
         self._steps = 0  # tasks that work on the queue
@@ -222,14 +227,15 @@ class Engine:
         self._committed(entry, Kept(after, revision))
         return after
 
-    async def remove(self, name: str) -> None:
-        """Delete a subscription; there may be none."""
+    async def remove(self, name: str, admit: Admit) -> None:
+        """Delete a subscription, if ``admit`` allows it; there may be none."""
         async with self._locked(name, fresh=True) as entry:
             for _ in range(_TRIES):
                 if entry.doubted:
                     await self._reload(entry)
                 if entry.kept is None:
                     return
+                admit(entry.kept.subscription)
                 try:
                     await self._kept.remove(entry.kept)
                 except RevisionError:
@@ -242,18 +248,24 @@ class Engine:
                 return
         raise _contended()
 
-    async def add_streams(self, name: str, paths: Iterable[str]) -> None:
+    async def add_streams(self, name: str, paths: Iterable[str], admit: Admit) -> None:
         """Link streams by their paths, at their present tails; raises the 404, or the 400 of too many."""
         links = await self._tails_as_links(paths, explicit=True)
 
         def decide(subscription: Subscription, _: Mapping[str, int]) -> Subscription:
+            admit(subscription)
             return _bounded(subscription.linked(links))
 
         await self.change(name, decide, fresh=True)
 
-    async def remove_stream(self, name: str, path: str) -> None:
+    async def remove_stream(self, name: str, path: str, admit: Admit) -> None:
         """Remove the explicit link of a path; raises the 404 of the subscription."""
-        await self.change(name, lambda subscription, _: subscription.unlinked(path), fresh=True)
+
+        def decide(subscription: Subscription, _: Mapping[str, int]) -> Subscription:
+            admit(subscription)
+            return subscription.unlinked(path)
+
+        await self.change(name, decide, fresh=True)
 
     async def change(
         self,
@@ -423,17 +435,17 @@ class Engine:
         """Return the links of a new subscription: what exists is linked at its tail, so that nothing old is news."""
         links: dict[str, Link] = {}
         if made.config.pattern is not None:
-            matching = await self._matching(Glob(made.config.pattern))
+            matching = await self._matching(made.id)
             links = await self._tails_as_links(filter(made.wants, matching), glob=True)
         merged = made.linked(links).linked(await self._tails_as_links(made.config.streams, explicit=True))
         return _bounded(merged).links
 
-    async def _matching(self, glob: Glob) -> list[str]:
+    async def _matching(self, name: str) -> list[str]:
         found: list[str] = []
         after = ""
         while page := await self._kept.paths(after, _PAGE):
             after = page[-1]
-            found += [path for path in page if glob.matches(segments(path))]
+            found += [path for path in page if self._routes.matches(name, path)]
             if len(found) > MAX_LINKS:
                 raise _too_many(len(found))
         return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -13,6 +14,7 @@ import msgspec
 
 from durable_streams.protocol import lease_tokens
 from durable_streams.protocol.commands import Rejection
+from durable_streams.protocol.grants import EVERYTHING, Grant, Operation
 from durable_streams.protocol.headers import RESERVED
 from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.subscription import (
@@ -32,8 +34,8 @@ from durable_streams.server.control import (
     method_not_allowed,
 )
 from durable_streams.server.http import BASE_HEADERS, STREAM_ROOT, ServerRequest, ServerResponse
-from durable_streams.server.subscriptions import keys
-from durable_streams.server.subscriptions.engine import Engine, new_wake_id
+from durable_streams.server.subscriptions import grants, keys
+from durable_streams.server.subscriptions.engine import Admit, Engine, missing, new_wake_id
 from durable_streams.server.subscriptions.keys import JWKS_SECONDS, Signer
 from durable_streams.stores.base import Store
 from durable_streams.stores.subscriptions import SubscriptionStore, kept_by
@@ -49,6 +51,9 @@ _ALL_LINKS = 1000
 """Up to this many links all of them are sent to workers, beyond it those with something pending."""
 _LONGEST_NAME = 256
 _INCARNATION_BYTES = 9
+_CHECKED_AT_ONCE = 100  # subscriptions of a list, before other requests have their turn
+
+Find = Callable[[str], Awaitable[Subscription]]
 
 
 class _Streams(msgspec.Struct):
@@ -78,17 +83,27 @@ class Subscriptions:
     Args:
         store: The store, which keeps subscriptions.
         config: The settings of the server.
+        guarded: Whether requests are allowed what their grants say, and nothing else.
         clock: Returns the seconds since 1970.
     """
 
-    def __init__(self, store: Store, config: ServerConfig, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: ServerConfig,
+        *,
+        guarded: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store = store
         self._clock = clock
         self.own_url: str | None = None
         self._public = config.public_url.rstrip("/") if config.public_url else None
         self._allow_localhost = config.webhook_allow_http_localhost
         self._hosts = config.webhook_hosts or ()
-        self.engine = Engine(store, clock)
+        self._guarded = guarded
+        self._hides = config.hide_forbidden
+        self.engine = Engine(store, clock, regular=guarded)
         self.engine.deliver = self._deliver
         self._forget()
 
@@ -136,7 +151,7 @@ class Subscriptions:
     async def _answer(self, request: ServerRequest, rest: str) -> ServerResponse:
         name, _, action = rest.partition("/")
         if not name:
-            return self._list(request)
+            return await self._list(request)
         if len(name) > _LONGEST_NAME:
             raise invalid(f"an id of a subscription has at most {_LONGEST_NAME} characters")
         try:
@@ -149,7 +164,8 @@ class Subscriptions:
         method = "GET" if request.method == "HEAD" else request.method
         if action.startswith("streams/") and action != "streams/":
             _only(method, "DELETE")
-            await self.engine.remove_stream(name, action[len("streams/") :].strip("/"))
+            admit = self._admission(request, grants.MANAGE)
+            await self.engine.remove_stream(name, action[len("streams/") :].strip("/"), admit)
             return _no_content()
         if not action:
             return await {"GET": self._read, "PUT": self._create, "DELETE": self._delete}.get(
@@ -169,11 +185,30 @@ class Subscriptions:
         _only(method, "POST")
         return await act(request, name)
 
-    def _list(self, request: ServerRequest) -> ServerResponse:
+    async def _list(self, request: ServerRequest) -> ServerResponse:
         if request.method not in ("GET", "HEAD"):
             raise method_not_allowed("GET, HEAD, OPTIONS")
-        ids = sorted(one.id for one in self.engine.all())
-        return json_response(200, {"subscriptions": [{"id": one} for one in ids]})
+        grant, ids = _grant(request), []
+        for number, one in enumerate(self.engine.all()):
+            if grants.is_visible(grant, one):
+                ids.append(one.id)
+            if not number % _CHECKED_AT_ONCE:
+                await asyncio.sleep(0)
+        return json_response(200, {"subscriptions": [{"id": one} for one in sorted(ids)]})
+
+    def _admission(self, request: ServerRequest, operations: Iterable[Operation]) -> Admit:
+        """Return what raises if the caller of a request may not do this with a subscription."""
+        grant = _grant(request)
+
+        def admit(subscription: Subscription) -> None:
+            try:
+                grants.check(grant, operations, subscription)
+            except Rejection:
+                if self._hides:
+                    raise missing(subscription.id) from None
+                raise
+
+        return admit
 
     async def _create(self, request: ServerRequest, name: str) -> ServerResponse:
         body = await json_body(request, Any)
@@ -181,6 +216,7 @@ class Subscriptions:
             config = configure(body)
         except ValueError as error:
             raise invalid(str(error)) from None
+        grants.check_config(_grant(request), config)
         if config.url is not None:
             await self._check_webhook(config.url)
         elif config.wake_stream is not None:
@@ -188,6 +224,8 @@ class Subscriptions:
         incarnation = secrets.token_urlsafe(_INCARNATION_BYTES)
         made = new_subscription(name, config, self._clock(), incarnation)
         subscription, new = await self.engine.create(made)
+        if not new:
+            self._admission(request, grants.SEE)(subscription)
         return json_response(201 if new else 200, await self._shown(subscription))
 
     async def _check_webhook(self, url: str) -> None:
@@ -201,11 +239,18 @@ class Subscriptions:
         if state is None or state.deleted or state.closed or not state.is_json:
             raise invalid(f"wake_stream {path[:80]!r} is no open stream of application/json: create it first")
 
-    async def _read(self, request: ServerRequest, name: str) -> ServerResponse:  # noqa: ARG002 - one signature for all
-        return json_response(200, await self._shown(await self.engine.find(name)))
+    async def _read(self, request: ServerRequest, name: str) -> ServerResponse:
+        found = await self.engine.find(name)
+        self._admission(request, grants.SEE)(found)
+        return json_response(200, await self._shown(found))
 
-    async def _delete(self, request: ServerRequest, name: str) -> ServerResponse:  # noqa: ARG002 - one signature for all
-        await self.engine.remove(name)
+    async def _delete(self, request: ServerRequest, name: str) -> ServerResponse:
+        try:
+            await self.engine.remove(name, self._admission(request, grants.MANAGE))
+        except Rejection as refusal:
+            if refusal.status != 404:
+                raise
+            # One that is hidden from the caller is answered like one that does not exist.
         return _no_content()
 
     async def _add_streams(self, request: ServerRequest, name: str) -> ServerResponse:
@@ -214,7 +259,8 @@ class Subscriptions:
             named = paths(asked.streams)
         except ValueError as error:
             raise invalid(str(error)) from None
-        await self.engine.add_streams(name, named)
+        grants.check_streams(_grant(request), grants.SEE, None, named)
+        await self.engine.add_streams(name, named, self._admission(request, grants.SEE))
         return _no_content()
 
     async def _jwks(self, request: ServerRequest, rest: str) -> ServerResponse:  # noqa: ARG002 - one signature for all
@@ -237,10 +283,14 @@ class Subscriptions:
         asked = await json_body(request, _Claim)
         if not asked.worker or len(asked.worker) > _LONGEST_NAME:
             raise invalid(f"worker is a name of 1 to {_LONGEST_NAME} characters")
-        await self._require_pull(name)
+        admit = self._admission(request, grants.SEE)
+        found = await self.engine.find(name)
+        admit(found)
+        _check_pull(found)
         seen: dict[str, int] = {}
 
         def decide(subscription: Subscription, tails: Mapping[str, int]) -> Subscription:
+            admit(subscription)
             seen.clear()
             seen.update(tails)
             now = self._clock()
@@ -257,13 +307,13 @@ class Subscriptions:
         return json_response(200, answer)
 
     async def _callback(self, request: ServerRequest, name: str) -> ServerResponse:
-        return await self._report(request, await self.engine.find(name))
+        return await self._report(request, name, self.engine.find)
 
     async def _ack(self, request: ServerRequest, name: str) -> ServerResponse:
-        return await self._report(request, await self._require_pull(name))
+        return await self._report(request, name, self._require_pull)
 
-    async def _report(self, request: ServerRequest, found: Subscription) -> ServerResponse:
-        check = await self._checked(request, found)
+    async def _report(self, request: ServerRequest, name: str, find: Find) -> ServerResponse:
+        check = await self._checked(request, name, find)
         report = await json_body(request, _Report)
         acks, done = report.acks or [], report.done is True
 
@@ -273,12 +323,12 @@ class Subscriptions:
             return subscription.acknowledged(acks, tails, self._clock(), done=done)
 
         named = [(ack.stream if ack.stream is not None else ack.path or "").strip("/") for ack in acks]
-        after = await self.engine.change(found.id, decide, filter(None, named), fresh=True)
+        after = await self.engine.change(name, decide, filter(None, named), fresh=True)
         next_wake = done and not after.idle
         return json_response(200, {"ok": True, "next_wake": next_wake})
 
     async def _release(self, request: ServerRequest, name: str) -> ServerResponse:
-        check = await self._checked(request, await self._require_pull(name))
+        check = await self._checked(request, name, self._require_pull)
         report = await json_body(request, _Report)
 
         def decide(subscription: Subscription, _: Mapping[str, int]) -> Subscription:
@@ -290,24 +340,28 @@ class Subscriptions:
 
     async def _require_pull(self, name: str) -> Subscription:
         found = await self.engine.find(name)
-        if found.is_webhook:
-            raise invalid("this subscription is a webhook: only those of pull-wake are claimed")
+        _check_pull(found)
         return found
 
-    async def _checked(self, request: ServerRequest, found: Subscription) -> Callable[[Subscription], int]:
-        """Check the token of a request; return what checks it again at the step, and returns its generation."""
+    async def _checked(self, request: ServerRequest, name: str, find: Find) -> Callable[[Subscription], int]:
+        """Check the token of a request; return what checks it again at the step, and returns its generation.
+
+        What is wrong with the subscription comes before what is wrong with the token (section 7). Where callers need
+        credentials that would tell everybody which ids there are, so that the token comes first there.
+        """
+        found = None if self._guarded else await find(name)
         scheme, _, token = (request.header("authorization") or "").partition(" ")
         if scheme.lower() != "bearer":
             raise lease_tokens.invalid()
         key = await self._token_key()
+        claims = lease_tokens.verify(key, token.strip(), _subject(name), self._clock())
 
         def check(subscription: Subscription) -> int:
-            claims = lease_tokens.verify(
-                key, token.strip(), _subject(subscription), subscription.incarnation, self._clock()
-            )
+            if claims.inc != subscription.incarnation:
+                raise lease_tokens.invalid()
             return claims.gen
 
-        check(found)
+        check(found or await find(name))
         return check
 
     async def _token_key(self) -> bytes:
@@ -319,7 +373,7 @@ class Subscriptions:
     @staticmethod
     def _token(subscription: Subscription, key: bytes) -> str:
         claims = lease_tokens.Claims(
-            sub=_subject(subscription),
+            sub=_subject(subscription.id),
             inc=subscription.incarnation,
             gen=subscription.generation,
             exp=int(subscription.woken_at) + lease_tokens.TOKEN_SECONDS,
@@ -394,8 +448,17 @@ def _streams(subscription: Subscription, tails: Mapping[str, int]) -> list[dict[
     ]
 
 
-def _subject(subscription: Subscription) -> str:
-    return f"subscription:{subscription.id}"
+def _grant(request: ServerRequest) -> Grant:
+    return EVERYTHING if request.grant is None else request.grant
+
+
+def _check_pull(subscription: Subscription) -> None:
+    if subscription.is_webhook:
+        raise invalid("this subscription is a webhook: only those of pull-wake are claimed")
+
+
+def _subject(name: str) -> str:
+    return f"subscription:{name}"
 
 
 def _moment(seconds: float) -> str:

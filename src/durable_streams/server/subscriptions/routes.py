@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from typing import TypeVar
 
-from durable_streams.protocol.globs import Glob, segments
+from durable_streams.protocol.globs import Glob, is_regular, segments
 from durable_streams.protocol.subscription import Subscription
 
 __all__ = ["Routes"]
@@ -19,9 +19,14 @@ _KEPT_PATHS = 100_000
 
 
 class Routes:
-    """The paths of all subscriptions, by their ids."""
+    """The paths of all subscriptions, by their ids.
 
-    def __init__(self) -> None:
+    Args:
+        regular: Whether patterns leave out paths with empty segments.
+    """
+
+    def __init__(self, *, regular: bool = False) -> None:
+        self._regular = regular
         self._named: dict[str, set[str]] = {}  # path of an explicit link to ids
         self._names: dict[str, frozenset[str]] = {}  # id to the paths that are named
         self._globs: dict[str, Glob] = {}
@@ -59,7 +64,10 @@ class Routes:
     def matches(self, name: str, path: str) -> bool:
         """Whether the pattern of a subscription matches a path."""
         glob = self._globs.get(name)
-        return glob is not None and glob.matches(segments(path))
+        return glob is not None and self._may_match(path) and glob.matches(segments(path))
+
+    def _may_match(self, path: str) -> bool:
+        return not self._regular or is_regular(path)
 
     def find(self, path: str) -> tuple[str, ...]:
         """Return the ids of the subscriptions that a path concerns."""
@@ -73,6 +81,8 @@ class Routes:
     def _search(self, path: str) -> Iterable[str]:
         parts = segments(path)
         found = set(self._named.get(path, ()))
+        if not self._may_match(path):
+            return found
         for first in {parts[0] if parts else None, None}:
             found.update(name for name in self._by_first.get(first, ()) if self._globs[name].matches(parts))
         return found

@@ -7,6 +7,7 @@ address among the answers refuses the name; nothing but https, except plain http
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -22,6 +23,7 @@ __all__ = ["CheckedResolver", "ForbiddenAddressError", "WebhookRules", "is_publi
 
 Address = IPv4Address | IPv6Address
 
+_PRINTED = re.compile("[!-~]+")
 _RESOLVE_SECONDS = 5.0
 _PRIVATE_4 = [
     ip_network(network)
@@ -91,15 +93,17 @@ class WebhookRules:
             host, _ = url.host, url.port
         except ValueError:
             raise _rejected("is no URL") from None
-        if not host or url.user is not None or url.password is not None or not text.isascii():
-            raise _rejected("has no host, a user, or characters that are not ASCII")
+        if not host or url.user is not None or url.password is not None or not _PRINTED.fullmatch(text):
+            raise _rejected("has no host, a user, or characters that are not printable ASCII")
+        if host.endswith("."):
+            raise _rejected("has a host that ends with a dot: leave it out")
         if self.is_local(url):
             if not self._allow_localhost:
                 raise _rejected("is plain http: use https (a server for development may allow localhost)")
             return url
         if url.scheme != "https":
             raise _rejected("is not https")
-        if self._allowed and not hosts.matches(self._allowed, host.rstrip(".").lower()):
+        if self._allowed and not hosts.matches(self._allowed, host.lower()):
             raise _rejected("is not one of the hosts that this server allows")
         address = _literal(host)
         if address is not None and not is_public(address):
