@@ -15,7 +15,7 @@ from durable_streams.server import ServerConfig, ServerRequest, asgi_app
 @asynccontextmanager
 async def client_of(config: ServerConfig, authorize: Any) -> AsyncIterator[httpx.AsyncClient]:
     app = asgi_app(config, authorize=authorize)
-    transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://server/v1/stream/") as client:
         try:
             yield client

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from durable_streams.protocol.globs import MAX_WILDCARDS, Glob, segments
+from durable_streams.protocol.globs import MAX_WILDCARDS, Glob, is_regular, segments
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,10 @@ def test_many_wildcards_cost_no_exponential_time() -> None:
 def test_what_is_no_pattern(pattern: str) -> None:
     with pytest.raises(ValueError, match="a pattern has"):
         Glob(pattern)
+
+
+@pytest.mark.parametrize(
+    ("path", "regular"), [("a", True), ("a/b", True), ("a//b", False), ("/a", False), ("a/", False)]
+)
+def test_empty_segments(path: str, *, regular: bool) -> None:
+    assert is_regular(path) is regular
