@@ -4,16 +4,28 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import sqlite3
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from durable_streams.protocol.commands import Create, ForkPoint, Rejection
+from durable_streams.protocol.grants import Grant
+from durable_streams.protocol.listing import Page
 from durable_streams.protocol.offsets import format_offset
-from durable_streams.server.control import Control
+from durable_streams.server import listing as listing_module
+from durable_streams.server.app import App
 from durable_streams.server.listing import Listing
+from durable_streams.server.places import is_place, path_of, place_of
 from durable_streams.stores import sqlite
+from durable_streams.stores.base import Listed
+from durable_streams.stores.checksums import state_sum
+from durable_streams.stores.memory import MemoryStore
 from durable_streams.stores.sqlite import SqliteStore
 
 LIST = "__ds/streams"
@@ -104,31 +116,197 @@ class _Asks:
 
     method = "GET"
 
-    def __init__(self, query: str) -> None:
+    def __init__(self, query: str = "", *rules: str) -> None:
         self.query = query
+        self.grant = Grant.of(*(f"list:{rule}" for rule in rules)) if rules else None
 
 
-def test_what_a_caller_may_not_see_is_left_out() -> None:
-    from durable_streams.protocol.commands import Create, Rejection
-    from durable_streams.stores.memory import MemoryStore
+class _Counting(MemoryStore):
+    """Counts how many streams are asked for."""
+
+    asked = 0
+
+    async def list_streams(self, prefix: str, after: str, limit: int) -> Listed:
+        self.asked += limit
+        return await super().list_streams(prefix, after, limit)
+
+
+async def _store_of(*paths: str) -> _Counting:
+    store = _Counting()
+    await store.open()
+    for path in paths:
+        await store.create(Create(path, "text/plain"))
+    return store
+
+
+async def _page(listing: Listing, query: str, *rules: str) -> tuple[list[str], str | None]:
+    answer = await listing.read(_Asks(query, *rules), "")  # type: ignore[arg-type]
+    assert isinstance(answer.body, bytes)
+    page = msgspec.json.decode(answer.body, type=Page)
+    return [one.path for one in page.streams], page.next
+
+
+async def _pages(listing: Listing, limit: int, *rules: str, prefix: str = "") -> tuple[list[str], list[str]]:
+    """Return the whole list, and the places between its pages."""
+    found, following = await _page(listing, f"limit={limit}&prefix={prefix}", *rules)
+    between = []
+    while following is not None:
+        between.append(following)
+        query = urlencode({"limit": limit, "prefix": prefix, "after": following})
+        more, following = await _page(listing, query, *rules)
+        found += more
+    return found, between
+
+
+TREE = ["a", "a-b", "a-b/c", "a/1", "a/1/x", "a/2", "a/2/x", "b/1/x", "b/1/y", "b/2", "b/3/x", "secret", "z"]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ["**"],
+        ["a"],
+        ["a/**"],
+        ["a/*"],
+        ["*"],
+        ["b/*/x"],
+        ["**/x"],
+        ["a", "z"],
+        ["b/*/x", "a/*", "a"],
+        ["a/**", "a/1", "z"],
+        ["none/**"],
+    ],
+)
+def test_pages_show_what_a_caller_may_see_and_nothing_else(rules: list[str]) -> None:
+    """The end of a page, which names a stream, is one of those."""
 
     async def main() -> None:
+        store = await _store_of(*TREE)
+        listing = Listing(store)
+        grant = Grant.of(*(f"list:{rule}" for rule in rules))
+        for prefix in ("", "a", "a/", "b/1", "c"):
+            visible = [path for path in TREE if grant.allows("list", path) and path.startswith(prefix)]
+            for limit in range(1, len(TREE) + 1):
+                found, between = await _pages(listing, limit, *rules, prefix=prefix)
+                assert found == visible
+                assert between == visible[limit - 1 : -1 : limit], "a path of the caller's, where more follow"
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_not_to_be_seen_is_not_looked_at_either() -> None:
+    async def main() -> None:
+        store = await _store_of(*(f"hidden/{number}" for number in range(500)), "mine/1", "mine/2", "x")
+        assert await _page(Listing(store), "limit=10", "mine/*", "x") == (["mine/1", "mine/2", "x"], None)
+        assert store.asked <= 20
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_page_that_looked_at_enough_ends_at_a_place_that_says_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listing_module, "_MOST_LOOKS", 20)
+    monkeypatch.setattr(listing_module, "_AT_ONCE", 10)
+
+    async def main() -> None:
+        hidden = [f"users/secret-{number:03}/private" for number in range(100)]
+        store = await _store_of(*hidden, "users/secret-050/inbox", "users/x/inbox")
+        listing = Listing(store)
+        found, between = await _pages(listing, 5, "users/*/inbox")
+        assert found == ["users/secret-050/inbox", "users/x/inbox"]
+        assert store.asked < 200
+        assert len(between) >= 3
+        for place in between:
+            assert is_place(place)
+            raw = base64.urlsafe_b64decode(place[2:] + "==")
+            assert b"secret" not in raw
+        assert len(set(between)) == len(between)
+        assert len(set(map(len, between))) == 1, "not even how long a path is"
+        again = [(await _page(listing, "limit=5", "users/*/inbox"))[1] for _ in range(2)]
+        assert again[0] != again[1]
+        with pytest.raises(Rejection, match="of another server"):
+            await _page(Listing(store), urlencode({"after": between[0]}), "users/*/inbox")
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_servers_of_one_store_know_each_others_places() -> None:
+    async def main() -> None:
         store = MemoryStore()
+        first, second = (App(store).subscriptions for _ in range(2))
+        assert first is not None
+        assert second is not None
         await store.open()
-        for path in ("a", "secret", "z"):
-            await store.create(Create(path, "text/plain"))
-        control = Control()
-        control.add("streams", {"GET": Listing(store, lambda _: lambda path: path != "secret").read})
-        page = await control.answer(_Asks("limit=2"), "streams")
-        assert isinstance(page.body, bytes)
-        assert b'"a"' in page.body
-        assert b'"next":"secret"' in page.body, "an empty or a short page still goes on"
-        assert b'{"path"' not in page.body.partition(b'"path":"a"')[2]
-        with pytest.raises(Rejection) as hidden:
-            await control.answer(_Asks(""), "streams/secret")
-        with pytest.raises(Rejection) as absent:
-            await control.answer(_Asks(""), "streams/absent")
-        assert str(hidden.value) == str(absent.value)
+        assert await first.token_key() == await second.token_key()
+        await store.close()
+
+    asyncio.run(main())
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=1024))
+def test_a_place_keeps_its_path(path: str) -> None:
+    assert path_of(place_of(path, b"k" * 32), b"k" * 32) == path
+
+
+@given(st.integers(2, 1500), st.sampled_from(list("Aa0-_=.~é")))
+def test_a_place_that_was_changed_is_none(at: int, other: str) -> None:
+    made = place_of("secret", b"k" * 32)
+    changed = made[:at] + other + made[at + 1 :]
+    try:
+        found = path_of(changed, b"k" * 32)
+    except ValueError:
+        return
+    assert found == "secret", "base64 has several forms of one content"
+
+
+@pytest.mark.parametrize("place", ["./", "./x", "./!", "./" + "A" * 2000, "./é"])
+def test_no_place(place: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - one of several
+        path_of(place, b"k" * 32)
+
+
+def test_one_stream_that_is_hidden_is_like_one_that_is_not_there() -> None:
+    async def main() -> None:
+        store = await _store_of("secret")
+        listing = Listing(store)
+        refusals = []
+        for path in ("secret", "absent"):
+            with pytest.raises(Rejection) as refused:
+                await listing.read(_Asks("", "mine/**"), path)  # type: ignore[arg-type]
+            refusals.append((refused.value.status, str(refused.value)))
+        assert refusals[0] == refusals[1]
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_hidden_source_of_a_fork_is_not_named() -> None:
+    async def main() -> None:
+        store = await _store_of("secret", "open")
+        for source in ("secret", "open"):
+            state = await store.get(source)
+            assert state is not None
+            await store.create(Create(f"mine/{source}", "text/plain", fork=ForkPoint(source, state.id, 0)))
+        listing = Listing(store)
+        for grant, named in (
+            (None, ["open", "secret"]),
+            (Grant.of("list:mine/*"), [None, None]),
+            (Grant.of("list:mine/*", "list:open"), ["open", None]),
+            (Grant.of("list:mine/*", "read:secret"), [None, "secret"]),
+        ):
+            asked = _Asks("prefix=mine/")
+            asked.grant = grant
+            answer = await listing.read(asked, "")  # type: ignore[arg-type]
+            one = await listing.read(asked, "mine/secret")  # type: ignore[arg-type]
+            assert isinstance(answer.body, bytes)
+            assert isinstance(one.body, bytes)
+            streams = msgspec.json.decode(answer.body, type=Page).streams
+            assert [stream.forked_from for stream in streams] == named
+            assert msgspec.json.decode(one.body)["forked_from"] == named[1]
         await store.close()
 
     asyncio.run(main())
@@ -141,12 +319,12 @@ def test_a_page_searches_the_index_however_many_streams_there_are(tmp_path: Path
         store = SqliteStore(tmp_path)
         await store.open()
         writer: sqlite3.Connection = store._backend._connections[0]
-        rows = (
-            (n, f"t/{n:06}", None, f'{{"id":{n},"path":"t/{n:06}","content_type":"a/b"}}')
-            for n in range(1, 30_001)
+        states = (
+            (n, f"t/{n:06}", f'{{"id":{n},"path":"t/{n:06}","content_type":"a/b"}}') for n in range(1, 30_001)
         )
+        rows = ((n, path, None, state, state_sum(n, path, state), 0) for n, path, state in states)
         writer.execute("BEGIN")
-        writer.executemany("INSERT INTO stream VALUES (?, ?, ?, ?)", rows)
+        writer.executemany("INSERT INTO stream VALUES (?, ?, ?, ?, ?, ?)", rows)
         writer.execute("COMMIT")
         steps = 0
 

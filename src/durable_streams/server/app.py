@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -118,13 +117,12 @@ class App:
         if authorize is not None:
             access = Access(authorize, quotas=quotas, hides=self.config.hide_forbidden)
         self.control = Control()
-        self.control.add(
-            "streams", {"GET": Listing(store, _seen_by).read, "POST": RetentionActions(store).post}
-        )
         self.subscriptions: Subscriptions | None = None
         if isinstance(store, KeepsSubscriptions) and store.subscriptions is not None:
             self.subscriptions = Subscriptions(store, self.config, guarded=access is not None)
             self.subscriptions.serve_on(self.control)
+        listing = Listing(store, None if self.subscriptions is None else self.subscriptions.token_key)
+        self.control.add("streams", {"GET": listing.read, "POST": RetentionActions(store).post})
         engine = None if self.subscriptions is None else self.subscriptions.engine
         retention = RetentionRules(store, tuple(self.config.retention))
         self.counts = Counts()
@@ -294,12 +292,6 @@ class App:
         if path != _LIVENESS:
             await self.store.check()
         return json_response(200, {"status": "ok"})
-
-
-def _seen_by(request: ServerRequest) -> Callable[[str], bool]:
-    """Return whether the list shows a path to the caller."""
-    grant = request.grant
-    return lambda path: grant is None or grant.allows("list", path)
 
 
 def _framed(request: ServerRequest, response: ServerResponse) -> ServerResponse:

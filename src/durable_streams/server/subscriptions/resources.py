@@ -132,7 +132,7 @@ class Subscriptions:
         self._forget()
         await self.engine.start()
         if self.engine.active:
-            await self._token_key()
+            await self.token_key()
 
     async def stop(self) -> None:
         """End what runs in the background."""
@@ -300,7 +300,7 @@ class Subscriptions:
         answer = {
             "wake_id": claimed.wake_id,
             "generation": claimed.generation,
-            "token": self._token(claimed, await self._token_key()),
+            "token": self._token(claimed, await self.token_key()),
             "streams": _streams(claimed, seen),
             "lease_ttl_ms": claimed.config.lease_ttl_ms,
         }
@@ -353,7 +353,7 @@ class Subscriptions:
         scheme, _, token = (request.header("authorization") or "").partition(" ")
         if scheme.lower() != "bearer":
             raise lease_tokens.invalid()
-        key = await self._token_key()
+        key = await self.token_key()
         claims = lease_tokens.verify(key, token.strip(), _subject(name), self._clock())
 
         def check(subscription: Subscription) -> int:
@@ -364,7 +364,8 @@ class Subscriptions:
         check(found or await find(name))
         return check
 
-    async def _token_key(self) -> bytes:
+    async def token_key(self) -> bytes:
+        """Return a secret of the server, the same one for all that share its store."""
         if not self._key:
             made = secrets.token_bytes(lease_tokens.KEY_BYTES)
             self._key = await self._kept().secret(_TOKEN_KEY, made) or made
@@ -426,7 +427,7 @@ class Subscriptions:
             "generation": subscription.generation,
             "streams": _streams(subscription, subscription.snapshot),
             "callback_url": f"{self._base_url()}{_ROOT}/subscriptions/{name}/callback",
-            "callback_token": self._token(subscription, await self._token_key()),
+            "callback_token": self._token(subscription, await self.token_key()),
         }
         return msgspec.json.encode(body)
 
