@@ -157,6 +157,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run over httpx2 too what one adapter does for it and httpx",
     )
+    damages = parser.getgroup("damages", "seeded damages of a data folder")
+    damages.addoption("--damages", type=int, default=50, help="how many (default 50)")
     chaos = parser.getgroup("chaos", "tests through a network that fails at random")
     chaos.addoption("--chaos-seeds", type=int, default=40, help="how many seeds to run (default 40)")
     chaos.addoption("--chaos-seed", type=int, default=None, help="the one seed to run")

@@ -36,6 +36,7 @@ __all__ = [
     "name_hash",
     "part_sum",
     "producer_sum",
+    "reason",
     "seal",
     "state_sum",
     "unseal",
@@ -83,6 +84,15 @@ def is_damage(error: BaseException) -> bool:
     return type(error) is sqlite3.DatabaseError or isinstance(
         error, (sqlite3.IntegrityError, msgspec.DecodeError, UnicodeDecodeError)
     )
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error of a query says, in a few words of one line.
+
+    Args:
+        error: What a query raised.
+    """
+    return "a text is not UTF-8" if "UTF-8" in str(error) else str(error).partition("\n")[0]
 
 
 def damaged(connection: sqlite3.Connection, stream: int, position: int, what: str) -> StoreDamagedError:

@@ -1,7 +1,8 @@
 """Group commit: commands wait, are decided together, and are answered once they are stored.
 
 Invariants: one batch is committed at a time; a batch is published only after its commit succeeded, however long that
-took; a command is answered once, within about twice the time that a commit may take; waiting commands are bounded.
+took; a command is answered once, within about twice the time that a commit may take; waiting commands are bounded;
+damage of one stream fails the commands of that stream only.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 
 from durable_streams.stores.backlog import Backlog
 from durable_streams.stores.base import (
+    StoreDamagedError,
     StoreError,
     StoreLostError,
     StoreUnavailableError,
@@ -89,6 +91,7 @@ class GroupCommits:
         self.backlog = backlog
         self._queue: deque[_QueuedCommand] = deque()
         self._outcomes: list[_Outcome] = []  # of the batch that is being committed
+        self._alone = 0  # commands at the head of the queue that are committed one by one
         self._committing = False
         self._began = 0.0  # when the present commit began, on the loop's clock
         self._measured_from = 0.0  # the same, on a clock that counts more than milliseconds
@@ -150,8 +153,11 @@ class GroupCommits:
         outcomes: list[_Outcome] = []
         self._outcomes = outcomes
         queue, size = self._queue, 0
-        while queue and size < _BATCH_BYTES and len(outcomes) < _BATCH_COMMANDS:
+        most = 1 if self._alone else _BATCH_COMMANDS
+        while queue and size < _BATCH_BYTES and len(outcomes) < most:
             command = queue.popleft()
+            if self._alone:
+                self._alone -= 1
             if command.future.done():
                 self.backlog.remove(command.size)
                 continue
@@ -165,9 +171,19 @@ class GroupCommits:
             return
         self._watch()
         try:
-            self._commit(batch, lambda error: self._ended(batch, outcomes, error))
+            self._commit(batch, lambda error: self._committed(batch, outcomes, error))
         except Exception as error:  # noqa: BLE001 - any failure must reach the waiters, and the next batch must run
             self._ended(batch, outcomes, as_store_error(error))
+
+    def _committed(self, batch: CommitBatch, outcomes: list[_Outcome], error: StoreError | None) -> None:
+        if isinstance(error, StoreDamagedError) and len(outcomes) > 1:
+            # Most of them can be stored: they are decided again, each in a batch of its own.
+            self._outcomes = []
+            self._queue.extendleft([command for command, _, _ in reversed(outcomes)])
+            self._alone += len(outcomes)
+            self._next()
+        else:
+            self._ended(batch, outcomes, error)
 
     def _ended(self, batch: CommitBatch, outcomes: list[_Outcome], error: StoreError | None) -> None:
         self._outcomes = []

@@ -17,7 +17,14 @@ from durable_streams.protocol import retention, rules
 from durable_streams.protocol.commands import Append, Appended, Create, Created, Rejection, SetRetention, Trim
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.backlog import MAX_BYTES, MAX_COMMANDS, Backlog
-from durable_streams.stores.base import Chunk, Listed, StoreError, StoreLostError, StoreUnavailableError
+from durable_streams.stores.base import (
+    Chunk,
+    Listed,
+    StoreDamagedError,
+    StoreError,
+    StoreLostError,
+    StoreUnavailableError,
+)
 from durable_streams.stores.batch import CommitBatch, LoadedProducer, NotLoadedError
 from durable_streams.stores.commits import LOST, Committed, GroupCommits, copied
 from durable_streams.stores.figures import StoreFigures
@@ -34,6 +41,7 @@ _SWEEP_STREAMS = 1000
 _PROBE_SECONDS = 5.0
 _CLOSE_SECONDS = 5.0  # for all of it
 _MEASURE_SECONDS = 1.0
+_MOST_DAMAGES = 1000  # streams; damage of more is noticed again by each request that meets it
 
 _log = logging.getLogger("durable_streams.stores")
 
@@ -217,6 +225,7 @@ class LocalStore:
         self._lost: StoreLostError | None = None  # for clients
         self._loss: StoreLostError | None = None  # for the operator, with paths
         self._probe: asyncio.Future[None] | None = None
+        self._damages: dict[int | None, StoreDamagedError] = {}  # by stream id; None where it is not known
         self._full = False  # whether there is room for deletions only
         self._commits = GroupCommits(
             self._new_batch,
@@ -340,6 +349,8 @@ class LocalStore:
         if self._full and command.payload:
             await self._find_room()
         slot = self._slots.young.get(path) or await self._slots.get(path)
+        if self._damages:
+            self._check_whole(slot)
         stamp = command.producer
         loaded = None
         if stamp is not None and stamp.id not in slot.producers:
@@ -388,6 +399,7 @@ class LocalStore:
             StoreError: Nothing was changed.
         """
         slot = await self._slots.get(path)
+        self._check_whole(slot)
         return await self._commits.submit(lambda batch: batch.retain(slot, command), repeatable=True)
 
     def touch(self, path: str) -> None:
@@ -549,6 +561,8 @@ class LocalStore:
         """
         if self._full:
             await self._find_room()
+        if self._damages:
+            raise copied(next(iter(self._damages.values())))
         if self._probe is None or self._probe.done():
             self._probe = self._commits.submit(_mark_probe, repeatable=True)
             self._probe.add_done_callback(_ignore)
@@ -556,6 +570,18 @@ class LocalStore:
             await asyncio.wait_for(asyncio.shield(self._probe), _PROBE_SECONDS)
         except asyncio.TimeoutError:
             raise StoreUnavailableError(f"the disk has not answered for {_PROBE_SECONDS:g} seconds") from None
+
+    def _note_damage(self, damage: StoreDamagedError) -> None:
+        """Refuse what would write to a damaged stream, and say at each health check that there is one."""
+        if damage.stream not in self._damages and len(self._damages) < _MOST_DAMAGES:
+            _log.error("%s", damage)
+            self._damages[damage.stream] = damage
+
+    def _check_whole(self, slot: Slot) -> None:
+        """Raise StoreDamagedError if the stream of a slot is damaged."""
+        damage = None if slot.state is None else self._damages.get(slot.state.id)
+        if damage is not None:
+            raise copied(damage)
 
     def _lose(self, loss: StoreLostError) -> None:
         """Answer every request with an error from now on; ``loss`` names the path."""
@@ -598,6 +624,9 @@ class LocalStore:
         for slot in batch.changed:
             if slot.audience is not None:
                 slot.audience.notify()
+        if self._damages:
+            for stream_id in batch.removed:
+                self._damages.pop(stream_id, None)
 
     def _new_id(self) -> int:
         self._last_id += 1

@@ -25,9 +25,14 @@ _RETRY_SECONDS = 5.0
 _ROWS = 2000
 _SIZE_BITS = 0xFFFFFFFF
 
+# A row that damage changed must not remove what a stream holds.
 _WORK = """
-SELECT stream, NULL FROM (SELECT stream FROM garbage LIMIT 1) UNION ALL
-SELECT stream, floor FROM (SELECT stream, floor FROM trim LIMIT 1) LIMIT 1"""
+SELECT stream, NULL FROM (
+SELECT stream FROM garbage WHERE NOT EXISTS (SELECT 1 FROM stream WHERE id = garbage.stream) LIMIT 1) UNION ALL
+SELECT stream, floor FROM (
+SELECT stream, min(floor, coalesce((
+SELECT coalesce(json_extract(state, '$.floor'), 0) FROM stream WHERE id = trim.stream), floor)) AS floor
+FROM trim LIMIT 1) LIMIT 1"""
 _RECORDS = """
 SELECT start, CASE typeof(data) WHEN 'integer' THEN data END, length(data) FROM record
 WHERE stream = ? AND start < ? ORDER BY start LIMIT ?"""

@@ -55,6 +55,7 @@ from durable_streams.stores.checksums import (
     name_hash,
     part_sum,
     producer_sum,
+    reason,
     seal,
     state_sum,
     unseal,
@@ -184,6 +185,7 @@ def connect(folder: Path, cache_kib: int) -> sqlite3.Connection:
     connection.execute("PRAGMA secure_delete = OFF")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA cache_size = -{cache_kib}")
+    connection.execute("PRAGMA cell_size_check = ON")  # damage of a page is noticed when it is read
     return connection
 
 
@@ -696,18 +698,22 @@ def _explained(connection: sqlite3.Connection, stream: int, position: int) -> It
         yield
     except (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError) as error:
         if is_damage(error):
-            raise damaged(connection, stream, position, f"the file cannot be read ({error})") from error
+            raise damaged(
+                connection, stream, position, f"the file cannot be read ({reason(error)})"
+            ) from error
         raise
 
 
 @contextlib.contextmanager
 def _named(paths: list[str]) -> Iterator[None]:
-    """Name the stream that cannot be loaded; the streams of a list are loaded one by one after that."""
+    """Name the stream that cannot be loaded; those of a list are loaded one by one after that, to find it."""
     try:
         yield
     except (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError) as error:
-        if is_damage(error) and len(paths) == 1:
-            what = f"its state cannot be read ({error})"
+        if is_damage(error):
+            if len(paths) > 1:
+                raise StoreUnavailableError(str(error)) from error
+            what = f"its state cannot be read ({reason(error)})"
             raise StoreDamagedError(damage_text(f"the stream {paths[0]}", 0, what)) from error
         raise
 
@@ -775,8 +781,18 @@ class SqliteStore(LocalStore):
         limits: StoreLimits = DEFAULT_LIMITS,
         disk_reserve: int = 0,
     ) -> None:
-        self._sqlite = _SqliteBackend(data_dir, limits.disk_timeout, disk_reserve, self._set_full)
+        self._sqlite = _SqliteBackend(
+            data_dir, limits.disk_timeout, disk_reserve, self._set_full, self._note_damage
+        )
         super().__init__(self._sqlite, max_streams=max_streams, clock=clock, limits=limits)
+
+    def _commit(self, batch: CommitBatch, committed: Committed) -> None:
+        def ended(error: StoreError | None) -> None:
+            if isinstance(error, StoreDamagedError) and (error.stream is not None or len(batch.changed) == 1):
+                self._note_damage(_of_batch(error, batch))
+            committed(error)
+
+        super()._commit(batch, ended)
 
     def _set_full(self, full: bool) -> None:
         self._full = full
@@ -788,11 +804,27 @@ class SqliteStore(LocalStore):
         return await self._sqlite.measure()
 
 
+def _of_batch(damage: StoreDamagedError, batch: CommitBatch) -> StoreDamagedError:
+    """Return damage that a commit met with the stream that it concerns, where the batch changes one only."""
+    slot = next(iter(batch.changed), None)
+    if damage.stream is not None or slot is None:
+        return damage
+    return StoreDamagedError(str(damage), None if slot.state is None else slot.state.id)
+
+
 class _SqliteBackend:
-    def __init__(self, data_dir: Path, timeout: float, reserve: int, on_full: Callable[[bool], None]) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        timeout: float,
+        reserve: int,
+        on_full: Callable[[bool], None],
+        on_damage: Callable[[StoreDamagedError], None],
+    ) -> None:
         self._folder = data_dir.absolute()  # the working directory may change
         self._reserve_size = reserve
         self._on_full = on_full
+        self._on_damage = on_damage
         self._timeout = timeout
         self.identity = ""
         self.largest_append = _LARGEST_APPEND
@@ -829,7 +861,7 @@ class _SqliteBackend:
             self._work.put(None)
             self._begin()
             raise
-        lane = partial(Lane, explain=_store_error, timeout=self._timeout)
+        lane = partial(Lane, explain=partial(self._explain, loop), timeout=self._timeout)
         self._states = lane("durable-streams-state", self._connections[1:2])
         self._records = lane("durable-streams-read", self._connections[2:])
         return last_id
@@ -848,6 +880,12 @@ class _SqliteBackend:
                 keep_open(connection)
         self._begin()
 
+    def _explain(self, loop: asyncio.AbstractEventLoop, error: Exception) -> StoreError:
+        found = _store_error(error)
+        if isinstance(found, StoreDamagedError):
+            _call_soon(loop, self._on_damage, found)
+        return found
+
     # -- in the writer's thread
 
     def _run(
@@ -864,7 +902,7 @@ class _SqliteBackend:
             _call_soon(loop, _fail, opened, error)
         else:
             _call_soon(loop, _finish, opened, last_id)
-            self._write(connections[0], work)
+            self._write(connections[0], work, loop)
             if not self._lost:
                 with contextlib.suppress(sqlite3.Error):
                     while write_tails(connections[0], self._chains):
@@ -895,6 +933,7 @@ class _SqliteBackend:
         self,
         connection: sqlite3.Connection,
         works: queue.SimpleQueue[Callable[[sqlite3.Connection], None] | None],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         while True:
             try:
@@ -902,7 +941,7 @@ class _SqliteBackend:
                 work = works.get(timeout=pause) if pause else works.get(block=pause is None)
             except queue.Empty:
                 if self._purge.pause() == 0.0:
-                    self._purge_some(connection)
+                    self._purge_some(connection, loop)
             else:
                 if work is None:
                     break
@@ -1048,12 +1087,14 @@ class _SqliteBackend:
         except sqlite3.Error:
             self._chains.wait()  # there is no room, perhaps
 
-    def _purge_some(self, connection: sqlite3.Connection) -> None:
+    def _purge_some(self, connection: sqlite3.Connection, loop: asyncio.AbstractEventLoop) -> None:
         try:
             self._purge.step(connection)
         except sqlite3.Error as error:
             if is_full(error) and self._reserve.give_up():
                 self._purge.resume()
+            elif is_damage(error):
+                self._explain(loop, error)
         if self._reserve.in_use and not self._purge.pending:
             _shorten_log(connection)  # what was removed is in it, too
 
@@ -1207,6 +1248,6 @@ def _store_error(error: Exception) -> StoreError:
         return _store_full()
     if is_damage(error):
         return StoreDamagedError(
-            f"the file {FILE_NAME} is damaged: {error}; durable-streams verify shows what is whole"
+            f"the file {FILE_NAME} is damaged: {reason(error)}; durable-streams verify shows what is whole"
         )
     return StoreUnavailableError(f"the store cannot be used now: {error}; none of this request was stored")

@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from durable_streams.protocol.subscription import Link, Subscription
-from durable_streams.stores.base import StoreError, StoreUncertainError
+from durable_streams.stores.base import StoreDamagedError, StoreError, StoreUncertainError
 from durable_streams.stores.commits import copied
 from durable_streams.stores.subscriptions import Changed, Kept, RevisionError
 
@@ -112,11 +112,17 @@ class SqliteSubscriptions:
 
         rows, link_rows = await self._read(query)
         links: dict[str, dict[str, Link]] = {}
-        for name, path, link in _decode_links(link_rows):
-            links.setdefault(name, {})[path] = link
+        try:
+            for name, path, link in _decode_links(link_rows):
+                links.setdefault(name, {})[path] = link
+            kept = _decode_kept(rows)
+        except msgspec.DecodeError as error:
+            raise StoreDamagedError(
+                f"the subscriptions are damaged: {error}; durable-streams verify shows what is whole"
+            ) from error
         return [
             Kept(replace(subscription, links=links.get(subscription.id, {})), revision)
-            for revision, subscription in _decode_kept(rows)
+            for revision, subscription in kept
         ]
 
     async def paths(self, after: str, limit: int) -> Sequence[str]:
