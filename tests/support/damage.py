@@ -9,7 +9,7 @@ import sqlite3
 from pathlib import Path
 
 from durable_streams.protocol.commands import Append, Create, ForkPoint, Trim
-from durable_streams.protocol.state import ProducerStamp
+from durable_streams.protocol.state import ProducerStamp, StreamState
 from durable_streams.stores.sqlite import LARGE, SqliteStore
 
 BYTES = "application/octet-stream"
@@ -41,21 +41,25 @@ async def fill(folder: Path, streams: int) -> dict[str, tuple[int, bytes]]:
     for begin in range(0, streams, 50):
         await asyncio.gather(*map(fill_one, range(begin, min(streams, begin + 50))))
     for number in range(0, streams, 25):
-        path = f"s/{number:03d}"
-        state = await store.get(path)
+        path, trimmed = f"s/{number:03d}", f"s/{number + 1:03d}"
+        state = await state_of(store, path)
         await store.create(Create(f"{path}/fork", BYTES, fork=ForkPoint(path, state.id, state.tail)))
         await store.append(f"{path}/fork", Append(BYTES, b"own"))
         expected[f"{path}/fork"] = 0, expected[path][1] + b"own"
-        trimmed = await store.get(f"s/{number + 1:03d}")
-        await store.retain(trimmed.path, Trim(trimmed.id, trimmed.tail))
-        await store.append(trimmed.path, Append(BYTES, b"kept"))
-        expected[trimmed.path] = trimmed.tail, b"kept"
-    for _ in range(5000):
-        if not store._backend._purge.pending:
-            break
+        state = await state_of(store, trimmed)
+        await store.retain(trimmed, Trim(state.id, state.tail))
+        await store.append(trimmed, Append(BYTES, b"kept"))
+        expected[trimmed] = state.tail, b"kept"
+    while (await store.figures()).purge_backlog:
         await asyncio.sleep(0.002)
     await store.close()
     return expected
+
+
+async def state_of(store: SqliteStore, path: str) -> StreamState:
+    state = await store.get(path)
+    assert state is not None
+    return state
 
 
 def damage(folder: Path, seed: int) -> str:
