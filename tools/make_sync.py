@@ -32,6 +32,7 @@ FILES = {
     "client/aio.py": "client/sync.py",
     "client/aio_worker.py": "client/sync_worker.py",
     "client/aio_listing.py": "client/sync_listing.py",
+    "client/aio_follow.py": "client/sync_follow.py",
     "firehose/aio.py": "firehose/sync.py",
 }
 
@@ -40,6 +41,7 @@ NAMES = {
     "AsyncDurableStream": "DurableStream",
     "AsyncExchange": "Exchange",
     "AsyncFirehoseStream": "FirehoseStream",
+    "AsyncFollowing": "Following",
     "AsyncHandler": "Handler",
     "AsyncHeadersLike": "HeadersLike",
     "AsyncInterrupt": "Interrupt",
@@ -63,6 +65,7 @@ NAMES = {
     "aio_append_turns": "append_turns",
     "aio_performer": "sync_performer",
     "aio_response": "sync_response",
+    "afollow": "follow",
     "alist_streams": "list_streams",
     "anext": "next",
     "astream": "stream",
@@ -127,6 +130,8 @@ PHRASES = {
     "Processes a batch; it may be async.": "Processes a batch.",
     # The list of streams.
     "The async list of streams:": "The sync list of streams:",
+    # Several streams.
+    "Many streams over one connection, async:": "Many streams over one connection, sync:",
     # Feeds. The first parameter of `stream_with_retry` has the name that users of the X SDK know.
     "The async firehose:": "The sync firehose:",
     "`stop`, from any task or thread, ends the wait of the feed; a task that is cancelled from outside stays "

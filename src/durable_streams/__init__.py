@@ -14,10 +14,12 @@ from durable_streams.lazy import lazy_names
 
 if TYPE_CHECKING:
     from durable_streams.client.aio import AsyncDurableStream, AsyncStreamResponse, astream
+    from durable_streams.client.aio_follow import AsyncFollowing, afollow
     from durable_streams.client.aio_listing import alist_streams
     from durable_streams.client.aio_producer import IdempotentProducer
     from durable_streams.client.checkpoints import CheckpointStore, FileCheckpoint
     from durable_streams.client.sync import DurableStream, StreamResponse, stream
+    from durable_streams.client.sync_follow import Following, follow
     from durable_streams.client.sync_listing import list_streams
     from durable_streams.client.sync_producer import SyncIdempotentProducer
     from durable_streams.errors import (
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
         AsyncHeadersLike,
         AsyncParamsLike,
         CloseResult,
+        Followed,
         HeadersLike,
         HeadResult,
         IdempotentAppendResult,
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AppendResult",
     "AsyncDurableStream",
+    "AsyncFollowing",
     "AsyncHeadersLike",
     "AsyncParamsLike",
     "AsyncStreamResponse",
@@ -69,6 +73,8 @@ __all__ = [
     "DurableStreamError",
     "FetchError",
     "FileCheckpoint",
+    "Followed",
+    "Following",
     "HeadResult",
     "HeadersLike",
     "IdempotentAppendResult",
@@ -96,8 +102,10 @@ __all__ = [
     "StreamParseError",
     "StreamResponse",
     "SyncIdempotentProducer",
+    "afollow",
     "alist_streams",
     "astream",
+    "follow",
     "list_streams",
     "stream",
 ]
@@ -107,6 +115,8 @@ _HOMES = {
     "AsyncDurableStream": "client.aio",
     "AsyncStreamResponse": "client.aio",
     "astream": "client.aio",
+    "AsyncFollowing": "client.aio_follow",
+    "afollow": "client.aio_follow",
     "alist_streams": "client.aio_listing",
     "IdempotentProducer": "client.aio_producer",
     "CheckpointStore": "client.checkpoints",
@@ -114,6 +124,8 @@ _HOMES = {
     "DurableStream": "client.sync",
     "StreamResponse": "client.sync",
     "stream": "client.sync",
+    "Following": "client.sync_follow",
+    "follow": "client.sync_follow",
     "list_streams": "client.sync_listing",
     "SyncIdempotentProducer": "client.sync_producer",
     "RetryPolicy": "protocol.retry",
@@ -123,6 +135,7 @@ _HOMES = {
             "AsyncHeadersLike",
             "AsyncParamsLike",
             "CloseResult",
+            "Followed",
             "HeadResult",
             "HeadersLike",
             "IdempotentAppendResult",

@@ -11,6 +11,7 @@ __all__ = [
     "AsyncHeadersLike",
     "AsyncParamsLike",
     "CloseResult",
+    "Followed",
     "HeadResult",
     "HeadersLike",
     "IdempotentAppendResult",
@@ -24,6 +25,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
+
+    from durable_streams.errors import DurableStreamError
 
     T = TypeVar("T", default=Any)
 else:
@@ -157,6 +160,32 @@ class StreamEvent(Generic[T]):
     next_offset: Offset
     up_to_date: bool
     cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """News of one of the streams.
+
+    Attributes:
+        stream: The stream, as it was named.
+        data: The data as bytes, of a JSON stream one array of messages; ``b""`` where the news is something else.
+        next_offset: The position behind the data; None of a stream that was never found.
+        closed: Whether the stream is closed for good, and all of it was handed over.
+        error: Why nothing more comes of this stream: it is not there, was deleted, has given up the data at the
+            position (RetentionGoneError, with its ``earliest``), or may not be read. None where it goes on, or is
+            closed.
+    """
+
+    stream: str
+    data: bytes
+    next_offset: Offset | None
+    closed: bool = False
+    error: DurableStreamError | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more comes of the stream."""
+        return self.closed or self.error is not None
 
 
 @dataclass(frozen=True, slots=True)

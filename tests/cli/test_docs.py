@@ -168,7 +168,7 @@ def test_e7_blocks_are_found():
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is missing")
 def test_e7_the_page_in_a_browser(cli, tmp_path):
-    page = next(code for language, code in FOUND[ROOT / "docs" / "browser.md"] if language == "html")
+    page = next(code for language, code in FOUND[ROOT / "docs" / "browsers.md"] if language == "html")
     cli.ok("create", "hello", "-t", "json", '{"text": "Hello, browser"}')
     cli.ok("close", "hello", '{"text": "the end"}')
     (tmp_path / "page.html").write_text(page.replace(SERVED, cli.root))

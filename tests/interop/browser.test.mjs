@@ -237,6 +237,39 @@ describe("EventSource", () => {
   })
 })
 
+test("many streams over one EventSource: each record once, with the server killed in the middle", async (t) => {
+  const names = Array.from({ length: 8 }, () => fresh("many")) // more than a browser has connections for
+  for (const name of names) await create(server.url(name), JSON_TYPE, `[0]`)
+  const following = await page(t)
+  const query = new URLSearchParams({ streams: names.map(encodeURIComponent).join(",") })
+  await following.evaluate((url) => {
+    const source = new EventSource(url)
+    window.seen = { items: {}, ended: [] }
+    Object.defineProperty(window.seen, "state", { enumerable: true, get: () => source.readyState })
+    source.addEventListener("data", ({ data }) => {
+      const { stream, messages } = JSON.parse(data)
+      window.seen.items[stream] = [...(window.seen.items[stream] ?? []), ...messages]
+    })
+    source.addEventListener("end", ({ data }) => window.seen.ended.push(JSON.parse(data)))
+  }, server.url(`__ds/follow?${query}`))
+  const seen = () => following.evaluate(() => ({ ...window.seen }))
+  const all = (items) => names.every((name) => items[name]?.length >= length)
+  let length = 1
+  for (const kill of [true, false]) {
+    await until(async () => all((await seen()).items), `${length} records of each stream arrive`)
+    if (kill) await server.restart()
+    for (const name of names) await append(server.url(name), `${length}`)
+    length += 1
+  }
+  await until(async () => all((await seen()).items), "the last records arrive")
+  const closing = { method: "POST", headers: { "stream-closed": "true" } }
+  for (const name of names) await fetch(server.url(name), closing)
+  await until(async () => (await seen()).state === 2, "all are closed, and it does not connect again")
+  const { items, ended } = await seen()
+  for (const name of names) assert.deepEqual(items[name], [0, 1, 2])
+  assert.deepEqual(ended.map(({ stream, closed }) => [stream, closed]).sort(), names.map((name) => [name, true]).sort())
+})
+
 describe("who may write", () => {
   /** Try everything a page can do to change a stream; says what it could read of the answers. */
   const attack = (attacking, url) =>

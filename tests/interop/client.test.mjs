@@ -3,6 +3,7 @@
 import assert from "node:assert/strict"
 import { describe, test } from "node:test"
 import { DurableStream, IdempotentProducer, stream } from "@durable-streams/client"
+import { EventSource } from "undici"
 import { fresh, noise, plusOne, sameBytes, sameItems, serve, settled, sleep, until } from "./support.mjs"
 
 const JSON_TYPE = "application/json"
@@ -395,4 +396,30 @@ describe("the server is killed", () => {
       sameItems(items, numbers(0, n))
     })
   }
+})
+
+test("many streams over one EventSource of Node, with the server killed in the middle", async () => {
+  const handles = await Promise.all([JSON_TYPE, "text/plain", BINARY].map((type) => create("many", type)))
+  const names = handles.map(({ url }) => new URL(url).pathname.replace("/v1/stream/", ""))
+  const written = [`{"n":1}`, "öne\r\n", Buffer.from([0, 13, 255])]
+  const source = new EventSource(server.url(`__ds/follow?streams=${names.join(",")}`))
+  const parts = new Map(names.map((name) => [name, []]))
+  const ended = []
+  source.addEventListener("data", ({ data }) => {
+    const { stream, messages, text, base64 } = JSON.parse(data)
+    parts.get(stream).push(messages ?? text ?? Buffer.from(base64, "base64"))
+  })
+  source.addEventListener("end", ({ data }) => ended.push(JSON.parse(data)))
+  for (const kill of [false, true, false]) {
+    if (kill) await server.restart()
+    for (const [index, handle] of handles.entries()) await handle.append(written[index])
+    await until(() => names.every((name) => parts.get(name).length > 0), "the first records arrive")
+  }
+  for (const handle of handles) await handle.close()
+  await until(() => source.readyState === EventSource.CLOSED, "all are closed, and it does not connect again")
+  const [json, text, bytes] = names.map((name) => parts.get(name))
+  assert.deepEqual(json.flat(), [{ n: 1 }, { n: 1 }, { n: 1 }])
+  assert.equal(text.join(""), written[1].repeat(3))
+  sameBytes(Buffer.concat(bytes), Buffer.concat([written[2], written[2], written[2]]))
+  assert.deepEqual(ended.map(({ closed }) => closed), [true, true, true])
 })

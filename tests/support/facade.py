@@ -45,6 +45,9 @@ class SyncFacade:
     def stream(self, url: str, **options: Any) -> Any:
         return durable_streams.stream(url, **self._options(options))
 
+    def follow(self, root: str, streams: list[str], **options: Any) -> Any:
+        return durable_streams.follow(root, streams, **self._options(options))
+
     def callable(self, function: Callable[[], str]) -> Any:
         """Return what the API takes as a header's callable: here as it is."""
         return function
@@ -201,6 +204,10 @@ class AsyncFacade:
 
     def stream(self, url: str, **options: Any) -> Any:
         return self.loop.call(durable_streams.astream, url, **self.options(options))
+
+    def follow(self, root: str, streams: list[str], **options: Any) -> Any:
+        following = durable_streams.afollow(root, streams, **self.options(options))
+        return Wrapped(self.loop, following)
 
     def callable(self, function: Callable[[], str]) -> Any:
         """Return what the API takes as a header's callable: here an async one."""

@@ -14,13 +14,17 @@ import durable_streams
 import durable_streams.testing
 from durable_streams import (
     AsyncDurableStream,
+    AsyncFollowing,
     AsyncStreamResponse,
     DurableStream,
+    Following,
     IdempotentProducer,
     StreamResponse,
     SyncIdempotentProducer,
+    afollow,
     alist_streams,
     astream,
+    follow,
     list_streams,
     stream,
 )
@@ -35,23 +39,28 @@ PAIRS = [
     (DurableStream, AsyncDurableStream),
     (StreamResponse, AsyncStreamResponse),
     (SyncIdempotentProducer, IdempotentProducer),
+    (Following, AsyncFollowing),
 ]
 # What Python names differently for async objects, and what only they have.
-TWINS = {"close": "aclose", "__enter__": "__aenter__", "__exit__": "__aexit__", "__iter__": "__aiter__"}
+TWINS = {
+    "close": "aclose",
+    "__enter__": "__aenter__",
+    "__exit__": "__aexit__",
+    "__iter__": "__aiter__",
+    "__next__": "__anext__",
+}
 KEPT_CLOSE = {SyncIdempotentProducer}  # the producer's close waits for data and may raise: close in both
 ANNOTATIONS = [  # sync text, what stands in its place in the async API
     (r"\bDurableStream\b", "AsyncDurableStream"),
     (r"\bStreamResponse\b", "AsyncStreamResponse"),
+    (r"\bFollowing\b", "AsyncFollowing"),
     (r"\bHeadersLike\b", "AsyncHeadersLike"),
     (r"\bParamsLike\b", "AsyncParamsLike"),
     (r"\bOnError\b", "AsyncOnError"),
     (r"\bIterator\b", "AsyncIterator"),
     (r"\bFuture\b", "asyncio.Future"),
 ]
-RETURNS = {
-    "stream": "Opening",
-    "__iter__": "AsyncIterator[bytes]",
-}  # stream: awaited, or entered with async with
+RETURNS = {"stream": "Opening"}  # awaited, or entered with async with
 FOREIGN = re.compile(
     r"\b(urllib3|aiohttp|httpx2?|requests|yarl|multidict|PoolManager|ClientSession|httpcore)\b"
 )
@@ -82,6 +91,7 @@ def shape(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
 def pairs_of_functions() -> Iterator[tuple[str, Callable[..., Any], Callable[..., Any]]]:
     yield "stream", stream, astream
     yield "list_streams", list_streams, alist_streams
+    yield "follow", follow, afollow
     for one, other in PAIRS:
         yield f"{one.__name__}()", one.__init__, other.__init__
         for name in sorted(public_members(one)):
@@ -178,7 +188,7 @@ def test_every_public_member_is_documented(kind: type) -> None:
 
 
 def test_every_public_function_is_documented() -> None:
-    for function in (stream, astream, list_streams, alist_streams):
+    for function in (stream, astream, list_streams, alist_streams, follow, afollow):
         assert inspect.getdoc(function)
 
 
@@ -205,7 +215,8 @@ def test_every_parameter_is_documented(kind: type) -> None:
 
 
 @pytest.mark.parametrize(
-    "function", [stream, astream, list_streams, alist_streams, stream_with_retry, astream_with_retry]
+    "function",
+    [stream, astream, list_streams, alist_streams, follow, afollow, stream_with_retry, astream_with_retry],
 )
 def test_every_parameter_of_a_function_is_documented(function: Callable[..., Any]) -> None:
     assert {name for name, found in documented(function, function.__doc__) if not found} == set()

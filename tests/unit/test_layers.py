@@ -22,7 +22,7 @@ ALLOWED = {
     "errors": set(),
     "file_lock": set(),
     "lazy": set(),
-    "types": set(),
+    "types": {"errors"},
     "version": set(),
     "protocol": {"errors", "types"},
     "stores": {"protocol", "file_lock"},

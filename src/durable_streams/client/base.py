@@ -29,6 +29,7 @@ from durable_streams.errors import (
 )
 from durable_streams.protocol import headers as h
 from durable_streams.protocol.effects import Call, Effect, Machine
+from durable_streams.protocol.follower import Follower
 from durable_streams.protocol.jsonrule import OnInvalid, check_on_invalid
 from durable_streams.protocol.reader import Reader
 from durable_streams.protocol.request import (
@@ -57,6 +58,7 @@ __all__ = [
     "AsyncOnError",
     "CallOptions",
     "CheckpointLike",
+    "FollowingBase",
     "HandleBase",
     "ItemT",
     "OnError",
@@ -297,7 +299,35 @@ class HandleBase:
         }
 
 
-class ResponseBase(Generic[ItemT]):
+class _AsksTheCaller:
+    """What asks the caller about an error, and goes on with other options."""
+
+    _options: CallOptions
+
+    def _goes_on(self, answer: Mapping[str, Any] | None) -> bool:
+        """Take what ``on_error`` returned; return whether to go on."""
+        if answer is None:
+            return False
+        self._options = self._options.changed(answer.get("headers"), answer.get("params"))
+        return True
+
+
+class FollowingBase(_AsksTheCaller):
+    """The state of what follows many streams."""
+
+    def __init__(self, follower: Follower, options: CallOptions, on_error: Any) -> None:
+        self._follower = follower
+        self._options = options
+        self._on_error = on_error
+        self._machine = follower.run()
+
+    @property
+    def offsets(self) -> dict[str, Offset]:
+        """Where each stream is, by its path: behind what was handed over. To be kept, and passed to a later call."""
+        return dict(self._follower.offsets)
+
+
+class ResponseBase(_AsksTheCaller, Generic[ItemT]):
     """The state of a read: its position, and its last answer.
 
     The type argument is for annotations that users write; nothing here depends on it.
@@ -498,13 +528,6 @@ class ResponseBase(Generic[ItemT]):
         """Note the end of the caller's block: if it ended well, the collected data was used, too."""
         if error is None and self._collected:
             self._saver.passed(self.offset)
-
-    def _goes_on(self, answer: Mapping[str, Any] | None) -> bool:
-        """Take what ``on_error`` returned; return whether the read goes on."""
-        if answer is None:
-            return False
-        self._options = self._options.changed(answer.get("headers"), answer.get("params"))
-        return True
 
     def _consume(self, method: str) -> None:
         if self._consumed_by is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from os import PathLike
@@ -12,11 +12,14 @@ from typing import Any
 from urllib.parse import quote
 
 from durable_streams.client.aio import AsyncDurableStream
+from durable_streams.client.aio_follow import AsyncFollowing, afollow
 from durable_streams.client.aio_producer import IdempotentProducer
 from durable_streams.client.sync import DurableStream
+from durable_streams.client.sync_follow import Following, follow
 from durable_streams.client.sync_producer import SyncIdempotentProducer
 from durable_streams.embedded.transport import AUTHORITY, InProcess, InProcessFromThread
 from durable_streams.errors import DurableStreamError
+from durable_streams.protocol.headers import OFFSET_START
 from durable_streams.server.app import App
 from durable_streams.server.asgi import AsgiApp, Receive, Scope, Send
 from durable_streams.server.config import ServerConfig
@@ -293,6 +296,35 @@ class DurableStreams:
             linger_ms=linger_ms,
             content_type=content_type,
         )
+
+    def follow(
+        self, streams: Sequence[str], *, offsets: str | Mapping[str, str] = OFFSET_START
+    ) -> AsyncFollowing:
+        """Follow many streams, as `durable_streams.afollow` does.
+
+        Args:
+            streams: The paths of 1 to 100 streams, each once.
+            offsets: Where each stream begins: an offset, ``"-1"`` or ``"now"`` for all, or one for each by its path.
+
+        Raises:
+            ValueError: ``streams`` or ``offsets`` makes no sense.
+        """
+        return afollow(self.url("root").removesuffix("/root"), streams, offsets=offsets, client=self._client)
+
+    def sync_follow(
+        self, streams: Sequence[str], *, offsets: str | Mapping[str, str] = OFFSET_START
+    ) -> Following:
+        """Follow many streams, as `durable_streams.follow` does, in a worker thread.
+
+        Args:
+            streams: The paths of 1 to 100 streams, each once.
+            offsets: Where each stream begins: an offset, ``"-1"`` or ``"now"`` for all, or one for each by its path.
+
+        Raises:
+            ValueError: ``streams`` or ``offsets`` makes no sense.
+        """
+        root = self.url("root").removesuffix("/root")
+        return follow(root, streams, offsets=offsets, client=self._sync_client)
 
     # -- what the transports need
 

@@ -15,7 +15,15 @@ import msgspec
 from durable_streams.errors import StreamParseError
 from durable_streams.protocol.lines import DEFAULT_LIMIT, MANY, LineDecoder
 
-__all__ = ["DataEncoder", "SSEDecoder", "SSEEvent", "encode_control", "encode_data"]
+__all__ = [
+    "DataEncoder",
+    "SSEDecoder",
+    "SSEEvent",
+    "encode_control",
+    "encode_data",
+    "encode_event",
+    "with_id",
+]
 
 _encode_json = msgspec.json.Encoder().encode
 
@@ -24,12 +32,22 @@ def encode_data(payload: bytes, *, text: bool) -> bytes:
     """Return one ``event: data`` block. ``text``: UTF-8 lines as they are; else base64 on a single line."""
     if not text:
         return b"event: data\ndata:" + base64.b64encode(payload) + b"\n\n"
-    if b"\r" in payload:
-        payload = payload.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    if payload.startswith(b" ") or b"\n " in payload:
-        # A client strips one space after the colon: such lines need one of their own to lose.
-        return b"event: data\ndata: " + payload.replace(b"\n", b"\ndata: ") + b"\n\n"
-    return b"event: data\ndata:" + payload.replace(b"\n", b"\ndata:") + b"\n\n"
+    return encode_event(b"data", payload)
+
+
+def encode_event(name: bytes, text: bytes, identifier: str | None = None) -> bytes:
+    """Return one event of UTF-8 text. ``identifier``: its id, which is one line."""
+    if b"\r" in text:
+        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    # A client strips one space after the colon: such lines need one of their own to lose.
+    colon = b"\ndata: " if text.startswith(b" ") or b"\n " in text else b"\ndata:"
+    block = b"event: " + name + colon + text.replace(b"\n", colon) + b"\n\n"
+    return block if identifier is None else with_id(block, identifier)
+
+
+def with_id(block: bytes, identifier: str) -> bytes:
+    """Return an event, or its end, with an id: behind the data, so that what is cut off moves nothing."""
+    return block[:-1] + b"id:" + identifier.encode() + b"\n\n"
 
 
 class DataEncoder:

@@ -10,6 +10,7 @@ Invariants: what no grant allows is refused; the answer to a refusal does not de
 | DELETE | delete |
 | POST below ``__ds/streams/``: a trim, or another retention | trim |
 | ``__ds/subscriptions``, see server/subscriptions/grants.py | subscribe, and more |
+| GET of ``__ds/follow`` | read on each stream; one that is refused is missing in the answer, which says why |
 
 Without an ``authorize`` there is no `Access`, and a request costs nothing.
 """
@@ -25,7 +26,7 @@ from durable_streams.protocol.commands import Rejection
 from durable_streams.protocol.grants import Grant, Operation
 from durable_streams.server import parse
 from durable_streams.server.http import ServerRequest, ServerResponse
-from durable_streams.server.quotas import Quotas
+from durable_streams.server.quotas import LiveRead, Quotas
 
 __all__ = [
     "Access",
@@ -60,12 +61,13 @@ _LIVE_READ = 60.0  # seconds: how long the end of a grant may go unnoticed
 _OWN_TOKENS = ("callback", "ack", "release")  # of a subscription: they carry the token of a wake
 _CHECKED_THERE = frozenset({"list", "subscribe"})  # by what answers them, for each stream
 _PUBLIC = frozenset({"jwks.json"})  # keys to verify with
+_ASKS_ITSELF = frozenset({"follow"})  # for each stream by itself
 
 
 def operation_on_resource(method: str, path: str) -> Operation | None:
-    """Return what a request for a path below ``__ds/`` needs; None for what is open to all, or has its own tokens."""
+    """Return what a request for a path below ``__ds/`` needs; None for what is open to all, or asks by itself."""
     name, _, rest = path.partition("/")
-    if name in _PUBLIC:
+    if name in _PUBLIC or name in _ASKS_ITSELF:
         return None
     if name == "streams":
         return "trim" if method == "POST" else "list"
@@ -150,6 +152,13 @@ class Access:
         except BaseException:
             read.release()
             raise
+
+    def begin_live_read(self, request: ServerRequest) -> LiveRead | None:
+        """Count a live read that was admitted by `admit`, and its request; raises the 429 of one that is too much."""
+        if self._quotas is None or request.grant is None:
+            return None
+        self._quotas.admit(request.grant.subject)
+        return self._quotas.begin_live_read(request.grant.subject)
 
     def count(self, request: ServerRequest, size: int) -> None:
         """Count the bytes of a request's body."""

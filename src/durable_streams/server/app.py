@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from durable_streams.protocol.commands import Rejection
@@ -25,6 +26,7 @@ from durable_streams.server.control import (
     method_not_allowed,
 )
 from durable_streams.server.counts import Counts
+from durable_streams.server.follow import Follow
 from durable_streams.server.handlers import Handlers
 from durable_streams.server.http import (
     BASE_HEADERS,
@@ -116,6 +118,7 @@ class App:
         access = None
         if authorize is not None:
             access = Access(authorize, quotas=quotas, hides=self.config.hide_forbidden)
+        self.follow = Follow(store, self.config, ranges)
         self.control = Control()
         self.subscriptions: Subscriptions | None = None
         if isinstance(store, KeepsSubscriptions) and store.subscriptions is not None:
@@ -139,7 +142,8 @@ class App:
                 access=access,
                 counts=self.counts,
             )
-            return _Routes.of(handlers, self.control, access)
+            follow = partial(self.follow.read, access)
+            return _Routes.of(handlers, self.control.plus("follow", {"GET": follow}), access)
 
         # Calls of this very process come from who may do everything anyway.
         self._own_routes = routes(None)
@@ -181,10 +185,12 @@ class App:
         self.outlets.start()
         self.bodies.start()
         self.live.start()
+        self.follow.start()
 
     def stop_reads(self) -> None:
         """End live reads, and connections whose clients neither take nor send."""
         self.live.stop()
+        self.follow.stop()
         self.outlets.stop()
         self.bodies.stop()
 

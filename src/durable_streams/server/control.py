@@ -50,6 +50,17 @@ class Control:
         """
         self._resources.setdefault(name, {}).update(methods)
 
+    def plus(self, name: str, methods: Mapping[str, Resource]) -> Control:
+        """Return the same resources and one more, for some of the callers.
+
+        Args:
+            name: As for `add`.
+            methods: As for `add`.
+        """
+        more = Control()
+        more._resources = {**self._resources, name: dict(methods)}
+        return more
+
     async def answer(self, request: ServerRequest, path: str) -> ServerResponse:
         """Answer a request for a path below ``__ds/``; raises the 404 and the 405 of what is not there."""
         name, _, rest = path.partition("/")

@@ -90,9 +90,8 @@ def _of_requests(app: App) -> Iterator[Metric]:
     yield _counter(
         "duplicates", "Appends of producers that were stored already.", "", {"": counts.duplicates}
     )
-    yield _gauge(
-        "live_readers", "Readers that wait for data or are sent data now.", "mode", app.live.readers()
-    )
+    readers = {**app.live.readers(), "follow": app.follow.readers}
+    yield _gauge("live_readers", "Readers that wait for data or are sent data now.", "mode", readers)
 
 
 def _of_memory(app: App) -> Iterator[Metric]:
