@@ -71,6 +71,7 @@ NAMES = {
     "astream": "stream",
     "astream_with_retry": "stream_with_retry",
     "async_transport_for": "transport_for",
+    "asynccontextmanager": "contextmanager",
 }
 
 PATTERNS = {

@@ -13,7 +13,7 @@ from __future__ import annotations
 from durable_streams.client.aio_worker import Worker
 from durable_streams.client.sync_worker import SyncWorker
 from durable_streams.client.webhook_app import webhook_app
-from durable_streams.client.worker_base import Batch
+from durable_streams.client.worker_base import AckMode, Batch
 from durable_streams.protocol.leases import LeaseLostError
 
-__all__ = ["Batch", "LeaseLostError", "SyncWorker", "Worker", "webhook_app"]
+__all__ = ["AckMode", "Batch", "LeaseLostError", "SyncWorker", "Worker", "webhook_app"]

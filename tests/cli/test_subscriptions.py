@@ -56,6 +56,9 @@ NO_SENSE = [
     (["subscriptions", "show"], "take one", 2),
     (["worker", "x"], "--exec", 2),
     (["worker", "missing", "--exec", "true"], "missing", 1),
+    (["worker", "x", "--exec", "true", "--max-failures", "2"], "--dead-letter", 2),
+    (["worker", "x", "--exec", "true", "--ack", "manual"], "--ack", 2),
+    (["worker", "x", "--exec", "true", "--max-concurrent-streams", "0"], "--max-concurrent-streams", 2),
 ]
 
 
@@ -91,6 +94,28 @@ def test_a_worker_runs_a_command_for_each_batch(whole):
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert b"exit code 3; again in 1 s" in errors
+
+
+def test_what_a_command_fails_on_is_a_dead_letter(whole):
+    whole.ok("create", "poison/wakes", "-t", "json")
+    whole.ok("subscribe", "poisoned", "--pattern", "poisoned/*", "--wake-stream", "poison/wakes")
+    whole.ok("create", "poisoned/a", "-t", "json", '{"n": 1e2}')
+    whole.ok("create", "poisoned/b", "-t", "json", "2")
+    handled = whole.folder / "handled"
+    process = whole.spawn(
+        "worker",
+        "poisoned",
+        "--exec",
+        f"case $DURABLE_STREAMS_PATH in */a) exit 3;; esac; cat >> {handled}",
+        *("--dead-letter", "poison/dead", "--max-failures", "1", "--max-concurrent-streams", "2"),
+    )
+    until(lambda: handled.exists() and handled.read_text() == "2\n")
+    until(lambda: b"poisoned/a" in whole.run("read", "poison/dead").stdout)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    (letter,) = json.loads(whole.ok("read", "poison/dead"))
+    assert (letter["items"], letter["failures"]) == ([{"n": 1e2}], 1)
+    assert letter["error"].endswith("exit code 3")
 
 
 def test_a_new_key_for_webhooks(bare, serving):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator
 from itertools import count
@@ -226,3 +227,209 @@ def test_a_handler_that_fails_ends_the_run_and_gives_the_lease_back(api, events)
         lambda: api.call("POST", f"{one.path}/claim", {"worker": "w"}).status, lambda status: status == 200
     )
     assert one.links() == {f"{events}/a": "-1"}
+
+
+# -- run: several streams at once, and what fails
+
+
+def running(side: Side, api: Api, one: Subscribed, handler: Any, until: Any, **settings: Any) -> None:
+    """Run a worker with a handler until something holds."""
+    ended = threading.Event()
+
+    class Ended(BaseException):
+        pass
+
+    def checked(batch: Batch) -> None:
+        if ended.is_set():
+            raise Ended
+        handler(batch)
+
+    async def as_a_task(batch: Batch) -> None:
+        await asyncio.to_thread(checked, batch)
+
+    async def in_a_task() -> None:
+        async with Worker(root(api), one.name, "worker", **settings) as worker:
+            task = asyncio.ensure_future(worker.run(as_a_task))
+            await asyncio.to_thread(eventually, until, bool)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    if side.kind == "async":
+        asyncio.run(asyncio.wait_for(in_a_task(), WITHIN))
+        return
+
+    def in_a_thread() -> None:
+        with SyncWorker(root(api), one.name, "worker", **settings) as worker, contextlib.suppress(Ended):
+            worker.run(checked)
+
+    thread = threading.Thread(target=in_a_thread, daemon=True)
+    thread.start()
+    eventually(until, bool)
+    ended.set()
+    streams = one.asked["pattern"].removesuffix("*")
+    api.append(f"{streams}end", 0)
+    thread.join(WITHIN)
+    assert not thread.is_alive()
+
+
+def test_streams_are_processed_side_by_side_and_each_in_order(api, events, side) -> None:
+    one = api.pull(f"{events}/*")
+    for name in "abc":
+        api.append(f"{events}/{name}", 1)
+    together = threading.Barrier(3)
+    handled: list[tuple[str, list[Any]]] = []
+
+    def handler(batch: Batch) -> None:
+        if batch.items == [1]:
+            together.wait(WITHIN)  # no one gets on before all three are here
+            api.append(batch.path, 2)
+        handled.append((batch.path, batch.items))
+
+    running(side, api, one, handler, lambda: len(handled) >= 6, max_concurrent_streams=3)
+    for name in "abc":
+        assert [items for path, items in handled if path == f"{events}/{name}"] == [[1], [2]]
+
+
+def test_a_failure_among_several_ends_the_run(api, events, side) -> None:
+    one = api.pull(f"{events}/*")
+    for name in "abcd":
+        api.append(f"{events}/{name}", 1)
+
+    def handler(batch: Batch) -> None:
+        if batch.path.endswith("/b"):
+            raise RuntimeError("the handler's own")
+
+    async def in_tasks() -> None:
+        async with Worker(root(api), one.name, "worker", max_concurrent_streams=2) as worker:
+
+            async def handle(batch: Batch) -> None:
+                handler(batch)
+
+            await asyncio.wait_for(worker.run(handle), WITHIN)
+
+    def in_threads() -> None:
+        with SyncWorker(root(api), one.name, "worker", max_concurrent_streams=2) as worker:
+            worker.run(handler)
+
+    with pytest.raises(RuntimeError, match="own"):
+        asyncio.run(in_tasks()) if side.kind == "async" else in_threads()
+    assert one.links()[f"{events}/b"] == "-1"
+    assert one.claim().generation == 2, "the lease was given back"
+
+
+def test_before_is_at_most_once(api, events, side) -> None:
+    one = api.pull(f"{events}/*")
+    api.append(f"{events}/a", 1)
+    (batch,) = side.take(api, one, 1, ack="before")
+    assert one.links() == {f"{events}/a": batch.offset}
+
+
+def test_manual_acknowledges_what_it_is_told_only(api, events) -> None:
+    one = api.pull(f"{events}/*")
+    api.append(f"{events}/a", 1)
+    api.append(f"{events}/b", 1)
+    with SyncWorker(root(api), one.name, "worker", ack="manual") as worker:
+        first, second = next(worker), next(worker)
+        worker.ack(second)
+        third = next(worker)
+        assert (third.path, third.items) == (first.path, first.items), "it comes again"
+        with pytest.raises(LeaseLostError, match="is over"):
+            worker.ack(first)
+        assert one.links() == {f"{events}/a": "-1", f"{events}/b": second.offset}
+        worker.ack(third)
+        assert one.links() == {f"{events}/a": third.offset, f"{events}/b": second.offset}
+
+
+def test_what_fails_too_often_is_a_dead_letter_once_and_is_acknowledged(api, events, side) -> None:
+    one = api.pull(f"{events}/*")
+    dead = f"dead-{events}"
+    api.append(f"{events}/a", 1, "poison")
+    api.append(f"{events}/b", 2)
+    handled: list[Any] = []
+
+    def handler(batch: Batch) -> None:
+        if "poison" in batch.items:
+            raise ValueError("it is poison")
+        handled.append(batch.items)
+
+    def is_over() -> bool:
+        links = one.links()
+        return all(links.get(f"{events}/{name}") == api.tail(f"{events}/{name}") for name in "ab")
+
+    running(side, api, one, handler, is_over, dead_letter=dead, max_failures=2)
+    assert api.messages(dead) == [
+        {
+            "subscription": one.name,
+            "path": f"{events}/a",
+            "from": "-1",
+            "offset": api.tail(f"{events}/a"),
+            "worker": "worker",
+            "failures": 2,
+            "error": "ValueError: it is poison",
+            "items": [1, "poison"],
+        }
+    ]
+    assert handled == [[2]]
+
+
+def test_what_cannot_be_decoded_is_a_dead_letter_too(api, events, side) -> None:
+    one = api.pull(f"{events}/*")
+    api.append(f"{events}/a", "no number")
+    api.append(f"{events}/b", 5)
+    handled: list[Any] = []
+    running(
+        side,
+        api,
+        one,
+        lambda batch: handled.append(batch.items),
+        lambda: handled,
+        decode=int,
+        dead_letter=f"dead-{events}",
+        max_failures=1,
+    )
+    assert handled == [[5]]
+    (letter,) = api.messages(f"dead-{events}")
+    assert (letter["items"], letter["path"]) == (["no number"], f"{events}/a")
+
+
+def test_a_letter_whose_acknowledgement_was_lost_is_not_stored_again(api, events) -> None:
+    one = api.pull(f"{events}/*")
+    api.append(f"{events}/a", 1)
+    dead = f"dead-{events}"
+
+    class Crash(BaseException):
+        pass
+
+    class Dying(SyncWorker):
+        def _acknowledge(self, *_arguments: Any, **_options: Any) -> bool:
+            raise Crash
+
+    def handler(batch: Batch) -> None:
+        raise ValueError("poison")
+
+    with pytest.raises(Crash), Dying(root(api), one.name, "w", dead_letter=dead, max_failures=1) as worker:
+        worker.run(handler)
+    assert len(api.messages(dead)) == 1
+    assert one.links() == {f"{events}/a": "-1"}
+    running(
+        Side("sync"),
+        api,
+        one,
+        handler,
+        lambda: one.links()[f"{events}/a"] != "-1",
+        dead_letter=dead,
+        max_failures=1,
+    )
+    assert [letter["from"] for letter in api.messages(dead) if letter["path"] == f"{events}/a"] == ["-1"]
+
+
+def test_settings_that_make_no_sense(api) -> None:
+    for settings in (
+        {"ack": "never"},
+        {"max_concurrent_streams": 0},
+        {"max_failures": 0},
+        {"trickle_timeout": 0},
+    ):
+        for kind in (Worker, SyncWorker):
+            with pytest.raises(ValueError, match=next(iter(settings))):
+                kind(root(api), "one", "worker", **settings)

@@ -17,14 +17,15 @@ from durable_streams.cli.units import Duration
 from durable_streams.client.base import make_options
 from durable_streams.client.sync_performer import run
 from durable_streams.protocol import subscription_operations as operations
+from durable_streams.protocol.dead_letters import DEFAULT_FAILURES, Failures
 from durable_streams.protocol.request import Op
-from durable_streams.worker import Batch, LeaseLostError, SyncWorker
+from durable_streams.worker import AckMode, Batch, SyncWorker
 
 __all__ = ["subscribe", "subscriptions", "worker"]
 
 T = TypeVar("T")
 
-_LONGEST_PAUSE = 60.0  # seconds between two runs of a command that fails
+_MOST_STREAMS = 256  # with a command running at once
 
 
 def _root(settings: Settings) -> str:
@@ -148,35 +149,85 @@ def _text(value: Any) -> str:
     help="A shell command: it gets the batch on its standard input; exit code 0 acknowledges it.",
 )
 @click.option("--name", metavar="NAME", help="Name of this worker.  [default: the host's, and the process]")
+@click.option(
+    "--ack",
+    type=click.Choice(["after", "before"]),
+    default="after",
+    show_default=True,
+    help="Acknowledge a batch after its command (at least once) or before it (at most once).",
+)
+@click.option(
+    "--max-concurrent-streams",
+    metavar="COUNT",
+    type=click.IntRange(1, _MOST_STREAMS),
+    default=1,
+    show_default=True,
+    help="How many streams have a command running at once; batches of one stream stay in order.",
+)
+@click.option(
+    "--dead-letter",
+    metavar="PATH",
+    help="Stream of JSON that keeps the batches whose command fails too often, with their origin.",
+)
+@click.option(
+    "--max-failures",
+    metavar="COUNT",
+    type=click.IntRange(1),
+    help=f"How many failures make a dead letter.  [default: {DEFAULT_FAILURES}]",
+)
 @connection_options
 @click.pass_obj
-def worker(settings: Settings, *, subscription: str, command: str, name: str | None) -> None:
+def worker(
+    settings: Settings,
+    *,
+    subscription: str,
+    command: str,
+    name: str | None,
+    ack: AckMode,
+    max_concurrent_streams: int,
+    dead_letter: str | None,
+    max_failures: int | None,
+) -> None:
     """Claim SUBSCRIPTION whenever it is woken, and run a command for each batch.
 
     Messages of JSON come as one line each, other data as they are. The command finds the path of the stream in
     DURABLE_STREAMS_PATH and the place behind the batch in DURABLE_STREAMS_OFFSET. The lease is renewed while it runs.
-    A batch whose command fails comes again, after a pause that doubles up to a minute.
+    A batch whose command fails comes again, after a pause that doubles up to a minute, or becomes a dead letter.
     """
-    own = name or f"{socket.gethostname()}-{os.getpid()}"
+    if max_failures is not None and dead_letter is None:
+        raise click.UsageError("--max-failures needs --dead-letter, the stream that keeps what is given up")
     failures = 0
+
+    def handle(batch: Batch) -> None:
+        nonlocal failures
+        code = _execute(command, batch)
+        if code:
+            raise _CommandError(f"the command ended with exit code {code}")
+        failures = 0
+
     with SyncWorker(
-        _root(settings), subscription, own, decode=msgspec.Raw, headers=settings.headers
+        _root(settings),
+        subscription,
+        name or f"{socket.gethostname()}-{os.getpid()}",
+        decode=msgspec.Raw,
+        headers=settings.headers,
+        ack=ack,
+        max_concurrent_streams=max_concurrent_streams,
+        dead_letter=dead_letter,
+        max_failures=max_failures or DEFAULT_FAILURES,
     ) as working:
         while True:
             try:
-                for batch in working:
-                    code = _execute(command, batch)
-                    if code:
-                        failures += 1
-                        break
-                    failures = 0
-            except LeaseLostError as lost:
-                click.echo(f"the lease was lost: {lost}", err=True)
-                continue
-            working.close()  # the lease is given back, and the batch comes again
-            pause = min(2.0 ** (failures - 1), _LONGEST_PAUSE)
-            click.echo(f"the command ended with exit code {code}; again in {pause:g} s", err=True)
-            time.sleep(pause)
+                working.run(handle)
+            except _CommandError as error:  # the lease is given back, and the batch comes again
+                failures += 1
+                pause = Failures.pause(failures)
+                click.echo(f"{error}; again in {pause:g} s", err=True)
+                time.sleep(pause)
+
+
+class _CommandError(Exception):
+    """The command of a worker failed."""
 
 
 def _execute(command: str, batch: Batch) -> int:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from durable_streams.client.aio import astream
 from durable_streams.client.aio_performer import run
 from durable_streams.client.base import make_options
 from durable_streams.client.renewals import AsyncRenewal
+from durable_streams.client.side_by_side import Turns, in_tasks, in_threads
 from durable_streams.client.sides import ASYNC
 from durable_streams.client.transports import async_transport_for
 from durable_streams.client.transports.limits import TimeoutLike
-from durable_streams.client.worker_base import AsyncHandler, Batch, WorkerBase
+from durable_streams.client.worker_base import AckMode, AsyncHandler, Batch, FailedError, WorkerBase
 from durable_streams.errors import DurableStreamError, RetentionGoneError, StreamNotFoundError
 from durable_streams.protocol import headers as h
 from durable_streams.protocol import leases, operations
+from durable_streams.protocol.dead_letters import DEFAULT_FAILURES, send
 from durable_streams.protocol.leases import Lease, LeaseLostError, Pending
 from durable_streams.protocol.retry import RetryPolicy
 from durable_streams.types import AsyncHeadersLike, AsyncParamsLike
@@ -35,7 +39,8 @@ class Worker(WorkerBase):
 
     ``async for batch in worker`` gives batches, for as long as it is iterated. A batch is acknowledged when the loop
     comes back for the next one, so that a batch that was being processed at a crash comes again: at least once. The
-    lease is renewed meanwhile. The loop waits where there is nothing to do.
+    lease is renewed meanwhile. The loop waits where there is nothing to do. `run` calls a function instead, which may
+    process several streams at once, and whose failures are counted.
 
     Args:
         url: The root of the streams, such as ``http://127.0.0.1:4437/v1/stream``.
@@ -46,7 +51,15 @@ class Worker(WorkerBase):
         params: Query parameters of each request, in the same form.
         client: A client of httpx, httpx2 or aiohttp; None for one that all calls of an event loop share.
         timeout: Seconds of silence before a request counts as stalled, as for a read.
+        trickle_timeout: Seconds that an answer may trickle beyond that; None for 30.
         retry: How failed requests are retried; None for five retries.
+        ack: When a batch is acknowledged: "after" it was processed (at least once), "before" it is handed over (at
+            most once), or "manual": by `ack` only.
+        max_concurrent_streams: From how many streams `run` processes batches at once; those of one stream stay in
+            order.
+        dead_letter: The path of a stream of JSON, created if needed, that keeps what `run` gives up; None to let a
+            handler's failure end `run`.
+        max_failures: How many failures of a batch, in this process, make a dead letter of it.
 
     Raises:
         ValueError: An argument makes no sense.
@@ -63,11 +76,26 @@ class Worker(WorkerBase):
         params: AsyncParamsLike | None = None,
         client: Any = None,
         timeout: TimeoutLike | None = None,
+        trickle_timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        ack: AckMode = "after",
+        max_concurrent_streams: int = 1,
+        dead_letter: str | None = None,
+        max_failures: int = DEFAULT_FAILURES,
     ) -> None:
         transport = client and async_transport_for(client)
-        options = make_options(transport, headers, params, timeout, retry)
-        super().__init__(url, subscription, name, decode, options)
+        options = make_options(transport, headers, params, timeout, retry, trickle_timeout=trickle_timeout)
+        super().__init__(
+            url,
+            subscription,
+            name,
+            decode,
+            options,
+            ack=ack,
+            max_concurrent_streams=max_concurrent_streams,
+            dead_letter=dead_letter,
+            max_failures=max_failures,
+        )
         self._batches: AsyncGenerator[Batch, None] | None = None
         self._renewal: AsyncRenewal | None = None
 
@@ -105,20 +133,37 @@ class Worker(WorkerBase):
             self._batches = None
             raise
 
+    async def ack(self, batch: Batch) -> None:
+        """Acknowledge a batch, and all of its stream before it; for ``ack="manual"``.
+
+        Args:
+            batch: A batch of the present lease.
+
+        Raises:
+            LeaseLostError: Its lease is over; it comes again, perhaps to another worker.
+        """
+        await self._acknowledge(self._lease_of(batch), {batch.path: batch.offset})
+
     async def run(self, handler: AsyncHandler) -> None:
         """Call ``handler`` with each batch, until it raises or this call is ended.
 
         A handler whose lease is lost is cancelled, and its batch is not acknowledged: it comes again.
+        With ``dead_letter`` a handler that raises gets the batch again, after a pause of 1 second, doubled up to a
+        minute, in which other workers may have it; the last failure stores the batch with its origin and the error in
+        that stream, and acknowledges it.
 
         Args:
             handler: Processes a batch; it may be async.
         """
         while True:
             try:
-                async for batch in self:
-                    await self._handle(handler, batch)
+                async with aclosing(self._leases()) as found:
+                    async for lease in found:
+                        await self._serve(lease, handler)
             except LeaseLostError as lost:
                 self._log_lost(lost)
+            except FailedError as failed:
+                await self._pause(self._failures.pause(failed.count))
 
     if ASYNC:
 
@@ -133,9 +178,44 @@ class Worker(WorkerBase):
                 LeaseLostError: The lease ended before the last batch was acknowledged.
             """
             self._action = "callback"
-            async with aclosing(self._hold(lease)) as batches:
-                async for batch in batches:
-                    await self._handle(handler, batch)
+            await self._serve(lease, handler)
+
+    async def _serve(self, lease: Lease, handler: AsyncHandler) -> None:
+        """Process what is pending under a lease, and end it: several streams at once, each in order."""
+        turns = Turns(one for one in lease.streams if one.has_pending)
+        count = min(self._at_once, len(turns))
+
+        async def work() -> None:
+            while (pending := turns.take()) is not None:
+                async with aclosing(self._batches_of(lease, pending)) as batches:
+                    async for batch in batches:
+                        await self._attempt(handler, batch)
+                        if turns.stopped:
+                            return
+
+        async with self._held(lease):
+            if ASYNC:
+                await in_tasks(work, count)
+            else:
+                in_threads(work, count, turns)
+
+    async def _attempt(self, handler: AsyncHandler, batch: Batch) -> None:
+        """Process a batch; one that failed too often becomes a dead letter."""
+        if self._dead_letter is None:
+            await self._handle(handler, batch)
+            return
+        try:
+            await self._handle(handler, self._decoded(batch))
+        except LeaseLostError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises
+            self._check_lease()
+            letter = self._failed(batch, error)
+            await run(send(self._url_of(self._dead_letter), letter), self._options)
+            if self._ack == "manual":
+                await self.ack(batch)
+        else:
+            self._failures.processed(batch.path, batch.since)
 
     async def _handle(self, handler: AsyncHandler, batch: Batch) -> None:
         if ASYNC:
@@ -159,6 +239,17 @@ class Worker(WorkerBase):
     # -- one lease after the other
 
     async def _generate(self) -> AsyncGenerator[Batch, None]:
+        async with aclosing(self._leases()) as found:
+            async for lease in found:
+                async with self._held(lease):
+                    for pending in lease.streams:
+                        if pending.has_pending:
+                            async with aclosing(self._batches_of(lease, pending)) as batches:
+                                async for batch in batches:
+                                    yield batch
+
+    async def _leases(self) -> AsyncGenerator[Lease, None]:
+        """Give one lease after the other; each has ended when the next one is asked for."""
         wakes = await run(leases.describe(self._root, self.subscription), self._options)
         more = False
         while True:
@@ -168,37 +259,48 @@ class Worker(WorkerBase):
                 more = False
                 await self._wait(wakes, since)
                 continue
-            async with aclosing(self._hold(lease)) as batches:
-                async for batch in batches:
-                    yield batch
+            self._moved = False
+            yield lease
             more = self._more
+            if more and not self._moved:
+                await self._pause(self._missing)  # the same batches come again
 
-    async def _hold(self, lease: Lease) -> AsyncGenerator[Batch, None]:
-        """Give what is pending under a lease, and end it."""
+    @asynccontextmanager
+    async def _held(self, lease: Lease) -> AsyncIterator[None]:
+        """Hold a lease while a block runs, and end it with the block."""
         self._lease, self._done = lease, False
         try:
             async with AsyncRenewal(lease.seconds, self._beat) as self._renewal:
-                for pending in lease.streams:
-                    if not pending.has_pending:
-                        continue
-                    async with aclosing(self._read(pending)) as batches:
-                        async for batch in batches:
-                            yield batch
-                            await self._acknowledge(lease, {pending.path: batch.offset})
+                yield
                 self._more = await self._acknowledge(lease, {}, done=True)
         finally:
             await self._give_back(lease)
 
-    async def _read(self, of: Pending) -> AsyncGenerator[Batch, None]:
-        url = self._url_of(of.path)
+    async def _batches_of(self, lease: Lease, pending: Pending) -> AsyncGenerator[Batch, None]:
+        """Give what is pending of a stream, each batch acknowledged as the worker does it."""
+        async with aclosing(self._read(lease, pending)) as batches:
+            async for batch in batches:
+                if self._ack == "before":
+                    await self._acknowledge(lease, {batch.path: batch.offset})
+                yield batch
+                self._check_lease()
+                if self._ack == "after":
+                    await self._acknowledge(lease, {batch.path: batch.offset})
+
+    async def _read(self, lease: Lease, of: Pending) -> AsyncGenerator[Batch, None]:
+        url, since = self._url_of(of.path), of.acked_offset
         options = self._read_options()
-        async with astream(url, offset=of.acked_offset, live=False, **options) as res:
+        async with astream(url, offset=since, live=False, **options) as res:
             if h.is_json(res.content_type or ""):
-                async for items in res.iter_json_batches(self._decode):
-                    yield Batch(of.path, url, items, b"", res.offset, self)
+                # What may become a dead letter is kept as it is stored.
+                decode = self._decode if self._dead_letter is None else msgspec.Raw
+                async for items in res.iter_json_batches(decode):
+                    yield Batch(of.path, url, items, b"", res.offset, self, since, lease.wake_id)
+                    since = res.offset
             else:
                 async for data in res:
-                    yield Batch(of.path, url, [], data, res.offset, self)
+                    yield Batch(of.path, url, [], data, res.offset, self, since, lease.wake_id)
+                    since = res.offset
 
     async def _beat(self) -> object:
         return await self._acknowledge(self._lease, {})
@@ -211,6 +313,7 @@ class Worker(WorkerBase):
         op = leases.acknowledge(self._root, self.subscription, lease, offsets, done=done, action=self._action)
         more = await run(op, self._options)
         self._done = self._done or done
+        self._moved = self._moved or bool(offsets)
         if self._renewal is not None:
             self._renewal.renewed(began)
         return more
@@ -236,7 +339,7 @@ class Worker(WorkerBase):
     async def _wait(self, wakes: str, since: str | None) -> None:
         """Return when the subscription is woken, or after a while: an event may be missed."""
         if since is None:
-            await self._pause()
+            await self._pause(self._missing)
             return
         options = self._read_options()
         try:
@@ -247,13 +350,13 @@ class Worker(WorkerBase):
                     if self._is_own(event):
                         return
         except (StreamNotFoundError, RetentionGoneError):
-            await self._pause()  # it is gone, or was trimmed: claim, and look again
+            await self._pause(self._missing)  # it is gone, or was trimmed: claim, and look again
         else:
             if res.stream_closed:
-                await self._pause()
+                await self._pause(self._missing)
 
-    async def _pause(self) -> None:
+    async def _pause(self, seconds: float) -> None:
         if ASYNC:
-            await asyncio.sleep(self._missing)
+            await asyncio.sleep(seconds)
         else:
-            self._sleep()
+            self._sleep(seconds)
