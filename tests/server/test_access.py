@@ -126,6 +126,25 @@ def test_an_unknown_caller() -> None:
     run(work)
 
 
+def test_who_may_only_create_learns_nothing_of_a_stream_that_is_there() -> None:
+    async def work() -> None:
+        async with client_of(ServerConfig(), by_header) as client:
+            await prepare(client)
+            text = {"content-type": "text/plain"}
+            for grant, knows in (
+                ("create:**", False),
+                ("create,delete,trim:**", False),
+                *((f"create,{operation}:**", True) for operation in ("read", "append", "list")),
+            ):
+                found = await client.put("there", headers=text | {"x-grant": grant})
+                assert found.status_code == 200
+                assert ("stream-next-offset" in found.headers) == knows
+                made = await client.put(f"new/{grant}", headers=text | {"x-grant": grant})
+                assert "stream-next-offset" in made.headers
+
+    run(work)
+
+
 def test_hidden_streams_answer_like_missing_ones() -> None:
     async def work() -> None:
         async with client_of(ServerConfig(hide_forbidden=True), by_header) as client:
@@ -152,7 +171,8 @@ def test_hidden_streams_answer_like_missing_ones() -> None:
         ("GET", "streams", "list"),
         ("GET", "streams/a/b", "list"),
         ("POST", "streams/a/b/trim", "trim"),
-        ("POST", "streams/a/retention", "trim"),
+        ("POST", "streams/a/retention", "admin"),
+        ("POST", "streams/retention/trim", "trim"),
         ("GET", "subscriptions/s", "subscribe"),
         ("PUT", "subscriptions/s", "subscribe"),
         ("POST", "subscriptions/s/claim", "subscribe"),
@@ -190,16 +210,19 @@ def test_resources_are_behind_the_same_door() -> None:
 
 
 def test_trimming_needs_a_grant_of_it_on_that_stream() -> None:
+    """Another policy goes on to hold, so that it is no trim."""
+
     async def work() -> None:
         async with client_of(ServerConfig(), by_header) as client:
-            for grant, status in (
-                (None, 401),
-                ("list,read,append,create,delete:**", 403),
-                ("trim:other/**", 403),
-                ("trim:jobs/*", 404),
-            ):
-                headers = {} if grant is None else {"x-grant": grant}
-                for action in ("trim", "retention"):
+            for action, operation in (("trim", "trim"), ("retention", "admin")):
+                others = ",".join({str(other) for other in OPERATIONS} - {operation})
+                for grant, status in (
+                    (None, 401),
+                    (f"{others}:**", 403),
+                    (f"{operation}:other/**", 403),
+                    (f"{operation}:jobs/*", 404),
+                ):
+                    headers = {} if grant is None else {"x-grant": grant}
                     answer = await client.post(
                         f"__ds/streams/jobs/1/{action}", json={"max_bytes": 1}, headers=headers
                     )

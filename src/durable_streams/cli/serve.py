@@ -161,7 +161,9 @@ def _setting(
     click.FloatRange(0, 1),
     metavar="SHARE",
 )
-@_setting("--audit-log", "Log creations and deletions of streams, and refused credentials.", bool)
+@_setting(
+    "--audit-log", "Log who creates, deletes and trims streams, refusals, and which callers there are.", bool
+)
 @_setting(
     "--otel",
     "Send a span of each request to OpenTelemetry (OTEL_EXPORTER_OTLP_ENDPOINT); it needs an extra.",

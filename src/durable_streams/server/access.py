@@ -8,7 +8,8 @@ Invariants: what no grant allows is refused; the answer to a refusal does not de
 | POST, also one that closes the stream | append |
 | PUT | create; with data or closed also append; of a fork also read on its source |
 | DELETE | delete |
-| POST below ``__ds/streams/``: a trim, or another retention | trim |
+| POST below ``__ds/streams/``: a trim | trim |
+| the same: another retention | admin on the stream |
 | ``__ds/subscriptions``, see server/subscriptions/grants.py | subscribe, and more |
 | GET of ``__ds/follow`` | read on each stream; one that is refused is missing in the answer, which says why |
 
@@ -32,6 +33,7 @@ __all__ = [
     "Access",
     "Authorize",
     "Handler",
+    "RefusedError",
     "forbidden",
     "live_seconds",
     "operation_on_resource",
@@ -70,10 +72,17 @@ def operation_on_resource(method: str, path: str) -> Operation | None:
     if name in _PUBLIC or name in _ASKS_ITSELF:
         return None
     if name == "streams":
-        return "trim" if method == "POST" else "list"
+        if method != "POST":
+            return "list"
+        # Another policy is more than a trim: it goes on to hold, and one without limits lets the stream grow.
+        return "admin" if rest.rpartition("/")[2] == "retention" else "trim"
     if name == "subscriptions":
         return None if method == "POST" and rest.partition("/")[2] in _OWN_TOKENS else "subscribe"
     return "admin"
+
+
+class RefusedError(Rejection):
+    """A request that its caller may not make, or whose caller is not known."""
 
 
 class Access:
@@ -129,7 +138,7 @@ class Access:
                 or (grant.expires is not None and grant.expires <= now())
                 or not grant.allows(operation, path)
             ):
-                raise self._refused(grant, operation, path)
+                raise self._refused(request, grant, operation, path)
             request.grant = grant
             if quotas is None:
                 response = await handler(request, path)
@@ -169,7 +178,7 @@ class Access:
         """Let an operation on a stream pass, and note the grant in the request; raises the 401, 403 or 404."""
         request.grant = grant = await self._authorize(operation, path, request)
         if grant is None or self._has_ended(grant) or not grant.allows(operation, path):
-            raise self._refused(grant, operation, path)
+            raise self._refused(request, grant, operation, path)
 
     async def _admit_to_resource(self, path: str, request: ServerRequest) -> None:
         """Let a request for a path below ``__ds/`` pass; raises the 401 or 403.
@@ -180,12 +189,13 @@ class Access:
         operation = operation_on_resource(request.method, path)
         if operation is None:
             return
-        if operation == "trim":
-            await self.admit(operation, path.partition("/")[2].rpartition("/")[0], request)
+        name, _, rest = path.partition("/")
+        if name == "streams" and operation != "list":
+            await self.admit(operation, rest.rpartition("/")[0], request)
             return
         request.grant = grant = await self._authorize(operation, path, request)
         if grant is None or self._has_ended(grant):
-            raise self._refused(grant, operation, path)
+            raise self._refused(request, grant, operation, path)
         if not (
             grant.allows_somewhere(operation)
             if operation in _CHECKED_THERE
@@ -196,13 +206,17 @@ class Access:
     def _has_ended(self, grant: Grant) -> bool:
         return grant.expires is not None and grant.expires <= self._now()
 
-    def _refused(self, grant: Grant | None, operation: Operation, path: str) -> Rejection:
+    def _refused(
+        self, request: ServerRequest, grant: Grant | None, operation: Operation, path: str
+    ) -> Rejection:
+        request.grant = grant  # for the log
         if grant is None:
             return unauthorized("this server wants credentials: send Authorization: Bearer TOKEN")
         if self._has_ended(grant):
             return unauthorized("these credentials have expired: get others")
         if self._hides and not (grant.allows("read", path) or grant.allows("list", path)):
-            return rules.not_found()
+            missing = rules.not_found()
+            return RefusedError(missing.status, missing.code, missing.message, missing.headers)
         return forbidden(operation, path)
 
 
@@ -226,11 +240,11 @@ def own_producer(grant: Grant, producer_id: str) -> str:
 
 def unauthorized(message: str) -> Rejection:
     """Return the 401 of a request whose caller is not known."""
-    return Rejection(401, "UNAUTHORIZED", message, {"www-authenticate": "Bearer"})
+    return RefusedError(401, "UNAUTHORIZED", message, {"www-authenticate": "Bearer"})
 
 
 def forbidden(operation: Operation, path: str) -> Rejection:
     """Return the 403 of an operation on a path, or a pattern, that no grant allows."""
-    return Rejection(
+    return RefusedError(
         403, "FORBIDDEN", f"these credentials do not allow {operation} on {path[:80]}: ask for a grant of it"
     )

@@ -12,7 +12,7 @@ from durable_streams.protocol.commands import Rejection
 from durable_streams.protocol.headers import RESERVED
 from durable_streams.protocol.request import OUTCOME_UNKNOWN
 from durable_streams.server import parse
-from durable_streams.server.access import Access, Authorize, Handler
+from durable_streams.server.access import Access, Authorize, Handler, RefusedError
 from durable_streams.server.addresses import Addresses
 from durable_streams.server.authentication import authorize_of, quotas_of
 from durable_streams.server.bodies import Bodies
@@ -258,7 +258,9 @@ class App:
         """Return the answer of a request that was refused, or that failed."""
         refusal = self._refusal(request, error)
         self.counts.refused(refusal.code)
-        return _refused(refusal)
+        response = _refused(refusal)
+        response.refused = isinstance(refusal, RefusedError)
+        return response
 
     def _refusal(self, request: ServerRequest, error: Exception) -> Rejection:
         if isinstance(error, Rejection):

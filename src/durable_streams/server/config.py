@@ -94,7 +94,8 @@ class ServerConfig:
         tracing: Whether each request is a span of OpenTelemetry, with the tracer provider that the process has.
         access_log: The share of requests that is logged, from 0 to 1; of a part of them all that are answered with 500
             or more are logged.
-        audit_log: Whether creations and deletions of streams, and refused credentials, are logged.
+        audit_log: Whether it is logged who creates, deletes and trims streams, who is refused, and which callers there
+            are.
         keep_alive: Seconds that a connection may be silent between two requests, or within the head of one (`serve`
             only).
         public_url: The address that clients use (``https://example.com/streams``), where a proxy changes it.

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from durable_streams.protocol import headers as names
 from durable_streams.protocol import jsonmode, rules
 from durable_streams.protocol.commands import Append, Create, ForkPoint, Rejection
+from durable_streams.protocol.grants import Grant, Operation
 from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import ProducerStamp, StreamState
 from durable_streams.server import parse
@@ -54,6 +55,7 @@ _APPEND_OPTIONS = frozenset(
         names.PRODUCER_SEQ,
     }
 )
+_TELLING: tuple[Operation, ...] = ("read", "append", "list")  # what answers with the state of a stream
 _PLAIN: tuple[bool, str | None, ProducerStamp | None, int | None] = (False, None, None, None)
 
 
@@ -171,7 +173,8 @@ class Handlers:
         created = await self._store.create(command)
         if self._subscriptions is not None and created.new:
             self._subscriptions.appended(path)
-        headers = _description(created.state)
+        may_know = created.new or _may_know(request.grant, path)
+        headers = _description(created.state) if may_know else list(BASE_HEADERS)
         if created.new:
             headers.append(("location", location))
         return ServerResponse(201 if created.new else 200, headers)
@@ -305,6 +308,11 @@ class Handlers:
             await found.close()
             return ServerResponse(304, headers)
         return found.response(headers)
+
+
+def _may_know(grant: Grant | None, path: str) -> bool:
+    """Whether a caller may know what a stream is that it did not create just now."""
+    return grant is None or any(grant.allows(operation, path) for operation in _TELLING)
 
 
 def _read_headers(state: StreamState, end: int) -> Headers:

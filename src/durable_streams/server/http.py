@@ -102,7 +102,7 @@ class ServerRequest(Protocol):
     """One HTTP request; header names in lower case, the path percent-decoded.
 
     ``mount``: the path under which the application is mounted, which is no part of ``path``.
-    ``grant``: what its caller may do, once that was asked (`access`); None where nothing asks.
+    ``grant``: what its caller may do, once that was asked (`access`), also if it was refused; None where nothing asks.
     """
 
     method: str
@@ -157,11 +157,15 @@ class AnswerBody(Protocol):
 
 
 class ServerResponse(msgspec.Struct):
-    """One HTTP response; the body whole, or as it comes."""
+    """One HTTP response; the body whole, or as it comes.
+
+    ``refused``: whether it refuses what its caller asked for, even if it looks like that of a missing stream.
+    """
 
     status: int
     headers: Headers
     body: bytes | AnswerBody = b""
+    refused: bool = False
 
 
 def too_large(limit: int) -> Rejection:
