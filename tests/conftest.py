@@ -144,6 +144,9 @@ def _takes_long(item: pytest.Item) -> bool:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     crash = parser.getgroup("crash", "tests that kill servers")
+    crash.addoption(
+        "--log-kills", type=int, default=4, help="how often to kill a store that sorts (default 4)"
+    )
     crash.addoption("--crash-kills", type=int, default=20, help="how often to kill the server (default 20)")
     crash.addoption(
         "--crash-seed", type=int, default=None, help="the seed of a run to repeat (default: a new one)"

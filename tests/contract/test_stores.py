@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from durable_streams.stores.base import StoreFullError
+from durable_streams.stores.commit_log import LogLimits
 from durable_streams.stores.memory import MemoryStore
 from durable_streams.stores.sqlite import SqliteStore
 from durable_streams.testing.contract import StoreContract
@@ -47,6 +48,13 @@ class TestSqliteThatForgetsEverything(TestSqlite):
 
     def make_store(self, folder: Path, clock: Callable[[], float]) -> SqliteStore:
         return SqliteStore(folder, max_streams=2, clock=clock)
+
+
+class TestSqliteWithAllInTheLog(TestSqlite):
+    """What is in the log and not sorted is no different from what is."""
+
+    def make_store(self, folder: Path, clock: Callable[[], float]) -> SqliteStore:
+        return SqliteStore(folder, max_streams=2, clock=clock, log=LogLimits(streams=0, quiet=1e9))
 
 
 class TestMemoryThatForgetsEverything(TestMemory):

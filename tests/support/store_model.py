@@ -402,8 +402,12 @@ class StoreMachine(RuleBasedStateMachine):
     def restart(self) -> None:
         while self.watches:
             self.unwatch()
-        self.run(self.store.close())
+        self.stop()
         self.store = self.make()
+
+    def stop(self) -> None:
+        """End the store, so that another one goes on with what is in its folder."""
+        self.run(self.store.close())
 
     @rule(path=paths, payloads=st.lists(payloads, min_size=2, max_size=5), delete=st.booleans())
     def many_at_once(self, path: str, payloads: list[bytes], delete: bool) -> None:

@@ -135,6 +135,7 @@ def _setting(
             "max_streams_in_memory",
             "max_queued_bytes",
             "max_queued_appends",
+            "max_unsorted_bytes",
             "disk_reserve",
         ],
     },
@@ -342,6 +343,11 @@ def _setting(
     "How many requests may wait to be stored, over all streams; more are answered 503.",
     click.IntRange(min=1),
     metavar="COUNT",
+)
+@_setting(
+    "--max-unsorted-bytes",
+    "How much memory the part of the commit log may take that is not in the tables yet.",
+    _BYTES,
 )
 @_setting(
     "--retention",

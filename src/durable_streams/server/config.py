@@ -33,6 +33,7 @@ _SIZES = (
     "send_budget",
     "max_queued_bytes",
     "max_queued_appends",
+    "max_unsorted_bytes",
 )
 
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9.*_\[\]:-]+")
@@ -87,6 +88,8 @@ class ServerConfig:
             little room less, 0 for none.
         max_queued_bytes: The most bytes that wait to be stored, over all streams.
         max_queued_appends: The most requests that wait to be stored, over all streams.
+        max_unsorted_bytes: About how many bytes of memory the part of the commit log takes that is not in the tables
+            of a data folder yet; what comes while there is no room goes to the tables at once.
         retention: How much streams keep that have no retention of their own: the first rule that matches a path counts.
         cache: The scope of ``Cache-Control``: public, or private where shared caches must keep nothing.
         drain: Seconds between the signal to end and the end, in which the server answers everything but says that it is
@@ -156,6 +159,7 @@ class ServerConfig:
     disk_reserve: int = 64 << 20
     max_queued_bytes: int = 128 << 20
     max_queued_appends: int = 16_384
+    max_unsorted_bytes: int = 96 << 20
     retention: Sequence[RetentionRule] = ()
     cache: str = "public"
     keep_alive: float = 30.0

@@ -25,6 +25,7 @@ from durable_streams.server.metrics import is_available
 from durable_streams.server.notify import READY, STOPPING, notify, watchdog
 from durable_streams.server.rsgi import RsgiAdapter
 from durable_streams.stores.base import Store, StoreError
+from durable_streams.stores.commit_log import LogLimits
 from durable_streams.stores.local import StoreLimits
 from durable_streams.stores.memory import MemoryStore
 from durable_streams.stores.sqlite import SqliteStore
@@ -273,6 +274,7 @@ def build_store(config: ServerConfig) -> Store:
         max_streams=config.max_streams_in_memory,
         limits=limits,
         disk_reserve=config.disk_reserve,
+        log=LogLimits(max_bytes=config.max_unsorted_bytes),
     )
 
 

@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -59,6 +60,18 @@ from durable_streams.stores.checksums import (
     seal,
     state_sum,
     unseal,
+)
+from durable_streams.stores.commit_log import (
+    DEFAULT_LOG,
+    LOG_TABLES,
+    CommitLog,
+    Generation,
+    LogLimits,
+    Sorting,
+    Waiting,
+    insert_row,
+    load_log,
+    mark_sorted,
 )
 from durable_streams.stores.commits import Committed
 from durable_streams.stores.folder import FolderLock
@@ -125,6 +138,7 @@ CREATE TABLE producer (
 CREATE TABLE garbage (stream INTEGER PRIMARY KEY);
 {PURGE_TABLES}
 {CHECKSUM_TABLES}
+{LOG_TABLES}
 CREATE TABLE probe (id INTEGER PRIMARY KEY, at REAL NOT NULL);
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_FORMAT};
@@ -132,7 +146,7 @@ PRAGMA user_version = {_FORMAT};
 
 # Format 1 had large payloads among the records: they stay there. Format 2 kept every stream from its beginning. Format
 # 3 had no checksums.
-_UPGRADES = {1: _LARGE.format(""), 2: PURGE_TABLES, 3: CHECKSUM_COLUMNS}
+_UPGRADES = {1: _LARGE.format(""), 2: PURGE_TABLES, 3: CHECKSUM_COLUMNS + LOG_TABLES}
 
 _LARGEST_APPEND = 1_000_000_000
 """The largest payload, in bytes: the largest value that SQLite takes, since format 1 stored a payload as one value."""
@@ -249,10 +263,24 @@ def prepare(connection: sqlite3.Connection, folder: Path) -> int:
         if version in _UPGRADES:
             _upgrade(connection, version)
         finish_upgrade(connection, LARGE)
+        _replay(connection)
     # Damage must not let an id be used twice: what has the id is counted too.
     (last,) = connection.execute(_LAST_ID).fetchone()
     # Ids of a new file start at the clock, so that caches never confuse its streams with those of a deleted folder.
     return int(time.time()) if last is None else int(last)
+
+
+def _replay(connection: sqlite3.Connection) -> None:
+    """Sort what a process that ended at once left in the log; it is bounded by what may wait in memory."""
+    generation = load_log(connection)
+    if generation is None:
+        connection.execute("DELETE FROM log_sorted")
+        return
+    left = partial(_log.error, "%s; what the log holds of the stream stays there")
+    sorting = Sorting(partial(_sort_streams, Chains()), left, LogLimits(step_records=_REPLAYED_RECORDS))
+    sorting.begin(generation)
+    while sorting.pause() is not None:
+        sorting.step(connection)
 
 
 def _upgrade(connection: sqlite3.Connection, version: int) -> None:
@@ -752,6 +780,8 @@ FROM pragma_page_size, pragma_page_count, pragma_freelist_count"""  # noqa: S608
 
 _SMALL = 16 << 10  # bytes: larger payloads are not worth a copy into the batch's blob
 _READERS = 2
+_REPLAYED_RECORDS = 5000  # of the log, in a transaction
+_SORT_SHARE = 0.5  # of the time to close that may go into sorting the log
 _LOOK_AFTER = 0.05  # seconds after which the files are checked again before a write
 _LAST_WAIT = 0.5  # seconds that the writer's thread always gets
 _CACHE_KIB = 16 << 10
@@ -770,6 +800,7 @@ class SqliteStore(LocalStore):
         clock: Returns the seconds since 1970.
         limits: Bounds on the disk and on waiting commands.
         disk_reserve: Bytes of the disk that are kept free for deletions, closures and trims; 0 for none.
+        log: Bounds of the log of commits.
     """
 
     def __init__(
@@ -780,9 +811,15 @@ class SqliteStore(LocalStore):
         clock: Callable[[], float] = time.time,
         limits: StoreLimits = DEFAULT_LIMITS,
         disk_reserve: int = 0,
+        log: LogLimits = DEFAULT_LOG,
     ) -> None:
         self._sqlite = _SqliteBackend(
-            data_dir, limits.disk_timeout, disk_reserve, self._set_full, self._note_damage
+            data_dir,
+            limits.disk_timeout,
+            disk_reserve,
+            log,
+            on_full=self._set_full,
+            on_damage=self._note_damage,
         )
         super().__init__(self._sqlite, max_streams=max_streams, clock=clock, limits=limits)
 
@@ -818,6 +855,8 @@ class _SqliteBackend:
         data_dir: Path,
         timeout: float,
         reserve: int,
+        log_limits: LogLimits,
+        *,
         on_full: Callable[[bool], None],
         on_damage: Callable[[StoreDamagedError], None],
     ) -> None:
@@ -826,6 +865,7 @@ class _SqliteBackend:
         self._on_full = on_full
         self._on_damage = on_damage
         self._timeout = timeout
+        self._log_limits = log_limits
         self.identity = ""
         self.largest_append = _LARGEST_APPEND
         self.subscriptions = SqliteSubscriptions(self._write_rows, self._look_up, timeout)
@@ -836,12 +876,20 @@ class _SqliteBackend:
         self._lock = FolderLock(self._folder)
         self._work: queue.SimpleQueue[Callable[[sqlite3.Connection], None] | None] = queue.SimpleQueue()
         self._connections: list[sqlite3.Connection] = []  # the writer's, then the readers'
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Future[None] | None = None  # done when the writer's thread has ended
         self._states: Lane | None = None
         self._records: Lane | None = None
         self._purge = Purge(LARGE)
         self._chains = Chains()
+        self._sorting = Sorting(
+            partial(_sort_streams, self._chains),
+            self._tell_damage,
+            self._log_limits,
+        )
+        self._log = CommitLog(self._log_limits, self._sort)
         self._reserve = DiskReserve(self._folder, self._reserve_size)
+        self._left: Generation | None = None  # of the log of an earlier process
         self._is_full = False  # as the event loop knows it
         self._lost = False
         self._shorten_at = 0.0
@@ -852,6 +900,7 @@ class _SqliteBackend:
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[int] = loop.create_future()
         ended = self._ended = loop.create_future()
+        self._loop = loop
         # A daemon thread opens the files: a disk that does not answer must not keep the process from ending.
         run = partial(self._run, loop, opened, ended)
         threading.Thread(target=run, name="durable-streams-write", daemon=True).start()
@@ -861,6 +910,9 @@ class _SqliteBackend:
             self._work.put(None)
             self._begin()
             raise
+        if self._left is not None:
+            self._log = CommitLog(self._log_limits, self._sort, self._left)
+            self._sort(self._left)  # in vain, which makes the damage known
         lane = partial(Lane, explain=partial(self._explain, loop), timeout=self._timeout)
         self._states = lane("durable-streams-state", self._connections[1:2])
         self._records = lane("durable-streams-read", self._connections[2:])
@@ -873,6 +925,8 @@ class _SqliteBackend:
         until = loop.time() + timeout
         lanes = [lane for lane in (self._states, self._records) if lane is not None]
         closed = await asyncio.gather(*(lane.close(timeout, keep=self._lost) for lane in lanes))
+        last = self._log.close()
+        self._work.put(partial(self._sort_last, last, time.monotonic() + timeout * _SORT_SHARE))
         self._work.put(None)  # its connection is closed last: that moves the log into the file
         await asyncio.wait([self._ended], timeout=max(_LAST_WAIT, until - loop.time()))
         if self._lost or not self._ended.done() or not all(closed):
@@ -887,6 +941,10 @@ class _SqliteBackend:
         return found
 
     # -- in the writer's thread
+
+    def _tell_damage(self, damage: StoreDamagedError) -> None:
+        if self._loop is not None:
+            _call_soon(self._loop, self._on_damage, damage)
 
     def _run(
         self, loop: asyncio.AbstractEventLoop, opened: asyncio.Future[int], ended: asyncio.Future[None]
@@ -920,6 +978,7 @@ class _SqliteBackend:
             writer = connect(folder, _CACHE_KIB)
             connections.append(writer)
             last_id = prepare(writer, folder)
+            self._left = load_log(writer)
             for _ in range(1 + _READERS):
                 reader = connect(folder, _READER_CACHE_KIB)
                 connections.append(reader)
@@ -940,6 +999,8 @@ class _SqliteBackend:
                 pause = None if self._lost else self._pause()
                 work = works.get(timeout=pause) if pause else works.get(block=pause is None)
             except queue.Empty:
+                if self._sorting.pause() == 0.0:
+                    self._sort_some(connection)
                 if self._purge.pause() == 0.0:
                     self._purge_some(connection, loop)
             else:
@@ -951,12 +1012,19 @@ class _SqliteBackend:
 
     def _pause(self) -> float | None:
         """Return in how many seconds there is something to do that is not asked for; None if there is nothing."""
-        pauses = [pause for pause in (self._purge.pause(), self._chains.pause()) if pause is not None]
-        return min(pauses, default=None)
+        pauses = (self._sorting.pause(), self._purge.pause(), self._chains.pause())
+        return min([pause for pause in pauses if pause is not None], default=None)
 
     # -- reading
 
     async def load(self, paths: list[str]) -> dict[str, StreamState]:
+        waiting = self._log.states(paths)
+        stored = await self._load(paths if not waiting else [path for path in paths if path not in waiting])
+        return stored | {path: state for path, state in waiting.items() if state is not None}
+
+    async def _load(self, paths: list[str]) -> dict[str, StreamState]:
+        if not paths:
+            return {}
         wanted = _encode(paths).decode()
 
         def load(connection: sqlite3.Connection, _: Lookup) -> dict[str, StreamState]:
@@ -970,6 +1038,10 @@ class _SqliteBackend:
         return await self._lane(self._states).run(load)
 
     async def load_producer(self, stream_id: int, producer_id: str) -> ProducerState | None:
+        waiting = self._log.producer(stream_id, producer_id)
+        if waiting is not None:
+            return waiting
+
         def load(connection: sqlite3.Connection, _: Lookup) -> ProducerState | None:
             sql = "SELECT epoch, seq, sum FROM producer WHERE stream = ? AND id = ?"
             with _explained(connection, stream_id, 0):
@@ -984,6 +1056,17 @@ class _SqliteBackend:
         return await self._lane(self._states).run(load)
 
     async def read(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
+        waiting = self._log.records(stream_id)
+        if waiting is None or stop <= waiting.begin:
+            return await self._read(stream_id, start, stop, limit)
+        if start >= waiting.begin:
+            return waiting.read(start, stop, limit)
+        chunk = await self._read(stream_id, start, waiting.begin, limit)
+        if chunk is None or chunk.end < waiting.begin or chunk.end >= chunk.start + limit:
+            return chunk
+        return _joined(chunk, waiting.read(chunk.end, stop, chunk.start + limit - chunk.end))
+
+    async def _read(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
         reading = partial(read_appends, stream=stream_id, start=start, stop=stop, limit=limit)
         # Stored bytes never change, so that concurrent reads of the same range share one query.
         return await self._lane(self._records).run(reading, (stream_id, start, stop, limit))
@@ -991,24 +1074,45 @@ class _SqliteBackend:
     async def read_piece(
         self, stream_id: int, start: int, stop: int, limit: int, aligned: bool
     ) -> Chunk | None:
+        waiting = self._log.records(stream_id)
+        if waiting is None or stop <= waiting.begin:
+            return await self._read_piece(stream_id, start, stop, limit, aligned)
+        if start >= waiting.begin:
+            begin = waiting.holding(start) if aligned else start
+            return waiting.piece(begin, min(stop, begin + limit))
+        chunk = await self._read_piece(stream_id, start, waiting.begin, limit, aligned)
+        if chunk is None or chunk.end < waiting.begin or chunk.end >= chunk.start + limit:
+            return chunk
+        return _joined(chunk, waiting.piece(chunk.end, min(stop, chunk.start + limit)))
+
+    async def _read_piece(
+        self, stream_id: int, start: int, stop: int, limit: int, aligned: bool
+    ) -> Chunk | None:
         question = (stream_id, start, stop, limit, aligned)
         reading = partial(read_piece, stream=stream_id, start=start, stop=stop, limit=limit, aligned=aligned)
         return await self._lane(self._records).run(reading, question)
 
     async def boundary(self, stream_id: int, position: int, stop: int) -> int | None:  # noqa: ARG002 - one signature for all
+        waiting = self._log.records(stream_id)
+        if waiting is not None and position >= waiting.begin:
+            return waiting.boundary(position)
+
         def find(connection: sqlite3.Connection, _: Lookup) -> int | None:
             with _explained(connection, stream_id, position):
                 found: int | None = connection.execute(_BOUNDARY, (stream_id, position)).fetchone()[0]
             return found
 
-        return await self._lane(self._states).run(find)
+        found = await self._lane(self._states).run(find)
+        return waiting.begin if found is None and waiting is not None else found
 
     async def expired(self, now: float, limit: int) -> list[str]:
         def find(connection: sqlite3.Connection, _: Lookup) -> list[str]:
             sql = "SELECT path FROM stream WHERE deadline <= ? LIMIT ?"
             return [row[0] for row in connection.execute(sql, (now, limit))]
 
-        return await self._lane(self._states).run(find)
+        due = self._log.due(now)
+        stored = await self._lane(self._states).run(find)
+        return list(dict.fromkeys(due + stored))[:limit] if due else stored
 
     async def _look_up(self, query: Callable[[sqlite3.Connection], T]) -> T:
         return await self._lane(self._states).run(lambda connection, _: query(connection))
@@ -1016,10 +1120,11 @@ class _SqliteBackend:
     async def list_states(self, prefix: str, after: str, limit: int) -> list[StreamState]:
         begin, sql = (after, _LIST_AFTER) if after >= prefix else (prefix, _LIST)
         end = prefix_end(prefix)
+        present = self._log.overlay()
 
         def find(connection: sqlite3.Connection, _: Lookup) -> list[StreamState]:
             found = connection.execute(sql, (begin, b"" if end is None else end, limit))
-            return list(decode_states(found.fetchone()[0]).values())
+            return list(map(present, decode_states(found.fetchone()[0]).values()))
 
         return await self._lane(self._records).run(find)
 
@@ -1043,8 +1148,22 @@ class _SqliteBackend:
     # -- writing
 
     def commit(self, batch: CommitBatch, committed: Committed) -> None:
-        work = partial(_batch_work, self._chains, batch)
-        self._transact(work, committed, garbage=bool(batch.removed or batch.trimmed))
+        log = self._log
+        if log.takes(batch):
+            work, follow = partial(_log_work, batch, log.next_row()), log.logged
+        else:
+            waiting = log.waiting(batch)
+            work, follow = partial(_batch_work, self._chains, batch, waiting, log.last_row), log.settled
+
+        def report(error: StoreError | None) -> None:
+            if error is None:
+                follow(batch)
+            committed(error)
+
+        self._transact(work, report, garbage=bool(batch.removed or batch.trimmed))
+
+    def _sort(self, generation: Generation) -> None:
+        self._work.put(lambda _: self._sorting.begin(generation))
 
     def _write_rows(self, statements: list[tuple[str, Any]], committed: Committed) -> None:
         self._transact(lambda _: _Work(statements, {}), committed)
@@ -1086,6 +1205,32 @@ class _SqliteBackend:
             write_tails(connection, self._chains)
         except sqlite3.Error:
             self._chains.wait()  # there is no room, perhaps
+
+    def _sort_some(self, connection: sqlite3.Connection) -> bool:
+        """Sort a part of the log into the tables; return whether that ended a generation."""
+        try:
+            with _unsynced(connection):
+                generation = self._sorting.step(connection)
+        except (sqlite3.Error, StoreError) as error:
+            if (isinstance(error, StoreFullError) or is_full(error)) and self._reserve.give_up():
+                self._sorting.resume()
+            return False
+        self._purge.pending = True  # a floor may have been among it
+        if generation is None or self._loop is None:
+            return False
+        _call_soon(self._loop, self._log.finished, generation)
+        return True
+
+    def _sort_last(self, generations: list[Generation], until: float, connection: sqlite3.Connection) -> None:
+        """Sort what waits before the end, while there is time; the next start sorts the rest."""
+        for generation in generations:
+            if generation is not self._sorting.generation:
+                self._sorting.begin(generation)
+            ended = False
+            while not ended and not self._lost and self._sorting.pause() == 0.0 and time.monotonic() < until:
+                ended = self._sort_some(connection)
+            if not ended:
+                return  # what came later must not be sorted before it
 
     def _purge_some(self, connection: sqlite3.Connection, loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -1173,14 +1318,76 @@ def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
 
 
 class _Work(NamedTuple):
-    """A transaction: its statements, where the streams' chains end after it, and which streams it removes."""
+    """A transaction: its statements, where the streams' chains end after it, and which streams it removes.
+
+    ``done``: what it takes along of the log, by generation.
+    """
 
     statements: list[tuple[str, Any]]
     ends: Ends
     removed: Collection[int] = ()
+    done: Sequence[tuple[Generation, Iterable[int]]] = ()
 
 
-def _batch_work(chains: Chains, batch: CommitBatch, connection: sqlite3.Connection) -> _Work:
+class _Changes:
+    """Rows for the tables, of a batch and of what waits in the log: later ones replace earlier ones."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, StreamState] = {}
+        self.new: list[StreamState] = []
+        self.producers: dict[tuple[int, str], ProducerState] = {}
+        self.trimmed: dict[int, int] = {}
+        self.records: list[tuple[Any, ...]] = []
+
+    def add_waiting(self, stream: int, waiting: Waiting) -> None:
+        if waiting.dirty and waiting.state is not None:
+            self.states[stream] = waiting.state
+        for producer, state in (waiting.producers or {}).items():
+            self.producers[stream, producer] = state
+        if waiting.floor:
+            self.trimmed[stream] = waiting.floor
+        self.records.extend(zip(repeat(stream), waiting.starts, waiting.payloads))
+
+    def add_batch(self, batch: CommitBatch) -> None:
+        for slot in batch.dirty:
+            state = batch.changed[slot]
+            if state is not None:
+                self.states[state.id] = state
+                if slot.state is None or slot.state.id != state.id:
+                    self.new.append(state)
+        for key, (producer, _) in batch.producers.items():
+            self.producers[key] = producer
+        self.trimmed.update(batch.trimmed)
+        self.records = self.records + batch.records if self.records else batch.records
+
+    def statements(
+        self, connection: sqlite3.Connection, chains: Chains
+    ) -> tuple[list[tuple[str, Any]], Ends]:
+        found: list[tuple[str, Any]] = []
+        if self.trimmed:
+            found.append((TRIM, (_encode(list(self.trimmed.items())).decode(),)))
+        found.extend(state_statements(list(self.states.values()), self.new))
+        if self.producers:
+            found.extend(
+                producer_statements((*key, one.epoch, one.seq) for key, one in self.producers.items())
+            )
+        records, ends = record_statements(connection, chains, self.records)
+        return found + records, ends
+
+
+def _log_work(batch: CommitBatch, row: int, _: sqlite3.Connection) -> _Work:
+    """Return the transaction that writes a batch to the log."""
+    return _Work([insert_row(row, batch), *_probe(batch)], {})
+
+
+def _batch_work(
+    chains: Chains,
+    batch: CommitBatch,
+    waiting: list[tuple[Generation, dict[int, Waiting]]],
+    last_row: int,
+    connection: sqlite3.Connection,
+) -> _Work:
+    """Return the transaction that writes a batch to the tables, and before it what waits of its streams."""
     statements: list[tuple[str, Any]] = []
     if batch.removed:
         ids = _encode(batch.removed).decode()
@@ -1189,28 +1396,57 @@ def _batch_work(chains: Chains, batch: CommitBatch, connection: sqlite3.Connecti
         statements.append(("DELETE FROM stream WHERE id IN (SELECT value FROM json_each(?))", (ids,)))
         statements.append((_DELETE_NAMES, (names,)))
         statements.append(("INSERT INTO garbage SELECT value FROM json_each(?)", (ids,)))
-    if batch.trimmed:
-        statements.append((TRIM, (_encode(list(batch.trimmed.items())).decode(),)))
-    states: list[StreamState] = []
-    new: list[StreamState] = []
-    for slot in batch.dirty:
-        state = batch.changed[slot]
-        if state is not None:
-            states.append(state)
-            if slot.state is None or slot.state.id != state.id:
-                new.append(state)
-    statements.extend(state_statements(states, new))
-    if batch.producers:
-        statements.extend(
-            producer_statements(
-                (*key, producer.epoch, producer.seq) for key, (producer, _) in batch.producers.items()
-            )
-        )
-    records, ends = record_statements(connection, chains, batch.records)
-    statements.extend(records)
-    if batch.probe:
-        statements.append(("INSERT OR REPLACE INTO probe VALUES (1, ?)", (batch.now,)))
-    return _Work(statements, ends, batch.removed)
+    changes = _Changes()
+    done: dict[int, None] = {}
+    for generation, streams in waiting:
+        for stream, one in streams.items():
+            if stream not in generation.done:  # else a step sorted it meanwhile
+                done[stream] = None
+                if stream not in batch.removed:
+                    changes.add_waiting(stream, one)
+    changes.add_batch(batch)
+    changed, ends = changes.statements(connection, chains)
+    statements += changed
+    if done:
+        statements.append(mark_sorted(last_row, list(done)))
+    statements += _probe(batch)
+    return _Work(statements, ends, batch.removed, [(generation, streams) for generation, streams in waiting])
+
+
+def _probe(batch: CommitBatch) -> list[tuple[str, Any]]:
+    return [("INSERT OR REPLACE INTO probe VALUES (1, ?)", (batch.now,))] if batch.probe else []
+
+
+def _sort_streams(
+    chains: Chains, connection: sqlite3.Connection, generation: Generation, some: dict[int, Waiting]
+) -> None:
+    """Write what waits of some streams to the tables; raise StoreError if that is not possible."""
+
+    def work(connection: sqlite3.Connection) -> _Work:
+        changes = _Changes()
+        for stream, waiting in some.items():
+            changes.add_waiting(stream, waiting)
+        statements, ends = changes.statements(connection, chains)
+        statements.append(mark_sorted(generation.last, list(some)))
+        return _Work(statements, ends, done=[(generation, some)])
+
+    error = _execute(connection, work, chains)
+    if error is not None:
+        raise error
+
+
+@contextlib.contextmanager
+def _unsynced(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit without a sync, in the order of the commits: for what another row of the file holds as well."""
+    connection.execute("PRAGMA synchronous = NORMAL")
+    try:
+        yield
+    finally:
+        connection.execute("PRAGMA synchronous = FULL")
+
+
+def _joined(first: Chunk, second: Chunk) -> Chunk:
+    return Chunk(first.start, second.end, first.payload + second.payload)
 
 
 def _execute(
@@ -1220,7 +1456,7 @@ def _execute(
     try:
         if connection.in_transaction:  # an earlier rollback failed
             connection.rollback()
-        statements, ends, removed = work(connection)
+        statements, ends, removed, done = work(connection)
         if len(statements) == 1:
             connection.execute(*statements[0])
         else:
@@ -1229,6 +1465,8 @@ def _execute(
                 connection.execute(*statement)
             connection.execute("COMMIT")
         chains.go_on(ends, removed)
+        for generation, streams in done:
+            generation.done.update(streams)
     except Exception as error:  # noqa: BLE001 - the writer must survive any failure
         with contextlib.suppress(sqlite3.Error):
             if connection.in_transaction:
