@@ -204,6 +204,14 @@ class StreamInfo:
         expires_at: When the stream expires, as RFC 3339 text; None for never.
         forked_from: The path of the stream that it was forked from; None of one that is no fork.
         forks: How many streams were forked from it and still exist.
+        records: How many appends with data were made to it since it was created. A batch of JSON messages is one, what
+            a fork inherits is none, what was trimmed counts. None where the server does not know.
+        last_append: When the last of them came, as RFC 3339 text; None before the first, or where the server does not
+            know.
+        retention_max_age: How long the stream keeps data, in seconds; None for no limit.
+        retention_max_bytes: How many bytes the stream keeps; None for no limit.
+        records_per_second: How many of these appends came a second during the last minute; None where the server does
+            not say, as in a list of many.
     """
 
     path: str
@@ -217,3 +225,8 @@ class StreamInfo:
     expires_at: str | None = None
     forked_from: str | None = None
     forks: int = 0
+    records: int | None = None
+    last_append: str | None = None
+    retention_max_age: int | None = None
+    retention_max_bytes: int | None = None
+    records_per_second: float | None = None

@@ -21,7 +21,7 @@ def test_ls_lists_the_streams_below_the_root(cli):
         ("é", 4, False),
     ]
     long = cli.ok("ls", "--long", "b").decode().split()
-    assert long[:2] == ["4B", "closed"]
+    assert long[:3] == ["4B", "1", "closed"]
     assert long[-2:] == ["text/plain", "b"]
 
 
@@ -39,6 +39,7 @@ def test_info_says_all_that_is_known(cli):
         3600,
     )
     assert (fields["forks"], fields["forked_from"], fields["bytes"]) == (1, None, 6)
+    assert (fields["records"], fields["records_per_second"]) == (1, round(1 / 60, 3))
     shown = cli.ok("info", "f").decode()
     assert "forked-from" in shown
     assert "created" in shown
@@ -70,3 +71,19 @@ def test_check_tells_a_monitoring_system(cli, http_peer):
     gone = cli.run("check", "http://127.0.0.1:1/v1/stream")
     assert (gone.returncode, gone.stdout[:11]) == (2, b"CRITICAL - ")
     assert b"--warning" in cli.run("check", "--warning", "2s", "--critical", "1s").stderr
+
+
+def test_check_looks_at_the_last_append_of_a_stream(cli):
+    cli.ok("create", "full", "-t", "text", "1234")
+    cli.ok("create", "empty", "-t", "text")
+    said = json.loads(
+        cli.ok("check", "--stream", "full", "--lag-warning", "1h", "--lag-critical", "2h", "--json")
+    )
+    assert (said["status"], 0 <= said["lag"] < 3600) == ("OK", True)
+    late = cli.run("check", "--stream", "full", "--lag-warning", "0.001ms", "--lag-critical", "1h")
+    assert (late.returncode, late.stdout[:10], b" lag=" in late.stdout) == (1, b"WARNING - ", True)
+    empty = cli.run("check", "--stream", "empty")
+    assert (empty.returncode, b"no append" in empty.stdout, b"lag=U;" in empty.stdout) == (2, True, True)
+    missing = cli.run("check", "--stream", "missing")
+    assert (missing.returncode, b"404" in missing.stdout) == (2, True)
+    assert b"--lag-warning" in cli.run("check", "--stream", "full", "--lag-warning", "1h").stderr

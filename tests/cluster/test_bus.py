@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -83,6 +84,16 @@ async def scanned(bus: Bus, subject: str, seq: int, count: int, **limits: Any) -
     pytest.fail(f"{count} messages were not found")
 
 
+async def up_to(bus: Bus, subject: str, moment: float, seq: int) -> Stored:
+    """Ask for the last message up to a moment until a server that may lag behind has it."""
+    for _ in range(500):
+        found = await bus.last_before(subject, moment)
+        if found is not None and found.seq == seq:
+            return found
+        await asyncio.sleep(0.01)
+    pytest.fail(f"message {seq} was not found")
+
+
 # writing
 
 
@@ -93,6 +104,23 @@ def test_one_message(play: Play) -> None:
         second = await bus.publish([record(log, b"", first)])
         assert await bus.next(log, 1) == Stored(first, log, '["Ü",1]'.encode(), b"one\r\n\0")
         assert await bus.last(log) == Stored(second, log, b"[1]", b"")
+
+    play(scenario)
+
+
+def test_the_last_message_up_to_a_moment(play: Play) -> None:
+    async def scenario(bus: Bus) -> None:
+        log = bus.layout.log(7)
+        before = time.time()
+        first = await bus.publish([record(log, b"one", 0)])
+        await scanned(bus, log, 1, 1)
+        between = time.time()
+        second = await bus.publish([record(log, b"two", first)])
+        await scanned(bus, log, 1, 2)
+        assert await up_to(bus, log, time.time(), second) == Stored(second, log, b"[1]", b"two")
+        assert (await up_to(bus, log, between, first)).data == b"one"
+        assert await bus.last_before(log, before) is None
+        assert await bus.last_before(bus.layout.log(8), time.time()) is None
 
     play(scenario)
 

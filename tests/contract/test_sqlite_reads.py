@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from durable_streams.protocol.commands import Append, Create, ForkPoint
 from durable_streams.protocol.state import ProducerStamp, StreamState
@@ -35,6 +36,11 @@ async def opened(folder: Path, **options: Any) -> AsyncIterator[SqliteStore]:
         yield store
     finally:
         await store.close()
+
+
+def stored(state: StreamState | None) -> StreamState | None:
+    """Return a state without the time of the last append, which a file has to a few seconds only."""
+    return None if state is None else replace(state, appended=None)
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -259,7 +265,7 @@ def test_f3_a_read_costs_what_was_asked_for_and_one_append_at_most(tmp_path: Pat
                     assert same(piece.payload, content[piece.start : piece.end])
                 assert await store.boundary(state, start) == min(bound for bound in bounds if bound >= start)
         async with opened(tmp_path) as store:
-            assert await store.get("s") == state
+            assert stored(await store.get("s")) == stored(state)
 
     run(main)
 
@@ -361,7 +367,7 @@ def test_f3_a_folder_of_the_format_before_goes_on(tmp_path: Path) -> None:
                     )
                     position += size
         async with opened(tmp_path / "old") as store:
-            assert await store.get("s") == state
+            assert stored(await store.get("s")) == stored(state)
             grown = (await store.append("s", Append(BYTES, b"z" * LARGE))).state
             whole, position = content + b"z" * LARGE, 0
             while position < grown.tail:

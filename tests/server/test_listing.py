@@ -60,11 +60,13 @@ def test_a_stream_is_described(either_server, stream: str) -> None:
     either_server.append(quote(path), b"abc", "text/plain")
     [entry] = listed(either_server, prefix=stream)["streams"]
     one = either_server.request("GET", f"{LIST}/{quote(path)}")
-    assert one.json == entry
+    # What a page leaves out, since it is looked up for each stream.
+    assert one.json == {**entry, "records_per_second": round(1 / 60, 3)}
     assert either_server.request("HEAD", f"{LIST}/{quote(path)}").status == 200
-    created = entry.pop("created")
-    assert created.startswith("20")
-    assert created.endswith("Z")
+    for name in ("created", "last_append"):
+        moment = entry.pop(name)
+        assert moment.startswith("20")
+        assert moment.endswith("Z")
     assert entry == {
         "path": path,
         "content_type": "text/plain",
@@ -76,6 +78,10 @@ def test_a_stream_is_described(either_server, stream: str) -> None:
         "expires_at": None,
         "forked_from": None,
         "forks": 0,
+        "records": 1,
+        "retention_max_age": None,
+        "retention_max_bytes": None,
+        "records_per_second": None,
     }
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from durable_streams.protocol.listing import describe, prefix_end
 from durable_streams.protocol.offsets import format_offset
-from durable_streams.protocol.state import Segment, StreamState
+from durable_streams.protocol.state import Policy, Retention, Segment, StreamState
 from durable_streams.types import StreamInfo
 
 # What a path can hold: text that has a form in UTF-8.
@@ -31,8 +31,11 @@ def test_a_stream_is_described_with_all_that_it_is() -> None:
         forks=3,
         earliest=10,
         created=1_800_000_000.25,
+        records=4,
+        appended=1_800_000_001.5,
+        retention=Retention(Policy(max_age=7, max_bytes=9)),
     )
-    assert describe(state) == StreamInfo(
+    assert describe(state, 1 / 3) == StreamInfo(
         path="jobs/é",
         content_type="text/plain",
         tail=format_offset(30),
@@ -43,13 +46,18 @@ def test_a_stream_is_described_with_all_that_it_is() -> None:
         ttl_seconds=60,
         forked_from="jobs/source",
         forks=3,
+        records=4,
+        last_append="2027-01-15T08:00:01.500Z",
+        retention_max_age=7,
+        retention_max_bytes=9,
+        records_per_second=0.333,
     )
 
 
 def test_a_stream_of_an_earlier_version_does_not_say_when_it_was_created() -> None:
     state = StreamState(id=1, path="s", content_type="a/b", expires_at="2030-01-01T00:00:00Z", deadline=1.0)
     described = describe(state)
-    assert described.created is None
+    assert (described.created, described.records, described.last_append) == (None, None, None)
     assert (described.expires_at, described.ttl_seconds) == ("2030-01-01T00:00:00Z", None)
     assert (described.tail, described.bytes) == (described.earliest, 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,7 @@ from durable_streams.protocol.state import (
 
 NOW = 1_800_000_000.0
 TEXT = "text/plain"
+decide_append = partial(rules.decide_append, now=NOW)
 
 
 def stream(**changes: object) -> StreamState:
@@ -52,10 +54,10 @@ def test_producer_table(known: tuple[int, int] | None, sent: tuple[int, int], ex
     producer = None if known is None else ProducerState(*known)
     if isinstance(expected, int):
         with pytest.raises(Rejection) as caught:
-            rules.decide_append(stream(), producer, command)
+            decide_append(stream(), producer, command)
         assert caught.value.status == expected
         return
-    appended = rules.decide_append(stream(), producer, command)
+    appended = decide_append(stream(), producer, command)
     assert appended.duplicate == (expected == "duplicate")
     assert appended.state.tail == (0 if appended.duplicate else 4)
     assert appended.producer == (producer if appended.duplicate else ProducerState(*sent))
@@ -63,7 +65,7 @@ def test_producer_table(known: tuple[int, int] | None, sent: tuple[int, int], ex
 
 def test_rules_change_nothing_that_they_are_given() -> None:
     state = stream(tail=3)
-    rules.decide_append(state, None, Append(TEXT, b"data", close=True, seq="1"))
+    decide_append(state, None, Append(TEXT, b"data", close=True, seq="1"))
     assert state == stream(tail=3)
 
 
@@ -80,10 +82,10 @@ def test_rules_change_nothing_that_they_are_given() -> None:
 def test_content_types_are_compared_without_case_and_parameters(stored: str, sent: str, same: bool) -> None:
     state = stream(content_type=stored)
     if same:
-        assert rules.decide_append(state, None, Append(sent, b"x")).state.tail == 1
+        assert decide_append(state, None, Append(sent, b"x")).state.tail == 1
     else:
         with pytest.raises(Rejection, match="holds"):
-            rules.decide_append(state, None, Append(sent, b"x"))
+            decide_append(state, None, Append(sent, b"x"))
 
 
 @given(ttl=st.integers(0, 10**10), steps=st.lists(st.floats(0.1, 1e6), max_size=20))
@@ -265,23 +267,23 @@ def test_what_cannot_be_forked() -> None:
 
 
 def test_a_sequence_must_grow_in_the_order_of_its_bytes() -> None:
-    first = rules.decide_append(stream(), None, Append(TEXT, b"ab", seq="9")).state
+    first = decide_append(stream(), None, Append(TEXT, b"ab", seq="9")).state
     assert (first.last_seq, first.tail) == ("9", 2)
     for seq in ("9", "10"):
-        assert refusal(lambda seq=seq: rules.decide_append(first, None, Append(TEXT, b"c", seq=seq))) == (
+        assert refusal(lambda seq=seq: decide_append(first, None, Append(TEXT, b"c", seq=seq))) == (
             409,
             "CONFLICT_SEQ",
         )
-    assert rules.decide_append(first, None, Append(TEXT, b"c", seq="\u00e9")).state.last_seq == "\u00e9"
+    assert decide_append(first, None, Append(TEXT, b"c", seq="\u00e9")).state.last_seq == "\u00e9"
     # Only a request with a sequence moves it.
-    assert rules.decide_append(first, None, Append(TEXT, b"c")).state.last_seq == "9"
+    assert decide_append(first, None, Append(TEXT, b"c")).state.last_seq == "9"
 
 
 def test_a_closed_stream_takes_what_it_has_already_and_nothing_else() -> None:
     state, known = stream(closed=True, tail=9), ProducerState(3, 5)
 
     def append(payload: bytes = b"x", *, close: bool = False, stamp: ProducerStamp | None = None) -> Appended:
-        return rules.decide_append(state, known, Append(TEXT, payload, close=close, producer=stamp))
+        return decide_append(state, known, Append(TEXT, payload, close=close, producer=stamp))
 
     for repeated in (append(stamp=ProducerStamp("p", 3, 5)), append(b"", close=True)):
         assert (repeated.state, repeated.producer, repeated.duplicate) == (state, known, True)
@@ -307,7 +309,7 @@ def test_a_deleted_stream_and_one_without_an_end_do_not_expire() -> None:
 
 
 def test_a_mere_close_needs_no_content_type() -> None:
-    done = rules.decide_append(stream(tail=3), None, Append(None, b"", close=True))
+    done = decide_append(stream(tail=3), None, Append(None, b"", close=True))
     assert (done.state.closed, done.state.tail, done.duplicate) == (True, 3, False)
 
 
@@ -320,7 +322,7 @@ def test_an_append_that_expects_another_tail_is_shown_the_streams(closed: bool) 
     # Of a closed stream only a close without data is compared: any data is refused because it is closed.
     command = Append(None, b"", close=True, expected=5) if closed else Append(TEXT, b"x", expected=5)
     with pytest.raises(Rejection) as caught:
-        rules.decide_append(state, None, command)
+        decide_append(state, None, command)
     tail, expected = format_offset(9), format_offset(5)
     assert (caught.value.status, caught.value.code) == (412, "CONFLICT_OFFSET")
     assert caught.value.message == (
@@ -335,21 +337,21 @@ def test_an_append_that_expects_another_tail_is_shown_the_streams(closed: bool) 
 
 def test_an_append_that_expects_the_tail_is_stored_and_not_twice() -> None:
     command = Append(TEXT, b"x", expected=9)
-    after = rules.decide_append(stream(tail=9), None, command).state
+    after = decide_append(stream(tail=9), None, command).state
     assert after.tail == 10
-    assert refusal(lambda: rules.decide_append(after, None, command)) == (412, "CONFLICT_OFFSET")
+    assert refusal(lambda: decide_append(after, None, command)) == (412, "CONFLICT_OFFSET")
 
 
 def test_the_repetition_of_a_producer_is_one_whatever_tail_it_expects() -> None:
     command = Append(TEXT, b"x", producer=ProducerStamp("p", 0, 3), expected=9)
     state, known = stream(tail=10), ProducerState(0, 3)
-    assert rules.decide_append(state, known, command) == Appended(state, known, duplicate=True)
+    assert decide_append(state, known, command) == Appended(state, known, duplicate=True)
 
 
 def test_a_stream_may_be_closed_again_at_its_tail() -> None:
     state = stream(tail=9, closed=True)
     again = Append(None, b"", close=True, expected=9)
-    assert rules.decide_append(state, None, again) == Appended(state, None, duplicate=True)
+    assert decide_append(state, None, again) == Appended(state, None, duplicate=True)
 
 
 # -- what a new stream keeps
@@ -408,3 +410,38 @@ def test_a_stream_is_the_same_if_it_keeps_what_is_asked_for(
             409,
             "CONFLICT_EXISTS",
         )
+
+
+# -- counting
+
+
+def test_appends_with_data_are_counted_and_timed() -> None:
+    assert rules.decide_create(None, None, Create("s", TEXT), 1, NOW).state.records == 0
+    first = rules.decide_create(None, None, Create("s", TEXT, payload=b"1"), 1, NOW).state
+    assert (first.records, first.appended) == (1, NOW)
+    second = rules.decide_append(first, None, Append(TEXT, b"2", seq="1"), NOW + 1).state
+    assert (second.records, second.appended) == (2, NOW + 1)
+    closed = rules.decide_append(second, None, Append(None, b"", close=True), NOW + 2).state
+    assert (closed.records, closed.appended) == (2, NOW + 1)
+    # A stream of an earlier version was not counted from its beginning, so that no number is known.
+    older = rules.decide_append(stream(tail=3), None, Append(TEXT, b"2"), NOW).state
+    assert (older.records, older.appended) == (None, NOW)
+
+
+@given(
+    gaps=st.lists(st.sampled_from([0.0, 0.01, 0.5, 4.0, 6.0, 1000.0]), max_size=600), counted=st.booleans()
+)
+def test_what_comes_between_two_milestones_is_bounded(gaps: list[float], counted: bool) -> None:
+    state = stream(records=0 if counted else None)
+    written, now, since = state, NOW, 0
+    for gap in gaps:
+        now += gap
+        before, state = state, rules.decide_append(state, None, Append(TEXT, b"x"), now).state
+        since += 1
+        if rules.is_milestone(before, state):
+            written, since = state, 0
+        assert since < rules.MILESTONE_RECORDS or not counted
+        assert written.appended is not None
+        assert now - written.appended < rules.MILESTONE_SECONDS
+    closed = rules.decide_append(state, None, Append(None, b"", close=True), now + 1).state
+    assert not rules.is_milestone(state, closed), "without data nothing is counted"

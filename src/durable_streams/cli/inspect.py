@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
@@ -57,7 +59,11 @@ def listed(settings: Settings, prefix: str) -> Iterator[StreamInfo]:
 )
 @click.argument("prefix", default="")
 @click.option(
-    "--long", "-l", "is_long", is_flag=True, help="Show size, time of creation and content type too."
+    "--long",
+    "-l",
+    "is_long",
+    is_flag=True,
+    help="Show size, appends, time of the last one, and content type too.",
 )
 @click.option("--limit", "-n", type=click.IntRange(min=1), metavar="COUNT", help="List this many at most.")
 @connection_options
@@ -77,8 +83,9 @@ def ls(settings: Settings, prefix: str, *, is_long: bool, limit: int | None) -> 
 
 def _row(found: StreamInfo) -> str:
     state = "closed" if found.closed else "open"
-    created = (found.created or "")[:19]
-    return f"{short_size(found.bytes):>9}  {state:<6}  {created:<19}  {found.content_type:<24}  {found.path}"
+    records = "" if found.records is None else found.records
+    last = (found.last_append or "")[:19]
+    return f"{short_size(found.bytes):>9}  {records:>9}  {state:<6}  {last:<19}  {found.content_type:<24}  {found.path}"
 
 
 def short_size(size: int) -> str:
@@ -97,7 +104,9 @@ def short_size(size: int) -> str:
 @connection_options
 @click.pass_obj
 def info(settings: Settings, stream: str) -> None:
-    """Show what HEAD says of STREAM and what the list of streams knows of it: size, age, forks, expiry.
+    """Show what HEAD says of STREAM and what the list of streams knows of it.
+
+    That is size, age, appends and their pace during the last minute, retention, forks and expiry.
 
     Of another server, which has no such list, it shows what HEAD says.
     """
@@ -115,7 +124,8 @@ def info(settings: Settings, stream: str) -> None:
     }
     fields |= _known(settings, url)
     shown = {name: field for name, field in fields.items() if field is not None}
-    lines = (f"{name.replace('_', '-'):<13} {_shown(field)}" for name, field in shown.items())
+    width = max(map(len, shown))
+    lines = (f"{name.replace('_', '-'):<{width}} {_shown(field)}" for name, field in shown.items())
     emit(settings, "\n".join(lines), **fields)
 
 
@@ -132,6 +142,11 @@ def _known(settings: Settings, url: str) -> dict[str, Any]:
         "bytes": found.bytes,
         "earliest": found.earliest,
         "created": found.created,
+        "records": found.records,
+        "records_per_second": found.records_per_second,
+        "last_append": found.last_append,
+        "retention_max_age": found.retention_max_age,
+        "retention_max_bytes": found.retention_max_bytes,
         "forked_from": found.forked_from,
         "forks": found.forks,
     }
@@ -189,7 +204,11 @@ def ping(settings: Settings, address: str | None, count: int) -> None:
 
 @click.command(
     cls=Command,
-    examples=["durable-streams check", "durable-streams check --warning 100ms --critical 1s"],
+    examples=[
+        "durable-streams check",
+        "durable-streams check --warning 100ms --critical 1s",
+        "durable-streams check --stream flights --lag-warning 1m --lag-critical 10m",
+    ],
 )
 @click.argument("address", metavar="[URL]", required=False)
 @click.option(
@@ -206,26 +225,78 @@ def ping(settings: Settings, address: str | None, count: int) -> None:
     show_default=True,
     help="An answer that takes longer, or none, is critical: exit code 2.",
 )
+@click.option("--stream", metavar="PATH", help="Look at this stream too: how long ago its last append came.")
+@click.option(
+    "--lag-warning",
+    type=Duration(above_zero=True),
+    metavar="TIME",
+    default="1m",
+    show_default=True,
+    help="With --stream: a last append that is older is a warning.",
+)
+@click.option(
+    "--lag-critical",
+    type=Duration(above_zero=True),
+    metavar="TIME",
+    default="10m",
+    show_default=True,
+    help="With --stream: a last append that is older, or none at all, is critical.",
+)
 @connection_options
 @click.pass_obj
-def check(settings: Settings, address: str | None, *, warning: float, critical: float) -> int:
+def check(
+    settings: Settings,
+    address: str | None,
+    *,
+    warning: float,
+    critical: float,
+    stream: str | None,
+    lag_warning: float,
+    lag_critical: float,
+) -> int:
     """Let a server store something, and print one line as plugins of monitoring systems do.
 
-    Exit code 0: it is well; 1: it is slow; 2: it cannot store, cannot be reached, or is too slow.
+    Exit code 0: it is well; 1: it is slow; 2: it cannot store, cannot be reached, or is too slow. With --stream the
+    stream counts too: one that its writers have left is a warning, then critical, and so is one that does not exist.
     """
-    root = _address(settings, address)
-    if warning > critical:
-        raise click.UsageError("--warning must not be longer than --critical")
-    began = time.perf_counter()
-    problem = ""
+    root, below = _split(address or settings.stream_root)
+    for name, low, high in (("", warning, critical), ("lag-", lag_warning, lag_critical)):
+        if low > high:
+            raise click.UsageError(f"--{name}warning must not be longer than --{name}critical")
+    began, problem, lag = time.perf_counter(), "", 0.0
     try:
         run(resources.health(root), _options(settings, critical, _ONCE))
+        seconds = time.perf_counter() - began
+        if stream is not None:
+            path = "/".join(filter(None, (below, stream.strip("/"))))
+            lag = _lag(run(resources.stream_info(root, path), _options(settings, critical, _ONCE)))
     except DurableStreamError as error:
-        problem = str(error)
-    seconds = time.perf_counter() - began
-    code = 2 if problem or seconds > critical else int(seconds > warning)
+        problem, seconds = str(error), time.perf_counter() - began
+    code = 2 if problem else max(_level(seconds, warning, critical), _level(lag, lag_warning, lag_critical))
     word = ("OK", "WARNING", "CRITICAL")[code]
     said = problem or f"{root} stored a probe in {seconds * 1000:.1f} ms"
-    text = f"{word} - {' '.join(said.split())} | time={seconds:.6f}s;{warning:g};{critical:g};0"
-    emit(settings, text, status=word, url=root, seconds=round(seconds, 6), problem=problem or None)
+    measured = f"time={seconds:.6f}s;{warning:g};{critical:g};0"
+    fields: dict[str, Any] = {"status": word, "url": root, "seconds": round(seconds, 6)}
+    if stream is not None and not problem:
+        came = "has no append" if math.isinf(lag) else f"had its last append {lag:.1f} s ago"
+        said = f"{said}, {stream} {came}"
+        measured += f" lag={'U' if math.isinf(lag) else f'{lag:.3f}s'};{lag_warning:g};{lag_critical:g};0"
+        fields["lag"] = None if math.isinf(lag) else round(lag, 3)
+    emit(settings, f"{word} - {' '.join(said.split())} | {measured}", **fields, problem=problem or None)
     return code
+
+
+def _level(measured: float, warning: float, critical: float) -> int:
+    return 2 if measured > critical else int(measured > warning)
+
+
+def _lag(found: StreamInfo) -> float:
+    """Return how many seconds ago the last append to a stream came; infinity where none did."""
+    if found.last_append is None:
+        return math.inf
+    return max(0.0, time.time() - _seconds(found.last_append))
+
+
+def _seconds(moment: str) -> float:
+    """Return a moment of the list of streams in seconds since 1970."""
+    return datetime.strptime(moment, "%Y-%m-%dT%H:%M:%S.%f%z").timestamp()

@@ -31,8 +31,9 @@ class Page(msgspec.Struct, frozen=True):
     next: str | None = None
 
 
-def describe(state: StreamState) -> StreamInfo:
-    """Return what the listing says of a stream."""
+def describe(state: StreamState, records_per_second: float | None = None) -> StreamInfo:
+    """Return what the listing says of a stream, its pace included where that is known."""
+    policy = None if state.retention is None else state.retention.policy
     return StreamInfo(
         path=state.path,
         content_type=state.content_type,
@@ -41,10 +42,15 @@ def describe(state: StreamState) -> StreamInfo:
         bytes=state.tail - state.earliest,
         closed=state.closed,
         created=None if state.created is None else _moment(state.created),
+        records=state.records,
+        last_append=None if state.appended is None else _moment(state.appended),
         ttl_seconds=state.ttl,
         expires_at=state.expires_at,
         forked_from=state.forked_from,
         forks=state.forks,
+        retention_max_age=None if policy is None else policy.max_age,
+        retention_max_bytes=None if policy is None else policy.max_bytes,
+        records_per_second=None if records_per_second is None else round(records_per_second, 3),
     )
 
 

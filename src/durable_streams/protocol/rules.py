@@ -14,6 +14,8 @@ from durable_streams.protocol.offsets import format_offset
 from durable_streams.protocol.state import ProducerStamp, ProducerState, Segment, StreamState
 
 __all__ = [
+    "MILESTONE_RECORDS",
+    "MILESTONE_SECONDS",
     "check_fork_source",
     "closed",
     "decide_append",
@@ -21,6 +23,7 @@ __all__ = [
     "decide_release",
     "decide_touch",
     "is_expired",
+    "is_milestone",
     "json_payload",
     "not_found",
     "other_content_type",
@@ -29,6 +32,11 @@ __all__ = [
     "require",
     "unknown_offset",
 ]
+
+MILESTONE_RECORDS = 256
+"""Appends between two milestones at most."""
+MILESTONE_SECONDS = 5.0
+"""Seconds between the first append since one milestone and the next milestone, at most."""
 
 _TOUCH_SHARE = 0.1
 _MAX_TOUCH_SLACK = 60.0
@@ -81,7 +89,14 @@ def decide_create(
     state = _new_state(command, new_id) if command.fork is None else _new_fork(source, command, new_id)
     begin = state.tail
     tail = begin + len(command.payload)
-    state = replace(_with_deadline(state, now), tail=tail, closed=command.closed, created=now)
+    state = replace(
+        _with_deadline(state, now),
+        tail=tail,
+        closed=command.closed,
+        created=now,
+        records=1 if command.payload else 0,
+        appended=now if command.payload else None,
+    )
     policy = command.policy
     if policy is None and command.fork is not None and source is not None and source.retention is not None:
         policy = source.retention.policy
@@ -236,7 +251,9 @@ def _check_content_type(state: StreamState, content_type: str) -> None:
         raise closed(state) if state.closed else other_content_type(state, content_type)
 
 
-def decide_append(state: StreamState, producer: ProducerState | None, command: Append) -> Appended:
+def decide_append(
+    state: StreamState, producer: ProducerState | None, command: Append, now: float
+) -> Appended:
     """Return the stream and the producer after ``command``; a duplicate returns them unchanged."""
     stamp = command.producer
     if state.closed:
@@ -256,15 +273,37 @@ def decide_append(state: StreamState, producer: ProducerState | None, command: A
                 f"Stream-Seq {command.seq[:80]} is not greater than the last one, {last_seq[:80]}",
             )
         last_seq = command.seq
+    tail, records, appended = state.tail + len(command.payload), state.records, state.appended
+    if command.payload:
+        records, appended = None if records is None else records + 1, now
     if command.close:
         changed = replace(
-            state, tail=state.tail + len(command.payload), last_seq=last_seq, closed=True, closed_by=stamp
+            state,
+            tail=tail,
+            last_seq=last_seq,
+            closed=True,
+            closed_by=stamp,
+            records=records,
+            appended=appended,
         )
-    elif command.seq is not None:
-        changed = replace(state, tail=state.tail + len(command.payload), last_seq=last_seq)
     else:
-        changed = replace(state, tail=state.tail + len(command.payload))
+        changed = replace(state, tail=tail, last_seq=last_seq, records=records, appended=appended)
     return Appended(changed, None if stamp is None else ProducerState(stamp.epoch, stamp.seq))
+
+
+def is_milestone(before: StreamState, after: StreamState) -> bool:
+    """Whether an append is one after which a store that writes few states writes this one.
+
+    What was appended since a written state are then less than `MILESTONE_RECORDS`, which can be counted, and the time
+    of the last append is known to `MILESTONE_SECONDS`.
+    """
+    appended = before.appended
+    if appended is None or after.appended is None:
+        return after.appended is not None
+    if after.appended // MILESTONE_SECONDS != appended // MILESTONE_SECONDS:
+        return True
+    count = after.records
+    return count is not None and count % MILESTONE_RECORDS == 0 and count != before.records
 
 
 def closed(state: StreamState) -> Rejection:

@@ -63,6 +63,8 @@ class StreamState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     ``earliest`` is where a read can begin, ``floor`` from where the bytes are kept: for forks, that may be before it.
     ``trims`` counts the changes of ``earliest`` and ``retention``.
     ``created`` is None of a stream that an earlier version stored.
+    ``records`` counts the appends with data to the stream itself, ``appended`` is when the last one came; both are None
+    where an earlier version wrote the stream, ``appended`` also before the first.
     """
 
     id: int
@@ -85,6 +87,8 @@ class StreamState(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     retention: Retention | None = None
     trims: int = 0
     created: float | None = None
+    records: int | None = None
+    appended: float | None = None
 
     @property
     def is_json(self) -> bool:

@@ -6,6 +6,7 @@ caller may not see; nothing in an answer is or names a stream that the caller ma
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,8 @@ from durable_streams.protocol.state import StreamState
 from durable_streams.server import parse, places
 from durable_streams.server.control import invalid, json_response
 from durable_streams.server.http import ServerRequest, ServerResponse
-from durable_streams.stores.base import Store
+from durable_streams.stores.base import Store, StoreUnavailableError
+from durable_streams.stores.pace import Paced
 from durable_streams.types import StreamInfo
 
 __all__ = ["Listing"]
@@ -60,7 +62,12 @@ class Listing:
         path = parse.stream_path(path)
         if not _sees(grant, path):
             raise rules.not_found()
-        return _described(rules.require(await self._store.get(path)), grant)
+        state = rules.require(await self._store.get(path))
+        pace = None
+        if isinstance(self._store, Paced):
+            with contextlib.suppress(StoreUnavailableError):
+                pace = await self._store.records_per_second(state)
+        return _described(state, grant, pace)
 
     async def _after(self, text: str) -> str:
         if not places.is_place(text):
@@ -129,9 +136,9 @@ def _sees(grant: Grant | None, path: str) -> bool:
     return grant is None or grant.allows("list", path)
 
 
-def _described(state: StreamState, grant: Grant | None) -> StreamInfo:
+def _described(state: StreamState, grant: Grant | None, pace: float | None = None) -> StreamInfo:
     """Return what the caller may know of a stream that it sees: not where it comes from, if that is hidden."""
-    info = describe(state)
+    info = describe(state, pace)
     if grant is None or info.forked_from is None:
         return info
     may_know = grant.allows("list", info.forked_from) or grant.allows("read", info.forked_from)

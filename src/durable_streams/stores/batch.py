@@ -89,12 +89,12 @@ class CommitBatch:
         state = rules.require(self._live(slot))
         stamp = command.producer
         producer = None if stamp is None else self._producer(slot, state, stamp.id, loaded)
-        appended = rules.decide_append(state, producer, command)
+        appended = rules.decide_append(state, producer, command, self.now)
         if appended.duplicate:
             self._touch(slot, state)
             return appended
         after = appended.state
-        dirty = after.closed or after.last_seq is not state.last_seq
+        dirty = after.closed or after.last_seq is not state.last_seq or rules.is_milestone(state, after)
         if after.retention is not None:
             after = retention.after_append(after, state.tail, self.now)
             dirty = dirty or after.trims != state.trims

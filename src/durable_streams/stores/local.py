@@ -29,6 +29,7 @@ from durable_streams.stores.batch import CommitBatch, LoadedProducer, NotLoadedE
 from durable_streams.stores.commits import LOST, Committed, GroupCommits, copied
 from durable_streams.stores.figures import StoreFigures
 from durable_streams.stores.lineage import boundary_in_lineage, read_lineage, read_piece_of_lineage
+from durable_streams.stores.pace import MINUTE, Pace
 from durable_streams.stores.slots import LoadingCache, Recent, Slot, SlotWatch, Timers
 from durable_streams.stores.subscriptions import SubscriptionStore
 
@@ -524,8 +525,32 @@ class LocalStore:
             raise copied(self._lost)
         found = await self._backend.list_states(prefix, after, limit)
         now = self._clock()
-        live = [state for state in found if not (state.deleted or self._is_over(state, now))]
+        live = [self._newest(state) for state in found if not (state.deleted or self._is_over(state, now))]
         return Listed(live, found[-1].path if len(found) == limit else None)
+
+    def _newest(self, state: StreamState) -> StreamState:
+        """Return what is known of a stored state: what is in memory is not older, and exact."""
+        slot = self._slots.peek(state.path)
+        known = None if slot is None else slot.state
+        return known if known is not None and known.id == state.id and known.tail >= state.tail else state
+
+    async def records_per_second(self, state: StreamState) -> float | None:
+        """Return how many appends came a second during about the last minute, since the stream is in memory.
+
+        Args:
+            state: The stream, as ``get`` returned it.
+
+        Returns:
+            The appends a second, None of a stream whose appends are not counted.
+        """
+        if state.records is None:
+            return None
+        slot, now = self._slots.peek(state.path), self._clock()
+        if state.created is not None and now - state.created < MINUTE:
+            return state.records / MINUTE
+        if slot is None or slot.pace is None or slot.state is None or slot.state.id != state.id:
+            return 0.0
+        return slot.pace.per_second(state.records, now)
 
     def _is_over(self, state: StreamState, now: float) -> bool:
         """Whether a stored state has expired; what touched it since may be in memory only."""
@@ -613,7 +638,12 @@ class LocalStore:
 
     def _publish(self, batch: CommitBatch) -> None:
         for slot, state in batch.changed.items():
+            before = slot.state
             slot.publish(state)
+            if state is not None and before is not None and state.appended is not before.appended:
+                if slot.pace is None:
+                    slot.pace = Pace()
+                slot.pace.note(before, state)
         # Data of a stream that was deleted in this batch do not belong to the present stream at its path.
         for (stream_id, producer_id), (producer, slot) in batch.producers.items():
             if slot.state is not None and slot.state.id == stream_id:

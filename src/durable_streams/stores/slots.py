@@ -22,6 +22,7 @@ from weakref import WeakValueDictionary
 from durable_streams.protocol import rules
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import Chunk, StoreError, as_store_error
+from durable_streams.stores.pace import Pace
 
 __all__ = ["Audience", "LoadingCache", "Recent", "Slot", "SlotCache", "SlotWatch", "Timers"]
 
@@ -71,10 +72,11 @@ class Slot:
         producers: The loaded producers, by id.
         forgets: How often ``producers`` was cleared: a producer loaded before the last time may be stale.
         audience: The live readers, None if there are none.
+        pace: How fast the stream grows, None if it did not since it is in memory.
     """
 
     # Few objects per stream: with a hundred thousand in memory, each one costs every full garbage collection.
-    __slots__ = ("__weakref__", "audience", "forgets", "path", "producers", "state", "touched")
+    __slots__ = ("__weakref__", "audience", "forgets", "pace", "path", "producers", "state", "touched")
 
     def __init__(self, path: str, state: StreamState | None) -> None:
         self.path = path
@@ -83,6 +85,7 @@ class Slot:
         self.producers: Mapping[str, ProducerState] = _NOBODY
         self.forgets = 0
         self.audience: Audience | None = None
+        self.pace: Pace | None = None
 
     def expired(self, state: StreamState, now: float) -> bool:
         """Whether a state of this slot has expired; never while it has an audience."""
@@ -92,6 +95,7 @@ class Slot:
         """Show a committed state to readers."""
         if self.state is not None and (state is None or state.id != self.state.id):
             self._forget_producers()
+            self.pace = None
             if self.audience is not None:
                 self.audience.forget()
         self.state = state

@@ -169,7 +169,9 @@ tail = excluded.tail"""
 SIZE = "CASE typeof(data) WHEN 'integer' THEN data & 4294967295 ELSE length(data) END"
 """SQL: the size of the payload of a row of ``record``, in bytes. Reads none of it."""
 STATE = f"""json_array(id, path, state, sum, tail,
-(SELECT start + {SIZE} FROM record WHERE record.stream = stream.id ORDER BY start DESC LIMIT 1))"""  # noqa: S608
+(SELECT start + {SIZE} FROM record WHERE record.stream = stream.id ORDER BY start DESC LIMIT 1),
+CASE WHEN instr(state, '"records":') AND json_valid(state) THEN (SELECT count(*) FROM record
+WHERE record.stream = stream.id AND start >= coalesce(json_extract(state, '$.tail'), 0)) ELSE 0 END)"""  # noqa: S608
 """SQL: an element of the JSON array that ``decode_states`` takes, for a row of ``stream``."""
 
 _LAST_ID = """
@@ -183,7 +185,7 @@ _LONG_LOG = 64 << 20  # bytes: readers have kept it from starting over, and the 
 _LOG_WAIT = 100  # milliseconds
 _LOG_PAUSE = 2.0  # seconds after that was in vain: a backup reads for long
 
-_StateRow = tuple[int, str, str, int, int, int | None]
+_StateRow = tuple[int, str, str, int, int, int | None, int]
 _decode_rows = msgspec.json.Decoder(list[_StateRow]).decode
 _decode_state = msgspec.json.Decoder(StreamState).decode
 
@@ -336,7 +338,7 @@ def decode_states(rows: str) -> dict[str, StreamState]:
 
 def _checked_state(row: _StateRow) -> StreamState:
     """Return the state of a row of ``STATE``: where its records end, and where they ended once, come last."""
-    stream, path, text, checksum, stored, end = row
+    stream, path, text, checksum, stored, end, count = row
     if state_sum(stream, path, text) != checksum:
         raise _damaged_state(path, stream, 0, "its state is not what was stored")
     state = _decode_state(text)
@@ -346,7 +348,11 @@ def _checked_state(row: _StateRow) -> StreamState:
     present = max(begin, state.floor, 0 if end is None else end)
     if present < least:
         raise _damaged_state(path, stream, present, "its end is missing")
-    return state if present <= state.tail else msgspec.structs.replace(state, tail=present)
+    if present <= state.tail:
+        return state
+    # So many records were appended since the row was written: few, for the next milestone writes it again.
+    records = None if state.records is None else state.records + count
+    return msgspec.structs.replace(state, tail=present, records=records)
 
 
 def _damaged_state(path: str, stream: int, position: int, what: str) -> StoreDamagedError:

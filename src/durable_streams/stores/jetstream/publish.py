@@ -210,6 +210,8 @@ def _plan_end(
         end=True,
         base=change.base,
         trims=before.trims,
+        records=before.records,
+        appended=before.appended,
     )
     _add_record(planned, change, layout.log(before.id), record, b"", first=True)
     if goes:
@@ -241,6 +243,8 @@ def _plan_records(
             more=more,
             base=change.base,
             trims=state.trims,
+            records=state.records,
+            appended=state.appended,
         )
         _add_record(planned, change, subject, record, b"".join(payloads), first=index == 0)
 

@@ -62,6 +62,8 @@ class LogRecord(msgspec.Struct, array_like=True, gc=False):
         end: Whether the log ends: the stream was deleted.
         base: Where the fold of producers begins, None while no producer has written.
         trims: How often what the stream keeps was changed, the record included: the meta tells the last change.
+        records: How many appends the stream has after the record, None if that is not known.
+        appended: When the last of them came, in seconds since 1970.
     """
 
     nonce: str
@@ -76,6 +78,8 @@ class LogRecord(msgspec.Struct, array_like=True, gc=False):
     end: bool = False
     base: Base | None = None
     trims: int = 0
+    records: int | None = None
+    appended: float | None = None
 
 
 class Snapshot(msgspec.Struct, array_like=True, gc=False):
@@ -99,7 +103,9 @@ def encode_record(record: LogRecord) -> str:
 
 def encode_meta(state: StreamState) -> bytes:
     """Return the meta of a stream: all state that the last record does not hold."""
-    return _encode(replace(state, tail=0, closed=False, closed_by=None, last_seq=None))
+    return _encode(
+        replace(state, tail=0, closed=False, closed_by=None, last_seq=None, records=None, appended=None)
+    )
 
 
 def same_meta(one: StreamState, other: StreamState) -> bool:
@@ -135,6 +141,8 @@ def with_tail(meta: StreamState, record: LogRecord, size: int) -> StreamState:
         closed=record.closed,
         closed_by=record.closed_by,
         last_seq=record.last_seq,
+        records=record.records,
+        appended=record.appended,
     )
 
 

@@ -37,11 +37,13 @@ from durable_streams.stores.jetstream.live import LiveRecords
 from durable_streams.stores.jetstream.nats.bus import Bus
 from durable_streams.stores.jetstream.paths import PathIndex
 from durable_streams.stores.jetstream.reader import LogReader
+from durable_streams.stores.jetstream.records import decode_record
 from durable_streams.stores.jetstream.slots import JetSlot
 from durable_streams.stores.jetstream.snapshots import Snapshots
 from durable_streams.stores.jetstream.subscriptions import JetStreamSubscriptions
 from durable_streams.stores.jetstream.sweeper import Sweeper
 from durable_streams.stores.lineage import boundary_in_lineage, read_lineage, read_piece_of_lineage
+from durable_streams.stores.pace import MINUTE
 from durable_streams.stores.slots import Recent, Slot, SlotCache, SlotWatch, Timers
 from durable_streams.stores.subscriptions import SubscriptionStore
 
@@ -388,6 +390,27 @@ class JetStreamStore:
         if slot.state is None and not slot.revision:
             self._paths.drop(path)
         return self._live(slot)
+
+    async def records_per_second(self, state: StreamState) -> float | None:
+        """Return how many appends came a second during the last minute, through all gateways.
+
+        Args:
+            state: The stream, as ``get`` returned it.
+
+        Returns:
+            The appends a second, None of a stream whose appends are not counted, or were removed already.
+
+        Raises:
+            StoreUnavailableError: NATS does not answer.
+        """
+        if state.records is None:
+            return None
+        moment = self._clock() - MINUTE
+        if state.created is not None and state.created > moment:
+            return state.records / MINUTE
+        last = await self.bus.last_before(self.bus.layout.log(state.id), moment)
+        before = None if last is None else decode_record(last.record).records
+        return None if before is None else (state.records - before) / MINUTE
 
     async def figures(self) -> StoreFigures:
         """Return what the store counts, now; while NATS does not answer without the size of the bucket."""

@@ -150,6 +150,8 @@ class LogWriter:
             end=end,
             base=base if is_last else log.base,
             trims=state.trims if is_last else 0,
+            records=state.records if is_last else None,
+            appended=state.appended if is_last else None,
         )
         headers = {RECORD: encode_record(record)}
         if not log.waits:

@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from durable_streams.protocol.listing import describe
+from durable_streams.protocol.rules import MILESTONE_RECORDS, MILESTONE_SECONDS
+from durable_streams.stores.pace import Paced
 from durable_streams.testing.contract.harness import Harness, StoreFactory, on_a_loop
 
 __all__ = ["ListingContract"]
+
+_APPENDS = MILESTONE_RECORDS + 40  # a store that writes few states has written one, and more came since
 
 
 async def _listed(h: Harness, prefix: str = "", limit: int = 100) -> list[str]:
@@ -90,6 +96,34 @@ class ListingContract(StoreFactory):
             assert source.created == "2027-01-15T08:00:00.000Z"
 
     @on_a_loop
+    async def test_appends_are_counted_and_the_last_one_has_a_time(self, h: Harness) -> None:
+        await h.create("s")
+        assert ((await h.state("s")).records, (await h.state("s")).appended) == (0, None)
+        await h.create("with", payload=b"1")
+        await h.fork("fork", "with")
+        for count in range(1, _APPENDS + 1):
+            await h.append("s", b"12")
+            if count % 100 == 1:
+                h.clock.advance(7)
+        await h.append("s", b"", close=True)
+        expected = {"s": _APPENDS, "with": 1, "fork": 0}
+        known = {path: (await h.state(path)).appended for path in expected}
+        assert known["fork"] is None
+        for _ in range(2 if self.durable else 1):
+            page = await h.store.list_streams("", "", 10)
+            assert {state.path: state.records for state in page.states} == expected
+            for state in page.states:
+                loaded = await h.state(state.path)
+                assert loaded.records == expected[state.path]
+                last = known[state.path]
+                assert (loaded.appended is None) is (last is None)
+                assert last is None or 0 <= last - (loaded.appended or 0.0) < MILESTONE_SECONDS
+            if self.durable:
+                await h.restart()
+        if isinstance(h.store, Paced):
+            assert await h.store.records_per_second(await h.state("fork")) == 0.0
+
+    @on_a_loop
     async def test_deleted_streams_are_not_listed(self, h: Harness) -> None:
         for path in ("a", "b", "c", "d"):
             await h.create(path)
@@ -129,5 +163,8 @@ class ListingContract(StoreFactory):
         await h.store.delete("b")
         before = await h.store.list_streams("", "", 10)
         await h.restart()
-        assert await h.store.list_streams("", "", 10) == before
+        after = await h.store.list_streams("", "", 10)
+        assert [describe(replace(state, appended=None)) for state in after.states] == [
+            describe(replace(state, appended=None)) for state in before.states
+        ]
         assert [state.tail for state in before.states] == [5]

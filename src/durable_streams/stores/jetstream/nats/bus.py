@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from durable_streams.stores.base import (
@@ -248,6 +249,21 @@ class Bus:
     async def peek_last(self, subject: str) -> Stored | None:
         """Return the last message of a subject according to some server; needs no leader."""
         return await self._from_any({"last_by_subj": subject})
+
+    async def last_before(self, subject: str, moment: float) -> Stored | None:
+        """Return the last message of a subject up to a moment, according to some server.
+
+        Args:
+            subject: The subject.
+            moment: In seconds since 1970, by the clocks of the servers.
+        """
+        until = datetime.fromtimestamp(moment, timezone.utc).isoformat()
+        parts: list[NatsAnswer] = []
+        question = encode_json({"multi_last": [subject], "up_to_time": until})
+        answer = await self._ask(self._direct, question, _PEEK_SECONDS, parts)
+        if answer.status not in {204, 404}:
+            self._check(answer)
+        return decode_direct(*parts[0]) if parts else None
 
     async def peek(self, subject: str, seq: int) -> Stored | None:
         """Return the first message from ``seq`` on of a subject according to some server; needs no leader."""
