@@ -9,8 +9,10 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 
+import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,6 +23,8 @@ from durable_streams import (
     SyncIdempotentProducer,
     stream,
 )
+from durable_streams.protocol.grants import Grant
+from durable_streams.server import ServerRequest, asgi_app
 from durable_streams.server.app import App
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.metrics import _metrics
@@ -209,12 +213,69 @@ def test_the_address_for_operators_has_no_streams(server: Server) -> None:
     assert server.get(f"{server.root.removesuffix('/v1/stream')}/metrics")[0] == 404
 
 
+def test_prefixes_are_counted_apart(stream: str) -> None:
+    server = Server(ServerConfig(port=0, admin_port=0, metrics_prefix=(f"{stream}/a/", f"{stream}/")))
+    try:
+        before = {key for key in server.samples() if key[0].startswith("prefix_")}
+        assert len(before) == 6
+        for path, body in (("a/1", b"12"), ("b", b"3"), ("a/2", b"")):
+            DurableStream.create(
+                f"{server.root}/{stream}/{path}", content_type="text/plain", body=body
+            ).close()
+        for path in ("a/1", "b", "b"):
+            DurableStream(f"{server.root}/{stream}/{path}").append("123")
+            assert server.get(f"{server.root}/{stream}/{path}?offset=-1")[0] == 200
+        # What was stored before, and what is none of theirs, does not count.
+        headers = {"producer_id": "p", "producer_epoch": "0", "producer_seq": "0"}
+        for _ in range(2):
+            server.get(f"{server.root}/{stream}/b", "POST", b"4", content_type="text/plain", **headers)
+        DurableStream.create(f"{server.root}/other", content_type="text/plain", body="1").close()
+        found = {key: value for key, value in server.samples().items() if key[0].startswith("prefix_")}
+        assert found == {
+            (f"prefix_{name}_total", (("prefix", f"{stream}/{prefix}"),)): value
+            for prefix, values in {"a/": (2, 5, 1), "": (4, 8, 2)}.items()
+            for name, value in zip(("appends", "append_bytes", "reads"), values, strict=True)
+        }
+    finally:
+        server.background.stop()
+
+
+@pytest.mark.parametrize("prefixes", [("",), ("/jobs",), ("x" * 201,), tuple(map(str, range(33)))])
+def test_a_prefix_that_cannot_be_one_is_refused(prefixes: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^metrics_prefix is "):
+        ServerConfig(metrics_prefix=prefixes)
+
+
+def test_callers_with_admin_get_the_metrics_where_the_streams_are() -> None:
+    async def authorize(_operation: str, _path: str, request: ServerRequest) -> Grant | None:
+        said = request.header("x-grant")
+        return None if said is None else Grant.of(*said.split())
+
+    async def answers(app: Any) -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server/v1/stream/__ds/") as client:
+            admin = {"x-grant": "admin:**"}
+            grants = (admin, {}, {"x-grant": "admin:jobs/**"}, {"x-grant": "read,list:**"})
+            found = [await client.get("metrics", headers=grant) for grant in grants]
+            found.append(await client.post("metrics", headers=admin))
+        await app.shutdown()
+        return found
+
+    given, *refused = asyncio.run(answers(asgi_app(ServerConfig(), authorize=authorize)))
+    assert given.headers["content-type"].startswith("text/plain")
+    families = {family.name for family in text_string_to_metric_families(given.text)}
+    assert {"durable_streams_appends", "durable_streams_refusals"} <= families
+    assert [one.status_code for one in refused] == [401, 403, 403, 405]
+    # Without grants everyone would get them.
+    assert {one.status_code for one in asyncio.run(answers(asgi_app(ServerConfig())))} == {404}
+
+
 def test_every_query_of_the_dashboard_names_metrics_that_exist(server: Server) -> None:
     """Those of NATS come from the code that makes them; all others were scraped."""
     server.get(f"{server.root}/not-there")  # a code is known from its first refusal on
     app = App(MemoryStore())
     figures = StoreFigures(CommitFigures(), 0, 0, 0, {"bucket": 1}, 0, connected=True)
-    known = {sample.name for metric in _metrics(app, figures) for sample in metric.samples}
+    known = {sample.name for metric in _metrics(app.metrics, figures) for sample in metric.samples}
     known |= {PREFIX + name for name, _ in server.samples() if not name.startswith("process")}
     known |= {name for name, _ in server.samples()}
     dashboard = json.loads(DASHBOARD.read_text())

@@ -89,6 +89,7 @@ def _setting(
         "Operators": [
             "admin_host",
             "admin_port",
+            "metrics_prefix",
             "drain",
             "log_format",
             "log_level",
@@ -147,6 +148,12 @@ def _setting(
     "Serve /metrics and /health on another port too; 0 picks a free one.",
     click.IntRange(0, 65535),
     metavar="PORT",
+)
+@_setting(
+    "--metrics-prefix",
+    "Count the streams apart whose paths begin with this text (jobs/); may be repeated.",
+    multiple=True,
+    metavar="PREFIX",
 )
 @_setting("--admin-host", "Address to listen on with --admin-port.", metavar="NAME")
 @_setting(

@@ -16,7 +16,6 @@ from durable_streams.server.browsers import Browsers
 from durable_streams.server.budget import MemoryBudget
 from durable_streams.server.control import error_response, method_not_allowed
 from durable_streams.server.http import ServerRequest, ServerResponse
-from durable_streams.server.metrics import Metrics
 from durable_streams.server.outlets import Outlets
 
 __all__ = ["METRICS", "AdminApp"]
@@ -38,7 +37,7 @@ class AdminApp:
         self.outlets = Outlets(_BUDGET, MemoryBudget(_BUDGET), config.send_timeout)
         self.bodies = Bodies(_BUDGET, config.body_timeout)
         self._app = app
-        self._metrics = Metrics(app)
+        self._metrics = app.metrics
         self._browsers = Browsers(config, Addresses(config), local=local)
 
     async def answer(self, request: ServerRequest) -> ServerResponse:

@@ -39,6 +39,7 @@ from durable_streams.server.http import (
 )
 from durable_streams.server.listing import Listing
 from durable_streams.server.live import LiveReads
+from durable_streams.server.metrics import Metrics
 from durable_streams.server.outlets import Outlets
 from durable_streams.server.ranges import Ranges
 from durable_streams.server.request_log import logged
@@ -128,7 +129,10 @@ class App:
         self.control.add("streams", {"GET": listing.read, "POST": RetentionActions(store).post})
         engine = None if self.subscriptions is None else self.subscriptions.engine
         retention = RetentionRules(store, tuple(self.config.retention))
-        self.counts = Counts()
+        self.counts = Counts(self.config.metrics_prefix)
+        self.metrics = Metrics(store, self.counts, self._readers, self.bodies, self.outlets)
+        if access is not None:  # without grants they are at the address for operators only
+            self.control.add("metrics", {"GET": self.metrics.read})
 
         def routes(access: Access | None) -> _Routes:
             handlers = Handlers(
@@ -153,6 +157,9 @@ class App:
         if self.config.tracing:
             self.answer = traced(self.answer)
         self._warned: dict[str, float] = {}
+
+    def _readers(self) -> dict[str, int]:
+        return {**self.live.readers(), "follow": self.follow.readers}
 
     async def startup(self) -> None:
         """Open the store; raises StoreError with one sentence. May follow a `shutdown`."""

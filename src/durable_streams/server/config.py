@@ -16,6 +16,8 @@ __all__ = ["RetentionRule", "ServerConfig"]
 _ALL_BODIES = 256 << 20
 _LONGEST_DRAIN = 3600  # seconds
 _MAX_LEEWAY = 600
+_MOST_PREFIXES = 32
+_LONGEST_PREFIX = 200
 _DURATIONS = (
     "long_poll_timeout",
     "sse_max_age",
@@ -94,6 +96,8 @@ class ServerConfig:
         cache: The scope of ``Cache-Control``: public, or private where shared caches must keep nothing.
         drain: Seconds between the signal to end and the end, in which the server answers everything but says that it is
             not ready (`serve` only).
+        metrics_prefix: Beginnings of paths whose streams the metrics count apart, at most 32; a stream counts for the
+            first one that its path begins with.
         tracing: Whether each request is a span of OpenTelemetry, with the tracer provider that the process has.
         access_log: The share of requests that is logged, from 0 to 1; of a part of them all that are answered with 500
             or more are logged.
@@ -164,6 +168,7 @@ class ServerConfig:
     cache: str = "public"
     keep_alive: float = 30.0
     drain: float = 0.0
+    metrics_prefix: Sequence[str] = ()
     tracing: bool = False
     access_log: float = 0.0
     audit_log: bool = False
@@ -207,6 +212,7 @@ class ServerConfig:
             raise ValueError(f"drain is a number of seconds from 0 to {_LONGEST_DRAIN}, not {self.drain}")
         if not 0 <= self.access_log <= 1:
             raise ValueError(f"access_log is a share from 0 to 1, not {self.access_log}")
+        self._check_prefixes()
         self._check_callers()
         self._check_addresses()
 
@@ -215,6 +221,18 @@ class ServerConfig:
             raise ValueError(f"disk_reserve is a number of bytes, 0 for none, not {self.disk_reserve}")
         for rule in self.retention:
             _check_rule(RetentionRule(*rule))  # a plain tuple will do
+
+    def _check_prefixes(self) -> None:
+        if len(self.metrics_prefix) > _MOST_PREFIXES:
+            raise ValueError(
+                f"metrics_prefix is given {_MOST_PREFIXES} times at most: each is a set of time series"
+            )
+        for prefix in self.metrics_prefix:
+            if not prefix or prefix.startswith("/") or len(prefix) > _LONGEST_PREFIX:
+                raise ValueError(
+                    f"metrics_prefix is the beginning of paths, such as jobs/, of up to {_LONGEST_PREFIX} characters, "
+                    f"not {prefix[:80]!r}"
+                )
 
     def _check_callers(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):

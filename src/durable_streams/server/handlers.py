@@ -111,6 +111,8 @@ class Handlers:
         appended = await self._store.append(path, command)
         if self._subscriptions is not None and self._subscriptions.active:
             self._subscriptions.appended(path)
+        if self._counts.prefixes and payload and not appended.duplicate:
+            self._counts.stored(path, len(body))
         state = appended.state
         tail = format_offset(state.tail)
         # What the next append can send as If-Match.
@@ -173,6 +175,8 @@ class Handlers:
         created = await self._store.create(command)
         if self._subscriptions is not None and created.new:
             self._subscriptions.appended(path)
+        if body and created.new:
+            self._counts.stored(path, len(body))
         may_know = created.new or _may_know(request.grant, path)
         headers = _description(created.state) if may_know else list(BASE_HEADERS)
         if created.new:
@@ -240,7 +244,7 @@ class Handlers:
         """GET: catch up, or go on live (section 5)."""
         query = parse.query(request.query)
         offset, live = query.get(names.QUERY_OFFSET), query.get(names.QUERY_LIVE)
-        self._counts.read(live)
+        self._counts.read(live, path)
         resumed = request.header("last-event-id") if live == "sse" else None
         if resumed:
             offset = resumed  # an EventSource reconnects with the URL that it began with

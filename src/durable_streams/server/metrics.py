@@ -1,7 +1,8 @@
 """``/metrics``: what the server counts, as Prometheus reads it.
 
-Invariants: nothing is computed before it is asked for; no label has a value that a client chooses, so that the number
-of series is bounded; a disk or a NATS that does not answer leaves out what it would have said.
+Invariants: nothing is computed before it is asked for; no label has a value that a client chooses, and of paths only
+the configured beginnings are labels, so that the number of series is bounded; a disk or a NATS that does not answer
+leaves out what it would have said.
 """
 
 from __future__ import annotations
@@ -10,14 +11,21 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from durable_streams.server.app import App
+from durable_streams.protocol.commands import Rejection
+from durable_streams.server.bodies import Bodies
+from durable_streams.server.counts import Counts
 from durable_streams.server.http import BASE_HEADERS, ServerRequest, ServerResponse
+from durable_streams.server.outlets import Outlets
+from durable_streams.stores.base import Store
 from durable_streams.stores.figures import CommitFigures, Histogram, Measured, StoreFigures
 
 if TYPE_CHECKING:  # an extra: imported when metrics are asked for
     from prometheus_client.core import Metric
 
-__all__ = ["Metrics", "is_available"]
+__all__ = ["INSTALL", "Metrics", "is_available"]
+
+INSTALL = 'pip install "prometheus-client>=0.20"'
+"""How to install what the format needs."""
 
 _NAME = "durable_streams"
 
@@ -28,17 +36,34 @@ def is_available() -> bool:
 
 
 class Metrics:
-    """The metrics of one server.
+    """The metrics of one server, from what it counts and from what its parts know of themselves.
 
     Args:
-        app: The server.
+        store: The store.
+        counts: What is counted of requests.
+        readers: Returns how many live readers there are, by mode.
+        bodies: The request bodies.
+        outlets: The answers on their way.
     """
 
-    def __init__(self, app: App) -> None:
-        self._app = app
+    def __init__(
+        self,
+        store: Store,
+        counts: Counts,
+        readers: Callable[[], dict[str, int]],
+        bodies: Bodies,
+        outlets: Outlets,
+    ) -> None:
+        self.store = store
+        self.counts = counts
+        self.readers = readers
+        self.bodies = bodies
+        self.outlets = outlets
 
     async def read(self, request: ServerRequest, path: str = "") -> ServerResponse:  # noqa: ARG002 - of a resource
-        """GET: all metrics, in the format that the request asks for."""
+        """GET: all metrics, in the format that the request asks for; raises the 404 where they cannot be written."""
+        if not is_available():
+            raise Rejection(404, "NOT_FOUND", f"metrics need prometheus-client: {INSTALL}")
         text, content_type = await self.text(request.header("accept") or "")
         headers = [*BASE_HEADERS, ("content-type", content_type), ("cache-control", "no-store")]
         return ServerResponse(200, headers, text)
@@ -52,10 +77,9 @@ class Metrics:
         from prometheus_client import CollectorRegistry, ProcessCollector  # noqa: PLC0415 - an extra
         from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
 
-        store = self._app.store
-        figures = await store.figures() if isinstance(store, Measured) else None
+        figures = await self.store.figures() if isinstance(self.store, Measured) else None
         registry = CollectorRegistry()
-        registry.register(_Collected(lambda: _metrics(self._app, figures)))
+        registry.register(_Collected(lambda: _metrics(self, figures)))
         ProcessCollector(registry=registry)
         encode, content_type = choose_encoder(accept)
         return encode(registry), content_type
@@ -68,16 +92,17 @@ class _Collected:
         self.collect = collect
 
 
-def _metrics(app: App, figures: StoreFigures | None) -> Iterator[Metric]:
-    yield from _of_requests(app)
-    yield from _of_memory(app)
+def _metrics(seen: Metrics, figures: StoreFigures | None) -> Iterator[Metric]:
+    yield from _of_requests(seen)
+    yield from _of_prefixes(seen)
+    yield from _of_memory(seen)
     if figures is not None:
         yield from _of_commits(figures.commits)
         yield from _of_store(figures)
 
 
-def _of_requests(app: App) -> Iterator[Metric]:
-    counts = app.counts
+def _of_requests(seen: Metrics) -> Iterator[Metric]:
+    counts = seen.counts
     reads = {"catch-up": counts.catch_up, "long-poll": counts.long_poll, "sse": counts.sse}
     yield _counter("reads", "Reads by mode.", "mode", reads)
     yield _counter("refusals", "Answers that are errors, by code.", "code", counts.refusals)
@@ -90,20 +115,38 @@ def _of_requests(app: App) -> Iterator[Metric]:
     yield _counter(
         "duplicates", "Appends of producers that were stored already.", "", {"": counts.duplicates}
     )
-    readers = {**app.live.readers(), "follow": app.follow.readers}
-    yield _gauge("live_readers", "Readers that wait for data or are sent data now.", "mode", readers)
+    yield _gauge("live_readers", "Readers that wait for data or are sent data now.", "mode", seen.readers())
 
 
-def _of_memory(app: App) -> Iterator[Metric]:
+def _of_prefixes(seen: Metrics) -> Iterator[Metric]:
+    prefixes = seen.counts.prefixes
+    if not prefixes:
+        return
+    yield _counter(
+        "prefix_appends",
+        "Appends stored, by prefix.",
+        "prefix",
+        {one.prefix: one.appends for one in prefixes},
+    )
+    yield _counter(
+        "prefix_append_bytes",
+        "Bytes appended, by prefix.",
+        "prefix",
+        {one.prefix: one.bytes for one in prefixes},
+    )
+    yield _counter("prefix_reads", "Reads by prefix.", "prefix", {one.prefix: one.reads for one in prefixes})
+
+
+def _of_memory(seen: Metrics) -> Iterator[Metric]:
     held = {
-        "request-bodies": app.bodies.used,
-        "read-ahead": app.outlets.budget.used,
-        "handed-over": app.outlets.handed,
+        "request-bodies": seen.bodies.used,
+        "read-ahead": seen.outlets.budget.used,
+        "handed-over": seen.outlets.handed,
     }
     yield _gauge(
         "held_bytes", "Bytes held for clients: their requests, and answers not taken yet.", "kind", held
     )
-    yield _gauge("open_answers", "Streamed answers on their way.", "", {"": app.outlets.open})
+    yield _gauge("open_answers", "Streamed answers on their way.", "", {"": seen.outlets.open})
 
 
 def _of_commits(commits: CommitFigures) -> Iterator[Metric]:

@@ -21,7 +21,7 @@ from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import STREAM_ROOT
 from durable_streams.server.http_server import HttpServer, check_certificate, renew_when_changed
 from durable_streams.server.listener import ServerStartError, listen
-from durable_streams.server.metrics import is_available
+from durable_streams.server.metrics import INSTALL, is_available
 from durable_streams.server.notify import READY, STOPPING, notify, watchdog
 from durable_streams.server.rsgi import RsgiAdapter
 from durable_streams.stores.base import Store, StoreError
@@ -171,7 +171,7 @@ async def _admin(app: App, on_admin: Callable[[str], None] | None) -> AsyncItera
         yield
         return
     if not is_available():
-        raise ServerStartError('metrics need prometheus-client: pip install "prometheus-client>=0.20"')
+        raise ServerStartError(f"metrics need prometheus-client: {INSTALL}")
     plain = replace(
         config,
         host=config.admin_host,

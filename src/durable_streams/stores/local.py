@@ -638,12 +638,8 @@ class LocalStore:
 
     def _publish(self, batch: CommitBatch) -> None:
         for slot, state in batch.changed.items():
-            before = slot.state
+            _note_pace(slot, state)
             slot.publish(state)
-            if state is not None and before is not None and state.appended is not before.appended:
-                if slot.pace is None:
-                    slot.pace = Pace()
-                slot.pace.note(before, state)
         # Data of a stream that was deleted in this batch do not belong to the present stream at its path.
         for (stream_id, producer_id), (producer, slot) in batch.producers.items():
             if slot.state is not None and slot.state.id == stream_id:
@@ -736,6 +732,15 @@ class LocalStore:
             await self._expire(slot)
             return True
         return state is not slot.state
+
+
+def _note_pace(slot: Slot, after: StreamState | None) -> None:
+    """Note an append that a commit brings to a stream, before it is published."""
+    before = slot.state
+    if after is not None and before is not None and after.appended is not before.appended:
+        if slot.pace is None:
+            slot.pace = Pace()
+        slot.pace.note(before, after)
 
 
 def _mark_probe(batch: CommitBatch) -> None:
