@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,87 @@ def test_a_manifest_starts_a_server_that_its_probes_find(name: str) -> None:
     assert {one["name"] for one in container.get("env", [])} <= VARIABLES
 
 
+@pytest.mark.parametrize("name", [*MANIFESTS, "compose.yaml"])
+def test_what_listens_on_every_address_knows_its_callers_or_says_that_it_does_not(name: str) -> None:
+    """The image sets the address; without one of the two a server does not start there."""
+    assert "DURABLE_STREAMS_HOST=0.0.0.0" in (DEPLOY / "Dockerfile").read_text()
+    if name == "compose.yaml":
+        services = yaml.safe_load((DEPLOY / name).read_text())["services"]
+        gateways = [one for one in services.values() if "DURABLE_STREAMS_STORE" in one.get("environment", {})]
+        assert gateways
+        for one in gateways:
+            assert {"DURABLE_STREAMS_AUTH", "DURABLE_STREAMS_NO_AUTH"} & set(one["environment"])
+        assert services["balancer"]["ports"] == ["127.0.0.1:4437:80"], "everyone there may do everything"
+        return
+    found = documents(name)
+    pod = (found.get("StatefulSet") or found["Deployment"])["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    options = serve.make_context("serve", container["args"][1:]).params
+    [secret] = [one for one in pod["volumes"] if "secret" in one]
+    [mount] = [one for one in container["volumeMounts"] if one["name"] == secret["name"]]
+    assert options["auth"].parent == Path(mount["mountPath"])
+    assert mount["readOnly"]
+    # The group of the pod reads it; the command that makes the secret is in the file.
+    assert secret["secret"]["defaultMode"] == 0o440
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"]
+    command = f"create secret generic {secret['secret']['secretName']} --from-file={options['auth'].name}"
+    assert command in (DEPLOY / name).read_text()
+
+
+def test_a_folder_becomes_a_server_behind_tls_as_the_page_says(bare, tmp_path: Path) -> None:
+    """The blocks of the section, one after the other, on other ports."""
+    page = (DEPLOY.parent / "docs" / "operating.md").read_text()
+    section = page.partition("## From nothing to a server behind TLS")[2].partition("\n## ")[0]
+    made, served, asked, copied = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    command = programs / "durable-streams"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m durable_streams "$@"\n')
+    command.chmod(0o700)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    path = {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "XDG_CONFIG_HOME": str(tmp_path / "settings"),
+    }
+    environment = bare.environment(path)
+
+    def shell(code: str) -> str:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", code],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shell(made)
+    assert {one.stat().st_mode & 0o077 for one in folder.iterdir()} == {0}, "what is secret is its owner's"
+    served = served.replace("--host 0.0.0.0", "--host 0.0.0.0 --port 0").replace("9464", "0")
+    process = subprocess.Popen(
+        ["bash", "-c", f"exec {served}"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        ready = process.stdout.readline() if process.stdout else ""
+        port, admin = re.findall(r":(\d+)/", ready)
+        said = shell(
+            asked.replace("4437", port)
+            .replace("9464", admin)
+            .replace("check ", "check --warning 1m --critical 1m ")
+        )
+        assert said.count("OK - https://") == 2
+        assert said.count("durable_streams_appends_total 1.0") == 2, "at both addresses"
+        shell(copied)
+        assert (folder / "restored" / "streams.db").stat().st_size > 0
+    finally:
+        process.terminate()
+        assert process.wait(100) == 0
+
+
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_the_parts_of_a_manifest_belong_together(name: str) -> None:
     found = documents(name)
@@ -134,7 +217,8 @@ def test_the_parts_of_a_manifest_belong_together(name: str) -> None:
         assert workload["spec"]["replicas"] == 1, "a data folder belongs to one server"
         volumes = {one["metadata"]["name"] for one in workload["spec"]["volumeClaimTemplates"]}
         [container] = workload["spec"]["template"]["spec"]["containers"]
-        assert {one["name"] for one in container["volumeMounts"]} == volumes
+        secrets = {one["name"] for one in workload["spec"]["template"]["spec"]["volumes"]}
+        assert {one["name"] for one in container["volumeMounts"]} == volumes | secrets
     else:
         assert found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
 

@@ -30,6 +30,8 @@ PATIENCE = 100.0  # seconds
 NOT_RUN = {
     "make demo": "tests/cli/test_demo.py has it, and `make test` is what runs this",
     "durable-streams serve --store": "tests/cluster has it, with three NATS servers",
+    "tls-cert.pem": "tests/cli/test_deploy.py follows it from an empty folder",
+    "--data-dir streams backup": "the same",
     "X_BEARER_TOKEN": "it needs an account; tests/firehose runs the same against an imitation",
     "const source = new EventSource(`/events/": "tests/interop/runs.test.mjs has it",
     "get_asgi_application": "tests/embedded/test_frameworks.py has it, with Django's settings",

@@ -350,7 +350,7 @@ def _checked_state(row: _StateRow) -> StreamState:
         raise _damaged_state(path, stream, present, "its end is missing")
     if present <= state.tail:
         return state
-    # So many records were appended since the row was written: few, for the next milestone writes it again.
+    # The records that were appended since the row was written are few: the next milestone writes it again.
     records = None if state.records is None else state.records + count
     return msgspec.structs.replace(state, tail=present, records=records)
 
