@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import threading
 from collections.abc import AsyncIterator, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted import Received, Reply, ScriptedServer
 
 from durable_streams.ai import Runs
 from durable_streams.ai.sources import items_of
@@ -100,25 +99,12 @@ def anthropic_events() -> Iterator[str]:
 def provider() -> Iterator[str]:
     """Give the URL of a server that answers as the two providers do."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(200)
-            self.send_header("content-type", "text/event-stream")
-            self.end_headers()
-            for event in anthropic_events() if self.path.endswith("/messages") else openai_events():
-                self.wfile.write(event.encode())
-                self.wfile.flush()
+    def answer(request: Received) -> Reply:
+        events = anthropic_events() if request.target.endswith("/messages") else openai_events()
+        return ScriptedServer.send(ScriptedServer.events("".join(events).encode()), close=True)
 
-        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the name of the library
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with ScriptedServer(answer=answer) as server:
+        yield server.root
 
 
 def test_openai(provider: str) -> None:

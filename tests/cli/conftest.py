@@ -6,14 +6,13 @@ import contextlib
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted import Received, ScriptedServer
 
 from durable_streams.testing.program import Program, clean_environment
 
@@ -167,36 +166,22 @@ class HTTPPeer:
     """A server that answers everything alike and writes down who asked."""
 
     def __init__(self) -> None:
-        self.tokens: list[str | None] = []
         self._answer = (200, b"")
-        peer = self
+        self._server = ScriptedServer(answer=self._reply)
+        self.root = f"{self._server.root}/v1/stream"
+        self.stop = self._server.stop
 
-        class Handler(BaseHTTPRequestHandler):
-            def handle_one(self) -> None:
-                peer.tokens.append(self.headers["Authorization"])
-                status, body = peer._answer
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body if self.command != "HEAD" else b"")
-
-            do_GET = do_HEAD = handle_one  # noqa: N815 - the names that the library looks for
-
-            def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.root = f"http://127.0.0.1:{self._server.server_port}/v1/stream"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
+    @property
+    def tokens(self) -> list[str | None]:
+        return [request.headers.get("authorization") for request in self._server.requests]
 
     def answer(self, status: int, body: bytes) -> None:
         self._answer = (status, body)
 
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def _reply(self, request: Received) -> bytes:
+        status, body = self._answer
+        content = b"" if request.method == "HEAD" else body
+        return ScriptedServer.response(status, content, length=len(body))
 
 
 @pytest.fixture

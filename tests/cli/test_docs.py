@@ -11,15 +11,15 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from scripted import Received, ScriptedServer
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "xdk" / "README.md"]
@@ -49,33 +49,18 @@ FOUND = {page: BLOCK.findall(page.read_text(encoding="utf-8")) for page in PAGES
 @pytest.fixture
 def feed() -> Iterator[str]:
     """Give the URL of a feed of server-sent events, as endless as the real one."""
-    ended = threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/event-stream")
-            self.end_headers()
-            number = 0
-            while not ended.wait(0.05):
-                number += 1
-                record = json.dumps({"title": f"page {number}", "meta": {"id": str(number)}})
-                try:
-                    self.wfile.write(f"id: {number}\ndata: {record}\n\n".encode())
-                except OSError:
-                    return
+    def endless(connection: socket.socket) -> None:
+        connection.sendall(ScriptedServer.events(b""))
+        number = 0
+        while not server.ended.wait(0.05):
+            number += 1
+            record = json.dumps({"title": f"page {number}", "meta": {"id": str(number)}})
+            connection.sendall(f"id: {number}\ndata: {record}\n\n".encode())
+        raise ConnectionAbortedError
 
-        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the name of the library
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/feed"
-    ended.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with ScriptedServer(replies=[endless]) as server:
+        yield f"{server.root}/feed"
 
 
 class Typed:
@@ -175,36 +160,21 @@ def test_e7_the_page_in_a_browser(cli, tmp_path):
     cli.ok("close", "hello", '{"text": "the end"}')
     (tmp_path / "page.html").write_text(page.replace(SERVED, cli.root))
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = (tmp_path / "page.html").read_bytes()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def answer(_request: Received) -> bytes:
+        return ScriptedServer.response(200, (tmp_path / "page.html").read_bytes(), content_type="text/html")
 
-        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the name of the library
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            profile = f"--user-data-dir={tmp_path / 'profile'}"
-            flags = [
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                profile,
-                "--virtual-time-budget=20000",
-                "--dump-dom",
-            ]
-            address = f"http://localhost:{server.server_port}/page.html"
-            done = subprocess.run(
-                ["chromium", *flags, address], capture_output=True, timeout=PATIENCE, check=False
-            )
-        finally:
-            server.shutdown()
-            thread.join()
+    with ScriptedServer(answer=answer) as server:
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            profile,
+            "--virtual-time-budget=20000",
+            "--dump-dom",
+        ]
+        address = f"{server.root.replace('127.0.0.1', 'localhost')}/page.html"
+        done = subprocess.run(
+            ["chromium", *flags, address], capture_output=True, timeout=PATIENCE, check=False
+        )
     assert b"<li>Hello, browser</li><li>the end</li>" in done.stdout, done.stderr.decode()

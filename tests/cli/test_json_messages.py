@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
+from scripted import Received, ScriptedServer
 
 STRANGE = [
     rb'{"id":1,"t":"a\ud83d"}',
@@ -53,45 +51,24 @@ def test_a7_what_the_rule_refuses_is_one_line_of_error(cli, number: int):
     assert cli.ok("read", "s", "--ndjson") == b"1\n1\n2\n"
 
 
-class Old:
-    """A server of an older version, whose stream holds what is no message any more."""
-
-    def __init__(self, body: bytes) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                headers = {"Content-Type": "application/json", "Stream-Next-Offset": "9"}
-                for name, value in {**headers, "Stream-Up-To-Date": "true", "Stream-Closed": "true"}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body)
-
-            do_HEAD = do_GET  # noqa: N815
-
-            def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/s"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
 @pytest.fixture
-def old() -> Iterator[Old]:
-    server = Old(b'[1, "\xc3\xa9",%b,2,{"a":\n%b},3 ]' % (b"9" * 5000, b"[" * 940 + b"]" * 940))
-    yield server
-    server.stop()
+def old() -> Iterator[str]:
+    """Give the URL of a stream on a server of an older version, which holds what is no message any more."""
+    body = b'[1, "\xc3\xa9",%b,2,{"a":\n%b},3 ]' % (b"9" * 5000, b"[" * 940 + b"]" * 940)
+    state = {"Stream-Next-Offset": "9", "Stream-Up-To-Date": "true", "Stream-Closed": "true"}
+
+    def answer(request: Received) -> bytes:
+        content = body if request.method == "GET" else b""
+        headers = {"Content-Type": "application/json", **state}
+        return ScriptedServer.response(200, content, length=len(body), **headers)
+
+    with ScriptedServer(answer=answer) as server:
+        yield f"{server.root}/s"
 
 
 @pytest.mark.parametrize("command", ["read", "tail"])
-def test_a8_poison_of_an_older_version_is_read_past_on_request(bare, old: Old, command: str):
-    done = bare.run(command, old.url, "--ndjson")
+def test_a8_poison_of_an_older_version_is_read_past_on_request(bare, old: str, command: str):
+    done = bare.run(command, old, "--ndjson")
     assert done.returncode == 1
     assert done.stdout == b'1\n"\xc3\xa9"\n'
     message = done.stderr.decode()
@@ -99,15 +76,15 @@ def test_a8_poison_of_an_older_version_is_read_past_on_request(bare, old: Old, c
         "durable-streams: Message 3 of the batch after offset -1 is not valid JSON: an integer"
     )
     assert message.endswith("--on-invalid skip leaves such messages out\n") or "--on-invalid skip" in message
-    done = bare.run(command, old.url, "--ndjson", "--on-invalid", "skip")
+    done = bare.run(command, old, "--ndjson", "--on-invalid", "skip")
     assert (done.returncode, done.stdout) == (0, b'1\n"\xc3\xa9"\n2\n3\n')
     assert done.stderr.decode().splitlines()[-1] == "durable-streams: 2 invalid messages were left out"
     # As bytes it comes as it is.
-    assert b"9" * 5000 in bare.ok(command, old.url)
+    assert b"9" * 5000 in bare.ok(command, old)
 
 
-def test_a8_a_tail_goes_on_behind_what_it_left_out(bare, old: Old):
-    arguments = ("tail", old.url, "--ndjson", "--output", "out", "--checkpoint", "place")
+def test_a8_a_tail_goes_on_behind_what_it_left_out(bare, old: str):
+    arguments = ("tail", old, "--ndjson", "--output", "out", "--checkpoint", "place")
     assert bare.run(*arguments).returncode == 1
     assert (bare.folder / "out").read_bytes() == b'1\n"\xc3\xa9"\n'
     assert bare.run(*arguments, "--on-invalid", "skip").returncode == 0

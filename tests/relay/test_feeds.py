@@ -6,11 +6,10 @@ import json
 import signal
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from scripted import ScriptedServer
+from scripted import Received, Reply, ScriptedServer
 
 from durable_streams import DurableStream
 from durable_streams.firehose import FeedEvent, FirehoseStream, StreamConfig, StreamError
@@ -25,35 +24,21 @@ class EventFeed:
 
     def __init__(self, count: int) -> None:
         self.asked: list[tuple[str | None, str | None]] = []
-        feed = self
+        self._count = count
+        self._server = ScriptedServer(answer=self._answer)
+        self.url = f"{self._server.root}/events?key=secret"
+        self.stop = self._server.stop
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_HEAD(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Type", "text/event-stream")
-                self.end_headers()
-
-            def do_GET(self) -> None:
-                self.do_HEAD()
-                last = self.headers["Last-Event-ID"]
-                feed.asked.append((last, self.headers["Authorization"]))
-                first = int(last) + 1 if last else 0
-                for number in range(first, min(count, first + 3)):
-                    self.wfile.write(
-                        b': life\r\nid: %d\r\ndata: {\r\ndata: "n": %d}\r\n\r\n' % (number, number)
-                    )
-                self.wfile.write(b'id: lost\r\ndata: {"n": "torn"}')
-
-            def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/events?key=secret"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def _answer(self, request: Received) -> Reply:
+        wire = b""
+        if request.method == "GET":
+            last = request.headers.get("last-event-id")
+            self.asked.append((last, request.headers.get("authorization")))
+            first = int(last) + 1 if last else 0
+            for number in range(first, min(self._count, first + 3)):
+                wire += b': life\r\nid: %d\r\ndata: {\r\ndata: "n": %d}\r\n\r\n' % (number, number)
+            wire += b'id: lost\r\ndata: {"n": "torn"}'
+        return ScriptedServer.send(ScriptedServer.events(wire), close=True)
 
 
 @pytest.fixture
@@ -249,26 +234,14 @@ def test_credentials_of_the_source(home: Any, watch: Any, events: EventFeed) -> 
 def test_no_content_is_the_end_of_a_feed_of_events(server: Any) -> None:
     asked: list[str | None] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.headers["Last-Event-ID"])
-            self.send_response(204 if asked[-1] else 200)
-            self.send_header("Content-Type", "text/event-stream")
-            self.end_headers()
-            if not asked[-1]:
-                self.wfile.write(b'id: 7\ndata: {"n": 1}\n\n')
+    def answer(request: Received) -> Reply:
+        asked.append(request.headers.get("last-event-id"))
+        wire = ScriptedServer.events(b'id: 7\ndata: {"n": 1}\n\n')
+        return ScriptedServer.send(ScriptedServer.response(204) if asked[-1] else wire, close=True)
 
-        def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
-            pass
-
-    feed = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=feed.serve_forever, kwargs={"poll_interval": 0.01}).start()
-    try:
-        source = source_for(f"http://127.0.0.1:{feed.server_port}/", form="sse", backoff=0.01)
+    with ScriptedServer(answer=answer) as feed:
+        source = source_for(feed.root, form="sse", backoff=0.01)
         report = relay(source, server.url("/ended"), close=True)
-    finally:
-        feed.shutdown()
-        feed.server_close()
     assert (asked, report.records, report.place, report.closed) == ([None, "7"], 1, "7", True)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from scripted import Received, ScriptedServer
 
 from durable_streams import DurableStream, DurableStreamError, stream
 from durable_streams.firehose import FirehoseStream, StreamConfig
@@ -35,27 +34,14 @@ class Feed:
     def __init__(self) -> None:
         self.body, self.content_type = b"", "application/x-ndjson"
         self.headers: dict[str, str] = {}
-        feed = self
+        self._server = ScriptedServer(answer=self._answer)
+        self.url = f"{self._server.root}/feed"
+        self.stop = self._server.stop
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_HEAD(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Type", feed.content_type)
-                self.send_header("Content-Length", str(len(feed.body)))
-                for name, value in feed.headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-
-            def do_GET(self) -> None:
-                self.do_HEAD()
-                self.wfile.write(feed.body)
-
-            def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/feed"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    def _answer(self, request: Received) -> bytes:
+        body = self.body if request.method == "GET" else b""
+        headers = {"Content-Type": self.content_type, **self.headers}
+        return ScriptedServer.response(200, body, length=len(self.body), **headers)
 
     def lines(self, records: list[bytes]) -> None:
         self.body, self.content_type = b"".join(record + b"\n" for record in records), "application/x-ndjson"
@@ -69,10 +55,6 @@ class Feed:
     def stream(self, records: list[bytes]) -> None:
         self.body, self.content_type = b"[" + b",".join(records) + b"]", "application/json"
         self.headers = {"Stream-Next-Offset": "1", "Stream-Up-To-Date": "true", "Stream-Closed": "true"}
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture

@@ -6,14 +6,12 @@ import asyncio
 import base64
 import json
 import secrets
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta, timezone
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx
 import jwt
@@ -23,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import ScriptedServer
 
 from durable_streams.server import ServerConfig, ServerStartError, asgi_app, key_sets
 from durable_streams.server.token_keys import key_in_file, key_set
@@ -308,50 +307,40 @@ def test_a_token_is_good_until_its_end_and_no_longer(config: ServerConfig) -> No
     asyncio.run(work())
 
 
-class KeySetServer(HTTPServer):
+class KeySet:
     """Serves a JWK set that may change."""
 
     content = b"{}"
     status = 200
-    asked = 0
+
+    def __init__(self) -> None:
+        self.server = ScriptedServer(answer=lambda _: ScriptedServer.response(self.status, self.content))
+        self.url = f"{self.server.root}/keys"
+
+    @property
+    def asked(self) -> int:
+        return len(self.server.requests)
 
 
 @pytest.fixture
-def issuer() -> Iterator[KeySetServer]:
-    class Handler(BaseHTTPRequestHandler):
-        server: KeySetServer
-        protocol_version: ClassVar[str] = "HTTP/1.0"
-
-        def do_GET(self) -> None:
-            self.server.asked += 1
-            self.send_response(self.server.status)
-            self.end_headers()
-            self.wfile.write(self.server.content)
-
-        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the name of the library
-            pass
-
-    server = KeySetServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def issuer() -> Iterator[KeySet]:
+    keys = KeySet()
+    with keys.server:
+        yield keys
 
 
 def as_set(*keys: dict[str, str]) -> bytes:
     return json.dumps({"keys": keys}).encode()
 
 
-def test_keys_from_a_url_rotate(issuer: KeySetServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_from_a_url_rotate(issuer: KeySet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(key_sets, "_ASK_EVERY", 0.0)
     other = ed25519.Ed25519PrivateKey.generate()
     issuer.content = as_set(jwk(ED, kid="one"))
     old, new = token(headers={"kid": "one"}), token(other, headers={"kid": "two"})
 
     async def work() -> None:
-        async with asking(ServerConfig(jwks=f"http://127.0.0.1:{issuer.server_port}/keys")) as status:
+        async with asking(ServerConfig(jwks=issuer.url)) as status:
             assert (await status(old))[0] == 201
             assert (await status(old))[0] == 200
             assert issuer.asked == 1
@@ -369,11 +358,11 @@ def test_keys_from_a_url_rotate(issuer: KeySetServer, monkeypatch: pytest.Monkey
     asyncio.run(work())
 
 
-def test_unknown_keys_ask_seldom(issuer: KeySetServer) -> None:
+def test_unknown_keys_ask_seldom(issuer: KeySet) -> None:
     issuer.content = as_set(jwk(ED, kid="one"))
 
     async def work() -> None:
-        async with asking(ServerConfig(jwks=f"http://127.0.0.1:{issuer.server_port}/keys")) as status:
+        async with asking(ServerConfig(jwks=issuer.url)) as status:
             flood = [status(token(RSA, "RS256", headers={"kid": str(number)})) for number in range(50)]
             assert {one for one, _ in await asyncio.gather(*flood)} == {401}
             assert issuer.asked == 1
@@ -382,9 +371,9 @@ def test_unknown_keys_ask_seldom(issuer: KeySetServer) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"keys": 1}', b'{"keys": [1, {"kty": "oct", "k": "eA"}]}'])
-def test_a_url_without_keys_is_an_outage(issuer: KeySetServer, content: bytes) -> None:
+def test_a_url_without_keys_is_an_outage(issuer: KeySet, content: bytes) -> None:
     issuer.content = content
-    status, said = ask(ServerConfig(jwks=f"http://127.0.0.1:{issuer.server_port}/keys"), token())
+    status, said = ask(ServerConfig(jwks=issuer.url), token())
     assert (status, "cannot be reached" in said) == (503, True)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from opentelemetry import trace
@@ -15,6 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from scripted import Received, ScriptedServer
 
 from durable_streams import DurableStream
 from durable_streams.server import tracing
@@ -91,48 +90,33 @@ def test_a_failure_of_the_server_is_one_of_the_span(spans: InMemorySpanExporter)
         assert (span.status.status_code is trace.StatusCode.ERROR) is failed
 
 
-class _Collector(HTTPServer):
+class _Collector:
     """What spans are sent to."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.services: set[str] = set()
-        collector = self
+        self.server = ScriptedServer(answer=self._take)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                if self.headers.get("Content-Encoding") is None:
-                    collector.take(body)
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-                pass
-
-        super().__init__(("127.0.0.1", 0), Handler)
-
-    def take(self, body: bytes) -> None:
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            named = {one.key: one.value.string_value for one in resource.resource.attributes}
-            self.services.add(named["service.name"])
-            self.names += [span.name for scope in resource.scope_spans for span in scope.spans]
+    def _take(self, request: Received) -> bytes:
+        if "content-encoding" not in request.headers:
+            for resource in ExportTraceServiceRequest.FromString(request.content).resource_spans:
+                named = {one.key: one.value.string_value for one in resource.resource.attributes}
+                self.services.add(named["service.name"])
+                self.names += [span.name for scope in resource.scope_spans for span in scope.spans]
+        return ScriptedServer.response(200)
 
 
 @pytest.fixture
 def collector() -> Iterator[_Collector]:
-    with _Collector() as collector:
-        thread = threading.Thread(target=collector.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    collector = _Collector()
+    with collector.server:
         yield collector
-        collector.shutdown()
-        thread.join()
 
 
 def test_serve_sends_its_spans_before_it_ends(collector: _Collector, run_server: Callable) -> None:
     command = [sys.executable, "-m", "durable_streams.cli", "serve", "--memory", "--port", "0", "--otel"]
-    endpoint = f"http://127.0.0.1:{collector.server_port}"
+    endpoint = collector.server.root
     server = run_server(command, {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}).wait_until_ready()
     DurableStream.create(f"{server.root}/x").close()
     assert server.terminate() == 0

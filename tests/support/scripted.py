@@ -16,7 +16,9 @@ Reply = Callable[[socket.socket], None]
 
 
 class Received(str):  # noqa: SLOT000 - cached properties need a dict
-    """A request as it came, and its parts."""
+    """A request as it came, and its parts; ``content`` is its body as bytes."""
+
+    content = b""
 
     @cached_property
     def method(self) -> str:
@@ -42,10 +44,13 @@ class Received(str):  # noqa: SLOT000 - cached properties need a dict
 
 @dataclass
 class ScriptedServer:
-    """Answers each request with the next of ``replies`` (the last answers all that follow), or as ``answer`` says."""
+    """Answers each request with the next of ``replies``, or as ``answer`` says: with bytes, or a reply.
+
+    The last of ``replies`` answers all that follow.
+    """
 
     replies: list[Reply] = field(default_factory=list)
-    answer: Callable[[Received], bytes] | None = None
+    answer: Callable[[Received], bytes | Reply] | None = None
     requests: list[Received] = field(default_factory=list)
     arrived: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     ended: threading.Event = field(default_factory=threading.Event)
@@ -85,8 +90,15 @@ class ScriptedServer:
         with self._lock:
             self.requests.append(request)
             if self.answer is not None:
-                return self.send(self.answer(request))
+                answer = self.answer(request)
+                return self.send(answer) if isinstance(answer, bytes) else answer
             return self.replies[min(len(self.requests), len(self.replies)) - 1]
+
+    def __enter__(self) -> ScriptedServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         self.ended.set()
@@ -176,7 +188,9 @@ def _read_request(connection: socket.socket) -> Received | None:
         part = connection.recv(65536)
         body += part
         missing -= len(part)
-    return Received((head + b"\r\n\r\n" + body).decode("utf-8", "replace"))
+    received = Received((head + b"\r\n\r\n" + body).decode("utf-8", "replace"))
+    received.content = body
+    return received
 
 
 async def arrived(scripted: ScriptedServer, count: int = 1) -> None:

@@ -6,14 +6,14 @@ import contextlib
 import http.client
 import json
 import queue
-import threading
+import socket
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from scripted import Received, ScriptedServer
 from servers import Answer, answer
 
 JSON = "application/json"
@@ -194,46 +194,25 @@ class Receiver:
     def __init__(self, answers: Reply | Callable[[Delivery], Reply] = ACCEPTED) -> None:
         self.answers = answers
         self.received: queue.Queue[Delivery] = queue.Queue()
-        receiver = self
+        self._server = ScriptedServer(answer=self._receive)
+        self.url = self._server.root
+        self.close = self._server.stop
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    def _receive(self, request: Received) -> Callable[[socket.socket], None]:
+        delivery = Delivery(request.target, request.headers, request.content, time.monotonic())
+        self.received.put(delivery)
 
-            def do_POST(self) -> None:
-                raw = self.rfile.read(int(self.headers["content-length"]))
-                names = {name.lower(): value for name, value in self.headers.items()}
-                delivery = Delivery(self.path, names, raw, time.monotonic())
-                receiver.received.put(delivery)
-                answers = receiver.answers
-                status, body = answers(delivery) if callable(answers) else answers
-                with contextlib.suppress(OSError):
-                    self.send_response(status)
-                    if 300 <= status < 400:
-                        self.send_header("location", f"{receiver.url}/elsewhere")
-                    self.send_header("content-length", str(len(body)))
-                    self.end_headers()
-                    self.wfile.write(body)
+        # Apart, because what answers may wait, while other webhooks come.
+        def reply(connection: socket.socket) -> None:
+            status, body = self.answers(delivery) if callable(self.answers) else self.answers
+            headers = {"location": f"{self.url}/elsewhere"} if 300 <= status < 400 else {}
+            connection.sendall(ScriptedServer.response(status, body, **headers))
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return reply
 
     def next(self) -> Delivery:
         """Return the next delivery; fails if there is none."""
         return self.received.get(timeout=WITHIN)
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 @contextlib.contextmanager

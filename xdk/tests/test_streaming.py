@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
-import threading
 import types
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx
 import pytest
 import requests
 from pydantic import BaseModel
+from scripted import Received, ScriptedServer
 
 from durable_streams import DurableStreamError, firehose
 from xdk import streaming
@@ -32,28 +31,21 @@ from xdk.streaming import (
 LINES = b'{"data":{"id":"1"}}\r\n\r\n{"data":{"id":"2"}}\r\n'
 
 
-class Handler(BaseHTTPRequestHandler):
-    paths: ClassVar[list[str]] = []
-
-    def do_GET(self) -> None:
-        self.paths.append(self.path)
-        self.send_response(404 if self.path == "/none" else 200)
-        self.end_headers()
-        self.wfile.write(b'{"title":"None"}' if self.path == "/none" else LINES)
-
-    def log_message(self, *_: Any) -> None:
-        pass
+def _answer(request: Received) -> bytes:
+    if request.target == "/none":
+        return ScriptedServer.response(404, b'{"title":"None"}')
+    return ScriptedServer.response(200, LINES)
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join(20)
+def server() -> Iterator[ScriptedServer]:
+    with ScriptedServer(answer=_answer) as server:
+        yield server
+
+
+@pytest.fixture
+def url(server: ScriptedServer) -> str:
+    return server.root
 
 
 @pytest.fixture
@@ -112,12 +104,12 @@ def test_an_error_is_one_of_the_tree() -> None:
     assert not StreamError("no", StreamErrorType.CLIENT_ERROR).is_retryable
 
 
-def test_records_are_dictionaries(session: requests.Session, url: str) -> None:
+def test_records_are_dictionaries(session: requests.Session, server: ScriptedServer, url: str) -> None:
     records = stream_with_retry(session, "get", f"{url}/stream", StreamConfig(), params={"a": "b"})
     assert isinstance(records, types.GeneratorType)
     assert [next(records), next(records)] == [{"data": {"id": "1"}}, {"data": {"id": "2"}}]
     records.close()
-    assert Handler.paths[-1] == "/stream?a=b"
+    assert server.requests[-1].target == "/stream?a=b"
 
 
 def test_records_are_models(session: requests.Session, url: str) -> None:
