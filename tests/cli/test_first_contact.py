@@ -448,3 +448,16 @@ def test_e6_completion_of_an_unknown_shell(bare):
     message = "which shell is it? Give one of bash, zsh, fish"
     done = bare.run("completion", env={"SHELL": "/bin/tcsh"})
     assert (done.returncode, message in done.stderr.decode()) == (2, True)
+
+
+def test_garbage_is_collected_while_a_command_runs():
+    program = """if True:
+        import gc
+        from durable_streams.cli import inspect
+        from durable_streams.cli.app import main
+        inspect.ls.callback = lambda *_, **__: print(gc.isenabled())
+        main(["ls"])
+        print(gc.isenabled())
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]

@@ -205,7 +205,7 @@ class Receiver:
         # Apart, because what answers may wait, while other webhooks come.
         def reply(connection: socket.socket) -> None:
             status, body = self.answers(delivery) if callable(self.answers) else self.answers
-            headers = {"location": f"{self.url}/elsewhere"} if 300 <= status < 400 else {}
+            headers: dict[str, Any] = {"location": f"{self.url}/elsewhere"} if 300 <= status < 400 else {}
             connection.sendall(ScriptedServer.response(status, body, **headers))
 
         return reply
