@@ -137,6 +137,10 @@ def test_changed_limits(tmp_path: Path) -> None:
         ("[default]\nrequest = 1", "unknown field `request`"),
         ("[default]\nrequests = 'x'", "Expected"),
         ("[default", "not TOML"),
+        ("[prefix.x]\nstreams = -1", r"streams of \[prefix.'x'\] is a number from 0"),
+        ("[prefix.x]\nbytes = 1.5", "Expected"),
+        ("[prefix.'/x']\nbytes = 1", "no beginning of a stream's path"),
+        ("[prefix.'']\nbytes = 1", "no beginning of a stream's path"),
     ],
 )
 def test_limits_that_make_no_sense(tmp_path: Path, text: str, said: str) -> None:

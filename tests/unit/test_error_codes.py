@@ -12,7 +12,7 @@ import durable_streams
 SOURCE = Path(durable_streams.__file__).parent
 TABLE = Path(__file__).parents[2] / "docs" / "errors.md"
 CODE = re.compile(r"[A-Z]{2,}(_[A-Z]+)*")
-ANSWERS = {"Refusal", "Rejection", "error_response"}  # their second argument is a code
+ANSWERS = {"RefusedError", "Refusal", "Rejection", "error_response"}  # their second argument is a code
 
 
 def constants(node: ast.AST) -> Iterator[str]:

@@ -335,6 +335,8 @@ def content_length(headers: Mapping[str, str]) -> int | None:
     return _integer(headers.get("content-length"))
 
 
+_NAMED = frozenset({OUTCOME_UNKNOWN, "QUOTA_EXCEEDED"})
+"""Codes of the server that say more than their status."""
 _STATUS_CODES: dict[int, tuple[str, str]] = {
     400: ("BAD_REQUEST", "the server refused the request as malformed"),
     401: ("UNAUTHORIZED", "the server wants credentials; pass an Authorization header"),
@@ -411,7 +413,7 @@ def _classify(
         return OffsetConflictError(expected, headers.get(h.STREAM_NEXT_OFFSET), message=message, **context)
     if status == 409:
         return _conflict(response, request, message, context, server_code)
-    if server_code is not None and (status in {400, 405, 415} or server_code == OUTCOME_UNKNOWN):
+    if server_code is not None and (status in {400, 405, 415} or server_code in _NAMED):
         context["code"] = server_code
     return DurableStreamError(message, **context)
 

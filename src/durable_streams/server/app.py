@@ -14,7 +14,7 @@ from durable_streams.protocol.request import OUTCOME_UNKNOWN
 from durable_streams.server import parse
 from durable_streams.server.access import Access, Authorize, Handler, RefusedError
 from durable_streams.server.addresses import Addresses
-from durable_streams.server.authentication import authorize_of, quotas_of
+from durable_streams.server.authentication import authorize_of, limits_of
 from durable_streams.server.bodies import Bodies
 from durable_streams.server.browsers import Browsers
 from durable_streams.server.budget import MemoryBudget
@@ -41,9 +41,11 @@ from durable_streams.server.listing import Listing
 from durable_streams.server.live import LiveReads
 from durable_streams.server.metrics import Metrics
 from durable_streams.server.outlets import Outlets
+from durable_streams.server.quotas import Quotas
 from durable_streams.server.ranges import Ranges
 from durable_streams.server.request_log import logged
 from durable_streams.server.retention import RetentionActions, RetentionRules
+from durable_streams.server.space import Space, Writes
 from durable_streams.server.subscriptions.resources import Subscriptions
 from durable_streams.server.tracing import traced
 from durable_streams.stores.base import Store, StoreError, StoreFullError, StoreUncertainError
@@ -115,7 +117,9 @@ class App:
         self.live = LiveReads(store, self.config, ranges)
         addresses = Addresses(self.config)
         self._browsers = Browsers(self.config, addresses, local=local)
-        quotas = quotas_of(self.config, authorize)
+        limits = limits_of(self.config, authorize)
+        quotas = None if limits is None else Quotas(limits)
+        self._space = None if limits is None else Space(limits, store)
         access = None
         if authorize is not None:
             access = Access(authorize, quotas=quotas, hides=self.config.hide_forbidden)
@@ -126,7 +130,9 @@ class App:
             self.subscriptions = Subscriptions(store, self.config, guarded=access is not None)
             self.subscriptions.serve_on(self.control)
         listing = Listing(store, None if self.subscriptions is None else self.subscriptions.token_key)
-        self.control.add("streams", {"GET": listing.read, "POST": RetentionActions(store).post})
+        self.control.add(
+            "streams", {"GET": listing.read, "POST": RetentionActions(store, self._space or store).post}
+        )
         engine = None if self.subscriptions is None else self.subscriptions.engine
         retention = RetentionRules(store, tuple(self.config.retention))
         self.counts = Counts(self.config.metrics_prefix)
@@ -134,7 +140,7 @@ class App:
         if access is not None:  # without grants they are at the address for operators only
             self.control.add("metrics", {"GET": self.metrics.read})
 
-        def routes(access: Access | None) -> _Routes:
+        def routes(access: Access | None, writes: Writes) -> _Routes:
             handlers = Handlers(
                 store,
                 self.config,
@@ -144,14 +150,15 @@ class App:
                 retention=retention,
                 subscriptions=engine,
                 access=access,
+                writes=writes,
                 counts=self.counts,
             )
             follow = partial(self.follow.read, access)
             return _Routes.of(handlers, self.control.plus("follow", {"GET": follow}), access)
 
         # Calls of this very process come from who may do everything anyway.
-        self._own_routes = routes(None)
-        self._routes = self._own_routes if access is None else routes(access)
+        self._own_routes = routes(None, store)
+        self._routes = self._own_routes if access is None else routes(access, self._space or store)
         self.answer = logged(self.handle, self.config)
         """Answers a request like `handle`, and logs it, or makes a span of it, if that is configured."""
         if self.config.tracing:
@@ -178,11 +185,15 @@ class App:
             except BaseException:
                 await self.store.close()
                 raise
+        if self._space is not None:
+            self._space.start()
         self.start_reads()
 
     async def shutdown(self) -> None:
         """End the live reads, commit what was accepted, close the store."""
         self.stop_reads()
+        if self._space is not None:
+            await self._space.stop()
         if self.subscriptions is not None:
             await self.subscriptions.stop()
         await self.store.close()

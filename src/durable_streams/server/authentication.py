@@ -16,14 +16,14 @@ from durable_streams.server.config import ServerConfig
 from durable_streams.server.http import ServerRequest
 from durable_streams.server.keys import Keys, parse_keys
 from durable_streams.server.listener import ServerStartError
-from durable_streams.server.quotas import Quotas, parse_quotas
+from durable_streams.server.quotas import QuotaFile, parse_quotas
 from durable_streams.server.signing import SIGNED, grant_of_url
 from durable_streams.server.toml import Watched
 
 if TYPE_CHECKING:
     from durable_streams.server.tokens import Tokens
 
-__all__ = ["Authentication", "authorize_of", "quotas_of"]
+__all__ = ["Authentication", "authorize_of", "limits_of"]
 
 _MAX_TOKEN = 16 << 10  # characters
 _DOTS = 2  # of a JSON Web Token
@@ -44,14 +44,14 @@ def authorize_of(config: ServerConfig, given: Authorize | None) -> Authorize | N
         raise ServerStartError(str(error)) from None
 
 
-def quotas_of(config: ServerConfig, authorize: Authorize | None) -> Quotas | None:
+def limits_of(config: ServerConfig, authorize: Authorize | None) -> Watched[QuotaFile] | None:
     """Return the limits of a configuration, None if it has none; raises ServerStartError if they cannot be used."""
     if config.limits is None:
         return None
     if authorize is None:
         raise ServerStartError("limits are those of callers: say with auth, jwks or jwt_key who they are")
     try:
-        return Quotas(Watched(config.limits, parse_quotas))
+        return Watched(config.limits, parse_quotas)
     except ValueError as error:
         raise ServerStartError(str(error)) from None
 

@@ -37,6 +37,7 @@ from durable_streams.server.positions import (
 )
 from durable_streams.server.ranges import Ranges
 from durable_streams.server.retention import RetentionRules, retention_headers
+from durable_streams.server.space import Writes
 from durable_streams.server.subscriptions.engine import Engine
 from durable_streams.stores.base import Store, StoreUnavailableError
 
@@ -73,6 +74,7 @@ class Handlers:
         retention: RetentionRules,
         subscriptions: Engine | None = None,
         access: Access | None = None,
+        writes: Writes,
         counts: Counts,
     ) -> None:
         self._retention = retention
@@ -81,6 +83,7 @@ class Handlers:
         self._access = access
         self._ranges = ranges
         self._store = store
+        self._writes = writes
         self._config = config
         self._live = live
         self._addresses = addresses
@@ -108,7 +111,7 @@ class Handlers:
                 raise
             payload = rules.prepare_append(state, content_type, body, close=close)
         command = Append(content_type if payload else None, payload, close, seq, producer, expected)
-        appended = await self._store.append(path, command)
+        appended = await self._writes.append(path, command)
         if self._subscriptions is not None and self._subscriptions.active:
             self._subscriptions.appended(path)
         if self._counts.prefixes and payload and not appended.duplicate:
@@ -172,7 +175,7 @@ class Handlers:
             policy=self._retention.asked_for(path, header),
         )
         location = self._addresses.base_url(request) + STREAM_ROOT + quote(path)
-        created = await self._store.create(command)
+        created = await self._writes.create(command)
         if self._subscriptions is not None and created.new:
             self._subscriptions.appended(path)
         if body and created.new:
@@ -185,7 +188,7 @@ class Handlers:
 
     async def delete(self, request: ServerRequest, path: str) -> ServerResponse:  # noqa: ARG002 - one signature for all
         """DELETE: remove the stream, or keep its data for its forks only (sections 1 and 6)."""
-        await self._store.delete(path)
+        await self._writes.delete(path)
         if self._subscriptions is not None:
             self._subscriptions.removed(path)
         return ServerResponse(204, list(BASE_HEADERS))

@@ -14,6 +14,8 @@ callers is bounded, and those that have nothing to be remembered are forgotten f
 
     [all]
     live_reads = 10000       # of all callers
+
+What is stored below a prefix of paths is limited in the same file (`space`).
 """
 
 from __future__ import annotations
@@ -29,9 +31,10 @@ from durable_streams.protocol.commands import Rejection
 from durable_streams.server.http import AnswerBody, ServerResponse
 from durable_streams.server.toml import Watched, toml_as
 
-__all__ = ["Allowance", "LiveRead", "QuotaFile", "Quotas", "parse_quotas"]
+__all__ = ["Allowance", "LiveRead", "QuotaFile", "Quotas", "Room", "parse_quotas"]
 
 _MAX_CALLERS = 10_000
+_MAX_PREFIXES = 1000
 _BURST = 1.0  # seconds
 
 
@@ -66,12 +69,25 @@ class _All(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     live_reads: int | None = None
 
 
+class Room(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How much there may be below a prefix of paths; None is no limit.
+
+    Args:
+        streams: Streams.
+        bytes: Their bytes that can be read.
+    """
+
+    streams: int | None = None
+    bytes: int | None = None
+
+
 class QuotaFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What a file of limits says."""
 
     default: Allowance = Allowance()
     caller: dict[str, Allowance] = {}
     all: _All = _All()
+    prefix: dict[str, Room] = {}
 
 
 def parse_quotas(text: str) -> QuotaFile:
@@ -82,6 +98,14 @@ def parse_quotas(text: str) -> QuotaFile:
         allowance.check(f"[caller.{name}]")
     if file.all.live_reads is not None and file.all.live_reads < 1:
         raise ValueError(f"live_reads of [all] is a number above 0, not {file.all.live_reads}")
+    if len(file.prefix) > _MAX_PREFIXES:
+        raise ValueError(f"it has more than {_MAX_PREFIXES} prefixes")
+    for prefix, room in file.prefix.items():
+        if not prefix or prefix[0] == "/":
+            raise ValueError(f"[prefix.{prefix!r}] is no beginning of a stream's path, such as tenants/a/")
+        for name, value in msgspec.structs.asdict(room).items():
+            if value is not None and value < 0:
+                raise ValueError(f"{name} of [prefix.{prefix!r}] is a number from 0, not {value}")
     return file
 
 

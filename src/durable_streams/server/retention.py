@@ -22,6 +22,7 @@ from durable_streams.server.config import RetentionRule
 from durable_streams.server.control import invalid, json_body, json_response
 from durable_streams.server.http import Headers, ServerRequest, ServerResponse
 from durable_streams.server.positions import place_of
+from durable_streams.server.space import Writes
 from durable_streams.stores.base import Store
 
 __all__ = ["RetentionActions", "RetentionRules", "retention_headers"]
@@ -103,10 +104,12 @@ class RetentionActions:
 
     Args:
         store: The store.
+        writes: What changes it.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, writes: Writes) -> None:
         self._store = store
+        self._writes = writes
 
     async def post(self, request: ServerRequest, rest: str) -> ServerResponse:
         """Do what the last segment of a path below ``__ds/streams/`` says to the stream before it."""
@@ -128,8 +131,8 @@ class RetentionActions:
             position = await self._last_bytes(state, asked.max_bytes)
         else:
             _check("max_age", asked.max_age or 0, 1, _MAX_AGE)
-            return await self._store.retain(path, Trim(state.id, 0, asked.max_age))
-        return await self._store.retain(path, Trim(state.id, position))
+            return await self._writes.retain(path, Trim(state.id, 0, asked.max_age))
+        return await self._writes.retain(path, Trim(state.id, position))
 
     async def _append_at(self, state: StreamState, offset: str) -> int:
         """Return where the append begins that holds an offset."""
@@ -158,11 +161,11 @@ class RetentionActions:
             if asked.max_bytes is not None:
                 _check("max_bytes", asked.max_bytes, 1, names.MAX_SAFE_INTEGER)
             policy = Policy(asked.max_age, asked.max_bytes)
-        state = await self._store.retain(path, SetRetention(policy))
+        state = await self._writes.retain(path, SetRetention(policy))
         if asked.max_bytes is None or state.tail - state.earliest <= asked.max_bytes:
             return state
         # The marks begin now: what is there by now is measured once, in the stream itself.
-        return await self._store.retain(path, Trim(state.id, await self._last_bytes(state, asked.max_bytes)))
+        return await self._writes.retain(path, Trim(state.id, await self._last_bytes(state, asked.max_bytes)))
 
 
 def _check(name: str, value: int, least: int, most: int) -> None:
