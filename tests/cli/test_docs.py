@@ -34,7 +34,7 @@ NOT_RUN = {
     "--data-dir streams backup": "the same",
     "X_BEARER_TOKEN": "it needs an account; tests/firehose runs the same against an imitation",
     "const source = new EventSource(`/events/": "tests/interop/runs.test.mjs has it",
-    "get_asgi_application": "tests/embedded/test_frameworks.py has it, with Django's settings",
+    "from durable_streams.django import": "tests/embedded/test_django.py has it, in a project",
     "<ul id": "test_e7_the_page_in_a_browser has it",
 }
 """What a block contains that runs elsewhere, and where."""

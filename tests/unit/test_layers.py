@@ -30,6 +30,7 @@ ALLOWED = {
     "client": {"protocol", "errors", "types", "version"},
     "firehose": {"client", "protocol", "errors", "types", "lazy"},
     "embedded": {"client", "server", "stores", "protocol", "errors"},
+    "django": {"embedded", "server", "lazy"},
     "ai": {"embedded", "client", "protocol", "errors", "types"},
     "relay": {"file_lock", "firehose", "client", "protocol", "errors", "types"},
     "worker": {"client", "protocol"},

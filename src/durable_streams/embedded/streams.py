@@ -20,6 +20,7 @@ from durable_streams.client.sync_producer import SyncIdempotentProducer
 from durable_streams.embedded.transport import AUTHORITY, InProcess, InProcessFromThread
 from durable_streams.errors import DurableStreamError
 from durable_streams.protocol.headers import OFFSET_START
+from durable_streams.server.access import Authorize
 from durable_streams.server.app import App
 from durable_streams.server.asgi import AsgiApp, Receive, Scope, Send
 from durable_streams.server.config import ServerConfig
@@ -27,7 +28,7 @@ from durable_streams.server.http import STREAM_ROOT
 from durable_streams.server.run import build_store
 from durable_streams.stores.base import Store, StoreError
 
-__all__ = ["DurableStreams"]
+__all__ = ["DurableStreams", "with_store"]
 
 AsgiCallable = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -44,6 +45,8 @@ class DurableStreams:
             NATS; or a store of your own (`durable_streams.stores.base.Store`).
         config: The settings of the server; None for the defaults. ``host``, ``port`` and ``keep_alive`` have no
             effect.
+        authorize: Who may do what over HTTP, as for `asgi_app`; None for what ``config`` says. Handles in the process
+            may do everything.
 
     Raises:
         ServerStartError: The store that the settings name can never be opened.
@@ -51,12 +54,16 @@ class DurableStreams:
     """
 
     def __init__(
-        self, store: Store | str | PathLike[str] | None = None, *, config: ServerConfig | None = None
+        self,
+        store: Store | str | PathLike[str] | None = None,
+        *,
+        config: ServerConfig | None = None,
+        authorize: Authorize | None = None,
     ) -> None:
         config = config or ServerConfig()
         if isinstance(store, (str, PathLike)):
-            config, store = _with_store(config, store), None
-        self._app = App(build_store(config) if store is None else store, config)
+            config, store = with_store(config, store), None
+        self._app = App(build_store(config) if store is None else store, config, authorize=authorize)
         self._asgi = AsgiApp(self._app)
         self._client = InProcess(self)
         self._sync_client = InProcessFromThread(self)
@@ -359,7 +366,8 @@ class DurableStreams:
         return self._app
 
 
-def _with_store(config: ServerConfig, store: str | PathLike[str]) -> ServerConfig:
+def with_store(config: ServerConfig, store: str | PathLike[str]) -> ServerConfig:
+    """Return the settings with a store: the path of a folder, or ``nats://…``; raises ValueError for a second one."""
     if config.store is not None or config.data_dir is not None:
         raise ValueError("The store is named twice: name it as store=, or in the config.")
     if isinstance(store, str) and "://" in store:
