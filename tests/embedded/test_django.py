@@ -73,7 +73,7 @@ def test_the_streams_in_a_process_of_their_own(run_server: Callable[..., Any], t
 
 WRONG: list[tuple[Any, str]] = [
     ([], "DURABLE_STREAMS is a dictionary, not []"),
-    ({"STOER": "x"}, "DURABLE_STREAMS has no 'STOER': it takes AUTHORIZE, CONFIG, PREFIX, STORE"),
+    ({"STORAGE": "x"}, "DURABLE_STREAMS has no 'STORAGE': it takes AUTHORIZE, CONFIG, PREFIX, STORE"),
     ({"STORE": 5}, "STORE is the path of a folder or a nats:// address, not 5"),
     ({"PREFIX": "live/"}, "PREFIX is a path such as '/streams', not 'live/'"),
     ({"AUTHORIZE": 5}, "AUTHORIZE is a name such as 'project.access.authorize', not 5"),
