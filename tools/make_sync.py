@@ -34,6 +34,7 @@ FILES = {
     "client/aio_listing.py": "client/sync_listing.py",
     "client/aio_follow.py": "client/sync_follow.py",
     "firehose/aio.py": "firehose/sync.py",
+    "state/aio.py": "state/sync.py",
 }
 
 NAMES = {
@@ -46,11 +47,13 @@ NAMES = {
     "AsyncHeadersLike": "HeadersLike",
     "AsyncInterrupt": "Interrupt",
     "AsyncIterator": "Iterator",
+    "AsyncNews": "News",
     "AsyncOnError": "OnError",
     "AsyncParamsLike": "ParamsLike",
     "AsyncPerformer": "Performer",
     "AsyncPieces": "Pieces",
     "AsyncRenewal": "Renewal",
+    "AsyncStreamDB": "StreamDB",
     "AsyncStreamResponse": "StreamResponse",
     "AsyncTransport": "Transport",
     "AsyncValues": "Values",
@@ -61,6 +64,7 @@ NAMES = {
     "__aiter__": "__iter__",
     "__anext__": "__next__",
     "aclose": "close",
+    "acompact": "compact",
     "aclosing": "closing",
     "aio_append_turns": "append_turns",
     "aio_performer": "sync_performer",
@@ -133,6 +137,10 @@ PHRASES = {
     "The async list of streams:": "The sync list of streams:",
     # Several streams.
     "Many streams over one connection, async:": "Many streams over one connection, sync:",
+    # Live state.
+    "The async StreamDB: follows a stream in a task,": "The sync StreamDB: follows a stream in a thread,",
+    "in a SQLite file. An async context manager.": "in a SQLite file. A context manager.",
+    "is followed by a task of its own": "is followed by a thread of its own",
     # Feeds. The first parameter of `stream_with_retry` has the name that users of the X SDK know.
     "The async firehose:": "The sync firehose:",
     "`stop`, from any task or thread, ends the wait of the feed; a task that is cancelled from outside stays "

@@ -14,6 +14,7 @@ import durable_streams
 import durable_streams.ai
 import durable_streams.embedded
 import durable_streams.server
+import durable_streams.state
 import durable_streams.testing
 
 PUBLIC = [
@@ -22,10 +23,11 @@ PUBLIC = [
     durable_streams.server,
     durable_streams.embedded,
     durable_streams.ai,
+    durable_streams.state,
 ]
 MODULES = sorted(
     module.name
-    for package in ("ai", "client", "embedded", "protocol", "server", "stores", "testing")
+    for package in ("ai", "client", "embedded", "protocol", "server", "state", "stores", "testing")
     for module in pkgutil.walk_packages(
         importlib.import_module(f"durable_streams.{package}").__path__, f"durable_streams.{package}."
     )

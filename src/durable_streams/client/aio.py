@@ -714,14 +714,15 @@ class AsyncDurableStream(HandleBase):
             RetentionGoneError: The offset is before the data that is retained, and ``on_gone`` is "raise".
             DurableStreamError: Another refusal, or a failure that no retry can fix.
         """
-        saver = Saver(checkpoint)
-        options = self._options.changed(headers, params)
-        reader = make_reader(self._url, saver, options, offset=offset, live=live, cursor=cursor, etag=etag)
-        response: AsyncStreamResponse[Any] = AsyncStreamResponse(
-            reader,
-            options,
-            saver,
-            on_error=on_error or self._on_error,
+        response = self._response(
+            offset=offset,
+            live=live,
+            cursor=cursor,
+            etag=etag,
+            checkpoint=checkpoint,
+            headers=headers,
+            params=params,
+            on_error=on_error,
             on_invalid=on_invalid,
             on_gone=on_gone,
             idle_timeout=idle_timeout,
@@ -730,3 +731,32 @@ class AsyncDurableStream(HandleBase):
             return Opening(response)
         else:
             return response.start()
+
+    def _response(
+        self,
+        *,
+        offset: Offset | None,
+        live: LiveMode,
+        cursor: str | None = None,
+        etag: str | None = None,
+        checkpoint: CheckpointLike | None = None,
+        headers: AsyncHeadersLike | None = None,
+        params: AsyncParamsLike | None = None,
+        on_error: AsyncOnError | None = None,
+        on_invalid: OnInvalid = "raise",
+        on_gone: OnGone = "raise",
+        idle_timeout: float | None = None,
+    ) -> AsyncStreamResponse[Any]:
+        """Return a read that was not started yet."""
+        saver = Saver(checkpoint)
+        options = self._options.changed(headers, params)
+        reader = make_reader(self._url, saver, options, offset=offset, live=live, cursor=cursor, etag=etag)
+        return AsyncStreamResponse(
+            reader,
+            options,
+            saver,
+            on_error=on_error or self._on_error,
+            on_invalid=on_invalid,
+            on_gone=on_gone,
+            idle_timeout=idle_timeout,
+        )

@@ -700,10 +700,41 @@ class DurableStream(HandleBase):
             RetentionGoneError: The offset is before the data that is retained, and ``on_gone`` is "raise".
             DurableStreamError: Another refusal, or a failure that no retry can fix.
         """
+        response = self._response(
+            offset=offset,
+            live=live,
+            cursor=cursor,
+            etag=etag,
+            checkpoint=checkpoint,
+            headers=headers,
+            params=params,
+            on_error=on_error,
+            on_invalid=on_invalid,
+            on_gone=on_gone,
+            idle_timeout=idle_timeout,
+        )
+        return response.start()
+
+    def _response(
+        self,
+        *,
+        offset: Offset | None,
+        live: LiveMode,
+        cursor: str | None = None,
+        etag: str | None = None,
+        checkpoint: CheckpointLike | None = None,
+        headers: HeadersLike | None = None,
+        params: ParamsLike | None = None,
+        on_error: OnError | None = None,
+        on_invalid: OnInvalid = "raise",
+        on_gone: OnGone = "raise",
+        idle_timeout: float | None = None,
+    ) -> StreamResponse[Any]:
+        """Return a read that was not started yet."""
         saver = Saver(checkpoint)
         options = self._options.changed(headers, params)
         reader = make_reader(self._url, saver, options, offset=offset, live=live, cursor=cursor, etag=etag)
-        response: StreamResponse[Any] = StreamResponse(
+        return StreamResponse(
             reader,
             options,
             saver,
@@ -712,4 +743,3 @@ class DurableStream(HandleBase):
             on_gone=on_gone,
             idle_timeout=idle_timeout,
         )
-        return response.start()

@@ -122,6 +122,9 @@ class Materializer:
 
     ``makers`` makes the rows of each type that is wanted, and rows of other types are not kept; None keeps the JSON
     values of all types. ``refuse`` is called with messages that are no changes by the protocol, or not of their type.
+
+    Attributes:
+        snapshots: How many snapshots have begun.
     """
 
     def __init__(self, rows: Rows, makers: Mapping[str, RowMaker] | None, refuse: Refuse) -> None:
@@ -129,6 +132,7 @@ class Materializer:
         self._makers = makers
         self._refuse = refuse
         self._gone: RetentionGoneError | None = None
+        self.snapshots = 0
 
     def expect_snapshot(self, gone: RetentionGoneError) -> None:
         """Note that messages are missing: only a snapshot makes up for them, and it has to come next."""
@@ -206,6 +210,7 @@ class Materializer:
         control, rows = headers["control"], self._rows
         if control == SNAPSHOT_START:
             rows.begin_snapshot()
+            self.snapshots += 1
         elif control == SNAPSHOT_END:
             dropped = rows.end_snapshot()
             changes += [RowChange(type_, key, "delete", row, None, headers) for type_, key, row in dropped]

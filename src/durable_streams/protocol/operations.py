@@ -34,6 +34,7 @@ __all__ = [
     "append",
     "append_records",
     "close_stream",
+    "conditions_of",
     "content_type_of",
     "create",
     "decode_json",
@@ -152,7 +153,7 @@ def append(
     Where it may have been written it is repeated only if that is asked for (``repeatable``), or cannot store it
     twice (``seq``, ``expected_offset``); else the FetchError says so (protocol section 4).
     """
-    conditions = _conditions(seq, expected_offset)
+    conditions = conditions_of(seq, expected_offset)
     known = content_type or (yield from content_type_of(url))
     records = [encode_record(data, known)]
     result = yield from append_records(url, records, known, conditions=conditions, repeatable=repeatable)
@@ -178,7 +179,7 @@ def append_records(
     return AppendResult(_next_offset(response, request))
 
 
-def _conditions(seq: str | None, expected_offset: str | None) -> dict[str, str]:
+def conditions_of(seq: str | None, expected_offset: str | None) -> dict[str, str]:
     """Return the headers of an append that is stored under a condition."""
     conditions = {}
     if seq is not None:
@@ -201,7 +202,7 @@ def close_stream(
     expected_offset: str | None = None,
 ) -> Op[CloseResult]:
     """Close the stream for good, with its last data where given; idempotent without data (protocol section 4)."""
-    headers, body = {h.STREAM_CLOSED: "true", **_conditions(seq, expected_offset)}, None
+    headers, body = {h.STREAM_CLOSED: "true", **conditions_of(seq, expected_offset)}, None
     if data is not None:
         known = content_type or (yield from content_type_of(url))
         headers["content-type"] = check_header("content-type", known)
