@@ -96,6 +96,14 @@ def test_what_is_no_message_changes_nothing(message: StateMessage) -> None:
     assert "is not a message of the State Protocol" in error.message
 
 
+def test_changes_that_are_not_asked_for_are_made_all_the_same() -> None:
+    state = State()
+    messages = [change("insert", "1", 1, txid="t"), change("update", "1", 2), change("delete", "2")]
+    assert state.core.apply(messages, FIRST, wanted=False) == Applied([], ["t"], None)
+    assert state.core.apply([change("delete", "1")], FIRST, wanted=False) == Applied([], [], None)
+    assert state.rows.tables == {}
+
+
 def test_a_transaction_that_is_no_text_is_none() -> None:
     assert State().apply(change("insert", "1", 1, txid=7)).txids == []
 

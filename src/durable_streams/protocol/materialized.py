@@ -6,7 +6,7 @@ whatever operation it names; a message that is refused changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from durable_streams.errors import RetentionGoneError, StreamParseError
@@ -35,14 +35,14 @@ Refuse = Callable[[bytes, StreamParseError], object]
 class Rows(Protocol):
     """Where rows are kept."""
 
-    def get(self, type: str, key: str) -> Any:  # noqa: A002
-        """Return a row, ABSENT where there is none."""
+    def put(self, type: str, key: str, row: Any, value: Any, wanted: bool) -> Any:  # noqa: A002
+        """Keep a row, and return the one before, ABSENT where there is none.
 
-    def put(self, type: str, key: str, row: Any, value: Any) -> None:  # noqa: A002
-        """Keep a row in place of the one of its name; ``value``: what it was made of."""
+        ``value``: what the row was made of. ``wanted``: whether the row before is asked for; else anything is returned.
+        """
 
-    def remove(self, type: str, key: str) -> None:  # noqa: A002
-        """Remove a row that is there."""
+    def remove(self, type: str, key: str, wanted: bool) -> Any:  # noqa: A002
+        """Remove a row, if it is there, and return it as `put` does."""
 
     def clear(self) -> None:
         """Remove all rows."""
@@ -62,25 +62,30 @@ class MemoryRows:
         self._snapshot: set[tuple[str, str]] | None = None
 
     def get(self, type: str, key: str) -> Any:  # noqa: A002
-        """See Rows."""
+        """Return a row, ABSENT where there is none."""
         table = self.tables.get(type)
         return ABSENT if table is None else table.get(key, ABSENT)
 
-    def put(self, type: str, key: str, row: Any, value: Any) -> None:  # noqa: A002, ARG002
+    def put(self, type: str, key: str, row: Any, value: Any, wanted: bool) -> Any:  # noqa: A002, ARG002
         """See Rows."""
         table = self.tables.get(type)
         if table is None:
             table = self.tables[type] = {}
+        old = table.get(key, ABSENT) if wanted else ABSENT
         table[key] = row
         if self._snapshot is not None:
             self._snapshot.add((type, key))
+        return old
 
-    def remove(self, type: str, key: str) -> None:  # noqa: A002
+    def remove(self, type: str, key: str, wanted: bool) -> Any:  # noqa: A002, ARG002
         """See Rows."""
-        table = self.tables[type]
-        del table[key]
+        table = self.tables.get(type)
+        if table is None:
+            return ABSENT
+        old = table.pop(key, ABSENT)
         if not table:
             del self.tables[type]
+        return old
 
     def clear(self) -> None:
         """See Rows."""
@@ -102,7 +107,7 @@ class MemoryRows:
             if (type_, key) not in kept
         ]
         for type_, key, _ in dropped:
-            self.remove(type_, key)
+            self.remove(type_, key, False)
         return dropped
 
 
@@ -143,67 +148,78 @@ class Materializer:
         if self._gone is not None:
             raise self._gone
 
-    def apply(self, messages: Iterable[StateMessage], before: str) -> Applied:
+    def apply(self, messages: Sequence[StateMessage], before: str, *, wanted: bool = True) -> Applied:
         """Apply messages that stand behind an offset; those behind a reset that skips them are left out.
+
+        ``wanted``: whether the changes are asked for.
 
         Raises:
             RetentionGoneError: Messages are missing, and no snapshot begins here.
             Exception: What ``refuse`` raises.
         """
-        changes: list[RowChange] = []
-        txids: list[str] = []
+        if self._gone is not None and messages:
+            self._check_begin(messages[0].headers)
+        applied = Applied([], [], None)
+        changes, txids, put, row_of = applied.changes, applied.txids, self._rows.put, self._row_of
         for message in messages:
             headers = message.headers
-            if self._gone is not None:
-                self._check_begin(headers)
             operation = headers.get("operation")
-            if isinstance(operation, str) and operation in OPERATIONS:
-                txid = headers.get("txid")
-                if isinstance(txid, str):
-                    txids.append(txid)
-                change = self._change(message, operation, before)
-                if change is not None:
-                    changes.append(change)
-            elif operation is None and "control" in headers:
-                restart = self._control(headers, changes, before)
+            if type(operation) is not str or operation not in OPERATIONS:
+                restart = self._other(message, changes, before)
                 if restart is not None:
-                    return Applied(changes, txids, restart)
-            else:
-                self._refused(message, why_invalid(message) or "", before)
-        return Applied(changes, txids, None)
+                    return applied._replace(restart=restart)
+                continue
+            if "txid" in headers:
+                _note_txid(headers["txid"], txids)
+            row = row_of(message, operation, before)
+            if row is ABSENT:
+                continue
+            type_, key = message.type, message.key
+            if operation == "delete":
+                old = self._rows.remove(type_, key, wanted)
+                if wanted and old is not ABSENT:
+                    changes.append(RowChange(type_, key, "delete", old, None, headers))
+                continue
+            old = put(type_, key, row, message.value, wanted)
+            if wanted and old is ABSENT:
+                changes.append(RowChange(type_, key, "insert", None, row, headers))
+            elif wanted:
+                changes.append(RowChange(type_, key, "update", old, row, headers))
+        return applied
 
     def _check_begin(self, headers: Mapping[str, Any]) -> None:
         if headers.get("operation") is not None or headers.get("control") not in {SNAPSHOT_START, RESET}:
             self.check_complete()
         self._gone = None
 
-    def _change(self, message: StateMessage, operation: str, before: str) -> RowChange | None:
-        type_, key, value, rows = message.type, message.key, message.value, self._rows
-        usual = type_ and key and type_.isascii() and key.isascii()
-        if (not usual or value is ABSENT) and (reason := why_invalid(message)) is not None:
-            self._refused(message, reason, before)
-            return None
-        makers = self._makers
-        if makers is not None and type_ not in makers:
-            return None
-        old = rows.get(type_, key)
+    def _row_of(self, message: StateMessage, operation: str, before: str) -> Any:
+        """Return the row that a change brings, None of a delete; ABSENT where the message is not to be applied."""
+        type_, key, value, makers = message.type, message.key, message.value, self._makers
+        if value is ABSENT or not (key.isascii() and key and type_.isascii() and type_):
+            if (reason := why_invalid(message)) is not None:
+                return self._refused(message, reason, before)
+            if value is ABSENT:
+                value = None
+        if makers is None:
+            return value
+        maker = makers.get(type_)
+        if maker is None:
+            return ABSENT
         if operation == "delete":
-            if old is ABSENT:
-                return None
-            rows.remove(type_, key)
-            return RowChange(type_, key, "delete", old, None, message.headers)
-        row = value
-        if makers is not None:
-            try:
-                row = makers[type_](value)
-            except Exception as error:  # noqa: BLE001 - a validator's own, too
-                reason = " ".join(str(error).split()).rstrip(".")
-                self._refused(message, f"its value is not a valid {type_}: {reason}", before, error)
-                return None
-        rows.put(type_, key, row, value)
-        if old is ABSENT:
-            return RowChange(type_, key, "insert", None, row, message.headers)
-        return RowChange(type_, key, "update", old, row, message.headers)
+            return None
+        try:
+            return maker(value)
+        except Exception as error:  # noqa: BLE001 - a validator's own, too
+            reason = " ".join(str(error).split()).rstrip(".")
+            return self._refused(message, f"its value is not a valid {type_}: {reason}", before, error)
+
+    def _other(self, message: StateMessage, changes: list[RowChange], before: str) -> str | None:
+        """Do what a message says that is no change; return the offset to go on from, if it is another one."""
+        headers = message.headers
+        if headers.get("operation") is None and "control" in headers:
+            return self._control(headers, changes, before)
+        self._refused(message, why_invalid(message) or "", before)
+        return None
 
     def _control(self, headers: Mapping[str, Any], changes: list[RowChange], before: str) -> str | None:
         """Do what a control message says; return the offset to go on from, if it is another one."""
@@ -228,7 +244,8 @@ class Materializer:
 
     def _refused(
         self, message: StateMessage, reason: str, before: str, cause: Exception | None = None
-    ) -> None:
+    ) -> Any:
+        """Leave a message out: return ABSENT, or raise what ``refuse`` raises."""
         raw = encode_message(message)
         row = f" (type {message.type!r}, key {message.key!r})" if message.type else ""
         error = StreamParseError(
@@ -238,3 +255,9 @@ class Materializer:
         )
         error.__cause__ = cause
         self._refuse(raw, error)
+        return ABSENT
+
+
+def _note_txid(txid: object, txids: list[str]) -> None:
+    if isinstance(txid, str):
+        txids.append(txid)

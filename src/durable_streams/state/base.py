@@ -196,7 +196,8 @@ class StreamDBBase:
                 self._core.check_complete()
             return Applied([], [], None)
         with self._rows.batch():
-            applied = self._core.apply(event.data or (), self._rows.offset)
+            wanted = self._on_change is not None or bool(self._inboxes)
+            applied = self._core.apply(event.data or (), self._rows.offset, wanted=wanted)
             if event.up_to_date:
                 self._core.check_complete()
             self._rows.commit(applied.restart or event.next_offset)

@@ -110,8 +110,8 @@ class SqliteRows:
 
     # -- the writer, as the core sees it
 
-    def get(self, type: str, key: str) -> Any:  # noqa: A002
-        """See Rows. A row that the model of today refuses is a JSON value."""
+    def _old(self, type: str, key: str) -> Any:  # noqa: A002
+        """Return a row as the present batch has it; one that the model of today refuses as a JSON value."""
         name = (type, key)
         if name in self._pending:
             pending = self._pending[name]
@@ -124,13 +124,17 @@ class SqliteRows:
         except Exception:  # noqa: BLE001 - of the model
             return decode(found[0].encode())
 
-    def put(self, type: str, key: str, row: Any, value: Any) -> None:  # noqa: A002
+    def put(self, type: str, key: str, row: Any, value: Any, wanted: bool) -> Any:  # noqa: A002
         """See Rows."""
+        old = self._old(type, key) if wanted else ABSENT
         self._pending[type, key] = (row, encode(value, beyond_double=True).decode())
+        return old
 
-    def remove(self, type: str, key: str) -> None:  # noqa: A002
+    def remove(self, type: str, key: str, wanted: bool) -> Any:  # noqa: A002
         """See Rows."""
+        old = self._old(type, key) if wanted else ABSENT
         self._pending[type, key] = None
+        return old
 
     def clear(self) -> None:
         """See Rows."""
@@ -152,7 +156,7 @@ class SqliteRows:
         names = self._writer.execute(
             "SELECT type, key FROM row WHERE snapshot < ?", (self._snapshot,)
         ).fetchall()
-        dropped = [(type_, key, self.get(type_, key)) for type_, key in names]
+        dropped = [(type_, key, self._old(type_, key)) for type_, key in names]
         self._writer.execute("DELETE FROM row WHERE snapshot < ?", (self._snapshot,))
         return dropped
 
