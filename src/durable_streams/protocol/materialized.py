@@ -181,10 +181,9 @@ class Materializer:
                     changes.append(RowChange(type_, key, "delete", old, None, headers))
                 continue
             old = put(type_, key, row, message.value, wanted)
-            if wanted and old is ABSENT:
-                changes.append(RowChange(type_, key, "insert", None, row, headers))
-            elif wanted:
-                changes.append(RowChange(type_, key, "update", old, row, headers))
+            if wanted:
+                done, old = ("insert", None) if old is ABSENT else ("update", old)
+                changes.append(RowChange(type_, key, done, old, row, headers))
         return applied
 
     def _check_begin(self, headers: Mapping[str, Any]) -> None:
