@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from official_xdk import VERSION, install
 from probes import PROBES
-from run import OURS, observe
+from run import Ours, observe, official
 from table import DOCUMENT, render
 
 
@@ -19,16 +20,18 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=list(PROBES), help="show these and write nothing")
     args = parser.parse_args()
-    official = [args.official or str(install()), "-E", "-s"]
-    seen: list[dict[str, str]] = []
-    for side, python in (("official", official), ("ours", OURS)):
-        with ThreadPoolExecutor(2) as pool:
-            names = args.only or list(PROBES)
-            seen.append(dict(zip(names, pool.map(lambda name: observe(python, name), names), strict=True)))  # noqa: B023
-        for name, events in seen[-1].items() if args.only else ():
+    names = args.only or list(PROBES)
+    with Ours() as ours, ThreadPoolExecutor(2) as pool:
+        theirs = official([args.official or str(install()), "-E", "-s"])
+        seen = {
+            "official": dict(zip(names, pool.map(partial(observe, theirs), names), strict=True)),
+            "ours": {name: observe(ours, name) for name in names},
+        }
+    for side in seen if args.only else ():
+        for name, events in seen[side].items():
             sys.stdout.write(f"{name}, {side}: {events}\n")
     if not args.only:
-        DOCUMENT.write_text(render(VERSION, *seen), encoding="utf-8")
+        DOCUMENT.write_text(render(VERSION, *seen.values()), encoding="utf-8")
 
 
 if __name__ == "__main__":
