@@ -55,6 +55,7 @@ NAMES = {
     "AsyncRenewal": "Renewal",
     "AsyncStreamDB": "StreamDB",
     "AsyncStreamResponse": "StreamResponse",
+    "AsyncTracedTransport": "TracedTransport",
     "AsyncTransport": "Transport",
     "AsyncValues": "Values",
     "StopAsyncIteration": "StopIteration",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from durable_streams.client.aio_listing import alist_streams
     from durable_streams.client.aio_producer import IdempotentProducer
     from durable_streams.client.checkpoints import CheckpointStore, FileCheckpoint
+    from durable_streams.client.spans import trace_requests
     from durable_streams.client.sync import DurableStream, StreamResponse, stream
     from durable_streams.client.sync_follow import Following, follow
     from durable_streams.client.sync_listing import list_streams
@@ -108,6 +109,7 @@ __all__ = [
     "follow",
     "list_streams",
     "stream",
+    "trace_requests",
 ]
 
 _HOMES = {
@@ -121,6 +123,7 @@ _HOMES = {
     "IdempotentProducer": "client.aio_producer",
     "CheckpointStore": "client.checkpoints",
     "FileCheckpoint": "client.checkpoints",
+    "trace_requests": "client.spans",
     "DurableStream": "client.sync",
     "StreamResponse": "client.sync",
     "stream": "client.sync",

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from durable_streams.client.base import CallOptions, log_refusal, random
 from durable_streams.client.cancellable_wait import AsyncInterrupt, running_loop
 from durable_streams.client.sides import ASYNC
+from durable_streams.client.spans import SPANS, AsyncTracedTransport
 from durable_streams.client.transports import AsyncExchange, AsyncTransport, async_transport_for
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol.effects import READ, RELEASE, Call, Effect, Machine, Pause, Send
@@ -177,6 +178,8 @@ async def open_exchange(request: Request, options: CallOptions, interrupt: Async
         request = with_credentials(request)
     if request.trickle != options.trickle:
         request = replace(request, trickle=options.trickle)
+    if SPANS.tracer is not None:
+        transport = AsyncTracedTransport(transport)
     if ASYNC:
         return await transport.open(request, options.timeout)
     else:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 from durable_streams.client.base import CallOptions, log_refusal, random
+from durable_streams.client.spans import SPANS, TracedTransport
 from durable_streams.client.transports import Exchange, Interrupt, Transport, transport_for
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.protocol.effects import READ, RELEASE, Call, Effect, Machine, Pause, Send
@@ -171,6 +172,8 @@ def open_exchange(request: Request, options: CallOptions, interrupt: Interrupt) 
         request = with_credentials(request)
     if request.trickle != options.trickle:
         request = replace(request, trickle=options.trickle)
+    if SPANS.tracer is not None:
+        transport = TracedTransport(transport)
     return transport.open(request, interrupt, options.timeout)
 
 
