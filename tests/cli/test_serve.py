@@ -7,7 +7,10 @@ import json
 import signal
 import socket
 import subprocess
+import tempfile
+from pathlib import Path
 
+import httpx
 import pytest
 
 from durable_streams.testing.nats import NatsCluster
@@ -191,3 +194,18 @@ def test_streams_on_nats_for_machines(bare, tmp_path):
         ready = json.loads(process.stdout.readline())
         host = cluster.store.removeprefix("nats://")
         assert (ready["data_dir"], ready["store"]) == (None, f"NATS {host} as durable-streams")
+
+
+def test_a_unix_socket_instead_of_a_port(bare, tmp_path):
+    # The path of a socket has to be short, whatever folder the tests have.
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/s"
+        process = bare.spawn("serve", "--memory", "--uds", path, "--uds-mode", "660", "--json")
+        ready = json.loads(process.stdout.readline())
+        assert (ready["url"], ready["uds"]) == ("http://localhost/v1/stream", path)
+        assert Path(path).stat().st_mode & 0o777 == 0o660
+        with httpx.Client(transport=httpx.HTTPTransport(uds=path)) as client:
+            assert client.put(f"{ready['url']}/x").status_code == 201
+        process.terminate()
+        assert (process.wait(100), process.stderr.read()) == (0, b"")
+        assert "three digits" in bare.error("serve", "--uds", path, "--uds-mode", "9", code=2)

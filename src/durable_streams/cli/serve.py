@@ -18,7 +18,7 @@ from durable_streams.cli.help import Command
 from durable_streams.cli.logs import LEVELS, Format, logging_to_stderr
 from durable_streams.cli.options import DEFAULT_ROOT, PROGRAM, Settings, emit, json_option
 from durable_streams.cli.retention import RetentionRuleType
-from durable_streams.cli.units import Duration, Size, show_duration, show_size
+from durable_streams.cli.units import Duration, Mode, Size, show_duration, show_mode, show_size
 from durable_streams.server import ServerConfig, ServerStartError, tracing
 from durable_streams.server import serve as run_server
 from durable_streams.server.run import ServerFailedError, jetstream_config
@@ -30,7 +30,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 _DEFAULTS = ServerConfig()
 _SECONDS = Duration(above_zero=True)
 _BYTES = Size()
-_SHOWN: dict[type, Callable[[Any], str]] = {Duration: show_duration, Size: show_size}
+
+
+_SHOWN: dict[type, Callable[[Any], str]] = {Duration: show_duration, Size: show_size, Mode: show_mode}
 _PATH = click.Path(path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -143,6 +145,10 @@ def _setting(
 )
 @_setting("--host", "Address to listen on.", metavar="NAME")
 @_setting("--port", "Port to listen on; 0 picks a free one.", click.IntRange(0, 65535), metavar="PORT")
+@_setting(
+    "--uds", "Unix socket to listen at, instead of --host and --port: who may open the file may ask.", _PATH
+)
+@_setting("--uds-mode", "Permissions of that file, such as 660.", Mode(), metavar="MODE")
 @_setting(
     "--admin-port",
     "Serve /metrics and /health on another port too; 0 picks a free one.",
@@ -449,11 +455,14 @@ def _place(ctx: click.Context, config: ServerConfig) -> str:
 def _announce(settings: Settings, root: str, config: ServerConfig, place: str, admin: list[str]) -> None:
     fields = {"data_dir": place if config.data_dir else None, "store": place if config.store else None}
     text = f"durable-streams: serving {root} ({place})"
+    if config.uds is not None:
+        fields["uds"] = str(config.uds)
+        text += f" at the Unix socket {config.uds}"
     if admin:
         fields["metrics"] = admin[0]
         text += f", metrics at {admin[0]}"
     emit(settings, text, url=root, **fields)
-    if sys.stdout is not None and sys.stdout.isatty() and not settings.json_output:
+    if sys.stdout is not None and sys.stdout.isatty() and not settings.json_output and config.uds is None:
         click.echo(_next_steps(root))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-__all__ = ["Duration", "Size", "show_duration", "show_size"]
+__all__ = ["Duration", "Mode", "Size", "show_duration", "show_mode", "show_size"]
 
 if TYPE_CHECKING:
     _Seconds = click.ParamType[float]
@@ -161,3 +161,23 @@ def _size(text: str) -> Decimal | None:
     match = _SIZE.fullmatch(text) if len(text) <= _LONGEST else None
     factor = _BYTES.get(match[2].lower()) if match else None
     return Decimal(match[1]) * factor if match and factor else None
+
+
+class Mode(_Bytes):
+    """Permissions of a file, in octal digits as chmod takes them."""
+
+    name = "mode"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number that the digits say."""
+        if isinstance(value, int):
+            return value
+        try:
+            return int(value, 8)
+        except ValueError:
+            return self.fail(f"{value!r} is none: three digits of 0 to 7, such as 660", param, ctx)
+
+
+def show_mode(mode: int) -> str:
+    """Return permissions as they are typed."""
+    return f"{mode:o}"

@@ -63,6 +63,8 @@ class ServerConfig:
     Args:
         host: The address to listen on (`serve` only).
         port: The port to listen on, 0 for a free one (`serve` only).
+        uds: The Unix socket to listen at, instead of host and port (`serve` only).
+        uds_mode: The permissions of its file: who may open it may ask.
         admin_host: The address for operators to listen on (`serve` only).
         admin_port: Its port, 0 for a free one; None for no such address (`serve` only).
         data_dir: The folder of the SQLite store; with neither it nor ``store``, streams are kept in memory.
@@ -138,6 +140,8 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 4437
+    uds: Path | None = None
+    uds_mode: int = 0o600
     admin_host: str = "127.0.0.1"
     admin_port: int | None = None
     data_dir: Path | None = None
@@ -235,6 +239,10 @@ class ServerConfig:
                 )
 
     def _check_callers(self) -> None:
+        if self.uds is not None and self.tls_cert is not None:
+            raise ValueError("uds excludes tls_cert: what passes a Unix socket stays on this machine")
+        if not 0 <= self.uds_mode <= 0o777:
+            raise ValueError(f"uds_mode is like 0o660, three digits of 0 to 7, not {self.uds_mode:o}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together: give both or none")
         if self.tls_client_ca is not None and self.tls_cert is None:

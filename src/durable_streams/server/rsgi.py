@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from typing import Any
 
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # re-exported, but not in its __all__
@@ -171,10 +172,16 @@ class _Request:
 
 
 class RsgiAdapter:
-    """What Granian serves."""
+    """What Granian serves.
 
-    def __init__(self, app: App | AdminApp) -> None:
+    Args:
+        app: What answers.
+        peers: The only peers that are answered, as ``host:port``; None for all.
+    """
+
+    def __init__(self, app: App | AdminApp, peers: Collection[str] | None = None) -> None:
         self._handle = app.answer
+        self._peers = peers
         self._outlets = app.outlets
         self._bodies = app.bodies
 
@@ -182,6 +189,9 @@ class RsgiAdapter:
         """Answer one request."""
         if scope.proto != "http":
             protocol.close(1003)
+            return
+        if self._peers is not None and scope.client not in self._peers:
+            protocol.response_empty(403, [])
             return
         request = _Request(scope, protocol, self._bodies)
         try:

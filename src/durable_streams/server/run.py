@@ -24,6 +24,7 @@ from durable_streams.server.listener import ServerStartError, listen
 from durable_streams.server.metrics import INSTALL, is_available
 from durable_streams.server.notify import READY, STOPPING, notify, watchdog
 from durable_streams.server.rsgi import RsgiAdapter
+from durable_streams.server.unix_socket import Front
 from durable_streams.stores.base import Store, StoreError
 from durable_streams.stores.commit_log import LogLimits
 from durable_streams.stores.local import StoreLimits
@@ -119,7 +120,13 @@ async def run_server(
     ``look``: set when the files of the configuration have changed.
     """
     check_certificate(config)
-    with listen(config) as listener:
+    front = None
+    if config.uds is not None:
+        front = Front(config.uds, config.uds_mode, config.send_timeout)
+        # Who opens the file is on this machine: a proxy there says which address its clients see.
+        trusted = (*config.trusted_proxies, "127.0.0.1")
+        config = replace(config, host="127.0.0.1", port=0, trusted_proxies=trusted)
+    with listen(config) as listener, front.listening() if front else contextlib.nullcontext():
         local = _is_loopback(listener)
         if not (local or config.no_auth or config.has_callers):
             raise ServerStartError(
@@ -131,7 +138,9 @@ async def run_server(
             return
         try:
             async with _admin(app, on_admin):
-                adapter = await _serve_http(app, listener, stop, look or asyncio.Event(), on_ready)
+                adapter = await _serve_http(
+                    app, listener, stop, look or asyncio.Event(), on_ready=on_ready, front=front
+                )
             await _released(adapter)
         finally:
             try:
@@ -202,10 +211,12 @@ async def _serve_http(
     listener: socket.socket,
     stop: asyncio.Event,
     look: asyncio.Event,
+    *,
     on_ready: Callable[[str], None],
+    front: Front | None,
 ) -> weakref.ref[RsgiAdapter]:
     """Answer requests until ``stop`` is set; the adapter that is returned lives for as long as Granian needs it."""
-    adapter = RsgiAdapter(app)
+    adapter = RsgiAdapter(app, None if front is None else front.peers)
     server = HttpServer(adapter, listener, app.config)
     server.start()
     renewing = None
@@ -214,12 +225,15 @@ async def _serve_http(
     host, port = listener.getsockname()[:2]
     shown = _shown(host)
     scheme = "http" if app.config.tls_cert is None else "https"
-    if app.subscriptions is not None and app.local:
+    if app.subscriptions is not None and app.local and front is None:
         app.subscriptions.own_url = f"{scheme}://{shown}:{port}"
     stopping = asyncio.ensure_future(stop.wait())
     try:
         await _answering(host, port, server.ended)
-        on_ready(f"{scheme}://{shown}:{port}{STREAM_ROOT.rstrip('/')}")
+        if front is not None:
+            await front.start((host, port))
+        at = f"{scheme}://{shown}:{port}" if front is None else "http://localhost"
+        on_ready(f"{at}{STREAM_ROOT.rstrip('/')}")
         ends: set[asyncio.Future[Any]] = {server.ended, stopping}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
@@ -231,6 +245,8 @@ async def _serve_http(
             await asyncio.gather(renewing, return_exceptions=True)
         app.stop_reads()
         await server.stop(_GRACE)
+        if front is not None:
+            await front.stop()
     return weakref.ref(adapter)
 
 
