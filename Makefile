@@ -34,7 +34,7 @@ FAST := tests/unit tests/property
 PURE := $(FAST) tests/firehose/test_machine.py tests/firehose/test_records.py tests/firehose/test_json_records.py
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo serve cluster chat test test-pythons check coverage generate lint words format types conformance interop behaviour parity bench clean
+.PHONY: help demo serve cluster chat test test-pythons check coverage generate lint words format types conformance interop behaviour parity bench recording clean
 
 help:
 	@echo "make demo         write 20,000 real records through a server that keeps being killed, and count them"
@@ -108,6 +108,9 @@ conformance: $(VENV)/dev.stamp
 
 interop: $(VENV)/dev.stamp
 	PYTHONPATH=$(SHARED) $(BIN)/python tests/interop/run $(ARGS)
+
+recording: $(VENV)/dev.stamp
+	node tools/record_chat.mjs $(BIN)/python $${INTEROP_CHROMIUM:-$$(command -v chromium)}
 
 behaviour: $(VENV)/dev.stamp
 	PYTHONPATH=$(SHARED):$(CURDIR)/benchmarks $(BIN)/python tests/firehose/behaviour $(ARGS)

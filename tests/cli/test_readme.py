@@ -69,3 +69,11 @@ def test_the_shell(cli, eventually):
 def test_every_target_named_is_in_the_makefile(target):
     assert f"`make {target}" in README or f"make {target} " in README or f"make lint {target}" in README
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_recording_is_there_and_small():
+    (name,) = re.findall(r"^!\[.+\]\((docs/\S+)\)$", README, re.MULTILINE)
+    recording = (ROOT / name).read_bytes()
+    assert recording.startswith(b"\x89PNG")
+    assert b"acTL" in recording[:64]  # it moves
+    assert len(recording) < 500_000
