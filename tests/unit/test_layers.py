@@ -147,3 +147,15 @@ sys.exit(main())
     assert refused.returncode == 1
     assert b'pip install "nats-py>=2.15,<3"' in refused.stderr
     assert refused.stderr.count(b"\n") == 1
+
+
+def test_the_table_of_folders_is_complete() -> None:
+    """CONTRIBUTING.md names every folder of the sources and of the tests, and none that is not there."""
+    root = HOME.parents[1]
+    table = re.findall(r"^\| `.*", (root / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    named = {path for row in table for path in re.findall(r"`([\w/.]+/[\w.]*)`", row)}
+    assert [path for path in named if not (root / path).exists()] == []
+    folders = [
+        folder for parent in (HOME, root / "tests") for folder in parent.iterdir() if any(folder.glob("*.py"))
+    ]
+    assert {f"{folder.relative_to(root)}/" for folder in folders} - named == set()

@@ -80,7 +80,15 @@ class LazyGroup(HelpSections, click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command of that name, or None."""
+        """Return a command, with its summary.
+
+        Args:
+            ctx: The group's context.
+            cmd_name: The command's name.
+
+        Returns:
+            The command, None if there is none of that name.
+        """
         _ = ctx
         if cmd_name not in _COMMANDS:
             return None
@@ -97,7 +105,15 @@ class LazyGroup(HelpSections, click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Return the commands and options that begin so, without importing any command."""
+        """Return what may be meant, without importing any command.
+
+        Args:
+            ctx: The group's context.
+            incomplete: The beginning of a command's name or of an option.
+
+        Returns:
+            The commands and options that begin so.
+        """
         names = [
             CompletionItem(name, help=summary)
             for name, (_, summary) in _COMMANDS.items()
@@ -108,7 +124,18 @@ class LazyGroup(HelpSections, click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that the arguments begin with; a wrong name is refused with the likely right one."""
+        """Return the command that the arguments begin with.
+
+        Args:
+            ctx: The group's context.
+            args: The arguments from the command's name on.
+
+        Returns:
+            The command's name, the command, and its own arguments.
+
+        Raises:
+            UsageError: There is no such command; a similar name is suggested.
+        """
         name = args[0]
         if name not in _COMMANDS and not name.startswith("-"):
             close = (
@@ -155,7 +182,17 @@ def group(ctx: click.Context) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; ``args`` default to the process's own."""
+    """Run one command.
+
+    Args:
+        args: Its arguments, without the program's name; None for those of the process.
+
+    Returns:
+        The exit code: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C.
+
+    Raises:
+        Exception: A failure other than those of wrong usage, where ``DURABLE_STREAMS_DEBUG`` is set.
+    """
     # What a command imports is no garbage: looking for some among it would take a sixth of a short command's time.
     gc.disable()
     try:

@@ -65,7 +65,12 @@ class HelpSections(click.Command):
         self.groups = dict(groups or {})
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the description, and the examples below it."""
+        """Write the description, and the examples below it.
+
+        Args:
+            ctx: The command's context.
+            formatter: What the help is written to.
+        """
         super().format_help_text(ctx, formatter)
         if self.examples:
             with formatter.section("Examples"):
@@ -73,7 +78,12 @@ class HelpSections(click.Command):
                     formatter.write(f"{'':{formatter.current_indent}}{example}\n")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, group by group."""
+        """Write the options, group by group.
+
+        Args:
+            ctx: The command's context.
+            formatter: What the help is written to.
+        """
         titles = {name: title for title, names in self.groups.items() for name in names}
         rows: dict[str, list[tuple[str, str]]] = {title: [] for title in (_OWN, *self.groups, _SHARED)}
         for parameter in self.get_params(ctx):
@@ -93,4 +103,4 @@ class HelpSections(click.Command):
 
 
 class Command(HelpSections):
-    """A command of the command line."""
+    """A command that is no group."""

@@ -9,22 +9,13 @@ import click
 
 from durable_streams.cli.help import Command, HelpSections
 from durable_streams.cli.key_editing import add_key, read_keys, remove_keys
-from durable_streams.cli.options import Settings, emit, emit_secret, json_option
+from durable_streams.cli.options import Settings, emit, emit_secret, json_option, keys_file_option
 from durable_streams.cli.units import Duration
 from durable_streams.server.keys import KeyEntry, SigningEntry, new_key, new_signing_key
 
 __all__ = ["key"]
 
-_file = click.option(
-    "--file",
-    "path",
-    type=click.Path(path_type=Path),
-    default=Path("keys.toml"),
-    envvar="DURABLE_STREAMS_AUTH",
-    show_default=True,
-    show_envvar=True,
-    help="The file of keys.",
-)
+_file = keys_file_option("The file of keys.")
 
 
 class _Group(HelpSections, click.Group):

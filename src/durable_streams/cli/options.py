@@ -32,6 +32,7 @@ __all__ = [
     "is_json",
     "json_in_shell_words",
     "json_option",
+    "keys_file_option",
     "read_value",
     "stdin_bytes",
     "stdout_bytes",
@@ -68,9 +69,17 @@ class Settings:
         return (self.root or DEFAULT_ROOT).rstrip("/")
 
     def url(self, stream: str) -> str:
-        """Return the URL of a stream given as a full URL or as a path under the root.
+        """Return the URL of a stream.
 
-        A path is taken literally: what a URL cannot carry (spaces, ``?``, ``%``) is percent-encoded.
+        Args:
+            stream: A full URL, or a path under the root. A path is taken literally: what a URL cannot carry (spaces,
+                ``?``, ``%``) is percent-encoded.
+
+        Returns:
+            The URL.
+
+        Raises:
+            UsageError: The path is empty, or the URL is outside the context, whose token is not for it.
         """
         if stream.startswith(("http://", "https://")):
             if self._context is not None and not stream.startswith(f"{self.stream_root}/"):
@@ -98,7 +107,14 @@ _LITERAL_IN_PATHS = "/:@!$&'()*+,;=~-._"
 
 
 def connection_options(command: F) -> F:
-    """Add --url, --token, --context and --json to a command; they may stand before or after the command's name."""
+    """Add --url, --token, --context and --json to a command; they may stand before or after the command's name.
+
+    Args:
+        command: The function of the command, which finds their values in `Settings`.
+
+    Returns:
+        The same function.
+    """
     url = click.option(
         "--url",
         metavar="ROOT",
@@ -130,7 +146,14 @@ def connection_options(command: F) -> F:
 
 
 def json_option(command: F) -> F:
-    """Add --json to a command."""
+    """Add --json to a command.
+
+    Args:
+        command: The function of the command, which finds its value in `Settings`.
+
+    Returns:
+        The same function.
+    """
     return click.option(
         "--json",
         is_flag=True,
@@ -139,6 +162,27 @@ def json_option(command: F) -> F:
         callback=_keep("json_output"),
         help="Print results as JSON, for machines.",
     )(command)
+
+
+def keys_file_option(text: str) -> Callable[[F], F]:
+    """Return the option ``--file``, the file of keys; its parameter is ``path``.
+
+    Args:
+        text: Its help.
+
+    Returns:
+        A decorator for a command.
+    """
+    return click.option(
+        "--file",
+        "path",
+        type=click.Path(path_type=Path),
+        default=Path("keys.toml"),
+        envvar="DURABLE_STREAMS_AUTH",
+        show_default=True,
+        show_envvar=True,
+        help=text,
+    )
 
 
 def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
@@ -156,7 +200,17 @@ def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
 
 
 def full_content_type(_ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
-    """Return a content type; ``json`` and ``text`` are short names."""
+    """Read the value of an option, for Click.
+
+    Args:
+        value: A content type, or a short name for one: ``json`` or ``text``.
+
+    Returns:
+        The content type.
+
+    Raises:
+        BadParameter: It is neither.
+    """
     if "/" not in value and value not in _SHORT_TYPES:
         raise click.BadParameter(
             f"{value!r} is no content type; give one such as application/json, or json or text."
@@ -172,18 +226,33 @@ def is_json(content_type: str | None) -> bool:
 
     Args:
         content_type: The stream's content type, None where it is not known.
+
+    Returns:
+        Whether it is that of JSON; its parameters do not matter.
     """
     return (content_type or "").partition(";")[0].strip().lower() == "application/json"
 
 
 def emit(settings: Settings, text: str, **fields: Any) -> None:
-    """Print a result: the text for people, the fields as one line of JSON for machines; without credentials."""
+    """Print a result, without credentials.
+
+    Args:
+        settings: They say which form is asked for.
+        text: The form for people.
+        **fields: The form for machines, printed as one line of JSON.
+    """
     shown = {name: redacted(value) if isinstance(value, str) else value for name, value in fields.items()}
     click.echo(msgspec.json.encode(shown).decode() if settings.json_output else redacted(text))
 
 
 def emit_secret(settings: Settings, text: str, **fields: Any) -> None:
-    """Print a result that is a secret itself, as it is; otherwise like `emit`."""
+    """Print a result that is a secret itself, as it is.
+
+    Args:
+        settings: They say which form is asked for.
+        text: The form for people.
+        **fields: The form for machines, printed as one line of JSON.
+    """
     click.echo(msgspec.json.encode(fields).decode() if settings.json_output else text)
 
 
@@ -217,6 +286,9 @@ def json_in_shell_words(value: str | None, file: Path | None) -> Iterator[None]:
         value: The argument that holds the data, None without one.
         file: The file that holds it, None without one.
 
+    Yields:
+        Nothing: the block encodes the data.
+
     Raises:
         ClickException: The block raised InvalidJSONError.
     """
@@ -244,7 +316,14 @@ _SHORT = 40  # characters of a value that is shown again
 
 
 def stdin_bytes() -> BinaryIO:
-    """Return standard input as bytes; says so on a terminal, and fails clearly where the process has none."""
+    """Return standard input as bytes; on a terminal, standard error says that it is read.
+
+    Returns:
+        The stream.
+
+    Raises:
+        ClickException: The process has no standard input.
+    """
     if sys.stdin is None:
         raise click.ClickException("standard input is closed; give a value or --file.")
     if sys.stdin.isatty():
@@ -253,7 +332,14 @@ def stdin_bytes() -> BinaryIO:
 
 
 def stdout_bytes() -> BinaryIO:
-    """Return standard output as bytes; one clear error where the process has none."""
+    """Return standard output as bytes.
+
+    Returns:
+        The stream.
+
+    Raises:
+        ClickException: The process has no standard output.
+    """
     if sys.stdout is None:
         raise click.ClickException("standard output is closed; there is nowhere to write to.")
     return sys.stdout.buffer

@@ -10,7 +10,7 @@ import click
 
 from durable_streams.cli.help import Command
 from durable_streams.cli.key_editing import read_keys
-from durable_streams.cli.options import Settings, connection_options, emit_secret
+from durable_streams.cli.options import Settings, connection_options, emit_secret, keys_file_option
 from durable_streams.cli.units import Duration
 from durable_streams.protocol.grants import Operation
 from durable_streams.server.keys import SigningEntry
@@ -44,16 +44,7 @@ __all__ = ["sign"]
 @click.option(
     "--key", "name", metavar="NAME", help="Id or name of the signing key; by default the newest one."
 )
-@click.option(
-    "--file",
-    "path",
-    type=click.Path(path_type=Path),
-    default=Path("keys.toml"),
-    envvar="DURABLE_STREAMS_AUTH",
-    show_default=True,
-    show_envvar=True,
-    help="The file of keys, with a key that `durable-streams key create --signing` made.",
-)
+@keys_file_option("The file of keys, with a key that `durable-streams key create --signing` made.")
 @connection_options
 @click.pass_context
 def sign(

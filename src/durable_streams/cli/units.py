@@ -60,7 +60,19 @@ class Duration(_Seconds):
         self._above_zero, self._whole, self._endless = above_zero, whole, endless
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the seconds of a value; raises BadParameter for what is no duration."""
+        """Read a value, for Click.
+
+        Args:
+            value: The text, or a number of seconds.
+            param: The option, for the message of an error.
+            ctx: The command's context, for the message of an error.
+
+        Returns:
+            The seconds.
+
+        Raises:
+            BadParameter: It is no duration, or one that the option does not take.
+        """
         seconds = value if isinstance(value, (int, float)) else _seconds(str(value).strip())
         if seconds is None or math.isnan(seconds):
             self.fail(
@@ -94,7 +106,19 @@ class Size(_Bytes):
         self._least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes of a value; raises BadParameter for what is no size."""
+        """Read a value, for Click.
+
+        Args:
+            value: The text, or a number of bytes.
+            param: The option, for the message of an error.
+            ctx: The command's context, for the message of an error.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            BadParameter: It is no size, or smaller than the option takes.
+        """
         size = value if isinstance(value, int) else _size(str(value).strip())
         if size is None:
             self.fail(
