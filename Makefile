@@ -35,6 +35,7 @@ PURE := $(FAST) tests/firehose/test_machine.py tests/firehose/test_records.py te
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help demo serve cluster chat test test-pythons check coverage generate lint words format types conformance interop behaviour parity bench recording clean
+.PHONY: help demo serve cluster chat test test-pythons check coverage generate lint words format types conformance interop page behaviour parity bench clean
 
 help:
 	@echo "make demo         write 20,000 real records through a server that keeps being killed, and count them"
@@ -50,6 +51,7 @@ help:
 	@echo "make words        words that the project's English does without"
 	@echo "make conformance  the protocol's public conformance suite (Node >= 18)"
 	@echo "make interop      other clients, and Chromium, against our server (Node >= 20.11); ARGS=\"browser\" chooses"
+	@echo "make page         the library of the inspector, from npm (after a change of tools/page/package.json)"
 	@echo "make behaviour    docs/xdk-behaviour.md, from what the official xdk.streaming and ours do"
 	@echo "make parity       the public names of the official packages: ARGS=record, then ARGS=page"
 	@echo "make bench        the benchmarks of server, client, firehose and cluster; ARGS=\"client --quick\" chooses"
@@ -111,6 +113,11 @@ interop: $(VENV)/dev.stamp
 
 recording: $(VENV)/dev.stamp
 	node tools/record_chat.mjs $(BIN)/python $${INTEROP_CHROMIUM:-$$(command -v chromium)}
+# The one library of the inspector, with Preact inside; what it makes is committed, and goes into the wheel.
+page:
+	cd tools/page && npm ci --silent
+	cp tools/page/node_modules/htm/preact/standalone.module.js src/durable_streams/server/page/preact.js
+	cp tools/page/node_modules/htm/LICENSE src/durable_streams/server/page/preact.LICENSE.txt
 
 behaviour: $(VENV)/dev.stamp
 	PYTHONPATH=$(SHARED):$(CURDIR)/benchmarks $(BIN)/python tests/firehose/behaviour $(ARGS)
@@ -122,7 +129,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv .venv-* tests/conformance/node_modules tests/interop/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf .venv .venv-* tests/conformance/node_modules tests/interop/node_modules tools/page/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 
 # The stamps make a second run start at once; a changed pyproject.toml installs again.
 $(VENV)/pip.stamp:

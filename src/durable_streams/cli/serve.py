@@ -48,7 +48,8 @@ def _setting(
     """Return an option that an environment variable sets too, with the default of `ServerConfig`.
 
     Args:
-        flag: The option, ``--log-level``; its variable is ``DURABLE_STREAMS_LOG_LEVEL``.
+        flag: The option, ``--log-level``; its variable is ``DURABLE_STREAMS_LOG_LEVEL``. Or two that exclude each
+            other, ``--ui/--no-ui``.
         text: Its help.
         kind: Its type; None for text, ``bool`` for a flag without a value.
         name: The setting; None where it is called as the option is.
@@ -57,9 +58,11 @@ def _setting(
     Returns:
         A decorator for a command.
     """
-    called = flag.removeprefix("--").replace("-", "_")
+    called = flag.partition("/")[0].removeprefix("--").replace("-", "_")
     if kind is bool:
         more["is_flag"] = True
+    elif "/" in flag:
+        more["default"] = None  # neither of the two
     else:
         default = more.pop("default", getattr(_DEFAULTS, name or called, None))
         show = _SHOWN.get(type(kind))
@@ -119,6 +122,7 @@ def _setting(
             "cors_origins",
             "cors_credentials",
             "allowed_hosts",
+            "ui",
             "cache",
         ],
         "Webhooks": ["webhook_hosts", "webhook_allow_http_localhost"],
@@ -344,6 +348,11 @@ def _setting(
     _SECONDS,
 )
 @_setting(
+    "--ui/--no-ui",
+    "Show the inspector, a page to look at the streams, at /.  [default: on a loopback address, or where callers "
+    "have keys]",
+)
+@_setting(
     "--disk-reserve",
     "Room in the data folder for deletions, closures and trims while the disk is full; 0 for none.",
     Size(least=0),
@@ -463,10 +472,10 @@ def _announce(settings: Settings, root: str, config: ServerConfig, place: str, a
         text += f", metrics at {admin[0]}"
     emit(settings, text, url=root, **fields)
     if sys.stdout is not None and sys.stdout.isatty() and not settings.json_output and config.uds is None:
-        click.echo(_next_steps(root))
+        click.echo(_next_steps(root, config))
 
 
-def _next_steps(root: str) -> str:
+def _next_steps(root: str, config: ServerConfig) -> str:
     """Return what to try next, for a person at a terminal: commands that can be copied as they stand."""
     program = PROGRAM if shutil.which(PROGRAM) else f"{shlex.quote(sys.executable)} -m durable_streams"
     options = "" if root == DEFAULT_ROOT else f" --url {root}"
@@ -475,5 +484,12 @@ def _next_steps(root: str) -> str:
         f"  {program} create hello -t text 'Hello, world'{options}\n"
         f"  {program} tail hello{options}\n"
         f"  curl {root}/hello\n"
+        f"{_page(root, config)}"
         "Ctrl-C stops the server.\n"
     )
+
+
+def _page(root: str, config: ServerConfig) -> str:
+    """Return where the inspector is, if it is certain that it is shown."""
+    shown = config.ui if config.ui is not None else not config.no_auth
+    return f"Or look at it: {root.removesuffix('v1/stream')}\n" if shown else ""

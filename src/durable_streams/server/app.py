@@ -37,6 +37,7 @@ from durable_streams.server.http import (
     ServerRequest,
     ServerResponse,
 )
+from durable_streams.server.inspector import Inspector
 from durable_streams.server.listing import Listing
 from durable_streams.server.live import LiveReads
 from durable_streams.server.metrics import Metrics
@@ -46,6 +47,7 @@ from durable_streams.server.ranges import Ranges
 from durable_streams.server.request_log import logged
 from durable_streams.server.retention import RetentionActions, RetentionRules
 from durable_streams.server.space import Space, Writes
+from durable_streams.server.stats import Stats
 from durable_streams.server.subscriptions.resources import Subscriptions
 from durable_streams.server.tracing import traced
 from durable_streams.stores.base import Store, StoreError, StoreFullError, StoreUncertainError
@@ -139,6 +141,9 @@ class App:
         self.metrics = Metrics(store, self.counts, self._readers, self.bodies, self.outlets)
         if access is not None:  # without grants they are at the address for operators only
             self.control.add("metrics", {"GET": self.metrics.read})
+        self._inspector = Inspector() if self.config.ui else None
+        if access is not None or self.config.ui:
+            self.control.add("stats", {"GET": Stats(self.metrics).read})
 
         def routes(access: Access | None, writes: Writes) -> _Routes:
             handlers = Handlers(
@@ -308,6 +313,10 @@ class App:
         if request.method == "OPTIONS" and (path in _HEALTH_PATHS or path == "*"):
             return _allowed(METHODS if path == "*" else _HEALTH_METHODS)
         if path not in _HEALTH_PATHS:
+            if self._inspector is not None and self._inspector.has(path):
+                if request.method not in ("GET", "HEAD"):
+                    raise method_not_allowed("GET, HEAD")
+                return await self._inspector.read(request, path)
             message = f"there is nothing here: streams live under {STREAM_ROOT}"
             return error_response(404, "NOT_FOUND", message, [])
         if request.method not in ("GET", "HEAD"):

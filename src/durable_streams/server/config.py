@@ -38,6 +38,18 @@ _SIZES = (
     "max_unsorted_bytes",
 )
 
+_PATHS = (
+    "data_dir",
+    "nats_credentials",
+    "nats_tls_ca",
+    "tls_cert",
+    "tls_key",
+    "tls_client_ca",
+    "auth",
+    "jwt_key",
+    "limits",
+)
+
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9.*_\[\]:-]+")
 _HOST = re.compile(r"[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.]+\]")
 
@@ -115,6 +127,8 @@ class ServerConfig:
         cors_credentials: Whether those pages may send cookies.
         allowed_hosts: The host names that the server answers to, besides addresses and localhost; a ``*`` stands for
             any part of a name. By default all, but those without a dot only if `serve` listens on a loopback address.
+        ui: Whether ``/`` shows the inspector, a page to look at the streams. None lets `serve` show it where it listens
+            on a loopback address or something says who may do what; elsewhere it is not shown.
         webhook_hosts: The host names that webhooks may go to; a ``*`` stands for any part of a name. By default all.
         webhook_allow_http_localhost: Whether webhooks may go to this machine over plain http, for development.
         tls_cert: The file with the certificate and its chain (PEM); `serve` speaks HTTPS with it.
@@ -181,6 +195,7 @@ class ServerConfig:
     cors_origins: Sequence[str] | None = None
     cors_credentials: bool = False
     allowed_hosts: Sequence[str] | None = None
+    ui: bool | None = None
     webhook_hosts: Sequence[str] | None = None
     webhook_allow_http_localhost: bool = False
     tls_cert: Path | None = None
@@ -199,6 +214,7 @@ class ServerConfig:
     bind_producers: bool = False
 
     def __post_init__(self) -> None:
+        self._take_texts_for_paths()
         for name in _DURATIONS:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is a number of seconds above 0, not {getattr(self, name)}")
@@ -219,6 +235,13 @@ class ServerConfig:
         self._check_prefixes()
         self._check_callers()
         self._check_addresses()
+
+    def _take_texts_for_paths(self) -> None:
+        """Make paths of texts, which a program's own settings are."""
+        for name in _PATHS:
+            given = getattr(self, name)
+            if isinstance(given, str):
+                object.__setattr__(self, name, Path(given))
 
     def _check_storage(self) -> None:
         if self.disk_reserve < 0:

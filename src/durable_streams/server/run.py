@@ -133,6 +133,8 @@ async def run_server(
                 f"{config.host} can be reached from other machines: say who may do what with --auth keys.toml "
                 "(durable-streams key create makes the first key), or --no-auth to let everyone do everything"
             )
+        if config.ui is None:
+            config = replace(config, ui=local or config.has_callers)
         app = App(build_store(config), config, local=local)
         if not await _started(app, stop):
             return
