@@ -30,6 +30,9 @@ REQUESTS: list[tuple[str, str, dict[str, str], bytes, set[str]]] = [
     ("PUT", "new", {"stream-closed": "true"}, b"", {"create", "append"}),
     ("PUT", "new", {"stream-forked-from": "/v1/stream/there"}, b"", {"create", "read"}),
     ("DELETE", "to-delete", {}, b"", {"delete"}),
+    ("GET", "__ds/streams/{}there", {}, b"", {"list"}),
+    ("POST", "__ds/streams/{}there/trim", {}, b'{"max_bytes": 0}', {"trim"}),
+    ("POST", "__ds/streams/{}there/retention", {}, b'{"max_bytes": 9}', {"admin"}),
 ]
 GRANTS = [
     set(),
@@ -72,12 +75,16 @@ def test_every_operation_with_every_grant(config: ServerConfig) -> None:
             for number, (method, target, headers, body, needed) in enumerate(REQUESTS):
                 for turn, granted in enumerate(GRANTS):
                     folder = f"{number}/{turn}/"
-                    await prepare(client, folder, {"there", target.partition("?")[0]} - {"new"})
+                    path = target.partition("?")[0]
+                    await prepare(client, folder, {"there"} if "{}" in path else {"there", path} - {"new"})
                     given = {"x-grant": f"{','.join(sorted(granted))}:**" if granted else ""}
                     if "stream-forked-from" in headers:
                         given["stream-forked-from"] = f"/v1/stream/{folder}there"
                     answer = await client.request(
-                        method, folder + target, headers=headers | given, content=body
+                        method,
+                        target.format(folder) if "{}" in target else folder + target,
+                        headers=headers | given,
+                        content=body,
                     )
                     expected = (200, 201, 204) if needed <= granted else (403,)
                     assert answer.status_code in expected, (method, target, headers, granted, answer.text)
