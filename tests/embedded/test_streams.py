@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 
 from durable_streams import (
@@ -277,5 +278,36 @@ def test_after_the_end_every_call_says_so() -> None:
             await asyncio.to_thread(streams.sync_stream("x").head)
         async with streams.lifespan():
             await streams.create("x")
+
+    asyncio.run(main())
+
+
+def test_calls_of_the_own_process_need_no_grant(tmp_path: Path) -> None:
+    """Neither keys nor limits of callers are about the application itself."""
+    (tmp_path / "keys.toml").write_text("")
+    (tmp_path / "limits.toml").write_text("[default]\nrequests = 0.001\n[prefix.own]\nstreams = 0\n")
+    config = ServerConfig(
+        auth=tmp_path / "keys.toml",
+        limits=tmp_path / "limits.toml",
+        bind_producers=True,
+        hide_forbidden=True,
+    )
+
+    async def main() -> None:
+        streams = DurableStreams(config=config)
+        async with streams.lifespan():
+            stream = streams.stream("own/1", content_type=JSON)
+            await stream.create_stream(body={"n": 0})
+            fork = await stream.fork(streams.url("own/2"))
+            async with streams.producer("own/1", "producer", content_type=JSON) as producer:
+                producer.append({"n": 1})
+            assert (await stream.append({"n": 2})).next_offset
+            async with fork.stream(live=False) as read:
+                assert await read.read_json() == [{"n": 0}]
+            await fork.set_retention(max_bytes=100)
+            await fork.delete()
+            transport = httpx.ASGITransport(streams.asgi)  # type: ignore[arg-type]
+            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+                assert (await client.get("/v1/stream/own/1")).status_code == 401
 
     asyncio.run(main())
