@@ -113,6 +113,24 @@ def test_streams_and_bytes_below_a_prefix(config: ServerConfig, tmp_path: Path) 
     run(work)
 
 
+def test_a_repetition_takes_no_room(config: ServerConfig, tmp_path: Path) -> None:
+    """A producer learns that its append was stored, though there is no room for another one."""
+
+    async def work() -> None:
+        async with client_of(tmp_path, "[prefix.'repeated/']\nbytes = 4\n", config) as client:
+            assert outcome(await client.put("repeated/s", headers=TEXT)) == 201
+
+            async def produce(epoch: int, seq: int) -> int | str:
+                stamp = {"producer-id": "p", "producer-epoch": str(epoch), "producer-seq": str(seq)}
+                return outcome(await client.post("repeated/s", content=b"abc", headers=TEXT | stamp))
+
+            assert [await produce(1, 0), await produce(1, 0), await produce(1, 1)] == [200, 204, FULL]
+            assert [await produce(0, 0), await produce(1, 5)] == ["STALE_EPOCH", "SEQUENCE_GAP"]
+            assert (await client.get("repeated/s")).content == b"abc"
+
+    run(work)
+
+
 def test_all_at_once(tmp_path: Path) -> None:
     async def work() -> None:
         async with client_of(tmp_path, "[prefix.'t/']\nstreams = 5\nbytes = 30\n") as client:

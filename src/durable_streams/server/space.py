@@ -33,6 +33,7 @@ _PAUSES = 20  # and at least 20 times as long as a count takes
 _LOOK_EVERY = 1.0  # seconds
 _FIRST_COUNT = 10.0  # seconds that requests wait for the first one
 _PAGE = 500  # streams
+_NOWHERE = -1  # a position
 _MAX_KNOWN = 100_000  # streams whose bytes are remembered
 _log = logging.getLogger("durable_streams.server")
 
@@ -107,11 +108,15 @@ class _Usage:
             raise _no_room(f"{most.bytes} bytes", self.prefix)
 
 
-@contextlib.contextmanager
-def _holding(usages: list[_Usage], streams: int, size: int) -> Iterator[None]:
-    """Keep room for what a request is about to store; raises the 403 if there is none."""
+def _check(usages: list[_Usage], streams: int, size: int) -> None:
+    """Raise the 403 of a request that there is no room for."""
     for usage in usages:
         usage.check(streams, size)
+
+
+@contextlib.contextmanager
+def _holding(usages: list[_Usage], streams: int, size: int) -> Iterator[None]:
+    """Keep room for what a request is about to store. No other request comes between `_check` and this."""
     for usage in usages:
         usage.coming_streams += streams
         usage.coming_bytes += size
@@ -164,11 +169,25 @@ class Space:
             return await self._store.append(path, command)
         before = await self._store.glance(path)
         await self._first_count(usages)
+        try:
+            _check(usages, 0, len(command.payload))
+        except Rejection as refusal:
+            return await self._repeated(path, command, refusal)
         with _holding(usages, 0, len(command.payload)):
             appended = await self._store.append(path, command)
             state = appended.state
             self._note(path, before or replace(state, tail=state.tail - len(command.payload)), state)
         return appended
+
+    async def _repeated(self, path: str, command: Append, refusal: Rejection) -> Appended:
+        """Return the answer to a producer that repeats what was stored, which takes no room; else raise ``refusal``."""
+        if command.producer is None:
+            raise refusal
+        try:
+            # What is new is refused: no stream ends there.
+            return await self._store.append(path, replace(command, expected=_NOWHERE))
+        except Rejection as other:
+            raise refusal if other.code == "CONFLICT_OFFSET" else other from None
 
     async def create(self, command: Create) -> Created:
         """See Store."""
@@ -177,6 +196,7 @@ class Space:
         if not usages or await self._store.glance(path) is not None:  # one that is there takes no room
             return await self._store.create(command)
         await self._first_count(usages)
+        _check(usages, 1, len(command.payload))
         with _holding(usages, 1, len(command.payload)):
             created = await self._store.create(command)
             if created.new:
