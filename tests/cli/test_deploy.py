@@ -85,6 +85,17 @@ def test_the_unit_names_what_there_is(unit: configparser.SectionProxy) -> None:
     assert seconds(unit["TimeoutStopSec"]) > END
 
 
+def test_the_lines_for_a_unit_that_listens_elsewhere_name_what_there_is() -> None:
+    page = (DEPLOY.parent / "docs" / "operating.md").read_text()
+    lines = page.partition("# systemctl edit durable-streams\n")[2].partition("\n\n")[0]
+    named = dict(re.findall(r"(DURABLE_STREAMS_[A-Z_]+)=(\S+)", lines))
+    assert named.keys() <= VARIABLES
+    assert named["DURABLE_STREAMS_HOST"] == "0.0.0.0"
+    given = set(re.findall(r"LoadCredential=(\S+):/", lines))
+    assert {value.removeprefix("%d/") for value in named.values() if value.startswith("%d/")} == given
+    assert "DURABLE_STREAMS_AUTH" in named, "it does not start there without"
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_the_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
     copy = tmp_path / "durable-streams.service"
@@ -185,24 +196,21 @@ def test_a_folder_becomes_a_server_behind_tls_as_the_page_says(bare, tmp_path: P
     shell(made)
     assert {one.stat().st_mode & 0o077 for one in folder.iterdir()} == {0}, "what is secret is its owner's"
     served = served.replace("--host 0.0.0.0", "--host 0.0.0.0 --port 0").replace("9464", "0")
-    process = subprocess.Popen(
+    with subprocess.Popen(
         ["bash", "-c", f"exec {served}"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        ready = process.stdout.readline() if process.stdout else ""
-        port, admin = re.findall(r":(\d+)/", ready)
-        said = shell(
-            asked.replace("4437", port)
-            .replace("9464", admin)
-            .replace("check ", "check --warning 1m --critical 1m ")
-        )
-        assert said.count("OK - https://") == 2
-        assert said.count("durable_streams_appends_total 1.0") == 2, "at both addresses"
-        shell(copied)
-        assert (folder / "restored" / "streams.db").stat().st_size > 0
-    finally:
-        process.terminate()
-        assert process.wait(100) == 0
+    ) as process:
+        try:
+            ready = process.stdout.readline() if process.stdout else ""
+            port, admin = re.findall(r":(\d+)/", ready)
+            asked = asked.replace("4437", port).replace("9464", admin)
+            said = shell(asked.replace("check ", "check --warning 1m --critical 1m "))
+            assert said.count("OK - https://") == 2
+            assert said.count("durable_streams_appends_total 1.0") == 2, "at both addresses"
+            shell(copied)
+            assert (folder / "restored" / "streams.db").stat().st_size > 0
+        finally:
+            process.terminate()
+            assert process.wait(100) == 0
 
 
 @pytest.mark.parametrize("name", MANIFESTS)

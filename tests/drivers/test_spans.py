@@ -24,6 +24,9 @@ from durable_streams import (
     trace_requests,
 )
 from durable_streams.client.spans import SPANS
+from durable_streams.server import ServerConfig
+from durable_streams.server.run import run_server
+from durable_streams.testing.background import Background
 
 Traced = tuple[TracerProvider, InMemorySpanExporter]
 
@@ -91,6 +94,25 @@ def test_the_traceparent_goes_along_and_the_callers_own_goes_first(
         span = exporter.get_finished_spans()[number]
         own = f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-"
         assert sent == PARENT if headers else sent.startswith(own)
+
+
+def test_the_servers_span_is_a_child_of_the_clients(spans: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider, exporter = spans
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+
+    async def main(stop: asyncio.Event, ready: Callable[[str], None]) -> None:
+        await run_server(ServerConfig(port=0, tracing=True), stop, ready)
+
+    background = Background("traced-server", main)
+    try:
+        DurableStream.create(f"{background.value}/s", content_type="text/plain").close()
+    finally:
+        background.stop()
+    served, asked = sorted(exporter.get_finished_spans(), key=lambda span: span.kind.value)
+    assert (served.kind, asked.kind) == (trace.SpanKind.SERVER, trace.SpanKind.CLIENT)
+    assert served.parent is not None
+    assert asked.context is not None
+    assert (served.parent.trace_id, served.parent.span_id) == (asked.context.trace_id, asked.context.span_id)
 
 
 def test_errors_are_in_the_span(url: str, spans: Traced) -> None:

@@ -273,7 +273,7 @@ def test_callers_with_admin_get_the_metrics_where_the_streams_are() -> None:
 def test_every_query_of_the_dashboard_names_metrics_that_exist(server: Server) -> None:
     """Those of NATS come from the code that makes them; all others were scraped."""
     server.get(f"{server.root}/not-there")  # a code is known from its first refusal on
-    app = App(MemoryStore())
+    app = App(MemoryStore(), ServerConfig(metrics_prefix=("jobs/",)))
     figures = StoreFigures(CommitFigures(), 0, 0, 0, {"bucket": 1}, 0, connected=True)
     known = {sample.name for metric in _metrics(app.metrics, figures) for sample in metric.samples}
     known |= {PREFIX + name for name, _ in server.samples() if not name.startswith("process")}

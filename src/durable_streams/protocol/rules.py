@@ -286,8 +286,10 @@ def decide_append(
             records=records,
             appended=appended,
         )
-    else:
+    elif command.seq is not None:
         changed = replace(state, tail=tail, last_seq=last_seq, records=records, appended=appended)
+    else:
+        changed = replace(state, tail=tail, records=records, appended=appended)
     return Appended(changed, None if stamp is None else ProducerState(stamp.epoch, stamp.seq))
 
 
@@ -297,13 +299,13 @@ def is_milestone(before: StreamState, after: StreamState) -> bool:
     What was appended since a written state are then less than `MILESTONE_RECORDS`, which can be counted, and the time
     of the last append is known to `MILESTONE_SECONDS`.
     """
-    appended = before.appended
-    if appended is None or after.appended is None:
-        return after.appended is not None
-    if after.appended // MILESTONE_SECONDS != appended // MILESTONE_SECONDS:
-        return True
     count = after.records
-    return count is not None and count % MILESTONE_RECORDS == 0 and count != before.records
+    if count is not None and count % MILESTONE_RECORDS == 0 and count != before.records:
+        return True
+    now, last = after.appended, before.appended
+    if now is None or now is last:
+        return False  # nothing was appended, or in the same commit
+    return last is None or not now - now % MILESTONE_SECONDS <= last <= now
 
 
 def closed(state: StreamState) -> Rejection:
