@@ -445,3 +445,15 @@ def test_what_comes_between_two_milestones_is_bounded(gaps: list[float], counted
         assert now - written.appended < rules.MILESTONE_SECONDS
     closed = rules.decide_append(state, None, Append(None, b"", close=True), now + 1).state
     assert not rules.is_milestone(state, closed), "without data nothing is counted"
+
+
+def test_a_burst_has_a_milestone_every_so_many_appends() -> None:
+    state, milestones = stream(records=0, appended=NOW), []
+    for number in range(1, 2 * rules.MILESTONE_RECORDS + 2):
+        before, state = state, decide_append(state, None, Append(TEXT, b"x")).state
+        if rules.is_milestone(before, state):
+            milestones.append(number)
+    assert milestones == [rules.MILESTONE_RECORDS, 2 * rules.MILESTONE_RECORDS]
+    # The same number again, without an append, is none.
+    state = replace(state, records=rules.MILESTONE_RECORDS)
+    assert not rules.is_milestone(state, replace(state, closed=True))
