@@ -26,11 +26,14 @@ export function usePoll(ask, seconds, failed, dependencies) {
   }, dependencies)
 }
 
-/** A line through [seconds, value] pairs of the last `span` seconds. */
-export function Chart({ title, points, show, span = 900 }) {
+const LEAST_SPAN = 60 // seconds
+
+/** A line through [seconds, value] pairs: all of them, of the last `longest` seconds. */
+export function Chart({ title, points, show, longest }) {
   const width = 300
   const height = 60
   const now = points.length ? points[points.length - 1][0] : 0
+  const span = Math.min(longest, Math.max(LEAST_SPAN, points.length ? now - points[0][0] : 0))
   const kept = points.filter(([at]) => at >= now - span)
   const most = Math.max(...kept.map(([, value]) => value), 1e-9)
   const line = kept

@@ -52,7 +52,7 @@ export function ServerView({ failed }) {
   )
   if (!now) return null
   return html`
-    <div class="charts">${CHARTS.map(([title, shown], index) => html`<${Chart} title=${title} show=${shown} points=${series.current[index]} span=${SPAN} />`)}</div>
+    <div class="charts">${CHARTS.map(([title, shown], index) => html`<${Chart} title=${title} show=${shown} points=${series.current[index]} longest=${SPAN} />`)}</div>
     <dl class="facts">
       <dt>Version</dt><dd>${now.version}, for ${duration(now.uptime)}</dd>
       <dt>Appends since the start</dt><dd>${count(now.appends ?? 0)}, ${size(now.append_bytes ?? 0)}, in ${count(now.commits ?? 0)} commits; ${count(now.failed_commits ?? 0)} failed</dd>

@@ -42,7 +42,7 @@ function Facts({ info }) {
   const facts = [
     ["Type", info.content_type],
     ["Size", `${size(info.bytes)} (${count(info.bytes)} bytes)`],
-    ["Records", info.records === undefined || info.records === null ? null : count(info.records)],
+    ["Appends", info.records === undefined || info.records === null ? null : count(info.records)],
     ["Created", info.created && `${info.created} (${age(info.created)} ago)`],
     ["Last append", info.last_append && `${info.last_append} (${age(info.last_append)} ago)`],
     ["Begins at", info.earliest],
@@ -116,7 +116,7 @@ function Records({ path, info, failed }) {
     ${shown.records.length
       ? html`<ol class="records" tabindex="0" ref=${list} onScroll=${scrolled}>${shown.records.map((record) => html`<${Record} key=${`${record.offset}-${record.size}`} record=${record} />`)}</ol>`
       : html`<p class="empty">Nothing is here yet.</p>`}
-    <p class="dim">${shown.from !== null && `Bytes ${count(shown.from)} to ${count(shown.next)} of ${count(tail)}.`}
+    <p class="dim">${shown.from !== null && `Bytes ${count(shown.from)} to ${count(shown.next)} of ${count(Math.max(tail, shown.next))}.`}
       ${shown.records.length >= MOST_RECORDS ? ` At most ${MOST_RECORDS} records are shown.` : ""}</p>
   </section>`
 }
