@@ -100,3 +100,77 @@ def test_a_folder_becomes_smaller(bare: Any, start_server: Callable, tmp_path: P
     server = start_server(tmp_path)
     assert server.read_all("kept") == b"abc"
     assert server.request("HEAD", "kept").headers["etag"] == tag
+
+
+def damaged(folder: Path, start_server: Callable) -> None:
+    """Fill a folder, end its server, and damage the second append of a stream of three."""
+    server = start_server(folder)
+    server.create("a")
+    for number in range(3):
+        assert server.append("a", b"%04d" % number).status == 204
+    server.create("b")
+    server.append("b", b"whole")
+    assert server.terminate() == 0
+    with sqlite3.connect(folder / "streams.db") as connection:
+        connection.execute("UPDATE record SET data = X'30303039' WHERE start = 4")
+    connection.close()
+
+
+def test_verify_says_what_is_damaged(bare: Any, start_server: Callable, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    damaged(folder, start_server)
+    for _ in range(2):  # it changes nothing
+        ran = bare.run("verify", str(folder))
+        assert ran.returncode == 1
+        assert ran.stdout.decode().splitlines() == [
+            "a: 4 bytes lost, positions 4 to 8: not what was stored",
+            f"{folder}: 2 streams, 13 bytes are whole",
+        ]
+    said = json.loads(bare.run("verify", "--json", str(folder)).stdout)
+    assert said["damages"] == [{"name": "a", "begin": 4, "end": 8, "what": "not what was stored"}]
+
+
+def test_a_damaged_folder_is_repaired(bare: Any, start_server: Callable, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    damaged(folder, start_server)
+    said = json.loads(bare.ok("verify", "--repair", "--json", str(folder)))
+    assert said["kept"] == ["a~0"]
+    assert (folder / said["aside"]).stat().st_size
+    assert bare.ok("verify", str(folder)).decode().splitlines() == [f"{folder}: 3 streams, 13 bytes are whole"]
+    server = start_server(folder)
+    read = server.request("GET", "a?offset=-1")
+    assert (read.status, read.body) == (200, b"0002")
+    assert read.headers["stream-next-offset"] == format_offset(12)
+    assert server.request("GET", f"a?offset={format_offset(4)}").status == 410
+    before = server.request("GET", "a~0")
+    assert (before.body, before.headers["stream-closed"]) == (b"0000", "true")
+    assert server.request("GET", "b").body == b"whole"
+    assert server.append("a", b"more").status == 204
+    assert server.request("GET", "/health", absolute=True).status == 200
+
+
+def test_a_server_names_damage_and_goes_on_with_the_rest(start_server: Callable, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    damaged(folder, start_server)
+    server = start_server(folder)
+    read = server.request("GET", "a")
+    assert read.status == 503
+    assert "the stream a is damaged at position 4" in read.json["error"]["message"]
+    health = server.request("GET", "/health", absolute=True)
+    assert health.status == 503
+    assert "the stream a is damaged at position 4" in health.json["error"]["message"]
+    assert server.append("a", b"more").status == 503
+    assert server.append("b", b"more").status == 204
+    assert server.request("DELETE", "a").status == 204
+    assert server.request("GET", "/health", absolute=True).status == 200
+
+
+def test_a_folder_without_damage_is_not_repaired(bare: Any, start_server: Callable, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    server = start_server(folder)
+    server.create("a")
+    assert "another server has the folder" in bare.error("verify", str(folder))
+    assert server.terminate() == 0
+    said = json.loads(bare.ok("verify", "--repair", "--json", str(folder)))
+    assert (said["streams"], said["damages"], said["aside"]) == (1, [], None)
+    assert "holds no streams" in bare.error("verify", str(tmp_path / "nowhere"))

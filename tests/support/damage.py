@@ -123,7 +123,7 @@ def damage_row(path: Path, chance: random.Random, kind: str) -> str:
                 "state": "replace(state, '\"tail\":', '\"tale\":')",
             }
             value = values.get(column, f"{column} + 1")
-            connection.execute(f"UPDATE {table} SET {column} = {value} WHERE {where}", row)
+            connection.execute(f"UPDATE OR IGNORE {table} SET {column} = {value} WHERE {where}", row)
             done = f"{column} of {row} of {table}"
     connection.close()
     return done

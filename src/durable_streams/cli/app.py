@@ -51,6 +51,7 @@ _COMMANDS = {
     "backup": ("backup", "Copy a data folder while its server runs."),
     "restore": ("backup", "Make a data folder from a backup."),
     "compact": ("backup", "Give free room of a data folder back."),
+    "verify": ("backup", "Check a data folder, and repair it."),
     "ping": ("inspect", "Measure how long a server takes to answer."),
     "check": ("inspect", "Check a server, for monitoring: exit code 0, 1 or 2."),
     "bench": ("bench", "Measure a server under growing load."),

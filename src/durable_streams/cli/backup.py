@@ -1,4 +1,4 @@
-"""``backup``, ``restore`` and ``compact``: what is done with a data folder as a whole."""
+"""``backup``, ``restore``, ``compact`` and ``verify``: what is done with a data folder as a whole."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from durable_streams.stores.backup import Show, back_up
 from durable_streams.stores.backup import compact as compact_folder
 from durable_streams.stores.backup import restore as restore_folder
 from durable_streams.stores.base import StoreError
+from durable_streams.stores.verify import Found, repair
+from durable_streams.stores.verify import verify as verify_folder
 
-__all__ = ["backup", "compact", "restore"]
+__all__ = ["backup", "compact", "restore", "verify"]
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _DRAW_EVERY = 0.2  # seconds
@@ -90,6 +92,44 @@ def compact(settings: Settings, /, *, data_dir: Path) -> None:
         before, after = compact_folder(data_dir)
     text = f"{data_dir}: {show_size(before)} before, {show_size(after)} now"
     emit(settings, text, data_dir=str(data_dir), before=before, after=after)
+
+
+@click.command(
+    cls=Command,
+    examples=["durable-streams verify /srv/streams", "durable-streams verify --repair /srv/streams"],
+)
+@click.argument("data_dir", type=_FOLDER)
+@click.option("--repair", "repairs", is_flag=True, help="Keep what is whole, and say what is lost.")
+@json_option
+@click.pass_obj
+def verify(settings: Settings, /, *, data_dir: Path, repairs: bool) -> None:
+    """Check every row of DATA_DIR against its checksum. Stop the server first. Exit code 1 if there is damage.
+
+    --repair writes another file of what is whole, and keeps the damaged one beside it: that needs room for a second
+    copy. A stream that lost bytes begins behind them, its offsets stay valid; what was whole before them is in closed
+    streams PATH~POSITION. A stream whose row is lost is a closed one of bytes.
+    """
+    with _explained(), _progress() as show:
+        found = (repair if repairs else verify_folder)(data_dir, show)
+    text = f"{data_dir}: {found.streams} streams, {found.size:,} bytes are whole"
+    emit(
+        settings,
+        "\n".join([*map(str, found.damages), *_after_repair(found), text]),
+        data_dir=str(data_dir),
+        streams=found.streams,
+        bytes=found.size,
+        damages=[damage._asdict() for damage in found.damages],
+        kept=found.kept,
+        aside=found.aside,
+    )
+    if found.damages and not repairs:
+        raise SystemExit(1)
+
+
+def _after_repair(found: Found) -> list[str]:
+    if found.aside is None:
+        return []
+    return [*[f"kept as {path}" for path in found.kept], f"the damaged file is {found.aside} now"]
 
 
 @contextlib.contextmanager

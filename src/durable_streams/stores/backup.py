@@ -7,7 +7,6 @@ its name; nothing is replaced; a restored folder takes a new identity, so that E
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from durable_streams.stores.base import StoreError
 from durable_streams.stores.folder import FolderLock
-from durable_streams.stores.private import create_file, create_folder
+from durable_streams.stores.private import create_file, create_folder, sync
 from durable_streams.stores.sqlite import (
     FILE_NAME,
     check_file,
@@ -63,9 +62,9 @@ def back_up(source: Path, target: Path, show: Show) -> int:
         part.unlink(missing_ok=True)  # of a copy that was interrupted
         create_file(part)
         _copy(source, part, show)
-        _sync(part)
+        sync(part)
         part.rename(target / FILE_NAME)
-        _sync(target)
+        sync(target)
     except (sqlite3.Error, OSError) as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -149,11 +148,3 @@ def compact(folder: Path) -> tuple[int, int]:
         return before, file.stat().st_size
     finally:
         lock.release()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

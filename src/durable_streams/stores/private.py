@@ -8,7 +8,7 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["create_file", "create_folder"]
+__all__ = ["create_file", "create_folder", "sync"]
 
 _FOLDER = 0o700
 _FILE = 0o600
@@ -47,3 +47,16 @@ def _close(path: Path, mode: int) -> None:
             path.chmod(mode)
     except OSError as error:
         _log.warning("%s may be readable by other users of this machine: %s", path, error.strerror)
+
+
+def sync(path: Path) -> None:
+    """Sync a file, or the names in a folder, to the disk.
+
+    Args:
+        path: The file or the folder.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -345,7 +345,7 @@ def _checked_state(row: _StateRow) -> StreamState:
     # The row may be older than the last record; of a trimmed stream the last record may be gone.
     begin = state.lineage[-1].end if state.lineage else 0
     least = max(state.tail, stored)
-    present = max(begin, state.floor, 0 if end is None else end)
+    present = max(begin, state.earliest, 0 if end is None else end)
     if present < least:
         raise _damaged_state(path, stream, present, "its end is missing")
     if present <= state.tail:
@@ -690,14 +690,14 @@ class _File:
         last_start, last_sum = _decode_last(last)
         before = unseal(self._stream, first, first_sum)[0]
         run = _Run(first, small, [], before, unseal(self._stream, last_start, last_sum)[1])
-        end = self.stop if following is None else following
+        end = self.stop if following is None else min(following, self.stop)
         if run.end() < end:
             small, large = self._connection.execute(_MIXED, (self._stream, first, until)).fetchone()
             run = run._replace(small=small or b"", large=_decode_large(large))
             if run.end() < end:
                 self._explain(position)
                 return None
-        if not run.is_whole(self._stream) or (following is not None and run.end() != following):
+        if not run.is_whole(self._stream) or (following is not None and run.end() > following):
             raise self._find_damage(first, until)
         return run
 
