@@ -154,6 +154,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     crash.addoption(
         "--subscription-kills", type=int, default=4, help="how often, under subscriptions (default 4)"
     )
+    crash.addoption(
+        "--maintenance-kills",
+        type=int,
+        default=20,
+        help="how often, during trims, purges, upgrades and backups (default 20)",
+    )
     drivers = parser.getgroup("drivers", "tests of the client")
     drivers.addoption(
         "--every-httpx2",

@@ -136,7 +136,9 @@ def test_a_damaged_folder_is_repaired(bare: Any, start_server: Callable, tmp_pat
     said = json.loads(bare.ok("verify", "--repair", "--json", str(folder)))
     assert said["kept"] == ["a~0"]
     assert (folder / said["aside"]).stat().st_size
-    assert bare.ok("verify", str(folder)).decode().splitlines() == [f"{folder}: 3 streams, 13 bytes are whole"]
+    assert bare.ok("verify", str(folder)).decode().splitlines() == [
+        f"{folder}: 3 streams, 13 bytes are whole"
+    ]
     server = start_server(folder)
     read = server.request("GET", "a?offset=-1")
     assert (read.status, read.body) == (200, b"0002")

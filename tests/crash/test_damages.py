@@ -14,6 +14,7 @@ from damage import BYTES, copied, damage, fill
 from durable_streams.protocol.commands import Append, Create, Rejection
 from durable_streams.protocol.state import ProducerStamp
 from durable_streams.stores.base import StoreDamagedError, StoreError
+from durable_streams.stores.commit_log import LogLimits
 from durable_streams.stores.sqlite import SqliteStore
 from durable_streams.stores.verify import repair, verify
 
@@ -311,3 +312,42 @@ def test_a_damaged_producer_is_not_asked_for_its_number(tmp_path: Path) -> None:
         await store.close()
 
     asyncio.run(main())
+
+
+def test_a_damaged_row_of_the_log_is_cut_off_by_a_repair(tmp_path: Path) -> None:
+    """The commits before it are kept."""
+    folder, copy = tmp_path / "one", tmp_path / "copy"
+
+    async def main() -> None:
+        store = SqliteStore(folder, log=LogLimits(streams=1, quiet=600.0))
+        await store.open()
+        for path in "ab":
+            await store.create(Create(path, BYTES))
+        for number in range(4):
+            payload = b"%04d" % number
+            await asyncio.gather(*[store.append(path, Append(BYTES, payload)) for path in "ab"])
+        shutil.copytree(folder, copy)
+        await store.close()
+
+    asyncio.run(main())
+    with sqlite3.connect(copy / "streams.db") as connection:
+        (rows,) = connection.execute("SELECT count(*) FROM log").fetchone()
+        assert rows == 4
+        connection.execute("UPDATE log SET data = zeroblob(length(data)) WHERE id = 3")
+    connection.close()
+    with pytest.raises(StoreError, match="row 3 of the table log is missing or not what was stored"):
+        verify(copy, lambda *_: None)
+    said = repair(copy, lambda *_: None)
+    assert [damage.name for damage in said.damages] == ["the log of commits"]
+    assert "2 commits are lost" in said.damages[0].what
+    assert verify(copy, lambda *_: None).damages == []
+
+    async def check() -> None:
+        store = SqliteStore(copy)
+        await store.open()
+        for path in "ab":
+            assert await content_of(store, path, 0) == b"00000001"
+            await store.append(path, Append(BYTES, b"more"))
+        await store.close()
+
+    asyncio.run(check())

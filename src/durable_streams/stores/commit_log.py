@@ -42,6 +42,7 @@ __all__ = [
     "Sorting",
     "Waiting",
     "WaitingRecords",
+    "cut_log",
     "insert_row",
     "load_log",
     "mark_sorted",
@@ -660,6 +661,32 @@ def load_log(connection: sqlite3.Connection) -> Generation | None:
         generation.last = number
         _load_row(generation, _decode_row(body), partial(_waits, done, number))
     return generation if generation.last else None
+
+
+def cut_log(connection: sqlite3.Connection) -> int:
+    """Remove the rows from the first one that is damaged: what they hold cannot be proven to follow the tables.
+
+    Args:
+        connection: The connection that writes, in no transaction.
+
+    Returns:
+        How many rows were removed, and are missing before them.
+    """
+    expected: int | None = None
+    number = 0
+    for number, data in connection.execute(_ROWS):
+        if expected not in {None, number} or _unseal(number, data) is None:
+            break
+        expected = number + 1
+    else:
+        connection.execute(
+            "DELETE FROM log_sorted"
+        )  # it is what is damaged; its rows are sorted again, or refused
+        return 0
+    first = number if expected is None else expected
+    (last,) = connection.execute("SELECT max(id) FROM log").fetchone()
+    connection.execute("DELETE FROM log WHERE id >= ?", (first,))
+    return int(last) - first + 1
 
 
 def _waits(done: Mapping[int, int], number: int, stream: int) -> bool:

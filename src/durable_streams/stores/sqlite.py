@@ -1240,7 +1240,10 @@ class _SqliteBackend:
 
     def _purge_some(self, connection: sqlite3.Connection, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            self._purge.step(connection)
+            with _unsynced(
+                connection
+            ):  # a step may be repeated; an append that comes would wait for the sync too
+                self._purge.step(connection)
         except sqlite3.Error as error:
             if is_full(error) and self._reserve.give_up():
                 self._purge.resume()

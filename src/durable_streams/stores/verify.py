@@ -27,7 +27,7 @@ from durable_streams.protocol import retention, rules
 from durable_streams.protocol.commands import Create, ForkPoint
 from durable_streams.protocol.headers import DEFAULT_CONTENT_TYPE
 from durable_streams.protocol.state import StreamState
-from durable_streams.stores.base import StoreError
+from durable_streams.stores.base import StoreDamagedError, StoreError
 from durable_streams.stores.checksums import (
     SIZE_BITS,
     is_damage,
@@ -39,6 +39,7 @@ from durable_streams.stores.checksums import (
     state_sum,
     unseal,
 )
+from durable_streams.stores.commit_log import cut_log, load_log
 from durable_streams.stores.folder import FolderLock
 from durable_streams.stores.private import create_folder, sync
 from durable_streams.stores.sqlite import (
@@ -148,6 +149,8 @@ def verify(folder: Path, show: Show) -> Found:
     """
     with _opened(folder) as (connection, _):
         scan = _Scan(connection, show)
+        with opening(folder):
+            scan.open(folder)
         return _found(scan.streams(), scan)
 
 
@@ -169,6 +172,8 @@ def repair(folder: Path, show: Show) -> Found:
     """
     with _opened(folder) as (connection, lock):
         scan = _Scan(connection, show)
+        with opening(folder):
+            scan.open(folder, cuts=True)
         streams = scan.streams()
         found = _found(streams, scan)
         if not found.damages:
@@ -200,7 +205,6 @@ def _opened(folder: Path) -> Iterator[tuple[sqlite3.Connection, FolderLock]]:
         with opening(folder):
             check_whole(folder)
             connection = connect(folder, _CACHE_KIB)
-            prepare(connection, folder)
         with closing(connection):
             yield connection, lock
     finally:
@@ -278,10 +282,32 @@ class _Scan:
 
     def __init__(self, connection: sqlite3.Connection, show: Show) -> None:
         self._connection = connection
-        self._connection.text_factory = bytes  # a text that is damaged is no error by itself
+        self._waiting: dict[int, int] = {}
         self._show = show
         self.damages: list[Damage] = []
         self.last_id = 0
+
+    def open(self, folder: Path, *, cuts: bool = False) -> None:
+        """Bring the file to the state that a start of the server would.
+
+        Args:
+            folder: The data folder.
+            cuts: Whether to remove what is damaged of the log of commits.
+        """
+        try:
+            prepare(self._connection, folder)
+            left = load_log(self._connection)
+        except StoreDamagedError as damage:
+            if not cuts:
+                raise
+            rows = cut_log(self._connection)
+            what = f"{damage}: {rows} commits are lost, the ends of their streams are not known"
+            self.damages.append(Damage("the log of commits", 0, 0, what))
+            prepare(self._connection, folder)
+            left = load_log(self._connection)
+        if left is not None:  # the tables cannot take it
+            self._waiting = {stream: one.end for stream, one in left.streams.items() if one.payloads}
+        self._connection.text_factory = bytes  # a text that is damaged is no error by itself
 
     def streams(self) -> list[_Stream]:
         """Return all streams, in the order of their paths."""
@@ -316,7 +342,7 @@ class _Scan:
         ):
             with contextlib.suppress(UnicodeDecodeError, AttributeError, msgspec.DecodeError):
                 if state_sum(stream, path.decode(), text.decode()) == checksum and isinstance(tail, int):
-                    states[stream] = _decode_state(text), tail
+                    states[stream] = _decode_state(text), max(tail, self._waiting.get(stream, 0))
         return states
 
     def _paths(self, names: dict[int, set[int]]) -> dict[int, str]:
