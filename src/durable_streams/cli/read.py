@@ -12,6 +12,7 @@ import msgspec
 
 from durable_streams import DurableStream, StreamParseError, StreamResponse, stream
 from durable_streams.cli.checkpoint import CheckpointSaver
+from durable_streams.cli.gone import OnGone, on_gone_option, reader_option
 from durable_streams.cli.help import Command
 from durable_streams.cli.invalid import LeftOut, OnInvalid, on_invalid_option
 from durable_streams.cli.ndjson import lines_of
@@ -50,7 +51,7 @@ def _reading(command: F) -> F:
         "--ndjson: what becomes of a message that is not valid JSON: raise ends with an error, skip leaves it out.",
         default="raise",
     )
-    return offset(ndjson(on_invalid(output(command))))
+    return offset(on_gone_option(ndjson(on_invalid(output(command)))))
 
 
 @click.command(
@@ -62,7 +63,14 @@ def _reading(command: F) -> F:
 @connection_options
 @click.pass_obj
 def read(
-    settings: Settings, stream_: str, *, offset: str, ndjson: bool, on_invalid: OnInvalid, output: Path | None
+    settings: Settings,
+    stream_: str,
+    *,
+    offset: str,
+    on_gone: OnGone,
+    ndjson: bool,
+    on_invalid: OnInvalid,
+    output: Path | None,
 ) -> None:
     """Write everything that STREAM holds now to standard output, byte for byte.
 
@@ -76,6 +84,7 @@ def read(
             live=False,
             headers=settings.headers,
             on_invalid=left_out.on_invalid,
+            on_gone=reader_option(on_gone),
         ) as response,
         open_output(output) as out,
         left_out.reported(),
@@ -129,6 +138,7 @@ def tail(
     stream_: str,
     *,
     offset: str,
+    on_gone: OnGone,
     ndjson: bool,
     on_invalid: OnInvalid,
     output: Path | None,
@@ -156,6 +166,7 @@ def tail(
                 live=_LIVE_MODES[live],
                 headers=settings.headers,
                 on_invalid=left_out.on_invalid,
+                on_gone=reader_option(on_gone),
             )
         )
         out = stack.enter_context(open_output(output, kept))

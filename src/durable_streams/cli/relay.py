@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from durable_streams.cli.gone import on_gone_option, reader_option
 from durable_streams.cli.help import Command
 from durable_streams.cli.invalid import LeftOut, OnInvalid, on_invalid_option
 from durable_streams.cli.options import Settings, connection_options, emit, full_content_type
@@ -142,6 +143,7 @@ _REDRAWS = 4  # a second
     is_flag=True,
     help='Store the records of a feed as {"event", "id", "data"}, with their types and ids.',
 )
+@on_gone_option
 @on_invalid_option(
     "What becomes of a record that is not valid JSON: raise ends the relay, with what is before it stored; skip leaves "
     "it out and counts it. [default: raise; feeds skip, and exit code 1 at the end says so]",
@@ -225,6 +227,7 @@ def _source(source: str, options: dict[str, Any]) -> Any:
         stall_timeout=options["stall_timeout"],
         backoff=options["backoff"],
         envelope=options["envelope"],
+        on_gone=reader_option(options["on_gone"]),
     )
 
 

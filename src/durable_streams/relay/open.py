@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from durable_streams.client.base import OnGone
 from durable_streams.client.sync import DurableStream
 from durable_streams.errors import DurableStreamError
 from durable_streams.protocol import headers as h
@@ -22,12 +23,20 @@ _ONE_LOOK = RetryPolicy(max_retries=2)
 _LOOK_FOR = 10.0  # seconds
 
 
+class _Following(NamedTuple):
+    """How a URL is followed: whether past its present end, and where a durable stream has given up data."""
+
+    follow: bool
+    on_gone: OnGone
+
+
 def source_for(
     source: Source | Iterable[Any] | str | os.PathLike[str],
     *,
     form: Form = "auto",
     headers: Mapping[str, Any] | None = None,
     follow: bool | None = None,
+    on_gone: OnGone = "raise",
     **feed: Any,
 ) -> Source:
     """Return the source that a path, ``-``, a URL, a FirehoseStream or an iterable names.
@@ -37,6 +46,7 @@ def source_for(
         form: What a URL is; ``auto`` asks it.
         headers: Headers of requests to a URL.
         follow: Whether to go on at the end; by default for URLs, not for files.
+        on_gone: What becomes of the read of a durable stream that has given up the data at its place: as of `stream`.
         feed: More settings of a FeedSource.
 
     Raises:
@@ -48,7 +58,7 @@ def source_for(
         return source
     if isinstance(source, (str, os.PathLike)):
         if str(source).startswith(("http://", "https://")):
-            return _remote(str(source), form, headers, follow is not False, feed)
+            return _remote(str(source), form, headers, _Following(follow is not False, on_gone), feed)
         _check_no_envelope(feed, source)
         return _local(source, bool(follow))
     if type(source).__name__ == "FirehoseStream":
@@ -69,8 +79,9 @@ def _local(source: str | os.PathLike[str], follow: bool) -> Source:
 
 
 def _remote(
-    url: str, form: Form, headers: Mapping[str, Any] | None, follow: bool, feed: dict[str, Any]
+    url: str, form: Form, headers: Mapping[str, Any] | None, following: _Following, feed: dict[str, Any]
 ) -> Source:
+    follow, on_gone = following
     content_type, found = None, False
     if form == "auto":
         form, content_type, found = _look(url, headers)
@@ -78,7 +89,9 @@ def _remote(
         _check_no_envelope(feed, url)
         from durable_streams.relay.stream_source import StreamSource  # noqa: PLC0415 - files need no client
 
-        return StreamSource(url, headers=headers, follow=follow, content_type=content_type, found=found)
+        return StreamSource(
+            url, headers=headers, follow=follow, content_type=content_type, found=found, on_gone=on_gone
+        )
     from durable_streams.relay.feed_source import FeedSource  # noqa: PLC0415 - nor the firehose
 
     return FeedSource(url, resumable=form == "sse", headers=headers, follow=follow, found=found, **feed)

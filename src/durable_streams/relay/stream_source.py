@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
+from durable_streams.client.base import OnGone
 from durable_streams.client.sync import StreamResponse, stream
+from durable_streams.errors import RetentionGoneError
 from durable_streams.protocol import headers as h
 from durable_streams.protocol.lines import LineDecoder
 from durable_streams.protocol.request import check_callers_headers
@@ -29,6 +31,8 @@ class StreamSource(Source):
         follow: Whether to read to the stream's end, instead of its present tail.
         content_type: What the stream holds, where its answers do not say.
         found: Whether the stream is known to be there.
+        on_gone: What becomes of the read where the stream has given up the data at its place: as of `stream`. Where it
+            goes on, the relay notes a gap.
     """
 
     resumable = True
@@ -41,6 +45,7 @@ class StreamSource(Source):
         follow: bool = True,
         content_type: str | None = None,
         found: bool = False,
+        on_gone: OnGone = "raise",
     ) -> None:
         super().__init__()
         self.found = found
@@ -50,13 +55,17 @@ class StreamSource(Source):
         self._headers = dict(headers or {})
         check_callers_headers(self._headers)
         self._follow = follow
+        self._on_gone = on_gone
+        self._begins: str | None = None  # where the stream goes on behind data that it has given up
         self._response: StreamResponse | None = None
 
     def records(self, saved: Any = None) -> Generator[Record | Gap, None, None]:
         """Iterate over the records; a place is ``[offset, records after it]``."""
         base, skip = saved or (h.OFFSET_START, 0)
         lines = LineDecoder()
-        response = stream(self.name, offset=base, live=self._follow, headers=self._headers)
+        response = stream(
+            self.name, offset=base, live=self._follow, headers=self._headers, on_gone=self._goes_on()
+        )
         self._response = response
         self._answered()
         count = 0
@@ -64,6 +73,10 @@ class StreamSource(Source):
             if self.stopped:
                 return
             for event in response.iter_events(mode="bytes"):
+                if self._begins is not None:
+                    yield Gap(0.0, base)
+                    base, count, skip, lines = self._begins, 0, 0, LineDecoder()
+                    self._begins = None
                 content_type = response.content_type or self.content_type or h.JSON_CONTENT_TYPE
                 records = (
                     split_messages(event.data, base) if h.is_json(content_type) else lines.feed(event.data)
@@ -80,6 +93,18 @@ class StreamSource(Source):
         self.ends = response.stream_closed
         if self.ends and lines.pending:
             yield Record(lines.flush(), [response.offset, 0])
+
+    def _goes_on(self) -> OnGone:
+        asked = self._on_gone
+        if asked == "raise":
+            return asked
+
+        def go_on(error: RetentionGoneError) -> None:
+            if callable(asked):
+                asked(error)
+            self._begins = error.earliest
+
+        return go_on
 
     def stop(self) -> None:
         """End the read."""
