@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from subscribing import Api, Subscribed, eventually
 
+from durable_streams import DurableStream
 from durable_streams.errors import StreamNotFoundError
 from durable_streams.testing import InMemoryStreamServer
 from durable_streams.worker import Batch, LeaseLostError, SyncWorker, Worker
@@ -103,6 +104,28 @@ def test_one_lease_after_the_other(api, events, side) -> None:
     batches = side.take(api, one, 4, decode=on)
     assert [batch.items for batch in batches] == [[0], [1], [2], [3]]
     assert one.shown()["status"] == "active"
+
+
+@pytest.mark.parametrize("all_of_it", [True, False])
+def test_what_a_stream_gave_up_before_it_was_processed(api, events, side, all_of_it: bool) -> None:
+    """The worker goes on with what is left; where nothing is left, the stream is not pending any more."""
+    one = api.pull(f"{events}/*")
+    api.append(f"{events}/a", 0)
+    api.append(f"{events}/a", 1)
+    offset = api.tail(f"{events}/a")
+    api.append(f"{events}/a", 2)
+    with DurableStream(f"{root(api)}/{events}/a") as handle:
+        handle.trim(before=api.tail(f"{events}/a") if all_of_it else offset)
+    api.append(f"{events}/b", "other")
+    batches = side.take(api, one, 1 if all_of_it else 2)
+    if all_of_it:
+        assert [(batch.path, batch.items) for batch in batches] == [(f"{events}/b", ["other"])]
+    else:
+        assert [(batch.path, batch.items) for batch in batches] == [
+            (f"{events}/a", [2]),
+            (f"{events}/b", ["other"]),
+        ]
+    assert one.links()[f"{events}/a"] == api.tail(f"{events}/a")
 
 
 def test_bytes(api, events, side) -> None:

@@ -290,7 +290,9 @@ class Worker(WorkerBase):
     async def _read(self, lease: Lease, of: Pending) -> AsyncGenerator[Batch, None]:
         url, since = self._url_of(of.path), of.acked_offset
         options = self._read_options()
-        async with astream(url, offset=since, live=False, **options) as res:
+        began = since
+        # What the stream gave up before it was read cannot be processed any more: a warning says so.
+        async with astream(url, offset=since, live=False, on_gone="earliest", **options) as res:
             if h.is_json(res.content_type or ""):
                 # What may become a dead letter is kept as it is stored.
                 decode = self._decode if self._dead_letter is None else msgspec.Raw
@@ -301,6 +303,8 @@ class Worker(WorkerBase):
                 async for data in res:
                     yield Batch(of.path, url, [], data, res.offset, self, since, lease.wake_id)
                     since = res.offset
+            if since == began != res.offset:  # it gave up all that was pending
+                await self._acknowledge(lease, {of.path: res.offset})
 
     async def _beat(self) -> object:
         return await self._acknowledge(self._lease, {})

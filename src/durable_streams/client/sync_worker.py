@@ -255,7 +255,9 @@ class SyncWorker(WorkerBase):
     def _read(self, lease: Lease, of: Pending) -> Generator[Batch, None, None]:
         url, since = self._url_of(of.path), of.acked_offset
         options = self._read_options()
-        with stream(url, offset=since, live=False, **options) as res:
+        began = since
+        # What the stream gave up before it was read cannot be processed any more: a warning says so.
+        with stream(url, offset=since, live=False, on_gone="earliest", **options) as res:
             if h.is_json(res.content_type or ""):
                 # What may become a dead letter is kept as it is stored.
                 decode = self._decode if self._dead_letter is None else msgspec.Raw
@@ -266,6 +268,8 @@ class SyncWorker(WorkerBase):
                 for data in res:
                     yield Batch(of.path, url, [], data, res.offset, self, since, lease.wake_id)
                     since = res.offset
+            if since == began != res.offset:  # it gave up all that was pending
+                self._acknowledge(lease, {of.path: res.offset})
 
     def _beat(self) -> object:
         return self._acknowledge(self._lease, {})
