@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from live_state import Side, User, schema
 
 from durable_streams import AsyncDurableStream, DurableStream, DurableStreamError, RetentionGoneError
-from durable_streams.state import StreamDB, base, control_message
+from durable_streams.embedded import DurableStreams
+from durable_streams.state import AsyncStreamDB, StreamDB, acompact, base, control_message
 
 
 def rows_of(stream: str | DurableStream, **options: Any) -> dict[str, Any]:
@@ -180,6 +182,21 @@ def test_others_that_write_all_the_time_end_a_compaction(
         side.compact(handle.url)
     assert raised.value.code == "CONFLICT_OFFSET"
     assert rows_of(handle)["busy"] == User("busy", "")
+
+
+def test_streams_in_the_process_are_followed_and_compacted() -> None:
+    async def work() -> None:
+        streams = DurableStreams()
+        async with streams.lifespan():
+            users = await streams.create("users", content_type="application/json")
+            async with AsyncStreamDB(users, schema) as db:
+                await db.preload()
+                done = await users.append(schema.users.insert(User("1", "Ada")))
+                await db.wait_offset(done.next_offset)
+                assert db.users["1"] == User("1", "Ada")
+            assert (await acompact(users)).rows == 1
+
+    asyncio.run(work())
 
 
 def test_an_async_handle_can_be_compacted(side: Side, handle: DurableStream) -> None:

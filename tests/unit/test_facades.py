@@ -34,12 +34,14 @@ from durable_streams.firehose import (
     astream_with_retry,
     stream_with_retry,
 )
+from durable_streams.state import AsyncStreamDB, StreamDB, acompact, compact
 
 PAIRS = [
     (DurableStream, AsyncDurableStream),
     (StreamResponse, AsyncStreamResponse),
     (SyncIdempotentProducer, IdempotentProducer),
     (Following, AsyncFollowing),
+    (StreamDB, AsyncStreamDB),
 ]
 # What Python names differently for async objects, and what only they have.
 TWINS = {
@@ -91,6 +93,7 @@ def shape(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
 def pairs_of_functions() -> Iterator[tuple[str, Callable[..., Any], Callable[..., Any]]]:
     yield "stream", stream, astream
     yield "list_streams", list_streams, alist_streams
+    yield "compact", compact, acompact
     yield "follow", follow, afollow
     for one, other in PAIRS:
         yield f"{one.__name__}()", one.__init__, other.__init__
