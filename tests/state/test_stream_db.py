@@ -231,6 +231,24 @@ def test_a_callback_sees_each_batch_and_its_error_ends_the_following(
     assert len(db.users) == 2
 
 
+def test_a_callback_may_close(side: Side, handle: DurableStream, path: Path | None) -> None:
+    seen: list[int] = []
+
+    def note(changes: list[Any]) -> Any:
+        seen.append(len(changes))
+        return held[0]() if side.is_sync else held[1]()
+
+    db = side.db(handle, schema, path=path, on_change=note)
+    held = [db.close, getattr(getattr(db, "_inner", None), "aclose", None)]
+    db.preload()
+    handle.append(schema.users.insert(User("1", "Ada"), txid="t"))
+    assert [change.key for change in db.changes()] in (["1"], [])
+    handle.append(schema.users.insert(User("2", "Bob")))
+    with pytest.raises(DurableStreamError, match="cannot come any more"):
+        db.wait_txid("u", timeout=30)
+    assert seen == [1]
+
+
 # -- waiting
 
 

@@ -63,6 +63,15 @@ def test_types_without_a_maker_are_not_kept_but_their_transactions_are_seen() ->
     assert len(done.changes) == 1
 
 
+def test_a_key_is_any_text_and_what_a_delete_brings_does_not_matter() -> None:
+    for makers in (None, {"u": int}):
+        state = State(makers)
+        state.apply(change("insert", "日本", 1), change("insert", "2", 2), change("insert", "3", 3))
+        state.apply(change("delete", "日本", None), change("delete", "2", "no number"), change("delete", "3"))
+        assert state.rows.tables == {}
+        assert state.errors == []
+
+
 def test_a_value_that_is_not_of_its_type_is_left_out_and_the_row_stays() -> None:
     state = State({"u": int})
     state.apply(change("insert", "1", "7"), change("update", "1", "seven"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import msgspec
@@ -78,6 +79,23 @@ def test_the_registry_is_written_as_the_test_interface_reads_it() -> None:
         "value": {"path": "chat/1", "contentType": "application/json", "createdAt": 1_769_860_800_000},
         "headers": {"operation": "insert"},
     }
+
+
+def test_changes_are_counted_while_threads_put_and_take() -> None:
+    inbox, change, taken = Inbox(1_000_000), RowChange("t", "k", "delete", 1, None, {}), 0
+
+    def put() -> None:
+        for _ in range(20_000):
+            inbox.put([change])
+
+    threads = [threading.Thread(target=put) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while taken < 40_000:
+        taken += len(inbox.take()) if len(inbox) else 0
+    for thread in threads:
+        thread.join()
+    assert (taken, len(inbox)) == (40_000, 0)
 
 
 def test_a_batch_that_is_larger_than_the_limit_is_taken_where_nothing_waits() -> None:

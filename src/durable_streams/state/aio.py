@@ -128,11 +128,11 @@ class AsyncStreamDB(StreamDBBase):
         self._closing = True
         follower = self._follower
         if ASYNC:
-            if follower is not None:
+            if follower is not None and follower is not asyncio.current_task():
                 follower.cancel()
                 await asyncio.gather(follower, return_exceptions=True)
         else:
-            while follower is not None and follower.is_alive():
+            while follower not in {None, threading.current_thread()} and follower.is_alive():
                 if (response := self._response) is not None:
                     response.close()
                 follower.join(0.1)
@@ -243,7 +243,7 @@ class AsyncStreamDB(StreamDBBase):
             offset=self.offset, live=self._live, on_invalid=self._refuse, on_gone=self._gone
         )
         self._response = response
-        if self._closing:
+        if self._is_closing():
             return False
         async with await response.start():
             if not h.is_json(response.content_type or JSON):
@@ -266,6 +266,8 @@ class AsyncStreamDB(StreamDBBase):
                     else:
                         self._on_change(applied.changes)
                 self._news.ring()
+                if self._is_closing():  # by ``on_change``
+                    return False
                 if applied.restart is not None:
                     return True
         self._is_ready = True

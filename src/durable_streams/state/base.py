@@ -7,6 +7,7 @@ for others is bounded: the last transactions, and the changes that a consumer ha
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -57,10 +58,11 @@ class Compaction(NamedTuple):
 
 
 class Inbox:
-    """The changes that one consumer has not taken yet, no more than a limit."""
+    """The changes that one consumer has not taken yet, no more than a limit. Any thread may put or take."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._lock = threading.Lock()
         self._batches: deque[list[RowChange]] = deque()
         self._count = 0
         self._lost = False
@@ -70,19 +72,21 @@ class Inbox:
 
     def put(self, changes: list[RowChange]) -> bool:
         """Add the changes of a batch; return whether there was room for them."""
-        if self._count and self._count + len(changes) > self._limit:
-            self._lost = True
-        else:
-            self._batches.append(changes)
-            self._count += len(changes)
-        return not self._lost
+        with self._lock:
+            if self._count and self._count + len(changes) > self._limit:
+                self._lost = True
+            else:
+                self._batches.append(changes)
+                self._count += len(changes)
+            return not self._lost
 
     def take(self) -> list[RowChange]:
         """Return the changes of the oldest batch; raises ChangesLostError where the next one is missing."""
-        if self._batches:
-            changes = self._batches.popleft()
-            self._count -= len(changes)
-            return changes
+        with self._lock:
+            if self._batches:
+                changes = self._batches.popleft()
+                self._count -= len(changes)
+                return changes
         raise ChangesLostError(
             f"More than {self._limit:,} changes were waiting for the consumer of changes(), and those behind them are "
             "lost to it; read the rows and call changes() again, with a larger max_pending, or use on_change."
@@ -132,6 +136,7 @@ class StreamDBBase:
         self._max_txids = max_txids
         self._txids: OrderedDict[str, None] = OrderedDict()
         self._inboxes: list[Inbox] = []
+        self._lock = threading.Lock()  # around the list of inboxes: the follower may be in another thread
         self._invalid = 0
         self._is_ready = self._ended = self._closing = False
         self._error: Exception | None = None
@@ -207,7 +212,8 @@ class StreamDBBase:
         while len(self._txids) > self._max_txids:
             self._txids.popitem(last=False)
         if applied.changes:
-            self._inboxes = [inbox for inbox in self._inboxes if inbox.put(applied.changes)]
+            with self._lock:
+                self._inboxes = [inbox for inbox in self._inboxes if inbox.put(applied.changes)]
         return applied
 
     def _refuse(self, raw: bytes, error: StreamParseError) -> None:
@@ -226,6 +232,9 @@ class StreamDBBase:
             raise error
         self._core.expect_snapshot(error)
 
+    def _is_closing(self) -> bool:
+        return self._closing
+
     def _note_failure(self, error: Exception) -> None:
         if self._closing:
             return
@@ -238,11 +247,13 @@ class StreamDBBase:
         if isinstance(max_pending, bool) or not isinstance(max_pending, int) or max_pending < 1:
             raise ValueError(f"max_pending must be a whole number from 1, not {max_pending!r}.")
         inbox = Inbox(max_pending)
-        self._inboxes = [*self._inboxes, inbox]
+        with self._lock:
+            self._inboxes.append(inbox)
         return inbox
 
     def _drop(self, inbox: Inbox) -> None:
-        self._inboxes = [other for other in self._inboxes if other is not inbox]
+        with self._lock:
+            self._inboxes = [other for other in self._inboxes if other is not inbox]
 
     def _has_seen(self, txid: str) -> bool:
         return txid in self._txids or self._ended

@@ -63,7 +63,7 @@ class SqliteRows:
     def __init__(self, path: str | PathLike[str], stream: str, parsers: Mapping[str, Parse] | None) -> None:
         self._path = Path(path)
         self._parsers = parsers
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         # What the present batch has changed: a row with its text, or None for one that is gone.
         self._pending: dict[tuple[str, str], tuple[Any, str] | None] = {}
         with self._checked():
@@ -172,7 +172,7 @@ class SqliteRows:
     @contextmanager
     def batch(self) -> Iterator[None]:
         """Around the changes of a batch and its `commit`; if that is not reached, nothing has changed."""
-        with self._checked():
+        with self._writing, self._checked():
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -216,8 +216,8 @@ class SqliteRows:
         return [type_ for (type_,) in self._read("SELECT DISTINCT type FROM row", ())]
 
     def close(self) -> None:
-        """Close the file."""
-        with self._lock, self._checked():
+        """Close the file, after the batch that is being written."""
+        with self._writing, self._lock, self._checked():
             self._reader.close()
             self._writer.close()
 

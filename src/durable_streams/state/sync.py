@@ -124,7 +124,7 @@ class StreamDB(StreamDBBase):
         """End the following, and close the file."""
         self._closing = True
         follower = self._follower
-        while follower is not None and follower.is_alive():
+        while follower not in {None, threading.current_thread()} and follower.is_alive():
             if (response := self._response) is not None:
                 response.close()
             follower.join(0.1)
@@ -230,7 +230,7 @@ class StreamDB(StreamDBBase):
             offset=self.offset, live=self._live, on_invalid=self._refuse, on_gone=self._gone
         )
         self._response = response
-        if self._closing:
+        if self._is_closing():
             return False
         with response.start():
             if not h.is_json(response.content_type or JSON):
@@ -245,6 +245,8 @@ class StreamDB(StreamDBBase):
                 if self._on_change is not None and applied.changes:
                     self._on_change(applied.changes)
                 self._news.ring()
+                if self._is_closing():  # by ``on_change``
+                    return False
                 if applied.restart is not None:
                     return True
         self._is_ready = True
