@@ -13,7 +13,7 @@ import pytest
 from granting import ALL, by_header, client_of
 
 from durable_streams.protocol.grants import OPERATIONS, Grant
-from durable_streams.server import ServerConfig, ServerRequest
+from durable_streams.server import ServerConfig, ServerRequest, access
 from durable_streams.server.access import operation_on_resource
 from durable_streams.testing.nats import NatsCluster
 
@@ -256,6 +256,37 @@ def test_live_reads_end_with_their_grant() -> None:
             events = await client.get("s?offset=now&live=sse", timeout=30)
             assert events.text.startswith("event: control")
             assert asked == 3
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    "query", ["s?offset=now&live=sse", "s?offset=now&live=long-poll", "__ds/follow?streams=s"]
+)
+def test_live_reads_end_when_their_grant_is_taken_away(monkeypatch: pytest.MonkeyPatch, query: str) -> None:
+    """A grant without an end is looked at again, here after less than a minute."""
+    assert access._LIVE_READ == 60
+    monkeypatch.setattr(access, "_LIVE_READ", 0.3)
+    known, admitted = True, asyncio.Event()
+
+    async def while_known(operation: str, _path: str, _request: ServerRequest) -> Grant | None:
+        if operation == "read":
+            admitted.set()
+        return Grant.of("*:**") if known else None
+
+    async def work() -> None:
+        nonlocal known
+        config = ServerConfig(long_poll_timeout=600, sse_max_age=600)
+        async with client_of(config, while_known) as client:
+            assert (await client.put("s")).status_code == 201
+            asked = asyncio.ensure_future(client.get(query, timeout=30))
+            await admitted.wait()
+            known = False
+            answer = await asked
+            assert answer.status_code in (200, 204)
+            assert "follow" not in query or "UNAUTHORIZED" in answer.text
+            after = await client.get("s?offset=now&live=sse")
+            assert after.status_code == 401
 
     run(work)
 
