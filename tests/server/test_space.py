@@ -131,6 +131,17 @@ def test_a_repetition_takes_no_room(config: ServerConfig, tmp_path: Path) -> Non
     run(work)
 
 
+def test_a_path_that_is_shorter_than_another_prefix_counts_once(tmp_path: Path) -> None:
+    async def work() -> None:
+        limits = "[prefix.'t']\nbytes = 10\n[prefix.'t/']\nbytes = 5\n[prefix.'t/long']\nbytes = 5\n"
+        async with client_of(tmp_path, limits) as client:
+            assert outcome(await client.put("t", content=b"x" * 6, headers=TEXT)) == 201
+            assert outcome(await client.post("t", content=b"x" * 4, headers=TEXT)) == 204
+            assert outcome(await client.post("t", content=b"x", headers=TEXT)) == FULL
+
+    run(work)
+
+
 def test_all_at_once(tmp_path: Path) -> None:
     async def work() -> None:
         async with client_of(tmp_path, "[prefix.'t/']\nstreams = 5\nbytes = 30\n") as client:
@@ -236,6 +247,42 @@ async def outcome_of(work: Callable[[], Awaitable[Any]]) -> int | str:
     except Rejection as refusal:
         return refusal.code
     return 200
+
+
+def test_what_is_counted_while_it_is_stored_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count that sees a commit before its request goes on."""
+    path = tmp_path / "limits.toml"
+    path.write_text("[prefix.t]\nstreams = 2\nbytes = 12\n")
+
+    async def work() -> None:
+        store = MemoryStore()
+        await store.open()
+        limited = Space(Watched(path, parse_quotas), store)
+        [usage] = limited._usages.values()
+        for name in ("create", "append"):
+            stored = getattr(store, name)
+
+            async def counted(*given: Any, stored: Any = stored) -> Any:
+                result = await stored(*given)
+                await limited._count(usage)
+                return result
+
+            monkeypatch.setattr(store, name, counted)
+        await limited._count(usage)
+        await limited.create(Create("t/1", "text/plain", payload=b"abc"))
+        await limited.append("t/1", Append("text/plain", b"abc"))
+        limited._known.clear()
+        await limited.append("t/1", Append("text/plain", b"abc"))
+        assert (usage.streams, usage.bytes) == (1, 9)
+        assert not limited._writing
+        await limited.create(Create("t/2", "text/plain", payload=b"abc"))
+        with pytest.raises(Rejection, match="at most 12 bytes"):
+            await limited.append("t/2", Append("text/plain", b"a"))
+        await store.close()
+
+    run(work)
 
 
 def test_what_is_remembered_of_streams_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

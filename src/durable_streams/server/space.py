@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -114,20 +115,6 @@ def _check(usages: list[_Usage], streams: int, size: int) -> None:
         usage.check(streams, size)
 
 
-@contextlib.contextmanager
-def _holding(usages: list[_Usage], streams: int, size: int) -> Iterator[None]:
-    """Keep room for what a request is about to store. No other request comes between `_check` and this."""
-    for usage in usages:
-        usage.coming_streams += streams
-        usage.coming_bytes += size
-    try:
-        yield
-    finally:
-        for usage in usages:
-            usage.coming_streams -= streams
-            usage.coming_bytes -= size
-
-
 class Space:
     """Writes into a store, within the limits of a file.
 
@@ -143,6 +130,7 @@ class Space:
         self._usages: dict[str, _Usage] = {}
         self._lengths: list[int] = []
         self._known: dict[str, _Known] = {}
+        self._writing: Counter[str] = Counter()  # paths at which requests store something now
         self._task: asyncio.Task[None] | None = None
         self._started = 0.0
         self._look()
@@ -173,7 +161,7 @@ class Space:
             _check(usages, 0, len(command.payload))
         except Rejection as refusal:
             return await self._repeated(path, command, refusal)
-        with _holding(usages, 0, len(command.payload)):
+        with self._holding(path, usages, 0, len(command.payload)):
             appended = await self._store.append(path, command)
             state = appended.state
             self._note(path, before or replace(state, tail=state.tail - len(command.payload)), state)
@@ -197,7 +185,7 @@ class Space:
             return await self._store.create(command)
         await self._first_count(usages)
         _check(usages, 1, len(command.payload))
-        with _holding(usages, 1, len(command.payload)):
+        with self._holding(path, usages, 1, len(command.payload)):
             created = await self._store.create(command)
             if created.new:
                 self._note(path, None, created.state)
@@ -219,6 +207,23 @@ class Space:
         return state
 
     # -- counting
+
+    @contextlib.contextmanager
+    def _holding(self, path: str, usages: list[_Usage], streams: int, size: int) -> Iterator[None]:
+        """Keep room for what a request is about to store. No other request comes between `_check` and this."""
+        self._writing[path] += 1
+        for usage in usages:
+            usage.coming_streams += streams
+            usage.coming_bytes += size
+        try:
+            yield
+        finally:
+            self._writing[path] -= 1
+            if not self._writing[path]:
+                del self._writing[path]
+            for usage in usages:
+                usage.coming_streams -= streams
+                usage.coming_bytes -= size
 
     def _note(self, path: str, before: StreamState | None, after: StreamState | None) -> None:
         """Note a change at a path: the stream before it, as far as a look at it said, and after it."""
@@ -250,7 +255,9 @@ class Space:
         if self._file.value() is not self._limits:
             self._look()
         usages = self._usages
-        return [usages[head] for size in self._lengths if (head := path[:size]) in usages]
+        return [
+            usages[head] for size in self._lengths if size <= len(path) and (head := path[:size]) in usages
+        ]
 
     def _look(self) -> None:
         self._limits = limits = self._file.value()
@@ -297,7 +304,10 @@ class Space:
                 streams += 1
                 size += _stored(state)
                 known = self._known.get(state.path)
-                if known is not None and (known.id, known.tail) <= (state.id, state.tail):
+                if known is None:
+                    if state.path in self._writing:  # what is stored now may be counted before it is noted
+                        self._remember(state)
+                elif (known.id, known.tail) <= (state.id, state.tail):
                     self._remember(state)
             usage.cursor = after = listed.after
         usage.end(streams, size)
