@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -12,9 +13,12 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from durable_streams.protocol.commands import Append, Create, Rejection
+from durable_streams.protocol.commands import Append, Create, ForkPoint, Rejection, Trim
 from durable_streams.protocol.grants import EVERYTHING, Grant
+from durable_streams.protocol.state import ProducerStamp
 from durable_streams.server import ServerConfig, ServerRequest, asgi_app, space
 from durable_streams.server.quotas import parse_quotas
 from durable_streams.server.space import Space
@@ -280,6 +284,55 @@ def test_what_is_counted_while_it_is_stored_is_counted_once(
         await limited.create(Create("t/2", "text/plain", payload=b"abc"))
         with pytest.raises(Rejection, match="at most 12 bytes"):
             await limited.append("t/2", Append("text/plain", b"a"))
+        await store.close()
+
+    run(work)
+
+
+PATHS = st.sampled_from(["t", "t/", "t/1", "t/2", "u"])
+STEPS = st.one_of(
+    st.tuples(st.just("create"), PATHS, st.integers(0, 9), PATHS | st.none()),
+    st.tuples(st.just("append"), PATHS, st.integers(1, 9), st.integers(0, 2) | st.none()),
+    st.tuples(st.just("trim"), PATHS, st.integers(0, 30), st.none()),
+    st.tuples(st.just("delete"), PATHS, st.just(0), st.none()),
+)
+
+
+async def do(limited: Space, store: MemoryStore, step: tuple[str, str, int, Any]) -> None:
+    name, path, size, more = step
+    if name == "create":
+        source = None if more is None else await store.get(more)
+        fork = None if source is None else ForkPoint(source.path, source.id, source.tail)
+        await limited.create(Create(path, "text/plain", payload=b"x" * size, fork=fork))
+    elif name == "append":
+        producer = None if more is None else ProducerStamp("p", 0, more)
+        await limited.append(path, Append("text/plain", b"x" * size, producer=producer))
+    elif name == "trim":
+        state = await store.get(path)
+        await limited.retain(path, Trim(0 if state is None else state.id, size))
+    else:
+        await limited.delete(path)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(STEPS, max_size=25))
+def test_the_sums_are_what_is_stored(tmp_path_factory: pytest.TempPathFactory, steps: list[Any]) -> None:
+    """After any requests, those that are refused too; and no limit is passed."""
+    path = tmp_path_factory.getbasetemp() / "limits.toml"
+    path.write_text("[prefix.t]\nstreams = 3\nbytes = 25\n[prefix.'t/']\nbytes = 15\n")
+
+    async def work() -> None:
+        store = MemoryStore()
+        await store.open()
+        limited = Space(Watched(path, parse_quotas), store)
+        for step in steps:
+            with contextlib.suppress(Rejection):
+                await do(limited, store, step)
+            for usage in limited._usages.values():
+                states = (await store.list_streams(usage.prefix, "", 100)).states
+                assert (usage.streams, usage.bytes) == (len(states), sum(map(space._stored, states)))
+                assert usage.bytes <= (usage.room.bytes or 0)
+                assert usage.coming_streams == usage.coming_bytes == 0
         await store.close()
 
     run(work)
