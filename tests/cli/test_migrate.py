@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.base import StoreError
+from durable_streams.stores.checksums import after_append, producer_sum, seal, unseal
 from durable_streams.stores.transfer.copy import Transfer
 from durable_streams.stores.transfer.sqlite import SqlitePlace
 
@@ -279,15 +280,25 @@ class TestRefusals:
 
     def test_other_bytes_in_the_target(self, bare: Any, folders: tuple[str, str]) -> None:
         with contextlib.closing(sqlite3.connect(f"{folders[1]}/streams.db")) as db, db:
-            other = "UPDATE record SET data = CAST('S' || substr(data, 2) AS BLOB)"
-            db.execute(f"{other} WHERE stream = (SELECT id FROM stream WHERE path = 'b')")
+            [stream] = db.execute("SELECT id FROM stream WHERE path = 'b'").fetchone()
+            rows = db.execute(
+                "SELECT start, data, sum FROM record WHERE stream = ? ORDER BY start", [stream]
+            ).fetchall()
+            chain, _ = unseal(stream, rows[0][0], rows[0][2])
+            for start, data, _ in rows:  # other bytes, and not damaged ones
+                written = b"S" + data[1:]
+                before, chain = chain, after_append(written, chain)
+                new = written, seal(stream, start, before, chain), stream, start
+                db.execute("UPDATE record SET data = ?, sum = ? WHERE stream = ? AND start = ?", new)
         message = bare.error("migrate", "--from", folders[0], "--to", folders[1])
         assert "other bytes of the stream b than the source" in message
         assert bare.ok("migrate", "--from", folders[0], "--to", folders[1], "--no-verify")
 
     def test_other_producers_in_the_target(self, bare: Any, folders: tuple[str, str]) -> None:
         with contextlib.closing(sqlite3.connect(f"{folders[1]}/streams.db")) as db, db:
-            db.execute("INSERT INTO producer SELECT id, 'p', 0, 0 FROM stream WHERE path = 'a'")
+            [stream] = db.execute("SELECT id FROM stream WHERE path = 'a'").fetchone()
+            row = stream, "p", 0, 0, producer_sum(stream, "p", 0, 0)
+            db.execute("INSERT INTO producer VALUES (?, ?, ?, ?, ?)", row)
         assert "stream a has other producers" in bare.error(
             "migrate", "--from", folders[0], "--to", folders[1]
         )
