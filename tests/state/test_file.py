@@ -41,7 +41,7 @@ def test_the_next_start_goes_on_where_the_last_one_ended(
     assert next(changes)[:4] == ("user", "1", "delete", User("1", "Ada"))
 
 
-KILLS = 6
+KILLS = 4
 ROWS = 40
 PROGRAM = """
 import sys
