@@ -26,7 +26,7 @@ ALLOWED = {
     "version": set(),
     "protocol": {"errors", "types"},
     "stores": {"protocol", "file_lock"},
-    "server": {"stores", "protocol", "types"},
+    "server": {"stores", "protocol", "types", "version"},
     "client": {"protocol", "errors", "types", "version"},
     "firehose": {"client", "protocol", "errors", "types", "lazy"},
     "embedded": {"client", "server", "stores", "protocol", "errors"},
