@@ -9,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from subscribing import Api, parsed
+
 from durable_streams.protocol.offsets import format_offset
+from durable_streams.worker import SyncWorker
 
 SIZE = 20_000
 
@@ -176,3 +179,39 @@ def test_a_folder_without_damage_is_not_repaired(bare: Any, start_server: Callab
     said = json.loads(bare.ok("verify", "--repair", "--json", str(folder)))
     assert (said["streams"], said["damages"], said["aside"]) == (1, [], None)
     assert "holds no streams" in bare.error("verify", str(tmp_path / "nowhere"))
+
+
+def test_a_subscription_outlives_a_trim_a_backup_and_a_repair(
+    bare: Any, start_server: Callable, tmp_path: Path
+) -> None:
+    """Its cursor, which is before where the stream begins now, stays; its worker goes on with what is left."""
+    one, copy, two = tmp_path / "one", tmp_path / "copy", tmp_path / "two"
+    server = start_server(one)
+    api = Api(lambda: server.port)
+    subscribed = api.pull("jobs/*")
+    api.append("jobs/a", "processed")
+    first = api.tail("jobs/a")
+    with SyncWorker(server.root, subscribed.name, "w") as worker:
+        assert next(iter(worker)).items == ["processed"]
+    api.append("jobs/a", "given up")
+    begins = api.tail("jobs/a")
+    api.append("jobs/a", "left")
+    trimmed = api.call("POST", "__ds/streams/jobs/a/trim", {"before": begins})
+    assert parsed(trimmed)["earliest_offset"] == begins
+    cursor = subscribed.links()["jobs/a"]
+    assert cursor in {"-1", first}
+    bare.ok("backup", "--data-dir", str(one), str(copy))
+    assert server.terminate() == 0
+    bare.ok("restore", "--data-dir", str(two), str(copy))
+    with sqlite3.connect(two / "streams.db") as connection:
+        connection.execute("UPDATE producer SET seq = seq + 1")
+        connection.execute("DELETE FROM name WHERE stream = (SELECT id FROM stream WHERE path = 'jobs/a')")
+    connection.close()
+    assert bare.run("verify", "--repair", str(two)).returncode == 0
+    server = start_server(two)
+    assert subscribed.links()["jobs/a"] == cursor
+    with SyncWorker(server.root, subscribed.name, "w") as worker:
+        batches = iter(worker)
+        assert next(batches).items == ["left"]
+        api.append("jobs/a", "more")
+        assert next(batches).items == ["more"]

@@ -590,16 +590,16 @@ def _copy_producers(source: sqlite3.Connection, copy: sqlite3.Connection, stream
 
 def _copy_subscriptions(source: sqlite3.Connection, copy: sqlite3.Connection) -> None:
     """Copy what can be read of the subscriptions."""
+    source.text_factory = str  # a secret is no text
     with contextlib.suppress(sqlite3.Error):
         made = source.execute(
             "SELECT name, sql FROM sqlite_master WHERE name LIKE 'subscription%' AND sql NOT NULL"
         )
         for name, sql in made.fetchall():
-            copy.execute(sql.decode())
+            copy.execute(sql)
             with contextlib.suppress(sqlite3.Error):
-                for row in source.execute(f"SELECT * FROM {name.decode()}"):  # noqa: S608 - of this program's tables
-                    values = [value.decode() if isinstance(value, bytes) else value for value in row]
-                    copy.execute(f"INSERT INTO {name.decode()} VALUES ({', '.join('?' * len(row))})", values)  # noqa: S608
+                for row in source.execute(f"SELECT * FROM {name}"):  # noqa: S608 - of this program's tables
+                    copy.execute(f"INSERT INTO {name} VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
 
 
 def _swap(folder: Path, target: Path) -> str:
