@@ -154,7 +154,12 @@ _LARGEST_APPEND = 1_000_000_000
 LARGE = 256 << 10
 """Payloads of this many bytes and more are in ``large``, in parts of this size under consecutive ids; the record then
 holds an integer: ``first id << 32 | size``."""
-_INSERT_RECORD = "INSERT INTO record VALUES (?, ?, ?, ?)"
+_RECORD_COLUMNS, _MOST_ROWS = 4, 128
+_INSERT_RECORDS = {
+    _RECORD_COLUMNS * count: "INSERT INTO record VALUES " + ", ".join(["(?, ?, ?, ?)"] * count)  # noqa: S608
+    for count in (1, 2, 4, 8, 16, 32, 64, _MOST_ROWS)
+}
+"""By the number of values."""
 _INSERT_LARGE = "INSERT INTO large (data, sum) VALUES (?, ?)"
 _INSERT_LARGE_RECORD = "INSERT INTO record VALUES (?, ?, (last_insert_rowid() - ?) << 32 | ?, ?)"
 _UPSERT_PRODUCERS = """
@@ -441,9 +446,7 @@ def record_statements(
     """
     statements: list[tuple[str, Any]] = []
     ends: Ends = {}
-    index: list[tuple[int, int, int, int, int]] = []
-    payloads: list[bytes] = []
-    position = 1  # SQL counts from one
+    values: list[Any] = []
     for stream, start, payload, *_ in records:
         size = len(payload)
         end = ends.get(stream)
@@ -451,16 +454,15 @@ def record_statements(
         after = after_append(payload if size < LARGE else size, before)
         ends[stream] = after, start + size
         checksum = seal(stream, start, before, after)
-        if size >= LARGE:
-            statements.extend(_large_statements(stream, start, payload, checksum))
-        elif size > _SMALL or len(records) == 1:
-            statements.append((_INSERT_RECORD, (stream, start, payload, checksum)))
+        if size < LARGE:
+            values += (stream, start, payload, checksum)
         else:
-            index.append((stream, start, position, size, checksum))
-            payloads.append(payload)
-            position += size
-    if index:
-        statements.append((_INSERT_RECORDS, (b"".join(payloads), _encode(index).decode())))
+            statements.extend(_large_statements(stream, start, payload, checksum))
+    at, left = 0, len(values)
+    while left:  # all rows in a few statements, of a few texts, which SQLite compiles once
+        count = min(left, _RECORD_COLUMNS * _MOST_ROWS, _RECORD_COLUMNS << (left // _RECORD_COLUMNS).bit_length() - 1)
+        statements.append((_INSERT_RECORDS[count], values[at : at + count]))
+        at, left = at + count, left - count
     return statements, ends
 
 
@@ -754,9 +756,6 @@ def _named(paths: list[str]) -> Iterator[None]:
 
 T = TypeVar("T")
 
-_INSERT_RECORDS = """
-INSERT INTO record SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'),
-substr(?1, json_extract(value, '$[2]'), json_extract(value, '$[3]')), json_extract(value, '$[4]') FROM json_each(?2)"""
 _INSERT_NAMES = """
 INSERT OR IGNORE INTO name SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?)"""
 _DELETE_NAMES = """
@@ -784,7 +783,6 @@ _MEASURE = f"""
 SELECT page_size, page_count, freelist_count, (SELECT count(*) FROM (SELECT 1 FROM garbage LIMIT {_MOST_COUNTED}))
 FROM pragma_page_size, pragma_page_count, pragma_freelist_count"""  # noqa: S608
 
-_SMALL = 16 << 10  # bytes: larger payloads are not worth a copy into the batch's blob
 _READERS = 2
 _REPLAYED_RECORDS = 5000  # of the log, in a transaction
 _SORT_SHARE = 0.5  # of the time to close that may go into sorting the log
