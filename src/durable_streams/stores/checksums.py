@@ -15,7 +15,6 @@ import hashlib
 import sqlite3
 import time
 from collections.abc import Collection
-from itertools import islice
 from zlib import crc32
 
 import msgspec
@@ -191,6 +190,7 @@ class Chains:
     def __init__(self) -> None:
         self._ends: dict[int, int] = {}
         self._tails: dict[int, int] = {}
+        self._order: list[int] = []  # of the tails that are stored next, the next one last
         self._due = 0.0  # when the tails are to be stored
 
     def before(self, connection: sqlite3.Connection, stream: int, start: int) -> int:
@@ -243,6 +243,7 @@ class Chains:
         """Drop everything: transactions were taken back."""
         self._ends.clear()
         self._tails.clear()
+        self._order.clear()
 
     def wait(self) -> None:
         """Store the tails some time later."""
@@ -258,7 +259,13 @@ class Chains:
 
     def some_tails(self) -> list[tuple[int, int]]:
         """Return some streams and where they end, in bytes; those that are stored with one transaction."""
-        return list(islice(self._tails.items(), _STEP_TAILS))
+        found: list[tuple[int, int]] = []
+        while self._tails and not found:
+            if not self._order:
+                self._order = sorted(self._tails, reverse=True)  # neighbours share pages
+            self._order, some = self._order[:-_STEP_TAILS], self._order[-_STEP_TAILS:]
+            found = [(stream, self._tails[stream]) for stream in reversed(some) if stream in self._tails]
+        return found
 
     def stored(self, tails: list[tuple[int, int]]) -> None:
         """Take over that tails were stored.

@@ -460,7 +460,9 @@ def record_statements(
             statements.extend(_large_statements(stream, start, payload, checksum))
     at, left = 0, len(values)
     while left:  # all rows in a few statements, of a few texts, which SQLite compiles once
-        count = min(left, _RECORD_COLUMNS * _MOST_ROWS, _RECORD_COLUMNS << (left // _RECORD_COLUMNS).bit_length() - 1)
+        count = min(
+            left, _RECORD_COLUMNS * _MOST_ROWS, _RECORD_COLUMNS << (left // _RECORD_COLUMNS).bit_length() - 1
+        )
         statements.append((_INSERT_RECORDS[count], values[at : at + count]))
         at, left = at + count, left - count
     return statements, ends
@@ -507,7 +509,7 @@ def write_tails(connection: sqlite3.Connection, chains: Chains) -> bool:
         return False
     connection.execute("BEGIN IMMEDIATE")
     try:
-        connection.executemany(_TAIL, tails)
+        connection.execute(_TAILS, (_encode(tails).decode(),))
         connection.execute("COMMIT")
     except BaseException:
         connection.rollback()
@@ -763,7 +765,11 @@ DELETE FROM name
 WHERE (hash, stream) IN (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"""
 _PATHS = """
 SELECT json_group_array(json_array(id, path)) FROM stream WHERE id IN (SELECT value FROM json_each(?))"""
-_TAIL = "UPDATE stream SET tail = max(tail, ?2) WHERE id = ?1"
+# One statement, so that a thousand tails give up the interpreter lock once.
+_TAILS = """
+INSERT INTO stream SELECT stream.id, stream.path, deadline, state, sum, json_extract(value, '$[1]')
+FROM json_each(?1) CROSS JOIN stream ON stream.id = json_extract(value, '$[0]') WHERE true
+ON CONFLICT (id) DO UPDATE SET tail = max(tail, excluded.tail)"""
 TRIM = """
 INSERT INTO trim SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?1) WHERE true
 ON CONFLICT (stream) DO UPDATE SET floor = excluded.floor"""
@@ -1206,7 +1212,8 @@ class _SqliteBackend:
     def _write_tails(self, connection: sqlite3.Connection) -> None:
         """Store where the streams end: a last append that is missing is noticed by that."""
         try:
-            write_tails(connection, self._chains)
+            with _unsynced(connection):
+                write_tails(connection, self._chains)
         except sqlite3.Error:
             self._chains.wait()  # there is no room, perhaps
 
