@@ -10,7 +10,7 @@ from processes import SQLITE, BenchmarkError, Server, serving
 from results import Plan, Results
 from wrk import wrk
 
-FEW, MANY = 10, 100_000
+MANY = 100_000
 SHORT, LONG = 1_000, 5_000_000
 PER_APPEND = 100
 PATH = "/v1/stream/g"
@@ -18,24 +18,24 @@ JSON = "application/json"
 
 
 def measure_streams(plan: Plan, results: Results) -> None:
-    """Appends to a random stream of few and of many, and the start of a server that has many."""
+    """Appends to one stream, to a random one of 100 and of many, and the start of a server that has many."""
     many = MANY // 10 if plan.quick else MANY
-    with plan.folder() as few_data, plan.folder() as many_data, plan.folder() as scratch:
+    with plan.folder() as one, plan.folder() as hundred, plan.folder() as all_data, plan.folder() as scratch:
         body = scratch / "body"
         body.write_bytes(b"x" * 100)
-        for data, streams in ((few_data, FEW), (many_data, many)):
+        order = [(one, 1, "one stream"), (hundred, 100, "100 streams"), (all_data, many, "many streams")]
+        for data, streams, _ in order:
             with serving(SQLITE, data) as server:
                 create(server, streams)
         for turn in range(plan.rounds):
-            order = [(few_data, FEW, "few"), (many_data, many, "many")]
             for data, streams, label in reversed(order) if turn % 2 else order:
                 with serving(SQLITE, data) as server:
                     before = time.perf_counter()
                     server.request("HEAD", f"{PATH}{streams}")
                     answered = server.started + time.perf_counter() - before
-                    results.add(f"start-up s|{label} streams", answered)
+                    results.add(f"start-up s|{label}", answered)
                     append(server, body, 1, streams)
-                    results.add(f"appends/s|{label} streams", append(server, body, plan.seconds, streams))
+                    results.add(f"appends/s|{label}", append(server, body, plan.seconds, streams))
 
 
 def create(server: Server, streams: int) -> None:

@@ -238,15 +238,17 @@ def test_a_damaged_stream_leaves_the_others_alone(tmp_path: Path, caplog: pytest
 
 def test_sorting_waits_for_room(tmp_path: Path) -> None:
     async def main() -> None:
-        async with opened(tmp_path, quiet=0.05) as store:
+        async with opened(tmp_path) as store:
             await create(store)
             for _ in range(10):
                 await append(store, b"x" * 3000)
             writer = store._sqlite._connections[0]
             pages = writer.execute("PRAGMA page_count").fetchone()[0]
             writer.execute(f"PRAGMA max_page_count = {pages}")
+            store._sqlite._log._freeze()
             await asyncio.sleep(0.3)
             assert rows(tmp_path, "log") == 10
+            assert store._sqlite._sorting.pause(), "it tries again later"
             assert await content(store, "s3") == b"x" * 30_000
             writer.execute("PRAGMA max_page_count = 1000000000")
             await until_sorted(tmp_path)
