@@ -1,4 +1,4 @@
-"""Measure everything: python benchmarks [SIDE] [OPTIONS of its script]; the sides are below."""
+"""Measure everything: python benchmarks [server|client|firehose|in_process|answers|cluster] [OPTIONS of that script]."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SIDES = ("server", "client", "firehose", "in_process", "live_state", "cluster")
+SIDES = ("server", "client", "firehose", "in_process", "answers", "live_state", "cluster")
 # What starts servers is shared with the tests.
 SUPPORT = Path(__file__).resolve().parent.parent / "tests" / "support"
 
