@@ -1,4 +1,4 @@
-"""Measure everything: python benchmarks [server|client|firehose|in_process|answers|cluster] [OPTIONS of that script]."""
+"""Measure everything: python benchmarks [SIDE] [OPTIONS of that script]; the sides are those of `SIDES`."""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ NOT_RUN = {
     "X_BEARER_TOKEN": "it needs an account; tests/firehose runs the same against an imitation",
     "const source = new EventSource(`/events/": "tests/interop/runs.test.mjs has it",
     "from durable_streams.django import": "tests/embedded/test_django.py has it, in a project",
+    'from "@durable-streams/client"': "tests/interop/client.test.mjs has it, where the package is",
     "<ul id": "test_e7_the_page_in_a_browser has it",
 }
 """What a block contains that runs elsewhere, and where."""

@@ -1,7 +1,11 @@
 // The official TypeScript client, @durable-streams/client.
 
 import assert from "node:assert/strict"
+import { execFile } from "node:child_process"
+import { readFile } from "node:fs/promises"
+import path from "node:path"
 import { describe, test } from "node:test"
+import { promisify } from "node:util"
 import { DurableStream, IdempotentProducer, stream } from "@durable-streams/client"
 import { EventSource } from "undici"
 import { fresh, noise, plusOne, sameBytes, sameItems, serve, settled, sleep, until } from "./support.mjs"
@@ -422,4 +426,13 @@ test("many streams over one EventSource of Node, with the server killed in the m
   assert.equal(text.join(""), written[1].repeat(3))
   sameBytes(Buffer.concat(bytes), Buffer.concat([written[2], written[2], written[2]]))
   assert.deepEqual(ended.map(({ closed }) => closed), [true, true, true])
+})
+
+test("the lines of docs/browsers.md, as they stand there", async () => {
+  const page = await readFile(path.join(import.meta.dirname, "..", "..", "docs", "browsers.md"), "utf8")
+  const [code] = [...page.matchAll(/^```js\n(.*?)^```$/gms)].map(([, code]) => code).filter((code) => code.includes("@durable-streams/client"))
+  const typed = code.replace("http://127.0.0.1:4437/v1/stream", server.url("docs"))
+  const options = { cwd: import.meta.dirname, encoding: "utf8", timeout: 60_000 }
+  const { stdout } = await promisify(execFile)("node", ["--input-type=module", "-e", typed], options)
+  assert.equal(stdout, "from TypeScript\n")
 })
