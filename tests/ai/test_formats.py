@@ -70,6 +70,35 @@ def test_an_end_that_is_none_of_the_source(state: State, reason: str | None, las
     assert stored("text", ["a", b"b"], state, reason) == ["a", "b", end]
 
 
+def test_ag_ui_gets_dicts_as_they_are_and_text_as_a_run() -> None:
+    events = [{"type": "RUN_STARTED"}, {"type": "RUN_FINISHED"}]
+    assert stored("ag-ui", events) == events
+    begun, message, *words, said, over = stored("ag-ui", [b"\xe6\xb5", b"\x81", "!", b"\xe6"])
+    run = begun["runId"]
+    assert begun == {"type": "RUN_STARTED", "threadId": run, "runId": run}
+    assert message == {"type": "TEXT_MESSAGE_START", "messageId": f"{run}-text", "role": "assistant"}
+    assert [word["delta"] for word in words] == ["流", "!", "\N{REPLACEMENT CHARACTER}"]
+    assert said == {"type": "TEXT_MESSAGE_END", "messageId": f"{run}-text"}
+    assert over == {"type": "RUN_FINISHED", "threadId": run, "runId": run}
+    assert [one["type"] for one in stored("ag-ui", [])] == ["RUN_FINISHED"]
+    assert sent("ag-ui", [{"type": "x"}]) == b'id: 1-a:o:1\ndata: {"type":"x"}\n\n'
+
+
+def test_ag_ui_says_how_it_ended() -> None:
+    *_, error = stored("ag-ui", ["a"], "failed", "the answer failed")
+    assert error == {"type": "RUN_ERROR", "code": "failed", "message": "the answer failed"}
+    assert [one["type"] for one in stored("ag-ui", ["a"], "stopped")][-2:] == [
+        "TEXT_MESSAGE_END",
+        "RUN_ERROR",
+    ]
+
+
+@pytest.mark.parametrize("items", [[5], [{"type": "x"}, "text"], ["text", {"type": "x"}]])
+def test_ag_ui_takes_text_or_events(items: list[Any]) -> None:
+    with pytest.raises(TypeError, match="'ag-ui'"):
+        stored("ag-ui", items)
+
+
 def test_what_is_sent() -> None:
     assert sent("ai-sdk", [START]) == b'data: {"type":"start"}\n\ndata: [DONE]\n\n'
     assert sent("events", ["a\nb", {"$end": "failed", "error": "why"}]) == (
@@ -86,7 +115,7 @@ def test_what_a_format_cannot_hold() -> None:
 
 
 def test_a_format_by_its_name() -> None:
-    with pytest.raises(ValueError, match="'ai-sdk', 'events', 'text'"):
+    with pytest.raises(ValueError, match="'ai-sdk', 'ag-ui', 'events', 'text'"):
         format_of("xml")
     form = format_of("text")
     assert format_of(form) is form

@@ -1,5 +1,5 @@
 // Front ends of chats over `durable_streams.ai`: the AI SDK's chat with its default transport, which `useChat` is made
-// of; its transport for durable streams; and EventSource. The back end is `runs_backend.py`.
+// of; its transport for durable streams; TanStack AI's chat; and EventSource. The back end is `runs_backend.py`.
 
 import assert from "node:assert/strict"
 import { spawn } from "node:child_process"
@@ -8,6 +8,7 @@ import { tmpdir } from "node:os"
 import path from "node:path"
 import { after, describe, test } from "node:test"
 import * as aisdk from "@durable-streams/aisdk-transport"
+import { ChatClient, fetchServerSentEvents } from "@tanstack/ai-client"
 import { AbstractChat, DefaultChatTransport, readUIMessageStream } from "ai"
 import { EventSource } from "undici"
 import { fresh, PYTHON, settled, sleep, until } from "./support.mjs"
@@ -170,4 +171,59 @@ test("EventSource, which comes back by itself", async () => {
     assert.deepEqual(end, { state: "completed" })
   }
   assert.equal(await generated(id), WORDS.length)
+})
+
+describe("TanStack AI's chat", () => {
+  const textOf = (messages) =>
+    messages.filter(({ role }) => role === "assistant").flatMap(({ parts }) => parts).map(({ content }) => content ?? "").join("")
+
+  /** `fetch`, whose answers break after some events, as often as asked. */
+  function breaking(times) {
+    const seen = { requests: [] }
+    seen.fetch = async (url, init) => {
+      seen.requests.push(init)
+      const answer = await fetch(url, init)
+      if (times-- <= 0) return answer
+      let left = 3 // the answer goes on for much longer
+      const cut = new TransformStream({
+        transform(chunk, controller) {
+          controller.enqueue(chunk)
+          if ((left -= 1) === 0) controller.error(new TypeError("network error"))
+        },
+      })
+      return new Response(answer.body.pipeThrough(cut), { status: answer.status, headers: answer.headers })
+    }
+    return seen
+  }
+
+  for (const times of [0, 2]) {
+    test(`an answer, whose connection breaks ${times} times`, async () => {
+      const threadId = fresh("tanstack")
+      const network = breaking(times)
+      const connection = fetchServerSentEvents(`${base}/tanstack`, {
+        fetchClient: network.fetch,
+        reconnect: { delayMs: 20 },
+      })
+      const [messages, errors] = [[], []]
+      const client = new ChatClient({
+        threadId,
+        connection,
+        onMessagesChange: (all) => messages.splice(0, Infinity, ...all),
+        onError: (error) => errors.push(error),
+      })
+      await settled(client.sendMessage("Well?"), "the answer arrives")
+      assert.deepEqual(errors, [])
+      assert.equal(textOf(messages), ANSWER)
+      assert.equal(network.requests.length, times + 1)
+      assert.equal(await generated(threadId), WORDS.length)
+
+      // Another page has all of it again.
+      const again = fetchServerSentEvents(`${base}/tanstack?threadId=${threadId}`)
+      let text = ""
+      for await (const chunk of again.joinRun("any", AbortSignal.timeout(30_000))) {
+        if (chunk.type === "TEXT_MESSAGE_CONTENT") text += chunk.delta
+      }
+      assert.equal(text, ANSWER)
+    })
+  }
 })

@@ -6,6 +6,8 @@ GET  /api/chat/{id}/stream    resumes it
 POST /api/chat/{id}/stop      ends it
 POST /durable {id}            a transport that reads streams itself: the URL of the answer's stream
 GET  /durable/{id}/stream     the same of the answer that goes on
+POST /tanstack                TanStack AI's connection: starts an answer, or goes on behind the Last-Event-ID
+GET  /tanstack?threadId=      replays and follows it, for a page that has come back
 POST /events/{id}             starts an answer for an EventSource
 GET  /events/{id}             which reads it here, again and again
 GET  /generated               how many words were generated, by chat
@@ -35,6 +37,7 @@ app.mount("/streams", streams.asgi)
 chats = Runs(streams, prefix="chats", lease=2)
 durable = Runs(streams, prefix="durable", lease=2)
 events = Runs(streams, prefix="events", format="events", lease=2)
+tanstack = Runs(streams, prefix="tanstack", format="ag-ui", lease=2)
 generated: Counter[str] = Counter()
 
 
@@ -69,6 +72,21 @@ async def resume(chat: str, request: Request) -> Any:
 async def stop(chat: str) -> bool:
     """End the answer."""
     return await chats.stop(chat)
+
+
+@app.post("/tanstack")
+async def start_tanstack(request: Request) -> Any:
+    """Start an answer, or go on with it: a connection that broke posts again, with the id that it had."""
+    chat = (await request.json())["threadId"]
+    if request.headers.get("last-event-id"):
+        return await tanstack.resume(chat, request)
+    return await tanstack.start(chat, answer(chat, 0.05), request)
+
+
+@app.get("/tanstack")
+async def resume_tanstack(threadId: str, request: Request) -> Any:  # noqa: N803 - the name on the wire
+    """Send the answer from its start."""
+    return await tanstack.resume(threadId, request, ended=True)
 
 
 async def where(chat: str, request: Request) -> dict[str, str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
+from uuid import uuid4
 
 import msgspec
 
@@ -227,5 +228,70 @@ class _UIMessages:
         return b"data: %s\n\n" % message
 
 
+class _AGUIWriter:
+    """Stores dicts as the events that they are, and wraps text into a run with one message."""
+
+    def __init__(self) -> None:
+        self._texts = _Texts()
+        self._run = f"run-{uuid4()}"
+        self._is_begun = self._is_wrapped = False
+
+    def messages(self, item: Any) -> Iterator[Any]:
+        if isinstance(item, dict):
+            if self._is_wrapped:
+                raise TypeError(
+                    "An answer in the format 'ag-ui' is text, or dicts that are events, not both."
+                )
+            self._is_begun = True
+            yield item
+        elif isinstance(item, (str, bytes)):
+            if self._is_begun and not self._is_wrapped:
+                raise TypeError(
+                    "An answer in the format 'ag-ui' is text, or dicts that are events, not both."
+                )
+            if text := self._texts.of(item):
+                yield from self._text(text)
+        else:
+            raise TypeError(
+                "An answer in the format 'ag-ui' takes text, bytes, or dicts that are events of AG-UI, not "
+                f"{type(item).__name__}."
+            )
+
+    def _text(self, text: str) -> Iterator[Any]:
+        message = f"{self._run}-text"
+        if not self._is_wrapped:
+            self._is_begun = self._is_wrapped = True
+            yield {"type": "RUN_STARTED", "threadId": self._run, "runId": self._run}
+            yield {"type": "TEXT_MESSAGE_START", "messageId": message, "role": "assistant"}
+        yield {"type": "TEXT_MESSAGE_CONTENT", "messageId": message, "delta": text}
+
+    def last(self, state: State) -> Iterator[Any]:
+        if text := self._texts.rest():
+            yield from self._text(text)
+        if self._is_wrapped:
+            yield {"type": "TEXT_MESSAGE_END", "messageId": f"{self._run}-text"}
+        if state == "completed" and (self._is_wrapped or not self._is_begun):
+            yield {"type": "RUN_FINISHED", "threadId": self._run, "runId": self._run}
+
+
+class _AGUI:
+    """Events of AG-UI, as TanStack AI's connections read them; each has an id, behind which they come back."""
+
+    headers = _EVENTS
+    done = b""
+    idle = b":\n\n"
+
+    def writer(self) -> AnswerWriter:
+        return _AGUIWriter()
+
+    def ending(self, state: State, reason: str | None) -> Any:
+        if state == "completed":
+            return None
+        return {"type": "RUN_ERROR", "code": state, "message": reason or f"the answer was {state}"}
+
+    def piece(self, message: bytes, place: str) -> bytes:
+        return b"id: %s\ndata: %s\n\n" % (place.encode(), message)
+
+
 EVENTS = _Events()
-_FORMATS: dict[str, Format] = {"ai-sdk": _UIMessages(), "events": EVENTS, "text": _Text()}
+_FORMATS: dict[str, Format] = {"ai-sdk": _UIMessages(), "ag-ui": _AGUI(), "events": EVENTS, "text": _Text()}

@@ -48,8 +48,9 @@ class Runs:
     Args:
         streams: The application's `DurableStreams`, whose end ends the runs; or the URL of a server's root, such as
             ``http://127.0.0.1:4437/v1/stream``, and then the end of ``async with runs:`` or `aclose` does.
-        format: What is stored and sent: ``"ai-sdk"`` for ``useChat`` (a UI message stream, version 1), ``"events"``
-            for EventSource, ``"text"`` for plain text; or a `Format` of your own.
+        format: What is stored and sent: ``"ai-sdk"`` for ``useChat`` (a UI message stream, version 1), ``"ag-ui"``
+            for TanStack AI (events of AG-UI), ``"events"`` for EventSource, ``"text"`` for plain text; or a `Format`
+            of your own.
         prefix: The path under which the streams are.
         ttl: Seconds that the streams of a chat live after their last use.
         lease: Seconds after which a run whose process is silent counts as interrupted; also the longest pause without
@@ -68,7 +69,7 @@ class Runs:
         self,
         streams: DurableStreams | str,
         *,
-        format: Literal["ai-sdk", "events", "text"] | Format = "ai-sdk",  # noqa: A002 - what it is
+        format: Literal["ai-sdk", "ag-ui", "events", "text"] | Format = "ai-sdk",  # noqa: A002 - what it is
         prefix: str = "runs",
         ttl: int = 86_400,
         lease: int = 15,
