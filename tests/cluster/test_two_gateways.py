@@ -20,6 +20,7 @@ from durable_streams import (
     IdempotentProducer,
     StaleEpochError,
     SyncIdempotentProducer,
+    follow,
     stream,
 )
 from durable_streams.protocol.commands import Append, Create
@@ -294,3 +295,22 @@ def test_the_pace_of_a_stream_counts_the_appends_through_all_gateways(
             await there.close()
 
     asyncio.run(main())
+
+
+def test_many_streams_are_followed_over_one_gateway_and_written_over_both(pair: tuple[Any, Any]) -> None:
+    paths = [f"followed/{number}" for number in range(5)]
+    for path in paths:
+        pair[0].create(path, TEXT)
+    got: dict[str, list[bytes]] = {path: [] for path in paths}
+    with follow(pair[1].root, paths) as events:
+        reading = threading.Thread(target=lambda: [got[event.stream].append(event.data) for event in events])
+        reading.start()
+        for number in range(20):
+            for path in paths:
+                assert pair[number % 2].append(path, f"{number},".encode(), TEXT).status == 204
+        for path in paths:
+            assert pair[0].request("POST", path, stream_closed="true").status == 204
+        reading.join(WITHIN)
+        assert not reading.is_alive()
+    expected = "".join(f"{number}," for number in range(20)).encode()
+    assert {path: b"".join(parts) for path, parts in got.items()} == dict.fromkeys(paths, expected)
