@@ -71,7 +71,7 @@ def test_a_given_pool_is_used_and_not_closed(url: str) -> None:
 
 def test_calls_share_one_tls_context(url: str, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pitfall 14: loading the trusted certificates takes 50 ms."""
-    # The server speaks no TLS, so every call connects anew.
+    # The server speaks no TLS, so every call connects again.
     address = url.replace("http:", "https:")
     made: list[Any] = []
     create = ssl.SSLContext.__new__

@@ -285,7 +285,7 @@ def test_a_401_after_success_gets_one_immediate_attempt() -> None:
     assert len(first.attempts) == 1
 
 
-# -- what is told
+# -- what is reported
 
 
 def test_callbacks_come_in_pairs_and_in_order() -> None:

@@ -389,7 +389,7 @@ def test_a_record_goes_out_when_its_words_match() -> None:
         assert x.publish(record(1, "a dog")) == 0
         assert x.publish(record(2, "Cat with BIG PAWS"), record(3, "cat, paws: big")) == 1
         assert x.publish(record(4, "cat with big paws, #dogs")) == 1
-        assert x.publish({**record(5, "bird"), "matching_rules": []}) == 1  # told what matches
+        assert x.publish({**record(5, "bird"), "matching_rules": []}) == 1  # a record says what it matches
         got = read(answer, 3)
         assert ids(got) == [2, 4, 5]
         assert [item["matching_rules"] for item in got] == [[cats], [cats, dogs], []]

@@ -1,5 +1,5 @@
 """Sixty-four connections append to one stream while others read it: every append whole, in one place of its own."""
-# ruff: noqa: ANN001, ANN002, C901, PLR0915 - fixtures; writers and readers of one story, told in one place
+# ruff: noqa: ANN001, ANN002, C901, PLR0915 - fixtures; writers and readers of one story, in one place
 
 from __future__ import annotations
 

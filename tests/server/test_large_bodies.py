@@ -19,7 +19,7 @@ def test_g7_more_than_the_store_takes(
     server = run_server(server_command(tmp_path / "data", interface, max_body=limit))
     assert not server.becomes_ready()
     server.kill()
-    if interface == "rsgi":  # Uvicorn is told, and says it in its log
+    if interface == "rsgi":  # Uvicorn gets the error, and writes it to its log
         said = server.error_output.decode()
         assert "--max-body" in said
         assert str(MOST) in said

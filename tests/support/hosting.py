@@ -50,7 +50,7 @@ app.mount("/m", streams)
 """
 )
 
-# The command of each server, and how it is told of a socket that it is given, or of an address.
+# The command of each server, and how it is given a socket or an address.
 SERVERS = {
     "uvicorn": ["-m", "uvicorn", "app:app", "--fd", "{fd}"],
     "uvicorn in Python": ["-m", "uvicorn", "app:app", "--fd", "{fd}", "--http", "h11", "--loop", "asyncio"],

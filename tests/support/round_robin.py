@@ -25,7 +25,12 @@ from durable_streams.testing.background import Background, Stoppable
 
 # Of one connection, not of the message (RFC 9110, section 7.6.1), or set again by the balancer.
 HOP_BY_HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "expect", "host"}
-ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # by the HTTP client, unless told not to
+ADDED = (
+    "Accept",
+    "Accept-Encoding",
+    "Content-Type",
+    "User-Agent",
+)  # by the HTTP client, unless they are switched off
 
 
 class RoundRobin(Stoppable):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,9 +80,9 @@ class Trace:
         stream.close()
         return None
 
-    def since(self, begin: float, limit: float, soon: str, late: str) -> None:
-        """Note which words fit the seconds since then."""
-        self.note(soon if time.monotonic() - begin <= limit else late)
+    def took(self, seconds: float, limit: float, soon: str, late: str) -> None:
+        """Note which words fit a time."""
+        self.note(soon if seconds <= limit else late)
 
 
 def floored(delay: float) -> str:

@@ -120,7 +120,7 @@ def interrupt_in_backoff(t: Trace) -> None:
         _interrupt_after(0.5)
 
     t.run(config=t.quiet(initial_backoff=12.0, max_backoff=12.0, on_reconnect=soon))
-    t.since(begins[0], 6, "at once", "late")
+    t.took(time.monotonic() - begins[0], 6, "at once", "late")
 
 
 @probe(GROUP, "Ctrl-C while the feed is silent", feed(record(1), ending="hold"))
@@ -133,7 +133,7 @@ def interrupt_in_silence(t: Trace) -> None:
         t.got(next(stream))
     except BaseException as error:  # noqa: BLE001 - it is what is observed
         t.note(f"raises {describe(error)}")
-    t.since(begin, 6, "at once", "late")
+    t.took(time.monotonic() - begin, 6, "at once", "late")
 
 
 @probe(GROUP, "`SystemExit` raised by a callback", feed(record(1), ending="cut"), FATAL)

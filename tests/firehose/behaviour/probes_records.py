@@ -205,9 +205,9 @@ def not_a_number(t: Trace) -> None:
 
 @probe(GROUP, "one line of 20 MB", feed(b'{"data":{"id":"huge"},"text":"' + HUGE + b'"}\n'), FATAL)
 def huge_line(t: Trace) -> None:
-    begin = time.monotonic()
+    begin = time.process_time()  # that of the processor does not depend on what else runs
     t.run(1, config=t.quiet())
-    t.since(begin, 2.5, "soon", "after more than 2.5 s")
+    t.took(time.process_time() - begin, 2.5, "soon", "after more than 2.5 s")
 
 
 @probe(GROUP, "gzip", feed(record(1), record(2), coding="gzip"), FATAL)
@@ -219,7 +219,7 @@ def _first_is_soon(t: Trace) -> None:
     stream = t.open(config=t.quiet())
     begin = time.monotonic()
     next(stream)
-    t.since(begin, SLOW / 2, "at once", "held back until more came")
+    t.took(time.monotonic() - begin, SLOW / 2, "at once", "held back until more came")
     stream.close()
 
 
