@@ -29,6 +29,7 @@ from durable_streams.server.app import App
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.metrics import _metrics
 from durable_streams.server.run import run_server
+from durable_streams.server.subscriptions.lag import Lags
 from durable_streams.stores.figures import CommitFigures, StoreFigures
 from durable_streams.stores.memory import MemoryStore
 from durable_streams.testing.background import Background
@@ -183,6 +184,31 @@ def test_the_number_of_series_does_not_depend_on_what_clients_send(server: Serve
     assert server.samples().keys() == before
 
 
+def test_subscriptions_and_how_far_behind_they_are(server: Server, stream: str) -> None:
+    before = server.samples()
+    wakes, data = f"{stream}-wakes", f"{stream}/data"
+    name = f"metrics-{stream.replace('/', '-')}"
+    DurableStream.create(f"{server.root}/{wakes}", content_type="application/json").close()
+    asked = {"type": "pull-wake", "streams": [data], "wake_stream": wakes}
+    url = f"{server.root}/__ds/subscriptions/{name}"
+    put = server.get(url, "PUT", json.dumps(asked).encode(), content_type="application/json")
+    assert put[0] == 201, put
+    assert server.value("subscriptions", state="idle") == before["subscriptions", (("state", "idle"),)] + 1
+    DurableStream.create(f"{server.root}/{data}", content_type="text/plain", body="seven b").close()
+    while server.value("subscriptions", state="waiting") == 0:
+        pass
+    after = server.samples()
+    assert after["subscription_lag_bytes", (("subscription", name),)] == 7
+    assert after["subscriptions_lag_bytes", ()] == 7
+    assert 0 <= after["subscriptions_oldest_wake_seconds", ()] < 60
+    assert after["subscriptions_unknown_links", ()] == 0
+    claim = server.get(f"{url}/claim", "POST", b'{"worker":"w"}', content_type="application/json")
+    assert claim[0] == 200
+    assert server.value("subscriptions", state="working") == 1
+    assert server.get(url, "DELETE")[0] == 204
+    assert server.samples().keys() == before.keys()
+
+
 def test_openmetrics_is_given_to_who_asks_for_it(server: Server) -> None:
     status, content_type, body = server.get(
         server.metrics, accept="application/openmetrics-text; version=1.0.0"
@@ -275,7 +301,8 @@ def test_every_query_of_the_dashboard_names_metrics_that_exist(server: Server) -
     server.get(f"{server.root}/not-there")  # a code is known from its first refusal on
     app = App(MemoryStore(), ServerConfig(metrics_prefix=("jobs/",)))
     figures = StoreFigures(CommitFigures(), 0, 0, 0, {"bucket": 1}, 0, connected=True)
-    known = {sample.name for metric in _metrics(app.metrics, figures) for sample in metric.samples}
+    lags = Lags({"idle": 1}, 0, {"one": 1}, 0, 0.0)
+    known = {sample.name for metric in _metrics(app.metrics, figures, lags) for sample in metric.samples}
     known |= {PREFIX + name for name, _ in server.samples() if not name.startswith("process")}
     known |= {name for name, _ in server.samples()}
     dashboard = json.loads(DASHBOARD.read_text())

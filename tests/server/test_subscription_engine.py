@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from durable_streams.protocol.commands import Append, Create, Rejection
 from durable_streams.protocol.subscription import Subscription, configure, new_subscription
 from durable_streams.server.subscriptions import engine as engines
+from durable_streams.server.subscriptions import lag
 from durable_streams.server.subscriptions.engine import Engine
 from durable_streams.server.subscriptions.routes import Routes
 from durable_streams.stores.base import StoreUncertainError
@@ -237,5 +239,27 @@ def test_creations_of_one_id_at_once_make_one(tmp_path: Path) -> None:
             )
             await engine.remove("one", anybody)
             assert (engine.all(), engine._entries) == ([], {})
+
+    run(main())
+
+
+def test_what_metrics_look_at_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where everything is awake: the first hundred are named, and what was left out is counted."""
+    monkeypatch.setattr(lag, "_MOST_LINKS", COUNT - 50)
+
+    async def main() -> None:
+        async with running(MemoryStore()) as harness:
+            for number in range(COUNT):
+                await harness.engine.create(made(f"sub-{number}", streams=[f"s/{number}"]))
+            assert (await lag.lags_of(harness.engine)).states["idle"] == COUNT
+            await asyncio.gather(*(harness.append(f"s/{number}", b"12,") for number in range(COUNT)))
+            await harness.settled()
+            found = await lag.lags_of(harness.engine)
+            assert found.states == {"idle": 0, "waiting": COUNT, "working": 0, "failed": 0}
+            assert (len(found.named), set(found.named.values())) == (lag.NAMED, {3})
+            assert (found.bytes, found.unknown) == (3 * (COUNT - 50), 50)
+            failed = replace(harness.engine.all()[0], retry_count=1)
+            monkeypatch.setattr(harness.engine, "all", lambda: [failed])
+            assert (await lag.lags_of(harness.engine)).states["failed"] == 1
 
     run(main())

@@ -307,6 +307,49 @@ def test_a_wake_waits_for_its_stream(api, events) -> None:
     assert one.claim().generation == 1
 
 
+# -- lag
+
+
+def test_how_far_behind_a_subscription_is(api, events) -> None:
+    api.append(f"{events}/old", "ten chars.")
+    one = api.pull(f"{events}/*")
+    other = api.pull(f"{events}/*", streams=[f"{events}/never"])
+
+    def lag(of: Subscribed) -> tuple[int, dict[str, int]]:
+        shown = parsed(api.call("GET", f"{of.path}?lag=true"))
+        return shown["lag_bytes"], {link["path"]: link["lag_bytes"] for link in shown["streams"]}
+
+    assert lag(one) == (0, {f"{events}/old": 0})
+    size = int(api.tail(f"{events}/old").partition("_")[2])
+    api.append(f"{events}/new", "ten chars.")
+    eventually(lambda: (lag(one)[0], lag(other)[0]), lambda found: found == (size, size))  # it is linked
+    api.append(f"{events}/old", "ten chars.")
+    eventually(
+        lambda: lag(one), lambda found: found == (2 * size, {f"{events}/old": size, f"{events}/new": size})
+    )
+    assert "lag_bytes" not in json.dumps(one.shown())
+    held = one.claim()
+    assert held.ack(**{f"{events}__old": api.tail(f"{events}/old")}).status == 200
+    assert lag(one)[0] == size
+    assert held.ack_all().status == 200
+    assert lag(one)[0] == 0
+    assert lag(other) == (2 * size, {f"{events}/old": size, f"{events}/new": size, f"{events}/never": 0})
+    of_stream = api.call("GET", f"__ds/subscriptions?stream={events}/old").json
+    assert of_stream == {
+        "subscriptions": [
+            {"id": one.name, "acked_offset": api.tail(f"{events}/old"), "lag_bytes": 0},
+            {"id": other.name, "acked_offset": other.links()[f"{events}/old"], "lag_bytes": size},
+        ]
+    }
+    assert api.call("GET", f"__ds/subscriptions?stream={events}/none").json == {"subscriptions": []}
+    assert api.call("GET", "__ds/subscriptions?stream=").status == 400
+    # Deleted data are not to be processed, trimmed ones neither.
+    assert api.call("DELETE", f"{events}/old").status == 204
+    trimmed = api.call("POST", f"__ds/streams/{events}/new/trim", {"max_bytes": 0})
+    assert trimmed.status == 200, trimmed
+    eventually(lambda: lag(other)[0], lambda found: found == 0)
+
+
 # -- webhooks
 
 

@@ -11,8 +11,10 @@ from asking import ask, json, refusal
 from durable_streams.errors import DurableStreamError, StreamExistsError, StreamNotFoundError
 from durable_streams.protocol.request import Op, Response
 from durable_streams.protocol.subscription_operations import (
+    Following,
     create_subscription,
     delete_subscription,
+    list_following,
     list_subscriptions,
     read_subscription,
 )
@@ -93,3 +95,20 @@ def test_a_success_that_is_no_json_of_the_protocol(operation: str, body: bytes) 
 def test_a_list_of_something_else(body: object) -> None:
     with pytest.raises(DurableStreamError, match="no JSON of its own"):
         ask(list_subscriptions(ROOT), json(body))
+
+
+def test_read_asks_for_the_lag() -> None:
+    request, answer = ask(read_subscription(ROOT, "a/b", lag=True), json({"id": "a/b", "lag_bytes": 7}))
+    assert request.url == f"{ONE}?lag=true"
+    assert answer["lag_bytes"] == 7
+
+
+def test_followers_of_a_stream() -> None:
+    said = {"subscriptions": [{"id": "a", "acked_offset": "-1", "lag_bytes": 7}, {"id": "of another server"}]}
+    request, answer = ask(list_following(f"{ROOT}/", "x/ä b"), json(said))
+    assert request.url == f"{ROOT}/__ds/subscriptions?stream=x%2F%C3%A4+b"
+    assert answer == [Following("a", "-1", 7)]
+    with pytest.raises(DurableStreamError, match="no JSON of its own"):
+        ask(list_following(ROOT, "x"), Response(200, {}, b"<html>"))
+    with pytest.raises(StreamNotFoundError):
+        ask(list_following(ROOT, "x"), refusal(404, "NOT_FOUND"))

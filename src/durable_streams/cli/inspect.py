@@ -22,6 +22,7 @@ from durable_streams.client.sync_listing import list_streams
 from durable_streams.client.sync_performer import run
 from durable_streams.protocol import resources
 from durable_streams.protocol.headers import STREAM_ROOT
+from durable_streams.protocol.subscription_operations import list_following
 
 __all__ = ["check", "info", "listed", "ls", "ping", "short_size"]
 
@@ -106,7 +107,7 @@ def short_size(size: int) -> str:
 def info(settings: Settings, stream: str) -> None:
     """Show what HEAD says of STREAM and what the list of streams knows of it.
 
-    That is size, age, appends and their pace during the last minute, retention, forks and expiry.
+    That is size, age, appends and their pace during the last minute, retention, forks, expiry and subscriptions.
 
     Of another server, which has no such list, it shows what HEAD says.
     """
@@ -149,12 +150,24 @@ def _known(settings: Settings, url: str) -> dict[str, Any]:
         "retention_max_bytes": found.retention_max_bytes,
         "forked_from": found.forked_from,
         "forks": found.forks,
+        "subscriptions": _following(settings, root, path),
     }
+
+
+def _following(settings: Settings, root: str, path: str) -> list[dict[str, Any]] | None:
+    """Return the subscriptions of a stream and how far behind they are; None where there are none to see."""
+    try:
+        found = run(list_following(root, path), _options(settings, retry=_ONCE))
+    except DurableStreamError:  # the server has none, or they are not for this caller
+        return None
+    return [msgspec.to_builtins(one) for one in found] or None
 
 
 def _shown(field: Any) -> str:
     if isinstance(field, bool):
         return "yes" if field else "no"
+    if isinstance(field, list):
+        return ", ".join(f"{one['id']} ({one['lag_bytes']:,} bytes behind)" for one in field)
     return str(field)
 
 

@@ -116,7 +116,7 @@ def subscriptions(settings: Settings, *, action: str, name: str | None) -> None:
         _ask(settings, operations.delete_subscription(root, name))
         emit(settings, f"deleted {name}", id=name)
     else:
-        shown = _ask(settings, operations.read_subscription(root, name))
+        shown = _ask(settings, operations.read_subscription(root, name, lag=True))
         emit(settings, _described(shown), **shown)
 
 
@@ -124,9 +124,15 @@ def _described(shown: dict[str, Any]) -> str:
     links = shown.pop("streams", [])
     width = max(map(len, shown), default=0)
     lines = [f"{key:<{width}}  {_text(value)}" for key, value in shown.items()]
-    lines += [f"{link['path']}  {link['link_type']}  {link['acked_offset']}" for link in links]
+    lines += ["  ".join(_fields_of(link)) for link in links]
     shown["streams"] = links
     return "\n".join(lines)
+
+
+def _fields_of(link: dict[str, Any]) -> list[str]:
+    lag = link.get("lag_bytes")  # other servers do not say it
+    behind = [] if lag is None else [f"{lag:,} bytes behind"]
+    return [link["path"], link["link_type"], link["acked_offset"], *behind]
 
 
 def _text(value: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -17,11 +18,36 @@ from durable_streams.protocol.jsonparser import MALFORMED
 from durable_streams.protocol.leases import address
 from durable_streams.protocol.request import Op, Request, Response, error_from
 
-__all__ = ["create_subscription", "delete_subscription", "list_subscriptions", "read_subscription"]
+__all__ = [
+    "Following",
+    "create_subscription",
+    "delete_subscription",
+    "list_following",
+    "list_subscriptions",
+    "read_subscription",
+]
 
 
 class _Named(msgspec.Struct):
     id: str
+
+
+class Following(msgspec.Struct, frozen=True):
+    """A subscription that is linked to a stream.
+
+    Attributes:
+        id: The id of the subscription.
+        acked_offset: Its cursor.
+        lag_bytes: How many bytes of the stream are past it; None of a server that does not say it.
+    """
+
+    id: str
+    acked_offset: str = ""
+    lag_bytes: int | None = None
+
+
+class _Followings(msgspec.Struct):
+    subscriptions: list[Following]
 
 
 class _List(msgspec.Struct):
@@ -45,14 +71,15 @@ def create_subscription(root: str, name: str, asked: Mapping[str, Any]) -> Op[tu
     return _object(response, request), response.status == 201
 
 
-def read_subscription(root: str, name: str) -> Op[dict[str, Any]]:
+def read_subscription(root: str, name: str, *, lag: bool = False) -> Op[dict[str, Any]]:
     """Return what the server says of a subscription.
 
     Args:
         root: The URL of the root of the streams.
         name: The id of the subscription.
+        lag: Whether to ask how far behind it is (``lag_bytes``), which servers other than ours may not say.
     """
-    request = Request("GET", address(root, name))
+    request = Request("GET", address(root, name) + ("?lag=true" if lag else ""))
     response = yield request
     if response.status != 200:
         raise error_from(response, request)
@@ -73,6 +100,24 @@ def list_subscriptions(root: str) -> Op[list[str]]:
         return [one.id for one in msgspec.json.decode(response.body, type=_List).subscriptions]
     except MALFORMED:
         raise _no_json(request) from None
+
+
+def list_following(root: str, path: str) -> Op[list[Following]]:
+    """Return the subscriptions of a stream with how far behind they are; servers other than ours may not have this.
+
+    Args:
+        root: The URL of the root of the streams.
+        path: The path of the stream.
+    """
+    request = Request("GET", f"{root.rstrip('/')}/{RESERVED}/subscriptions?{urlencode({'stream': path})}")
+    response = yield request
+    if response.status != 200:
+        raise error_from(response, request)
+    try:
+        found = msgspec.json.decode(response.body, type=_Followings).subscriptions
+    except MALFORMED:
+        raise _no_json(request) from None
+    return [one for one in found if one.lag_bytes is not None]
 
 
 def delete_subscription(root: str, name: str) -> Op[None]:

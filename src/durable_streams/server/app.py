@@ -138,7 +138,9 @@ class App:
         engine = None if self.subscriptions is None else self.subscriptions.engine
         retention = RetentionRules(store, tuple(self.config.retention))
         self.counts = Counts(self.config.metrics_prefix)
-        self.metrics = Metrics(store, self.counts, self._readers, self.bodies, self.outlets)
+        self.metrics = Metrics(
+            store, self.counts, self._readers, self.bodies, self.outlets, subscriptions=engine
+        )
         if access is not None:  # without grants they are at the address for operators only
             self.control.add("metrics", {"GET": self.metrics.read})
         self._inspector = Inspector() if self.config.ui else None

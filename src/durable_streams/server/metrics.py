@@ -1,12 +1,13 @@
 """``/metrics``: what the server counts, as Prometheus reads it.
 
-Invariants: nothing is computed before it is asked for; no label has a value that a client chooses, and of paths only
-the configured beginnings are labels, so that the number of series is bounded; a disk or a NATS that does not answer
-leaves out what it would have said.
+Invariants: nothing is computed before it is asked for; no label has a value that a client chooses, but for the ids of
+the first subscriptions that wait, and of paths only the configured beginnings are labels, so that the number of series
+is bounded; a disk or a NATS that does not answer leaves out what it would have said.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,9 @@ from durable_streams.server.bodies import Bodies
 from durable_streams.server.counts import Counts
 from durable_streams.server.http import BASE_HEADERS, ServerRequest, ServerResponse
 from durable_streams.server.outlets import Outlets
-from durable_streams.stores.base import Store
+from durable_streams.server.subscriptions.engine import Engine
+from durable_streams.server.subscriptions.lag import NAMED, Lags, lags_of
+from durable_streams.stores.base import Store, StoreError
 from durable_streams.stores.figures import CommitFigures, Histogram, Measured, StoreFigures
 
 if TYPE_CHECKING:  # an extra: imported when metrics are asked for
@@ -28,6 +31,7 @@ INSTALL = 'pip install "prometheus-client>=0.20"'
 """How to install what the format needs."""
 
 _NAME = "durable_streams"
+_LAG_SECONDS = 1.0  # that it waits for how far behind subscriptions are
 
 
 def is_available() -> bool:
@@ -44,6 +48,7 @@ class Metrics:
         readers: Returns how many live readers there are, by mode.
         bodies: The request bodies.
         outlets: The answers on their way.
+        subscriptions: The subscriptions, None for a store that keeps none.
     """
 
     def __init__(
@@ -53,12 +58,15 @@ class Metrics:
         readers: Callable[[], dict[str, int]],
         bodies: Bodies,
         outlets: Outlets,
+        *,
+        subscriptions: Engine | None,
     ) -> None:
         self.store = store
         self.counts = counts
         self.readers = readers
         self.bodies = bodies
         self.outlets = outlets
+        self.subscriptions = subscriptions
 
     async def read(self, request: ServerRequest, path: str = "") -> ServerResponse:  # noqa: ARG002 - of a resource
         """GET: all metrics, in the format that the request asks for; raises the 404 where they cannot be written."""
@@ -78,11 +86,20 @@ class Metrics:
         from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
 
         figures = await self.store.figures() if isinstance(self.store, Measured) else None
+        lags = await self._lags()
         registry = CollectorRegistry()
-        registry.register(_Collected(lambda: _metrics(self, figures)))
+        registry.register(_Collected(lambda: _metrics(self, figures, lags)))
         ProcessCollector(registry=registry)
         encode, content_type = choose_encoder(accept)
         return encode(registry), content_type
+
+    async def _lags(self) -> Lags | None:
+        if self.subscriptions is None:
+            return None
+        try:
+            return await asyncio.wait_for(lags_of(self.subscriptions), _LAG_SECONDS)
+        except (StoreError, asyncio.TimeoutError):
+            return None
 
 
 class _Collected:
@@ -92,10 +109,12 @@ class _Collected:
         self.collect = collect
 
 
-def _metrics(seen: Metrics, figures: StoreFigures | None) -> Iterator[Metric]:
+def _metrics(seen: Metrics, figures: StoreFigures | None, lags: Lags | None = None) -> Iterator[Metric]:
     yield from _of_requests(seen)
     yield from _of_prefixes(seen)
     yield from _of_memory(seen)
+    if lags is not None:
+        yield from _of_subscriptions(lags)
     if figures is not None:
         yield from _of_commits(figures.commits)
         yield from _of_store(figures)
@@ -149,6 +168,36 @@ def _of_memory(seen: Metrics) -> Iterator[Metric]:
     yield _gauge("open_answers", "Streamed answers on their way.", "", {"": seen.outlets.open})
 
 
+def _of_subscriptions(lags: Lags) -> Iterator[Metric]:
+    yield _gauge(
+        "subscriptions",
+        "Subscriptions: idle, waiting for a worker, with one that works, or failed to be delivered.",
+        "state",
+        lags.states,
+    )
+    yield _gauge(
+        "subscriptions_lag_bytes", "Bytes past the cursors of all subscriptions.", "", {"": lags.bytes}
+    )
+    yield _gauge(
+        "subscriptions_unknown_links",
+        "Streams of subscriptions with a wake that the lag leaves out, because there are very many.",
+        "",
+        {"": lags.unknown},
+    )
+    yield _gauge(
+        "subscriptions_oldest_wake_seconds",
+        "Age of the oldest wake in flight.",
+        "",
+        {"": lags.oldest},
+    )
+    yield _gauge(
+        "subscription_lag_bytes",
+        f"Bytes past the cursors of a subscription, of the {NAMED} that are awake for the longest time.",
+        "subscription",
+        lags.named,
+    )
+
+
 def _of_commits(commits: CommitFigures) -> Iterator[Metric]:
     yield _counter("appends", "Appends stored.", "", {"": commits.appends})
     yield _counter("append_bytes", "Bytes stored.", "", {"": commits.bytes})
@@ -175,19 +224,19 @@ def _of_store(figures: StoreFigures) -> Iterator[Metric]:
         yield _counter("nats_reconnects", "Reconnects to NATS.", "", {"": figures.reconnects})
 
 
-def _counter(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+def _counter(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     from prometheus_client.core import CounterMetricFamily  # noqa: PLC0415 - an extra
 
     return _family(CounterMetricFamily, name, text, label, values)
 
 
-def _gauge(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - an extra
 
     return _family(GaugeMetricFamily, name, text, label, values)
 
 
-def _family(kind: Any, name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+def _family(kind: Any, name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     family = kind(f"{_NAME}_{name}", text, labels=[label] if label else [])
     for value, count in values.items():
         family.add_metric([value] if label else [], count)

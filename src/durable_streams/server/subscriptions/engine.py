@@ -191,6 +191,12 @@ class Engine:
         """Return all subscriptions that are known."""
         return [entry.kept.subscription for entry in self._entries.values() if entry.kept is not None]
 
+    def linked_to(self, path: str) -> list[Subscription]:
+        """Return the subscriptions that have a cursor on a stream."""
+        entries = [self._entries[name] for name in self._routes.find(path)]
+        found = [entry.kept.subscription for entry in entries if entry.kept is not None]
+        return [one for one in found if path in one.links]
+
     async def create(self, made: Subscription) -> tuple[Subscription, bool]:
         """Create a subscription, or find the equal one; return it, and whether it is new.
 
@@ -346,7 +352,7 @@ class Engine:
             news.update(dict.fromkeys(subscription.links))
         looked_at, entry.news = entry.news, {}
         try:
-            states = await self._states(news)
+            states = await self.states(news)
             met = subscription
             for path, state in states.items():
                 if path in met.links or self._has_room(met):
@@ -366,7 +372,8 @@ class Engine:
         entry.news.update(dict.fromkeys(after.pending(tails)))
         return after
 
-    async def _states(self, paths: Iterable[str]) -> dict[str, StreamState | None]:
+    async def states(self, paths: Iterable[str]) -> dict[str, StreamState | None]:
+        """Return streams by their paths, None for those that do not exist."""
         wanted = list(paths)
         found: dict[str, StreamState | None] = {}
         for at in range(0, len(wanted), _STATES_AT_ONCE):
@@ -454,7 +461,7 @@ class Engine:
         self, paths: Iterable[str], *, explicit: bool = False, glob: bool = False
     ) -> dict[str, Link]:
         links = {}
-        for path, state in (await self._states(dict.fromkeys(paths))).items():
+        for path, state in (await self.states(dict.fromkeys(paths))).items():
             if state is not None and not state.deleted:
                 links[path] = Link(state.id, state.tail, explicit=explicit, glob=glob)
             elif explicit:

@@ -17,14 +17,17 @@ from durable_streams.protocol.commands import Rejection
 from durable_streams.protocol.grants import EVERYTHING, Grant, Operation
 from durable_streams.protocol.headers import RESERVED
 from durable_streams.protocol.offsets import format_offset
+from durable_streams.protocol.state import StreamState
 from durable_streams.protocol.subscription import (
     Ack,
+    Link,
     Refusal,
     Subscription,
     configure,
     new_subscription,
     paths,
 )
+from durable_streams.server import parse
 from durable_streams.server.config import ServerConfig
 from durable_streams.server.control import (
     Control,
@@ -34,7 +37,7 @@ from durable_streams.server.control import (
     method_not_allowed,
 )
 from durable_streams.server.http import BASE_HEADERS, STREAM_ROOT, ServerRequest, ServerResponse
-from durable_streams.server.subscriptions import grants, keys
+from durable_streams.server.subscriptions import grants, keys, lag
 from durable_streams.server.subscriptions.engine import Admit, Engine, missing, new_wake_id
 from durable_streams.server.subscriptions.keys import JWKS_SECONDS, Signer
 from durable_streams.stores.base import Store
@@ -188,13 +191,17 @@ class Subscriptions:
     async def _list(self, request: ServerRequest) -> ServerResponse:
         if request.method not in ("GET", "HEAD"):
             raise method_not_allowed("GET, HEAD, OPTIONS")
-        grant, ids = _grant(request), []
-        for number, one in enumerate(self.engine.all()):
+        path = parse.query(request.query).get("stream")
+        path = None if path is None else parse.stream_path(path)
+        grant, seen = _grant(request), []
+        for number, one in enumerate(self.engine.all() if path is None else self.engine.linked_to(path)):
             if grants.is_visible(grant, one):
-                ids.append(one.id)
+                seen.append(one)
             if not number % _CHECKED_AT_ONCE:
                 await asyncio.sleep(0)
-        return json_response(200, {"subscriptions": [{"id": one} for one in sorted(ids)]})
+        state = None if path is None else await self._store.get(path)
+        shown = [_in_list(one, path, state) for one in sorted(seen, key=lambda one: one.id)]
+        return json_response(200, {"subscriptions": shown})
 
     def _admission(self, request: ServerRequest, operations: Iterable[Operation]) -> Admit:
         """Return what raises if the caller of a request may not do this with a subscription."""
@@ -242,7 +249,19 @@ class Subscriptions:
     async def _read(self, request: ServerRequest, name: str) -> ServerResponse:
         found = await self.engine.find(name)
         self._admission(request, grants.SEE)(found)
-        return json_response(200, await self._shown(found))
+        shown = await self._shown(found)
+        if parse.query(request.query).get("lag") == "true":
+            shown |= await self._lag(found)
+        return json_response(200, shown)
+
+    async def _lag(self, subscription: Subscription) -> dict[str, Any]:
+        """Return the streams of a subscription with how far behind it is."""
+        states = await self.engine.states(subscription.links)
+        streams = [
+            {**_link(path, link), "lag_bytes": lag.behind(link, states.get(path))}
+            for path, link in sorted(subscription.links.items())
+        ]
+        return {"streams": streams, "lag_bytes": lag.total(subscription, states)}
 
     async def _delete(self, request: ServerRequest, name: str) -> ServerResponse:
         try:
@@ -399,10 +418,7 @@ class Subscriptions:
             "subscription_id": subscription.id,
             "type": config.type,
             "pattern": config.pattern,
-            "streams": [
-                {"path": path, "link_type": link.type, "acked_offset": link.offset}
-                for path, link in sorted(subscription.links.items())
-            ],
+            "streams": [_link(path, link) for path, link in sorted(subscription.links.items())],
             "wake_stream": config.wake_stream,
             "lease_ttl_ms": config.lease_ttl_ms,
             "created_at": _moment(subscription.created_at),
@@ -451,6 +467,18 @@ def _streams(subscription: Subscription, tails: Mapping[str, int]) -> list[dict[
 
 def _grant(request: ServerRequest) -> Grant:
     return EVERYTHING if request.grant is None else request.grant
+
+
+def _link(path: str, link: Link) -> dict[str, object]:
+    return {"path": path, "link_type": link.type, "acked_offset": link.offset}
+
+
+def _in_list(subscription: Subscription, path: str | None, state: StreamState | None) -> dict[str, object]:
+    """Return what the list shows: of those of one stream also how far behind they are."""
+    if path is None:
+        return {"id": subscription.id}
+    link = subscription.links[path]
+    return {"id": subscription.id, "acked_offset": link.offset, "lag_bytes": lag.behind(link, state)}
 
 
 def _check_pull(subscription: Subscription) -> None:
