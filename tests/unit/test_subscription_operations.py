@@ -11,7 +11,7 @@ from asking import ask, json, refusal
 from durable_streams.errors import DurableStreamError, StreamExistsError, StreamNotFoundError
 from durable_streams.protocol.request import Op, Response
 from durable_streams.protocol.subscription_operations import (
-    Following,
+    LinkedSubscription,
     create_subscription,
     delete_subscription,
     list_following,
@@ -107,7 +107,7 @@ def test_followers_of_a_stream() -> None:
     said = {"subscriptions": [{"id": "a", "acked_offset": "-1", "lag_bytes": 7}, {"id": "of another server"}]}
     request, answer = ask(list_following(f"{ROOT}/", "x/ä b"), json(said))
     assert request.url == f"{ROOT}/__ds/subscriptions?stream=x%2F%C3%A4+b"
-    assert answer == [Following("a", "-1", 7)]
+    assert answer == [LinkedSubscription("a", "-1", 7)]
     with pytest.raises(DurableStreamError, match="no JSON of its own"):
         ask(list_following(ROOT, "x"), Response(200, {}, b"<html>"))
     with pytest.raises(StreamNotFoundError):

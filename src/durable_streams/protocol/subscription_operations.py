@@ -19,7 +19,7 @@ from durable_streams.protocol.leases import address
 from durable_streams.protocol.request import Op, Request, Response, error_from
 
 __all__ = [
-    "Following",
+    "LinkedSubscription",
     "create_subscription",
     "delete_subscription",
     "list_following",
@@ -32,7 +32,7 @@ class _Named(msgspec.Struct):
     id: str
 
 
-class Following(msgspec.Struct, frozen=True):
+class LinkedSubscription(msgspec.Struct, frozen=True):
     """A subscription that is linked to a stream.
 
     Attributes:
@@ -46,8 +46,8 @@ class Following(msgspec.Struct, frozen=True):
     lag_bytes: int | None = None
 
 
-class _Followings(msgspec.Struct):
-    subscriptions: list[Following]
+class _Linked(msgspec.Struct):
+    subscriptions: list[LinkedSubscription]
 
 
 class _List(msgspec.Struct):
@@ -102,7 +102,7 @@ def list_subscriptions(root: str) -> Op[list[str]]:
         raise _no_json(request) from None
 
 
-def list_following(root: str, path: str) -> Op[list[Following]]:
+def list_following(root: str, path: str) -> Op[list[LinkedSubscription]]:
     """Return the subscriptions of a stream with how far behind they are; servers other than ours may not have this.
 
     Args:
@@ -114,7 +114,7 @@ def list_following(root: str, path: str) -> Op[list[Following]]:
     if response.status != 200:
         raise error_from(response, request)
     try:
-        found = msgspec.json.decode(response.body, type=_Followings).subscriptions
+        found = msgspec.json.decode(response.body, type=_Linked).subscriptions
     except MALFORMED:
         raise _no_json(request) from None
     return [one for one in found if one.lag_bytes is not None]
