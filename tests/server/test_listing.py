@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import sqlite3
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -324,14 +325,19 @@ def test_a_page_searches_the_index_however_many_streams_there_are(tmp_path: Path
     async def main() -> None:
         store = SqliteStore(tmp_path)
         await store.open()
-        writer: sqlite3.Connection = store._backend._connections[0]
+        await store.close()
         states = (
             (n, f"t/{n:06}", f'{{"id":{n},"path":"t/{n:06}","content_type":"a/b"}}') for n in range(1, 30_001)
         )
         rows = ((n, path, None, state, state_sum(n, path, state), 0) for n, path, state in states)
-        writer.execute("BEGIN")
-        writer.executemany("INSERT INTO stream VALUES (?, ?, ?, ?, ?, ?)", rows)
-        writer.execute("COMMIT")
+        with contextlib.closing(sqlite3.connect(tmp_path / "streams.db")) as file, file:
+            file.executemany("INSERT INTO stream VALUES (?, ?, ?, ?, ?, ?)", rows)
+            for sql in (sqlite._LIST, sqlite._LIST_AFTER):
+                plan = str(file.execute(f"EXPLAIN QUERY PLAN {sql}", ("a", "b", 1)).fetchall())
+                assert "SEARCH stream USING INDEX" in plan
+                assert "TEMP B-TREE" not in plan
+        store = SqliteStore(tmp_path)
+        await store.open()
         steps = 0
 
         def step() -> None:
@@ -344,10 +350,6 @@ def test_a_page_searches_the_index_however_many_streams_there_are(tmp_path: Path
             steps = 0
             await store.list_streams(prefix, after, 10)
             assert steps < 50, "about 5,000 instructions of SQLite"
-        for sql in (sqlite._LIST, sqlite._LIST_AFTER):
-            plan = str(writer.execute(f"EXPLAIN QUERY PLAN {sql}", ("a", "b", 1)).fetchall())
-            assert "SEARCH stream USING INDEX" in plan
-            assert "TEMP B-TREE" not in plan
         await store.close()
 
     asyncio.run(main())
