@@ -155,6 +155,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--subscription-kills", type=int, default=4, help="how often, under subscriptions (default 4)"
     )
     crash.addoption(
+        "--subscription-count", type=int, default=4, help="subscriptions of each kind (default 4)"
+    )
+    crash.addoption(
         "--maintenance-kills",
         type=int,
         default=20,

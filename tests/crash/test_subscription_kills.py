@@ -18,7 +18,7 @@ from servers import ServerProcess
 from subscribing import ACCEPTED, DONE, Api, Claim, Delivery, Reply, Subscribed, eventually, parsed, receiving
 
 INTERRUPTED = (OSError, http.client.HTTPException)
-CHAOS_SUBSCRIPTIONS = 4
+CHAOS_WORKERS = 3  # of each subscription
 CHAOS_SECONDS = 0.7  # between two kills
 ENDS_WITHIN = 60.0
 
@@ -233,16 +233,14 @@ class Chaos:
 @pytest.mark.timeout(600)
 def test_every_record_is_handled_through_all_kills(killed, pytestconfig) -> None:
     kills = pytestconfig.getoption("--subscription-kills")
+    each = pytestconfig.getoption("--subscription-count")
     chaos = Chaos(killed, 1)
     paths = [f"events/{letter}" for letter in "abc"]
     with receiving(chaos.deliver) as receiver:
-        pulled = [killed.api.pull("events/*", lease_ttl_ms=1000) for _ in range(CHAOS_SUBSCRIPTIONS)]
-        hooked = [
-            killed.api.webhook(receiver.url, "events/*", lease_ttl_ms=1000)
-            for _ in range(CHAOS_SUBSCRIPTIONS)
-        ]
+        pulled = [killed.api.pull("events/*", lease_ttl_ms=1000) for _ in range(each)]
+        hooked = [killed.api.webhook(receiver.url, "events/*", lease_ttl_ms=1000) for _ in range(each)]
         appends = [chaos.append(path, count()) for path in paths]
-        workers = [chaos.pull(one, f"{one.name}-{n}") for one in pulled for n in range(2)]
+        workers = [chaos.pull(one, f"{one.name}-{n}") for one in pulled for n in range(CHAOS_WORKERS)]
         cursors: dict[str, dict[str, str]] = {}
         with chaos.running(*workers):
             with contextlib.ExitStack() as appending:
