@@ -329,8 +329,10 @@ def test_b10_a_signal_in_an_append_says_nothing_false(
     scripted: ScriptedServer, alarm: Callable[[float], None]
 ) -> None:
     """The exception is the handler's own; the connection, on which an answer may still come, is not used again."""
-    scripted.replies = [scripted.stall(), send(response(204, stream_next_offset="2"))]
+    answers = [send(response(204, stream_next_offset=offset)) for offset in ("1", "2")]
+    scripted.replies = [answers[0], scripted.stall(), answers[1]]
     handle = DurableStream(scripted.root, content_type="text/plain")
+    handle.append("0")  # imports what an append needs: the next one is sent at once
     alarm(0.05)
     with pytest.raises(AlarmError):
         handle.append("a")
