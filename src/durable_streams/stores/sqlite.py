@@ -1009,15 +1009,15 @@ class _SqliteBackend:
                 pause = None if self._lost else self._pause()
                 work = works.get(timeout=pause) if pause else works.get(block=pause is None)
             except queue.Empty:
-                if self._sorting.pause() == 0.0:
+                if self._sorting.pause() == 0.0 and self._is_there(connection):
                     self._sort_some(connection)
-                if self._purge.pause() == 0.0:
+                if self._purge.pause() == 0.0 and self._is_there(connection):
                     self._purge_some(connection, loop)
             else:
                 if work is None:
                     break
                 work(connection)
-            if self._chains.due() and not self._lost:
+            if self._chains.due() and self._is_there(connection):
                 self._write_tails(connection)
 
     def _pause(self) -> float | None:
@@ -1308,6 +1308,12 @@ class _SqliteBackend:
             loss.written = written
             return loss
         return None
+
+    def _is_there(self, connection: sqlite3.Connection) -> bool:
+        """Look whether the folder is the one that was opened, before anything is written unasked."""
+        if not self._lost and self._loss(connection) is not None:
+            self._rescue(connection)
+        return not self._lost
 
     def _rescue(self, connection: sqlite3.Connection) -> None:
         """Move the content of a removed log into the file, if nothing else is wrong."""
