@@ -409,11 +409,14 @@ def test_f2_an_embedded_store_leaves_alone_what_is_at_its_path(
     def present() -> list[str] | None:
         return sorted(path.name for path in place.iterdir()) if place.is_dir() else None
 
+    def copy_without_index() -> None:
+        kept = place.rename(place.with_name("kept"))
+        shutil.copytree(kept, place, ignore=shutil.ignore_patterns("*-shm"))
+
     async def main() -> None:
         store = SqliteStore(place)
         await store.open()
         await store.create(Create("s", BYTES, payload=b"abc"))
-        await store.check()  # what is written behind an answer is written by now
         damage(real(place))
         there = present()
         with pytest.raises(StoreError):
@@ -425,11 +428,15 @@ def test_f2_an_embedded_store_leaves_alone_what_is_at_its_path(
         with pytest.raises(StoreLostError, match=str(place)):
             await store.close()
         assert present() == there
-        if there == ["lock", "streams.db", "streams.db-shm", "streams.db-wal"]:
-            # What is there now can be opened by the same process, and again.
-            for _ in range(2):
-                await store.open()
-                await store.check()
-                await store.close()
+        if there != ["lock", "streams.db", "streams.db-shm", "streams.db-wal"]:
+            return
+        # What is there now can be opened by the same process, and again.
+        if damage.__name__ == "streams.db-wal_replaced":
+            # Not in its place: as long as this process lives, its index of the log is that of the other log.
+            copy_without_index()
+        for _ in range(2):
+            await store.open()
+            await store.check()
+            await store.close()
 
     asyncio.run(main())
