@@ -288,7 +288,6 @@ def test_long_paths(either_server) -> None:
 
 def test_elsewhere(either_server) -> None:
     for target in (
-        "/",
         "/v1",
         "/v1/stream",
         "/v2/stream/x",
