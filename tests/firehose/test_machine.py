@@ -16,7 +16,6 @@ from playing import CUT, REFUSED, STALL, Answer, Player
 from durable_streams.errors import DurableStreamError, FetchError
 from durable_streams.firehose import X_SCHEDULE, Linear, StreamConfig, StreamError, StreamErrorType
 from durable_streams.firehose.errors import from_failure
-from durable_streams.firehose.machine import GATHER
 from durable_streams.protocol.effects import Call, Pause
 
 LINE = b'{"data":{"id":1}}\r\n'
@@ -454,33 +453,3 @@ def test_a_request_that_cannot_be_made_is_a_failed_attempt() -> None:
 def test_empty_records_are_records_unless_they_are_not_wanted(empty_records: bool, given: list[Any]) -> None:
     player = Player(plain(empty_records=empty_records)).play(Answer(body=(b'{}\n{"a":1}\n {} \r\n',)))
     assert [entry for entry in player.log if isinstance(entry, dict)] == given
-
-
-# -- the pace of a feed
-
-
-def _gathered(*pieces: Any) -> int:
-    """Return how often the machine let pieces gather before the feed ended."""
-    pauses = Player(plain(max_retries=0)).play(Answer(body=pieces)).pauses
-    assert set(pauses) <= {GATHER}
-    return len(pauses)
-
-
-def test_a_fast_trickle_is_read_some_at_a_time() -> None:
-    assert _gathered(*[0.001, LINE] * 16) == 0
-    assert _gathered(*[0.001, LINE] * 40) == 24
-
-
-def test_a_fast_trickle_that_slows_down_is_read_at_once_again() -> None:
-    fast, slow = [0.001, LINE] * 100, [0.02, LINE] * 6
-    assert _gathered(*fast, *slow) == _gathered(*fast) == 84
-    assert _gathered(*fast, *slow, *[0.001, LINE] * 8) == 84
-
-
-@pytest.mark.parametrize(
-    "pieces",
-    [[0.02, LINE] * 100, [LINE] * 100, [0.001, LINE * 1000] * 100],
-    ids=["slow", "there already", "large"],
-)
-def test_other_feeds_are_read_without_a_pause(pieces: list[Any]) -> None:
-    assert _gathered(*pieces) == 0

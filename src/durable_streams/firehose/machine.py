@@ -48,8 +48,6 @@ from durable_streams.protocol.retry import ENDLESS, LONG_WAIT
 __all__ = ["Clock", "Feed"]
 
 _SHORT = 64  # bytes: a longer record is not looked at for being ``{}``
-GATHER = 0.01
-"""Seconds of a pause in which the next pieces of a fast feed come together."""
 Clock = Callable[[], float]
 
 
@@ -172,9 +170,8 @@ class Feed:
     # -- its body
 
     def _body(self, splitter: RecordSplitter) -> Machine[StreamError | None]:
-        state, failure, pace = self.state, None, _Pace()
+        state, failure = self.state, None
         while failure is None:
-            began = self._clock()
             try:
                 chunk: bytes = yield READ
             except DurableStreamError as error:
@@ -186,13 +183,10 @@ class Feed:
             state.bytes_received += len(chunk)
             state.last_activity = self._now()
             self._heard = self._clock()
-            is_fast = pace.is_fast(self._heard - began, len(chunk))
             failure = yield from self._take(splitter.feed(chunk))
             if failure is None and splitter.error is not None:
                 message = splitter.error.message
                 return StreamError(message, original_exception=splitter.error, code="TOO_LARGE", url=self.url)
-            if is_fast:
-                yield Pause(GATHER)
         state.partial += splitter.pending
         if splitter.retry is not None:
             self._asked_wait = splitter.retry
@@ -278,37 +272,6 @@ class Feed:
         if failure is None:
             return StreamError(f"{message}: the feed ended each time.", url=self.url)
         return failure.as_final(f"{message}: {failure.message}")
-
-
-class _Pace:
-    """How the pieces of one body come in.
-
-    To wake up for a small piece costs several times what its records cost. Where such pieces have come for a while,
-    one soon after the other, they are read some at a time.
-    """
-
-    _AT_ONCE = 0.0001  # seconds: a piece that took less was there already
-    _SOON = 0.002  # seconds
-    _SMALL = 4096  # bytes: a sender of larger pieces would have to wait for the reader
-    _WHILE = 16  # pieces that were waited for
-
-    def __init__(self) -> None:
-        self._quick = 0
-
-    def is_fast(self, waited: float, size: int) -> bool:
-        """Note a piece of ``size`` bytes that was waited for; return whether to let some gather.
-
-        Args:
-            waited: Seconds from the beginning of the read.
-            size: Bytes.
-        """
-        if waited < self._AT_ONCE:
-            return False
-        if waited > self._SOON or size > self._SMALL:
-            self._quick = max(0, self._quick - 4)
-            return False
-        self._quick = min(self._quick + 1, 2 * self._WHILE)
-        return self._quick > self._WHILE
 
 
 class _Waits:
