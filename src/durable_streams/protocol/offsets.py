@@ -19,7 +19,9 @@ _EXACT = "x"
 
 def format_offset(position: int, *, exact: bool = False) -> str:
     """Return the offset of a byte position; ``exact``: of one inside an append, which is read from there."""
-    return f"{_LOG}{position:016d}{_EXACT if exact else ''}"
+    # Padding is several times as fast as a format with a width, and each append's answer has an offset.
+    digits = str(position).rjust(_DIGITS, "0")
+    return f"{_LOG}{digits}{_EXACT}" if exact else _LOG + digits
 
 
 def is_exact(offset: str) -> bool:

@@ -70,7 +70,7 @@ class Incoming:
 
     def __enter__(self) -> None:
         bodies = self._bodies
-        self._task = asyncio.current_task()
+        self._task = asyncio.current_task(bodies.loop)
         self.deadline = time.monotonic() + (_GRACE if bodies.stopping else bodies.timeout)
         bodies.reading[self] = None
         if not bodies.is_looking:
@@ -111,6 +111,8 @@ class Bodies:
         self.used = 0
         self.stopping = False
         """Whether the server ends."""
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The event loop, known from `start` on: to find it costs each body a system call."""
         self._ending: asyncio.TimerHandle | None = None
         self.reading: dict[Incoming, None] = {}
         self.is_looking = False
@@ -127,6 +129,7 @@ class Bodies:
     def start(self) -> None:
         """Begin, also after a `stop`."""
         self.stopping = False
+        self.loop = asyncio.get_running_loop()
         if self._ending is not None:
             self._ending.cancel()
 

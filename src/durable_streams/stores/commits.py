@@ -89,6 +89,7 @@ class GroupCommits:
         self._publish = publish
         self._timeout = timeout
         self.backlog = backlog
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._queue: deque[_QueuedCommand] = deque()
         self._outcomes: list[_Outcome] = []  # of the batch that is being committed
         self._alone = 0  # commands at the head of the queue that are committed one by one
@@ -120,7 +121,10 @@ class GroupCommits:
         if self._refusal is not None:
             raise copied(self._refusal)
         self.backlog.add(size)
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            # Asked for once: to find the loop of this thread costs a system call.
+            loop = self._loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._queue.append(_QueuedCommand(decide, future, size, repeatable))
         if not self._committing:
