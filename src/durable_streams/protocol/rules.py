@@ -215,7 +215,8 @@ def prepare_append(state: StreamState | None, content_type: str | None, body: by
         return body
     if content_type is None:
         raise _bad_request(f"Content-Type is missing: the stream holds {state.content_type[:80]}")
-    _check_content_type(state, content_type)
+    if content_type != state.content_type:
+        _check_content_type(state, content_type)
     if not state.is_json:
         return body
     try:
@@ -247,7 +248,7 @@ def other_content_type(state: StreamState, content_type: str) -> Rejection:
 
 
 def _check_content_type(state: StreamState, content_type: str) -> None:
-    if content_type != state.content_type and not headers.same_media_type(content_type, state.content_type):
+    if not headers.same_media_type(content_type, state.content_type):
         raise closed(state) if state.closed else other_content_type(state, content_type)
 
 
@@ -258,7 +259,7 @@ def decide_append(
     stamp = command.producer
     if state.closed:
         return _decide_on_closed(state, producer, command)
-    if command.content_type is not None:
+    if command.content_type is not None and command.content_type != state.content_type:
         _check_content_type(state, command.content_type)
     if stamp is not None and _is_duplicate(producer, stamp):
         return Appended(state, producer, duplicate=True)

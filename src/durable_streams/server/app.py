@@ -244,7 +244,7 @@ class App:
         except Exception as error:  # noqa: BLE001 - every one has an answer, so that the server goes on
             response = self._failed(request, error)
         response.headers.extend(said)
-        return _framed(request, response)
+        return _framed(request, response) if request.has_unread() else response
 
     async def answer_call(self, request: ServerRequest) -> ServerResponse:
         """Answer a request of this very process, to which nothing about web pages and grants applies."""
@@ -333,7 +333,7 @@ class App:
 
 def _framed(request: ServerRequest, response: ServerResponse) -> ServerResponse:
     """Let the connection end with an answer that came before its request had ended."""
-    if request.has_unread() and CLOSE not in response.headers:
+    if CLOSE not in response.headers and request.has_unread():
         response.headers.append(CLOSE)
     return response
 

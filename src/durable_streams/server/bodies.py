@@ -28,13 +28,19 @@ _GRACE = 1.0  # seconds that a body has left when the server ends
 
 
 class Incoming:
-    """The body of one request. A context manager around its reading; `release` when the request is answered."""
+    """The body of one request. A context manager around its reading; `release` when the request is answered.
+
+    ``size``: bytes that are about to come, counted as by `count`; at most `SMALL_BODY`.
+    """
 
     __slots__ = ("_bodies", "_charged", "_fresh", "_is_late", "_task", "deadline")
 
-    def __init__(self, bodies: Bodies) -> None:
+    def __init__(self, bodies: Bodies, size: int = 0) -> None:
+        if bodies.used + size > bodies.limit:
+            raise _busy()
+        bodies.used += size
         self._bodies = bodies
-        self._charged = 0
+        self._charged = size
         self._fresh = 0  # bytes since the deadline was set
         self._is_late = False
         self._task: asyncio.Task[Any] | None = None
@@ -44,12 +50,7 @@ class Incoming:
         """Count bytes that came, or are about to; raises the 503 where all bodies together are too large."""
         bodies = self._bodies
         if bodies.used + size > bodies.limit:
-            raise Rejection(
-                503,
-                "BUSY",
-                "the bodies of all requests together are more than fits in memory; nothing was stored, retry",
-                {"retry-after": "1"},
-            )
+            raise _busy()
         bodies.used += size
         self._charged += size
         self._fresh += size
@@ -100,6 +101,15 @@ class Incoming:
             f"the body did not come on for {self._bodies.timeout:g} seconds; nothing was stored, send it again",
             {"connection": "close"},
         )
+
+
+def _busy() -> Rejection:
+    return Rejection(
+        503,
+        "BUSY",
+        "the bodies of all requests together are more than fits in memory; nothing was stored, retry",
+        {"retry-after": "1"},
+    )
 
 
 class Bodies:

@@ -122,10 +122,10 @@ class ServerRequest(Protocol):
     def scheme(self) -> str:
         """Whether it came by http or https."""
 
-    def header(self, name: str) -> str | None:
+    def header(self, name: str, /) -> str | None:
         """Return the value of a header that has one; raises the 400 of one that was sent twice, or is not ASCII."""
 
-    def listed(self, name: str) -> str | None:
+    def listed(self, name: str, /) -> str | None:
         """Return the value of a header that is a list, however many lines it was sent on."""
 
     def has_any(self, names: frozenset[str]) -> bool:

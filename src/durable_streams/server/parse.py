@@ -49,6 +49,7 @@ def bad_request(message: str) -> Rejection:
     return Rejection(400, "BAD_REQUEST", message)
 
 
+@lru_cache(maxsize=1024)
 def stream_path(path: str) -> str:
     """Return a stream's path if it can be one."""
     if not path or len(path) > _MAX_PATH:

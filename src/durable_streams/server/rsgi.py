@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # re-exported, but not in its __all__
@@ -24,13 +24,15 @@ class _Request:
     __slots__ = (
         "_bodies",
         "_headers",
-        "_incoming",
         "_is_begun",
         "_is_read",
-        "_names",
         "_protocol",
         "_scope",
+        "_sent",
         "grant",
+        "header",
+        "incoming",
+        "listed",
         "method",
         "mount",
         "path",
@@ -40,16 +42,24 @@ class _Request:
         self._scope = scope
         self._protocol = protocol
         self._bodies = bodies
-        self._incoming: Incoming | None = None
+        self.incoming: Incoming | None = None
         self._is_read = False
         self._is_begun = False
         self.grant: Grant | None = None
         self.method: str = scope.method
         self.path: str = scope.path
         self.mount = ""
-        self._headers = scope.headers
-        # Most of the headers that a request is asked for are absent: a set answers that without a call into Granian.
-        self._names = frozenset(self._headers.keys())
+        self._headers = headers = scope.headers
+        lines = headers.items()
+        values: dict[str, str] = dict(lines)
+        self._sent: Collection[str] = values  # the names
+        self.header: Callable[[str], str | None] = values.get
+        self.listed: Callable[[str], str | None] = values.get
+        if (
+            not len(values) == len(lines) == len(headers)
+        ):  # one is repeated, or is not ASCII, which `items` leaves out
+            self._sent = frozenset(headers.keys())
+            self.header, self.listed = self._one_of, self._all_of
 
     @property
     def query(self) -> str:
@@ -65,16 +75,16 @@ class _Request:
     def scope(self) -> Any:
         return self._scope
 
-    def header(self, name: str) -> str | None:
-        if name not in self._names:
+    def _one_of(self, name: str) -> str | None:
+        if name not in self._sent:
             return None
         values: list[str] = self._headers.get_all(name)
         if len(values) == 1:
             return values[0]
         raise repeated(name) if values else unreadable(name)
 
-    def listed(self, name: str) -> str | None:
-        if name not in self._names:
+    def _all_of(self, name: str) -> str | None:
+        if name not in self._sent:
             return None
         values: list[str] = self._headers.get_all(name)
         if not values:
@@ -83,7 +93,7 @@ class _Request:
         return ", ".join(values)
 
     def has_any(self, names: frozenset[str]) -> bool:
-        return not names.isdisjoint(self._names)
+        return not names.isdisjoint(self._sent)
 
     def authority(self) -> str:
         authority: str = self.header("host") or self._scope.authority or self._scope.server
@@ -101,15 +111,15 @@ class _Request:
                 raise too_large(limit)
             if not size:
                 return b""
-            self._incoming = incoming = Incoming(self._bodies)
             if size <= SMALL_BODY:
-                incoming.count(size)
+                self.incoming = incoming = Incoming(self._bodies, size)
                 with incoming:
                     try:
                         whole: bytes = await self._protocol()
                     except ProtocolClosed:
                         raise cut_short() from None
             else:
+                self.incoming = incoming = Incoming(self._bodies)
                 with incoming:
                     whole, _ = await self._parts(incoming, limit)
             if len(whole) != size:
@@ -118,7 +128,7 @@ class _Request:
             return whole
         if self.listed("transfer-encoding") is None:
             return b""
-        self._incoming = incoming = Incoming(self._bodies)
+        self.incoming = incoming = Incoming(self._bodies)
         with incoming:
             whole, empty = await self._parts(incoming, limit)
         # Granian ends every body with one empty part. It hides the error of a body that was cut off in another one
@@ -142,14 +152,14 @@ class _Request:
         return b"".join(parts), empty
 
     def has_unread(self) -> bool:
-        sent = self._names
+        sent = self._sent
         if self._is_read or ("content-length" not in sent and "transfer-encoding" not in sent):
             return False
         return "transfer-encoding" in sent or self._headers.get("content-length") != "0"
 
     def sends_on(self, status: int) -> bool:
         """Whether the rest of the body is on its way: it neither stood still (408), nor waits for a word of ours."""
-        return status != 408 and "expect" not in self._names
+        return status != 408 and "expect" not in self._sent
 
     async def drop_rest(self) -> None:
         """Take the rest of the body, and drop it."""
@@ -159,11 +169,6 @@ class _Request:
         with contextlib.suppress(StopAsyncIteration):
             while True:
                 await parts.__anext__()
-
-    def release(self) -> None:
-        """Stop counting the body; the request is answered."""
-        if self._incoming is not None:
-            self._incoming.release()
 
     def disconnected(self) -> Disconnection:
         # A future already: a task to wait for it would cost each idle reader two kilobytes.
@@ -197,7 +202,8 @@ class RsgiAdapter:
         try:
             response = await self._handle(request)
         finally:
-            request.release()
+            if request.incoming is not None:
+                request.incoming.release()
         body = response.body
         if not isinstance(body, bytes):
             transport = protocol.response_stream(response.status, response.headers)

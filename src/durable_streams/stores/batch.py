@@ -86,7 +86,10 @@ class CommitBatch:
 
     def append(self, slot: Slot, command: Append, loaded: LoadedProducer | None = None) -> Appended:
         """Decide an append or a close; ``loaded`` is the producer if it was not in memory."""
-        state = rules.require(self._live(slot))
+        state = self.changed.get(slot, slot.state)
+        # Most streams have no deadline, and need no further look.
+        if state is None or state.deleted or state.deadline is not None:
+            state = rules.require(self._live(slot))
         stamp = command.producer
         producer = None if stamp is None else self._producer(slot, state, stamp.id, loaded)
         appended = rules.decide_append(state, producer, command, self.now)
@@ -100,7 +103,9 @@ class CommitBatch:
             dirty = dirty or after.trims != state.trims
             appended = Appended(after, appended.producer)
             self._free(state, after)
-        self._set(slot, after, dirty=dirty)
+        self.changed[slot] = after
+        if dirty:
+            self.dirty[slot] = None
         if command.payload:
             self.records.append((state.id, state.tail, command.payload, slot))
         if stamp is not None and appended.producer is not None:

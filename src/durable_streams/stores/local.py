@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from operator import methodcaller
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from durable_streams.protocol import retention, rules
@@ -357,10 +358,9 @@ class LocalStore:
         if stamp is not None and stamp.id not in slot.producers:
             loaded = await self._producer(slot, stamp.id)
 
-        def decide(batch: CommitBatch) -> Appended:
-            return batch.append(slot, command, loaded)
-
         while True:
+            # A partial of C: the frame of a function would be one more for each append.
+            decide: Callable[[CommitBatch], Appended] = methodcaller("append", slot, command, loaded)
             try:
                 return await self._commits.submit(decide, len(command.payload), repeatable=stamp is not None)
             except NotLoadedError:
