@@ -147,6 +147,14 @@ class JournalBackend:
     async def load_producer(self, stream_id: int, producer_id: str) -> ProducerState | None:
         return self._producers.get((stream_id, producer_id))
 
+    async def list_producers(self, stream_id: int, after: str, limit: int) -> list[tuple[str, ProducerState]]:
+        mine = (
+            (name, state)
+            for (stream, name), state in self._producers.items()
+            if stream == stream_id and name > after
+        )
+        return sorted(mine)[:limit]
+
     async def read(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
         starts = self._starts.get(stream_id)
         if starts is None:

@@ -46,6 +46,14 @@ def test_info_says_all_that_is_known(cli):
     assert "404" in cli.error("info", "missing")
 
 
+def test_info_names_the_producers(cli):
+    cli.ok("create", "s", "-t", "json")
+    assert json.loads(cli.ok("info", "s", "--json"))["producers"] is None
+    cli.ok("append", "s", "--ndjson", "--producer-id", "p", "--epoch", "4", stdin=b"1")
+    assert json.loads(cli.ok("info", "s", "--json"))["producers"] == [{"id": "p", "epoch": 4, "seq": 0}]
+    assert "p (epoch 4, request 0)" in cli.ok("info", "s").decode()
+
+
 def test_info_of_another_server_is_what_head_says(cli, http_peer):
     shown = json.loads(cli.ok("info", f"{http_peer.root.replace('/v1/stream', '')}/x", "--json"))
     assert shown["closed"] is False

@@ -31,6 +31,7 @@ REQUESTS: list[tuple[str, str, dict[str, str], bytes, set[str]]] = [
     ("PUT", "new", {"stream-forked-from": "/v1/stream/there"}, b"", {"create", "read"}),
     ("DELETE", "to-delete", {}, b"", {"delete"}),
     ("GET", "__ds/streams/{}there", {}, b"", {"list"}),
+    ("GET", "__ds/producers/{}there", {}, b"", {"read"}),
     ("POST", "__ds/streams/{}there/trim", {}, b'{"max_bytes": 0}', {"trim"}),
     ("POST", "__ds/streams/{}there/retention", {}, b'{"max_bytes": 9}', {"admin"}),
 ]
@@ -180,6 +181,7 @@ def test_hidden_streams_answer_like_missing_ones() -> None:
         ("POST", "streams/a/b/trim", "trim"),
         ("POST", "streams/a/retention", "admin"),
         ("POST", "streams/retention/trim", "trim"),
+        ("GET", "producers/a/b", "read"),
         ("GET", "subscriptions/s", "subscribe"),
         ("PUT", "subscriptions/s", "subscribe"),
         ("POST", "subscriptions/s/claim", "subscribe"),
@@ -340,5 +342,32 @@ def test_producers_of_a_caller(config: ServerConfig, *, bind: bool) -> None:
             assert await append("b", 0, 1) == 403
             whole = (await client.get(path)).text
             assert whole == ("a00 b10 a01 " if bind else "a00 b10 ")
+
+    run(work)
+
+
+def test_bound_producers_are_shown_to_their_caller_and_to_an_administrator() -> None:
+    async def writes(_operation: str, _path: str, request: ServerRequest) -> Grant:
+        name = request.header("x-name") or ""
+        return Grant.of("*:**" if name == "admin" else "read,append,create:**", subject=name)
+
+    async def work() -> None:
+        async with client_of(replace(ServerConfig(), bind_producers=True), writes) as client:
+            assert (await client.put("s", headers={"content-type": "text/plain"})).status_code == 201
+            for name in ("a", "b"):
+                for producer in ("p", "q"):
+                    stamp = {"producer-id": producer, "producer-epoch": "0", "producer-seq": "0"}
+                    sent = {"x-name": name, "content-type": "text/plain"} | stamp
+                    assert (await client.post("s", headers=sent, content=b"x")).status_code == 200
+
+            async def shown(name: str, query: str = "") -> tuple[list[str], str | None]:
+                page = (await client.get(f"__ds/producers/s{query}", headers={"x-name": name})).json()
+                return [one["id"] for one in page["producers"]], page["next"]
+
+            assert await shown("a") == await shown("b") == (["p", "q"], None)
+            assert await shown("b", "?limit=1") == (["p"], "p")
+            assert await shown("a", "?limit=1&after=p") == (["q"], None)
+            assert await shown("c") == ([], None)
+            assert await shown("admin") == (["a→p", "a→q", "b→p", "b→q"], None)
 
     run(work)

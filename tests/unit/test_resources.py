@@ -10,7 +10,14 @@ from asking import ask, json, refusal
 
 from durable_streams.errors import DurableStreamError, StreamNotFoundError, StreamParseError
 from durable_streams.protocol.request import Op, Response
-from durable_streams.protocol.resources import health, list_page, split_root, stream_info
+from durable_streams.protocol.resources import (
+    ProducerInfo,
+    health,
+    list_page,
+    producers_page,
+    split_root,
+    stream_info,
+)
 from durable_streams.types import StreamInfo
 
 ROOT = "http://host/v1/stream"
@@ -62,6 +69,18 @@ def test_one_stream_of_the_list() -> None:
     request, info = ask(stream_info(ROOT, "a/b c?"), json(LONG))
     assert (request.method, request.url) == ("GET", f"{ROOT}/__ds/streams/a/b%20c%3F")
     assert info == StreamInfo(**LONG)
+
+
+def test_a_page_of_producers() -> None:
+    body = {"producers": [{"id": "p", "epoch": 2, "seq": 7}], "next": "p"}
+    request, page = ask(producers_page(ROOT, "a/b c?", "é&", 5), json(body))
+    assert (request.method, request.url) == (
+        "GET",
+        f"{ROOT}/__ds/producers/a/b%20c%3F?after=%C3%A9%26&limit=5",
+    )
+    assert (page.producers, page.next) == ([ProducerInfo("p", 2, 7)], "p")
+    request, page = ask(producers_page(ROOT, "a"), json({"producers": []}))
+    assert (request.url, page.producers, page.next) == (f"{ROOT}/__ds/producers/a", [], None)
 
 
 @pytest.mark.parametrize("operation", OF_THE_LIST)

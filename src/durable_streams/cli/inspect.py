@@ -107,7 +107,8 @@ def short_size(size: int) -> str:
 def info(settings: Settings, stream: str) -> None:
     """Show what HEAD says of STREAM and what the list of streams knows of it.
 
-    That is size, age, appends and their pace during the last minute, retention, forks, expiry and subscriptions.
+    That is size, age, appends and their pace during the last minute, retention, forks, expiry, subscriptions and the
+    first 100 producers.
 
     Of another server, which has no such list, it shows what HEAD says.
     """
@@ -151,7 +152,17 @@ def _known(settings: Settings, url: str) -> dict[str, Any]:
         "forked_from": found.forked_from,
         "forks": found.forks,
         "subscriptions": _following(settings, root, path),
+        "producers": _producers(settings, root, path),
     }
+
+
+def _producers(settings: Settings, root: str, path: str) -> list[dict[str, Any]] | None:
+    """Return the first producers of a stream; None where there are none to see."""
+    try:
+        found = run(resources.producers_page(root, path), _options(settings, retry=_ONCE))
+    except DurableStreamError:  # an older server, or they are not for this caller
+        return None
+    return [msgspec.to_builtins(one) for one in found.producers] or None
 
 
 def _following(settings: Settings, root: str, path: str) -> list[dict[str, Any]] | None:
@@ -167,8 +178,14 @@ def _shown(field: Any) -> str:
     if isinstance(field, bool):
         return "yes" if field else "no"
     if isinstance(field, list):
-        return ", ".join(f"{one['id']} ({one['lag_bytes']:,} bytes behind)" for one in field)
+        return ", ".join(map(_entry, field))
     return str(field)
+
+
+def _entry(one: dict[str, Any]) -> str:
+    if "epoch" in one:
+        return f"{one['id']} (epoch {one['epoch']}, request {one['seq']})"
+    return f"{one['id']} ({one['lag_bytes']:,} bytes behind)"
 
 
 def _options(

@@ -17,11 +17,34 @@ from durable_streams.protocol.listing import Page
 from durable_streams.protocol.request import Op, Request, Response, error_from, without_query
 from durable_streams.types import StreamInfo
 
-__all__ = ["health", "list_page", "split_root", "stream_info"]
+__all__ = [
+    "ProducerInfo",
+    "ProducersPage",
+    "health",
+    "list_page",
+    "producers_page",
+    "split_root",
+    "stream_info",
+]
 
 T = TypeVar("T")
 
 _ROOT = STREAM_ROOT.rstrip("/")
+
+
+class ProducerInfo(msgspec.Struct, frozen=True):
+    """A producer of a stream, with the epoch and the number of the last request that was accepted from it."""
+
+    id: str
+    epoch: int
+    seq: int
+
+
+class ProducersPage(msgspec.Struct, frozen=True):
+    """Producers of a stream. ``next``: what to ask for as ``after``, None at the end."""
+
+    producers: list[ProducerInfo]
+    next: str | None = None
 
 
 def list_page(root: str, prefix: str = "", after: str = "", limit: int | None = None) -> Op[Page]:
@@ -42,6 +65,18 @@ def stream_info(root: str, path: str) -> Op[StreamInfo]:
     request = Request("GET", f"{root}/{RESERVED}/streams/{quote(path)}")
     response = yield request
     return _decoded(response, request, StreamInfo)
+
+
+def producers_page(root: str, path: str, after: str = "", limit: int | None = None) -> Op[ProducersPage]:
+    """Return a page of the producers of a stream, in the order of their ids.
+
+    Raises StreamNotFoundError where there is no such stream, or the server has no list of producers.
+    """
+    asked = {"after": after, "limit": limit}
+    query = urlencode({name: value for name, value in asked.items() if value})
+    request = Request("GET", f"{root}/{RESERVED}/producers/{quote(path)}" + (f"?{query}" if query else ""))
+    response = yield request
+    return _decoded(response, request, ProducersPage)
 
 
 def health(root: str, *, live: bool = False) -> Op[None]:

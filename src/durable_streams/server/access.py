@@ -11,6 +11,7 @@ Invariants: what no grant allows is refused; the answer to a refusal does not de
 | POST below ``__ds/streams/``: a trim | trim |
 | the same: another retention | admin on the stream |
 | ``__ds/subscriptions``, see server/subscriptions/grants.py | subscribe, and more |
+| GET of ``__ds/producers/PATH`` | read |
 | GET of ``__ds/follow`` | read on each stream; one that is refused is missing in the answer, which says why |
 
 Without an ``authorize`` there is no `Access`, and a request costs nothing.
@@ -76,6 +77,8 @@ def operation_on_resource(method: str, path: str) -> Operation | None:
             return "list"
         # Another policy is more than a trim: it goes on to hold, and one without limits lets the stream grow.
         return "admin" if rest.rpartition("/")[2] == "retention" else "trim"
+    if name == "producers":
+        return "read"
     if name == "subscriptions":
         return None if method == "POST" and rest.partition("/")[2] in _OWN_TOKENS else "subscribe"
     return "admin"
@@ -192,6 +195,9 @@ class Access:
         name, _, rest = path.partition("/")
         if name == "streams" and operation != "list":
             await self.admit(operation, rest.rpartition("/")[0], request)
+            return
+        if name == "producers":
+            await self.admit(operation, rest, request)
             return
         request.grant = grant = await self._authorize(operation, path, request)
         if grant is None or self._has_ended(grant):

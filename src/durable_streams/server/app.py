@@ -42,6 +42,7 @@ from durable_streams.server.listing import Listing
 from durable_streams.server.live import LiveReads
 from durable_streams.server.metrics import Metrics
 from durable_streams.server.outlets import Outlets
+from durable_streams.server.producers import Producers
 from durable_streams.server.quotas import Quotas
 from durable_streams.server.ranges import Ranges
 from durable_streams.server.request_log import logged
@@ -135,6 +136,8 @@ class App:
         self.control.add(
             "streams", {"GET": listing.read, "POST": RetentionActions(store, self._space or store).post}
         )
+        producers = Producers(store, bound=self.config.bind_producers)
+        self.control.add("producers", {"GET": producers.read})
         engine = None if self.subscriptions is None else self.subscriptions.engine
         retention = RetentionRules(store, tuple(self.config.retention))
         self.counts = Counts(self.config.metrics_prefix)

@@ -23,7 +23,7 @@ from durable_streams.stores.base import Store, StoreUnavailableError
 from durable_streams.stores.pace import Paced
 from durable_streams.types import StreamInfo
 
-__all__ = ["Listing"]
+__all__ = ["Listing", "asked_limit"]
 
 _MOST_LOOKS = 10_000  # streams, or a few more, that a page looks at
 _AT_ONCE = 256  # of them, where the first ones were not enough
@@ -48,7 +48,7 @@ class Listing:
         if path:
             return json_response(200, await self._one(path, request.grant))
         query = parse.query(request.query)
-        prefix, limit = _text("prefix", query.get("prefix", "")), _limit(query.get("limit"))
+        prefix, limit = _text("prefix", query.get("prefix", "")), asked_limit(query.get("limit"))
         after = await self._after(query.get("after", ""))
         search = _Search(request.grant, after, limit)
         following = await search.run(self._store, prefix)
@@ -154,7 +154,8 @@ def _text(name: str, value: str) -> str:
         ) from None
 
 
-def _limit(value: str | None) -> int:
+def asked_limit(value: str | None) -> int:
+    """Return how many entries of a page are asked for; raises the 400 of what is no such number."""
     if value is None:
         return DEFAULT_LIMIT
     if not (value.isascii() and value.isdigit() and len(value) <= 4 and 1 <= int(value) <= MAX_LIMIT):

@@ -18,7 +18,7 @@ from typing import Protocol
 import msgspec
 
 from durable_streams.protocol.commands import Append, Appended, Create, Created, SetRetention, Trim
-from durable_streams.protocol.state import StreamState
+from durable_streams.protocol.state import ProducerState, StreamState
 
 __all__ = [
     "Chunk",
@@ -369,6 +369,25 @@ class Store(Protocol):
 
         Raises:
             StoreUnavailableError: The list cannot be read now.
+        """
+
+    async def list_producers(
+        self, state: StreamState, after: str, limit: int
+    ) -> list[tuple[str, ProducerState]]:
+        """Return producers of a stream in the order of their ids' UTF-8 bytes, each with its last accepted request.
+
+        Current: what was acknowledged before the call is in it. A fork inherits none.
+
+        Args:
+            state: The stream, as ``get`` returned it.
+            after: The id to go on after, "" for the beginning.
+            limit: How many to return; fewer only at the end.
+
+        Returns:
+            The ids and the states; none of a stream that was deleted meanwhile.
+
+        Raises:
+            StoreUnavailableError: They cannot be read now.
         """
 
     async def check(self) -> None:

@@ -503,6 +503,19 @@ class CommitLog:
                 return waiting.producers[producer]
         return None
 
+    def producers(self, stream: int) -> dict[str, ProducerState]:
+        """Return the producers of a stream that wait, by id.
+
+        Args:
+            stream: The id of the stream.
+        """
+        found: dict[str, ProducerState] = {}
+        for generation in self._generations():
+            waiting = generation.streams.get(stream)
+            if waiting is not None:
+                found.update(waiting.producers or {})
+        return found
+
     def records(self, stream: int) -> WaitingRecords | None:
         """Return the appends of a stream that wait; None if all are in the tables.
 

@@ -120,6 +120,18 @@ class Backend(Protocol):
             The committed state, None if the producer never wrote to the stream.
         """
 
+    async def list_producers(self, stream_id: int, after: str, limit: int) -> list[tuple[str, ProducerState]]:
+        """Return committed producers of a stream in the order of their ids.
+
+        Args:
+            stream_id: The id of the stream.
+            after: The id to go on after.
+            limit: How many to return; fewer only at the end.
+
+        Returns:
+            The ids and the states.
+        """
+
     def commit(self, batch: CommitBatch, committed: Committed) -> None:
         """Write a batch, all or nothing, then report on the event loop, now or later. Raises nothing.
 
@@ -527,6 +539,26 @@ class LocalStore:
         now = self._clock()
         live = [self._newest(state) for state in found if not (state.deleted or self._is_over(state, now))]
         return Listed(live, found[-1].path if len(found) == limit else None)
+
+    async def list_producers(
+        self, state: StreamState, after: str, limit: int
+    ) -> list[tuple[str, ProducerState]]:
+        """Return producers of a stream in the order of their ids, each with its last accepted request.
+
+        Args:
+            state: The stream, as ``get`` returned it.
+            after: The id to go on after, "" for the beginning.
+            limit: How many to return; fewer only at the end.
+
+        Returns:
+            The ids and the states; none of a stream that was deleted meanwhile.
+
+        Raises:
+            StoreUnavailableError: They cannot be read now.
+        """
+        if self._lost is not None:
+            raise copied(self._lost)
+        return await self._backend.list_producers(state.id, after, limit)
 
     def _newest(self, state: StreamState) -> StreamState:
         """Return what is known of a stored state: what is in memory is not older, and exact."""

@@ -16,6 +16,7 @@ from durable_streams.stores.base import Chunk
 from durable_streams.stores.batch import CommitBatch
 from durable_streams.stores.commits import Committed
 from durable_streams.stores.local import DEFAULT_LIMITS, LocalStore, StoreLimits
+from durable_streams.stores.producers import first_producers
 from durable_streams.stores.subscriptions import MemorySubscriptions, SubscriptionStore
 
 __all__ = ["MemoryStore"]
@@ -91,6 +92,9 @@ class _MemoryBackend:
 
     async def load_producer(self, stream_id: int, producer_id: str) -> ProducerState | None:
         return self._producers.get(stream_id, {}).get(producer_id)
+
+    async def list_producers(self, stream_id: int, after: str, limit: int) -> list[tuple[str, ProducerState]]:
+        return first_producers(self._producers.get(stream_id, {}), after, limit)
 
     def commit(self, batch: CommitBatch, committed: Committed) -> None:
         for slot, state in batch.changed.items():

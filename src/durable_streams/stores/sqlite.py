@@ -78,6 +78,7 @@ from durable_streams.stores.folder import FolderLock
 from durable_streams.stores.lanes import Lane, Lookup
 from durable_streams.stores.local import DEFAULT_LIMITS, LocalStore, StoreLimits
 from durable_streams.stores.private import create_file
+from durable_streams.stores.producers import first_producers
 from durable_streams.stores.purging import PURGE_TABLES, Purge, purge
 from durable_streams.stores.reserve import DiskReserve
 from durable_streams.stores.sqlite_subscriptions import SqliteSubscriptions
@@ -1058,12 +1059,26 @@ class _SqliteBackend:
                 row = connection.execute(sql, (stream_id, producer_id)).fetchone()
             if row is None:
                 return None
-            epoch, seq, checksum = row
-            if producer_sum(stream_id, producer_id, epoch, seq) != checksum:
-                raise damaged(connection, stream_id, 0, f"the producer {producer_id} is not what was stored")
-            return ProducerState(epoch, seq)
+            return _producer(connection, stream_id, producer_id, row)
 
         return await self._lane(self._states).run(load)
+
+    async def list_producers(self, stream_id: int, after: str, limit: int) -> list[tuple[str, ProducerState]]:
+        waiting = self._log.producers(stream_id)
+
+        def find(connection: sqlite3.Connection, _: Lookup) -> dict[str, ProducerState]:
+            sql = "SELECT id, epoch, seq, sum FROM producer WHERE stream = ? AND id > ? ORDER BY id LIMIT ?"
+            with _explained(connection, stream_id, 0):
+                rows = connection.execute(sql, (stream_id, after, limit)).fetchall()
+            return {name: _producer(connection, stream_id, name, row) for name, *row in rows}
+
+        found = await self._lane(self._records).run(find)
+        for name, state in waiting.items():
+            stored = found.get(name)
+            # What waited may be in the table by now, and newer there.
+            if stored is None or (stored.epoch, stored.seq) < (state.epoch, state.seq):
+                found[name] = state
+        return first_producers(found, after, limit)
 
     async def read(self, stream_id: int, start: int, stop: int, limit: int) -> Chunk | None:
         waiting = self._log.records(stream_id)
@@ -1347,6 +1362,16 @@ class _Work(NamedTuple):
     ends: Ends
     removed: Collection[int] = ()
     done: Sequence[tuple[Generation, Iterable[int]]] = ()
+
+
+def _producer(
+    connection: sqlite3.Connection, stream: int, producer: str, row: tuple[int, int, int]
+) -> ProducerState:
+    """Return a stored producer, of its epoch, number and sum; raises StoreDamagedError where they do not agree."""
+    epoch, seq, checksum = row
+    if producer_sum(stream, producer, epoch, seq) != checksum:
+        raise damaged(connection, stream, 0, f"the producer {producer} is not what was stored")
+    return ProducerState(epoch, seq)
 
 
 class _Changes:

@@ -24,7 +24,7 @@ from durable_streams.protocol.commands import (
     SetRetention,
     Trim,
 )
-from durable_streams.protocol.state import StreamState
+from durable_streams.protocol.state import ProducerState, StreamState
 from durable_streams.stores.backlog import MAX_BYTES, MAX_COMMANDS, Backlog
 from durable_streams.stores.base import Chunk, Listed, StoreError, StoreLostError, StoreUnavailableError
 from durable_streams.stores.batch import CommitBatch, LoadedProducer, NotLoadedError
@@ -44,6 +44,7 @@ from durable_streams.stores.jetstream.subscriptions import JetStreamSubscription
 from durable_streams.stores.jetstream.sweeper import Sweeper
 from durable_streams.stores.lineage import boundary_in_lineage, read_lineage, read_piece_of_lineage
 from durable_streams.stores.pace import MINUTE
+from durable_streams.stores.producers import first_producers
 from durable_streams.stores.slots import Recent, Slot, SlotCache, SlotWatch, Timers
 from durable_streams.stores.subscriptions import SubscriptionStore
 
@@ -382,6 +383,29 @@ class JetStreamStore:
             found = await asyncio.gather(*map(self._listed, paths[at : at + _QUESTIONS]))
             states += [state for state in found if state is not None and not state.deleted]
         return Listed(states, paths[-1] if len(paths) == limit else None)
+
+    async def list_producers(
+        self, state: StreamState, after: str, limit: int
+    ) -> list[tuple[str, ProducerState]]:
+        """Return producers of a stream in the order of their ids, each with its last accepted request.
+
+        Args:
+            state: The stream, as ``get`` returned it.
+            after: The id to go on after, "" for the beginning.
+            limit: How many to return; fewer only at the end.
+
+        Returns:
+            The ids and the states; none of a stream that was deleted meanwhile.
+
+        Raises:
+            StoreUnavailableError: They cannot be read now.
+        """
+        slot = self._slot(state.path)
+        await self._catchup.current(slot)
+        await self._catchup.producers(slot)
+        if slot.state is None or slot.state.id != state.id:
+            return []
+        return first_producers(slot.producers, after, limit)
 
     async def _listed(self, path: str) -> StreamState | None:
         """Return the current state at a path; a listing moves nothing out of the cache of states."""

@@ -86,6 +86,41 @@ class ProducerContract(StoreFactory):
         assert await h.everything("t") == b"c"
 
     @on_a_loop
+    async def test_producers_are_listed_in_the_order_of_their_ids(self, h: Harness) -> None:
+        identities = ["p", "P", "p/1", "'", "é", "\U0001f600", "\uffee", "x" * 1024]
+        for path in ("s", "t"):
+            await h.create(path)
+        assert await h.store.list_producers(await h.state("s"), "", 10) == []
+        for number, identity in enumerate(identities):
+            await h.produce("s", b"a", (identity, number, 0))
+        await h.produce("s", b"b", ("p", 0, 1))
+        await h.produce("t", b"c", ("q", 5, 0))
+        state, in_order = await h.state("s"), sorted(identities)
+        found = await h.store.list_producers(state, "", 10)
+        assert [name for name, _ in found] == in_order
+        assert dict(found)["p"] == ProducerState(0, 1)
+        assert dict(found)["é"] == ProducerState(4, 0)
+        assert await h.store.list_producers(state, "", 3) == found[:3]
+        assert await h.store.list_producers(state, in_order[2], 3) == found[3:6]
+        assert await h.store.list_producers(state, in_order[-1], 3) == []
+        if self.durable:
+            await h.restart()
+            await h.produce("s", b"d", ("p", 9, 0))
+            again = await h.store.list_producers(await h.state("s"), "", 10)
+            assert dict(again) == dict(found) | {"p": ProducerState(9, 0)}
+
+    @on_a_loop
+    async def test_neither_a_fork_nor_a_new_stream_lists_producers_of_others(self, h: Harness) -> None:
+        await h.create("s")
+        await h.produce("s", b"a", ("p", 3, 0))
+        await h.fork("f", "s")
+        assert await h.store.list_producers(await h.state("f"), "", 10) == []
+        await h.store.delete("f")
+        await h.store.delete("s")
+        await h.create("s")
+        assert await h.store.list_producers(await h.state("s"), "", 10) == []
+
+    @on_a_loop
     async def test_requests_in_flight_are_taken_in_order(self, h: Harness) -> None:
         await h.create("s")
         await asyncio.gather(*(h.produce("s", b"%03d" % seq, ("p", 0, seq)) for seq in range(100)))
