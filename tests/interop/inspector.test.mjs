@@ -3,15 +3,18 @@
 
 import assert from "node:assert/strict"
 import { execFile } from "node:child_process"
-import { mkdtemp, rm } from "node:fs/promises"
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import path from "node:path"
 import { after, describe, test } from "node:test"
 import { promisify } from "node:util"
 import { chromium } from "playwright-core"
-import { fresh, PYTHON, serve, sleep, until } from "./support.mjs"
+import { fresh, PYTHON, serve, serveFolder, sleep, until } from "./support.mjs"
 
 const JSON_TYPE = "application/json"
+const TEXT_TYPE = "text/plain"
+// A million by hand: INSPECTOR_STREAMS=1000000 make interop ARGS=inspector
+const STREAMS = Number(process.env.INSPECTOR_STREAMS ?? 10_000)
 const HOSTILE = `<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>`
 
 const browser = await chromium.launch({ executablePath: process.env.INTEROP_CHROMIUM, args: ["--no-sandbox", "--disable-gpu"] })
@@ -36,17 +39,18 @@ async function open(t, hash = "", at = server) {
   return page
 }
 
-const linkTo = (stream) => `#/stream/${stream.split("/").map(encodeURIComponent).join("/")}`
+const encodePath = (stream) => stream.split("/").map(encodeURIComponent).join("/")
+const linkTo = (stream) => `#/stream/${encodePath(stream)}`
 
 async function create(stream, contentType = JSON_TYPE, body = undefined) {
-  const url = server.url(stream.split("/").map(encodeURIComponent).join("/"))
+  const url = server.url(encodePath(stream))
   const made = await fetch(url, { method: "PUT", headers: { "content-type": contentType }, body })
   assert.equal(made.status, 201)
   return url
 }
 
-async function append(url, body, contentType = JSON_TYPE) {
-  const answer = await fetch(url, { method: "POST", headers: { "content-type": contentType }, body })
+async function append(url, body, contentType = JSON_TYPE, headers = {}) {
+  const answer = await fetch(url, { method: "POST", headers: { "content-type": contentType, ...headers }, body })
   assert.ok(answer.ok, `${answer.status} ${await answer.text()}`)
 }
 
@@ -85,6 +89,36 @@ describe("the list", () => {
     await page.getByRole("heading", { name }).waitFor()
     assert.equal((await fetch(server.url(name), { method: "HEAD" })).headers.get("content-type"), JSON_TYPE)
   })
+})
+
+test("very many streams are listed, found and put in order", async (t) => {
+  const data = path.join(folder, "many", "data")
+  await promisify(execFile)(PYTHON, ["many_streams.py", data, String(STREAMS)])
+  const many = await serveFolder(path.dirname(data))
+  const began = performance.now()
+  const page = await open(t, "", many)
+  await page.getByRole("link", { name: "many/0000199" }).waitFor()
+  t.diagnostic(`the page shows the first of ${STREAMS} streams after ${Math.round(performance.now() - began)} ms`)
+  const last = `many/${String(STREAMS - 1).padStart(7, "0")}`
+  await page.getByLabel("Path begins with").fill(last.slice(0, -1))
+  await page.getByRole("link", { name: last }).waitFor()
+  assert.equal(await page.locator("tbody tr").count(), 10)
+  await page.getByLabel("Path begins with").fill("many/")
+  await page.getByRole("link", { name: "many/0000000" }).waitFor()
+  const orders = () => page.getByLabel("Order")
+  await orders().selectOption("size")
+  const first = async () => (await page.locator("tbody tr a").first().textContent()).trim()
+  assert.equal(await first(), "many/0000096")
+  await page.getByText("The order is that of the first 200 paths only").waitFor()
+  await orders().selectOption("activity")
+  await fetch(many.url("many/0000007"), { method: "POST", headers: { "content-type": TEXT_TYPE }, body: "y".repeat(5000) })
+  await until(async () => (await first()) === "many/0000007", "the busy stream comes first")
+  for (let rows = 400; rows <= 1000; rows += 200) {
+    await button(page, "Show more").click()
+    await until(async () => (await page.locator("tbody tr").count()) === rows, `${rows} streams are shown`)
+  }
+  assert.ok(await button(page, "Show more").isDisabled())
+  await many.kill()
 })
 
 describe("a stream", () => {
@@ -176,6 +210,114 @@ describe("a stream", () => {
     assert.equal(await page.evaluate(() => window.hacked), undefined)
   })
 
+  test("may have any name", async (t) => {
+    const page = await open(t)
+    const names = [`"'()$(id)';`, "a%2Fb%", "/begins//with/slashes/", "//example.com/x", "\u202egnp.exe\u200f", "ü \u{1f600}?#&", "n".repeat(1000)]
+    for (const ending of names) {
+      const name = ending.startsWith("//") ? `${ending}-${fresh("name")}` : `${ending}${fresh("name")}`
+      await append(await create(name, TEXT_TYPE), `in ${ending}`, TEXT_TYPE)
+      await page.goto(`${server.origin}/${linkTo(name)}`)
+      await until(async () => (await page.locator("h1.path").textContent())?.trim() === name, `${name} is shown`)
+      await page.locator(".records pre", { hasText: `in ${ending}` }).waitFor()
+      const [curl] = await page.locator(".code pre").allTextContents()
+      assert.match(curl, /^curl -N '[^'"()\s]+'$/)
+      assert.equal(await page.evaluate(() => document.documentElement.scrollWidth > innerWidth), false, name)
+    }
+    await page.goto(`${server.origin}/#/stream/%`)
+    await page.getByLabel("Path begins with").waitFor()
+  })
+
+  test("is shown as it is, whatever it holds", async (t) => {
+    const page = await open(t)
+    const name = fresh("strange")
+    const messages = ["9007199254740993", "1.0", "1", "1e400", '{"a":1,"a":2}', '"\\ud800"', '"</script><script>"', '"\\u0000"', '"\\u202e\u202e"']
+    await append(await create(name), `[${messages.join(",")}]`)
+    await page.goto(`${server.origin}/${linkTo(name)}`)
+    await until(async () => (await shown(page)).join() === messages.join(), "the messages are shown as they are")
+    const contents = [
+      ["text/html", Buffer.from("<b>caf\u00e9</b>\u0000"), "pre", "<b>caf\u00e9</b>"],
+      ["image/svg+xml", Buffer.from("<svg onload='window.hacked=1'/>"), "pre", "<svg onload"],
+      ["text/plain", Buffer.from([0x61, 0xff, 0x62]), "pre", "61 ff 62"],
+      ["application/x-json-like", Buffer.from("[1,2"), "pre", "[1,2"],
+      ["application/problem+json", Buffer.from('{"a":1}'), "pre", '{"a":1}'],
+    ]
+    for (const [type, body, element, text] of contents) {
+      const one = fresh("typed")
+      await create(one, type, body)
+      await page.goto(`${server.origin}/${linkTo(one)}`)
+      await page.locator(`.records ${element}`, { hasText: text }).waitFor()
+    }
+    assert.equal(await page.evaluate(() => window.hacked), undefined)
+  })
+
+  test("that was trimmed, or made again, under an open tail is followed from its new beginning", async (t) => {
+    const name = fresh("trimmed")
+    const url = await create(name)
+    await append(url, "[1,2]")
+    const page = await open(t, linkTo(name))
+    await button(page, "Live").click()
+    await until(async () => (await shown(page)).join() === "1,2", "it is followed")
+    const cutOff = page.waitForEvent("requestfailed", (request) => request.url().includes("live="))
+    await page.context().setOffline(true)
+    await cutOff // a read that was under way goes on to its end
+    await append(url, "3")
+    await append(url, "4")
+    const cut = await fetch(server.url(`__ds/streams/${name}/trim`), { method: "POST", headers: { "content-type": JSON_TYPE }, body: '{"max_bytes":2}' })
+    assert.ok(cut.ok, await cut.text())
+    await page.context().setOffline(false)
+    await until(async () => (await shown(page)).join() === "1,2,4", "it goes on at the new beginning")
+    assert.equal((await fetch(url, { method: "DELETE" })).status, 204)
+    await page.getByText("There is no stream").waitFor()
+    await create(name, JSON_TYPE, '["new"]')
+    await until(async () => (await shown(page)).join() === '"new"', "the new stream is shown")
+  })
+
+  test("names its producers and its subscriptions, with how far behind they are", async (t) => {
+    const name = fresh("produced")
+    const url = await create(name)
+    await append(await create(fresh("other")), "1")
+    const id = fresh("followers")
+    const wakes = fresh("wakes")
+    await create(wakes)
+    const made = await fetch(server.url(`__ds/subscriptions/${id}`), {
+      method: "PUT",
+      headers: { "content-type": JSON_TYPE },
+      body: JSON.stringify({ type: "pull-wake", streams: [name], wake_stream: wakes }),
+    })
+    assert.ok(made.ok, await made.text())
+    for (const seq of ["0", "1"]) {
+      await append(url, "12345678", JSON_TYPE, { "producer-id": HOSTILE, "producer-epoch": "7", "producer-seq": seq })
+    }
+    const page = await open(t, linkTo(name))
+    await page.getByRole("region", { name: "Producers" }).getByRole("row", { name: `${HOSTILE} 7 1` }).waitFor()
+    await page.getByRole("region", { name: "Subscriptions" }).getByRole("row", { name: `${id} 0 18 B` }).waitFor()
+    await page.getByRole("link", { name: "Subscriptions" }).click()
+    await page.getByRole("row", { name: `${id} pull-wake` }).getByRole("cell", { name: "18 B" }).waitFor()
+    assert.equal(await page.evaluate(() => window.hacked), undefined)
+  })
+
+  test("is reached and read with the keyboard alone", async (t) => {
+    const name = fresh("keyboard")
+    await append(await create(name), '{"pressed":[1,2]}')
+    const page = await open(t)
+    await page.getByLabel("Path begins with").focus()
+    await page.keyboard.type(name)
+    await until(async () => (await page.locator("tbody tr").count()) === 1, "it is found")
+    const tabTo = async (what) => {
+      for (let presses = 0; presses < 60; presses += 1) {
+        await page.keyboard.press("Tab")
+        if (await page.evaluate((text) => document.activeElement.textContent.trim() === text, what)) return
+      }
+      assert.fail(`${what} is not reached`)
+    }
+    await tabTo(name)
+    await page.keyboard.press("Enter")
+    await page.locator(".records .fold").waitFor()
+    await tabTo("▸")
+    await page.keyboard.press("Enter")
+    await page.locator(".tree .number", { hasText: "2" }).waitFor()
+  })
+
   test("is followed over the server's death, without a loss", async (t) => {
     const name = fresh("followed")
     const url = await create(name)
@@ -214,8 +356,14 @@ describe("a stream", () => {
 
 describe("the other views", () => {
   test("show the server's figures, and go on after a restart", async (t) => {
-    const page = await open(t, "#/server")
+    const page = await open(t)
+    const answered = page.waitForResponse(/history=true/)
+    await page.goto(`${server.origin}/#/server`)
+    const { history } = await (await answered).json()
+    assert.ok(history.length > 0)
     await page.getByText("Appends since the start").waitFor()
+    const points = (await page.locator(".chart polyline").first().getAttribute("points")).split(" ")
+    assert.ok(points.length > history.length, "what was before the page was opened is drawn")
     await server.restart()
     await create(fresh("figures"), JSON_TYPE, "[1]")
     await until(async () => (await page.locator("dd").allTextContents()).some((text) => /in 1 commit/.test(text)), "it counts again")
@@ -270,4 +418,17 @@ test("a server with keys asks for one, and shows what it may see", async (t) => 
   assert.equal(await page.getByText("secret/b").count(), 0)
   await page.getByRole("link", { name: "Server" }).click()
   await page.getByRole("alert").filter({ hasText: "admin" }).waitFor()
+  assert.ok(!page.url().includes(reader))
+  // The key ends while the page is open.
+  await page.getByRole("link", { name: "Streams", exact: true }).click()
+  await page.getByRole("link", { name: "public/a" }).waitFor()
+  const known = await readFile(keys, "utf8")
+  await writeFile(keys, known.slice(0, known.lastIndexOf("[[key]]")))
+  await page.getByText("This key does not open it").waitFor()
+  await page.getByLabel("Key or token").fill("caf\u00e9 \u2603")
+  await button(page, "Use it").click()
+  assert.ok(await page.getByLabel("Key or token").evaluate((input) => !input.validity.valid))
+  await button(page, "Forget the key").click()
+  await page.getByText("This server wants a key").waitFor()
+  assert.deepEqual(await page.evaluate(() => [sessionStorage.length, localStorage.length, document.cookie]), [0, 0, ""])
 })

@@ -84,7 +84,11 @@ export class Server {
 
 /** A server for the tests of one file, ended after them; the options are those of the command line. */
 export async function serve(...options) {
-  const folder = await mkdtemp(path.join(tmpdir(), "durable-streams-interop-"))
+  return serveFolder(await mkdtemp(path.join(tmpdir(), "durable-streams-interop-")), ...options)
+}
+
+/** The same, on what is in the folder `data` of a folder; it is removed in the end. */
+export async function serveFolder(folder, ...options) {
   const server = new Server(folder, options)
   after(async () => {
     await server.kill()

@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from http.client import HTTPConnection
 from pathlib import Path
 
+import msgspec
 import pytest
 from servers import ServerProcess
 
+from durable_streams.server.app import App
+from durable_streams.server.config import ServerConfig
 from durable_streams.server.inspector import Inspector
+from durable_streams.server.stats import Stats
+from durable_streams.stores.memory import MemoryStore
 
 
 def _get(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -31,6 +37,7 @@ def test_the_page_is_served_with_a_strict_policy(shared_server) -> None:
     assert b"<script" in body
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
     assert "unsafe" not in policy
     assert (headers["x-content-type-options"], headers["cache-control"]) == ("nosniff", "no-cache")
     assert _get(shared_server.port, "/", if_none_match=headers["etag"])[0] == 304
@@ -94,3 +101,44 @@ def test_the_figures_count_what_is_stored_and_refused(shared_server, stream: str
     assert after["commit_seconds"] > before["commit_seconds"]
     assert after["refusals"]["NOT_FOUND"] > before["refusals"].get("NOT_FOUND", 0)
     assert after["uptime"] > before["uptime"]
+
+
+class _Asks:
+    """A request for the figures."""
+
+    def __init__(self, query: str = "") -> None:
+        self.query = query
+
+
+def test_what_the_figures_were_is_kept_for_a_while() -> None:
+    async def work() -> None:
+        app = App(MemoryStore(), ServerConfig(ui=True))
+        await app.startup()
+        stats = Stats(app.metrics, every=0.001, most=3)
+
+        async def asked(query: str = "") -> dict:
+            answer = await stats.read(_Asks(query), "")  # type: ignore[arg-type]
+            return msgspec.json.decode(answer.body)
+
+        stats.start()
+        first = await asked()
+        while True:
+            now = await asked("history=true")
+            if (
+                len(now["history"]) == 3 and now["history"][0]["uptime"] > first["uptime"]
+            ):  # the first is gone
+                break
+            await asyncio.sleep(0.002)
+        moments = [one["uptime"] for one in now["history"]]
+        assert moments == sorted(moments)
+        assert moments[-1] <= now["uptime"]
+        assert now.keys() - now["history"][0].keys() == {"version", "instance", "history"}
+        assert "history" not in first
+        await stats.stop()
+        await app.shutdown()
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_a_server_that_shows_its_page_keeps_them(shared_server) -> None:
+    assert shared_server.request("GET", "__ds/stats?history=true").json["history"]

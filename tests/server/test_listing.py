@@ -86,6 +86,16 @@ def test_a_stream_is_described(either_server, stream: str) -> None:
     }
 
 
+def test_a_stream_with_the_longest_path_is_described_and_trimmed(either_server, stream: str) -> None:
+    path = f"{stream}/".ljust(1024, "n")
+    either_server.create(path, "text/plain")
+    assert either_server.request("GET", f"{LIST}/{path}").json["path"] == path
+    assert either_server.request("GET", f"__ds/producers/{path}").status == 200
+    assert either_server.request("POST", f"{LIST}/{path}/trim", b'{"max_bytes":0}').status == 200
+    assert either_server.request("GET", f"{LIST}/{path}n").status == 400
+    assert either_server.request("GET", f"{LIST}/{path}{path}").status == 400
+
+
 def test_a_stream_that_is_not_there_is_not_described(either_server, stream: str) -> None:
     answer = either_server.request("GET", f"{LIST}/{stream}")
     assert (answer.status, answer.json["error"]["code"]) == (404, "NOT_FOUND")

@@ -136,8 +136,7 @@ class App:
         self.control.add(
             "streams", {"GET": listing.read, "POST": RetentionActions(store, self._space or store).post}
         )
-        producers = Producers(store, bound=self.config.bind_producers)
-        self.control.add("producers", {"GET": producers.read})
+        self.control.add("producers", {"GET": Producers(store, bound=self.config.bind_producers).read})
         engine = None if self.subscriptions is None else self.subscriptions.engine
         retention = RetentionRules(store, tuple(self.config.retention))
         self.counts = Counts(self.config.metrics_prefix)
@@ -147,8 +146,9 @@ class App:
         if access is not None:  # without grants they are at the address for operators only
             self.control.add("metrics", {"GET": self.metrics.read})
         self._inspector = Inspector() if self.config.ui else None
-        if access is not None or self.config.ui:
-            self.control.add("stats", {"GET": Stats(self.metrics).read})
+        self._stats = Stats(self.metrics) if access is not None or self.config.ui else None
+        if self._stats is not None:
+            self.control.add("stats", {"GET": self._stats.read})
 
         def routes(access: Access | None, writes: Writes) -> _Routes:
             handlers = Handlers(
@@ -197,11 +197,15 @@ class App:
                 raise
         if self._space is not None:
             self._space.start()
+        if self._stats is not None:
+            self._stats.start()
         self.start_reads()
 
     async def shutdown(self) -> None:
         """End the live reads, commit what was accepted, close the store."""
         self.stop_reads()
+        if self._stats is not None:
+            await self._stats.stop()
         if self._space is not None:
             await self._space.stop()
         if self.subscriptions is not None:
@@ -277,10 +281,10 @@ class App:
             raise method_not_allowed(METHODS)
         if handler is _options:
             return handler, path
-        path = parse.stream_path(path[len(STREAM_ROOT) :])
+        path = path[len(STREAM_ROOT) :]
         if path.startswith(RESERVED) and path[len(RESERVED) :][:1] in ("", "/"):
-            return routes.resources, path[len(RESERVED) + 1 :]
-        return handler, path
+            return routes.resources, parse.resource_path(path)[len(RESERVED) + 1 :]
+        return handler, parse.stream_path(path)
 
     def _failed(self, request: ServerRequest, error: Exception) -> ServerResponse:
         """Return the answer of a request that was refused, or that failed."""

@@ -25,6 +25,7 @@ __all__ = [
     "positive",
     "producer",
     "query",
+    "resource_path",
     "sequence",
     "stream_path",
     "sub_offset",
@@ -40,6 +41,7 @@ _LEAP_SECOND = re.compile(r"(?<=:\d\d:)60")
 _DECIMAL = re.compile(r"0|[1-9][0-9]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\ufffd]")
 _MAX_PATH = 1024  # characters
+_MAX_RESOURCE = 1024  # characters that a resource below `__ds` has before the path of a stream
 _MAX_VALUE = 1024  # characters of a header that is kept with the stream
 _MAX_TTL = 10**10  # seconds
 
@@ -52,7 +54,16 @@ def bad_request(message: str) -> Rejection:
 @lru_cache(maxsize=1024)
 def stream_path(path: str) -> str:
     """Return a stream's path if it can be one."""
-    if not path or len(path) > _MAX_PATH:
+    return _path(path, _MAX_PATH)
+
+
+def resource_path(path: str) -> str:
+    """Return the path of a resource, which may end with that of a stream, if it can be one."""
+    return _path(path, _MAX_PATH + _MAX_RESOURCE)
+
+
+def _path(path: str, most: int) -> str:
+    if not path or len(path) > most:
         raise bad_request(f"a stream's path has 1 to {_MAX_PATH} characters, this one has {len(path)}")
     if _CONTROL.search(path):
         raise bad_request("a stream's path is UTF-8 text without control characters")

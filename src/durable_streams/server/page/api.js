@@ -20,8 +20,11 @@ export const key = {
   forget: () => sessionStorage.removeItem(KEY),
 }
 
-export const encodePath = (path) => path.split("/").map(encodeURIComponent).join("/")
-export const streamUrl = (path) => new URL(encodePath(path), ROOT).href
+/** Percent-encode a path, quotes and parentheses too: it is pasted into shells. */
+export const encodePath = (path) =>
+  encodeURIComponent(path).replace(/[!'()*]/g, (one) => `%${one.charCodeAt(0).toString(16).toUpperCase()}`).replaceAll("%2F", "/")
+/** Not resolved like a link: a path that begins with a slash is below the root too. */
+export const streamUrl = (path) => ROOT.href + encodePath(path)
 
 /** Send a request below the stream root; returns the answer, throws ApiError for one that is not a success. */
 export async function request(method, url, { headers = {}, body, signal } = {}) {
@@ -57,8 +60,15 @@ export function listStreams({ prefix = "", after = "", limit = 200, signal } = {
 }
 
 export const streamInfo = (path, signal) => json(`__ds/streams/${encodePath(path)}`, { signal })
-export const stats = (signal) => json("__ds/stats", { signal })
-export const subscriptions = async (signal) => (await json("__ds/subscriptions", { signal })).subscriptions ?? []
+/** Who writes to a stream: {producers: [{id, epoch, seq}], next}. */
+export const producers = (path, limit, signal) => json(`__ds/producers/${encodePath(path)}?limit=${limit}`, { signal })
+/** What the server counts; with `history` also what it counted in the last 15 minutes. */
+export const stats = (history, signal) => json(`__ds/stats${history ? "?history=true" : ""}`, { signal })
+export const subscriptions = async (signal) => (await json("__ds/subscriptions", { signal })).subscriptions
+/** The subscriptions of a stream, with how far behind they are: [{id, acked_offset, lag_bytes}]. */
+export const subscriptionsOf = async (path, signal) =>
+  (await json(`__ds/subscriptions?${new URLSearchParams({ stream: path })}`, { signal })).subscriptions
+export const subscription = (id, signal) => json(`__ds/subscriptions/${encodeURIComponent(id)}?lag=true`, { signal })
 
 export const position = (offset) => Number(offset.slice(-16))
 /** The offset of a position in bytes; `exact`: of one between two messages of an append. */

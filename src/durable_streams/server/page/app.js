@@ -8,8 +8,12 @@ import { StreamView } from "./stream.js"
 import { Subscriptions } from "./subscriptions.js"
 
 const here = () => {
-  const [view = "", ...rest] = location.hash.replace(/^#\/?/, "").split("/")
-  return { view, path: rest.map(decodeURIComponent).join("/") }
+  const [, view, path] = /^#?\/?([^/]*)\/?(.*)$/s.exec(location.hash)
+  try {
+    return { view, path: decodeURIComponent(path) }
+  } catch {
+    return { view: "", path: "" } // a link that somebody cut off
+  }
 }
 
 function App() {
@@ -62,6 +66,7 @@ function KeyForm() {
       <h1>${key.get() ? "This key does not open it" : "This server wants a key"}</h1>
       <p>The page sees what the key may see. It is kept in this tab only, until the tab is closed.</p>
       <label>Key or token <input type="password" autocomplete="off" autofocus value=${value}
+        pattern="\\s*[!-~]+\\s*" title="A key or token has no blanks, and none but ASCII characters."
         onInput=${(event) => type(event.target.value)} /></label>
       <button class="main" disabled=${!value.trim()}>Use it</button>
     </form>

@@ -68,7 +68,7 @@ export function StreamList({ failed }) {
       </tr>`)}</tbody></table></div>`}
     ${found.next && html`<p class="bar">
       <button disabled=${found.rows.length >= MOST} onClick=${() => more(pages + 1)}>Show more</button>
-      <span class="dim">The first ${count(found.rows.length)} are shown${by ? ", and in this order" : ""}; there are more.
+      <span class="dim">${by ? `The order is that of the first ${count(found.rows.length)} paths only` : `The first ${count(found.rows.length)} are shown`}; there are more.
         ${found.rows.length >= MOST ? " A longer prefix narrows them down." : ""}</span></p>`}
   `
 }

@@ -1,5 +1,6 @@
 // What several views use: asking again and again, pictures of figures, a confirmation.
 
+import { encodePath } from "./api.js"
 import { html, useEffect, useRef, useState } from "./preact.js"
 
 /** Call `ask(signal)` now and every `seconds`; a hidden page does not ask. `failed(null)` takes an error back. */
@@ -75,4 +76,4 @@ export function Copied({ text }) {
     <button class="quiet" onClick=${copy}>${done ? "Copied" : "Copy"}</button></div>`
 }
 
-export const linkTo = (path) => `#/stream/${path.split("/").map(encodeURIComponent).join("/")}`
+export const linkTo = (path) => `#/stream/${encodePath(path)}`

@@ -5,7 +5,6 @@ export const MOST_RECORDS = 500 // that are shown
 const MOST_BYTES = 1 << 20 // of one answer that are shown
 const [SPACE, QUOTE, COMMA, ARRAY, BACKSLASH, ARRAY_END, OBJECT, OBJECT_END] = [...' ",[\\]{}'].map((c) => c.charCodeAt(0))
 const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
-const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })
 
 /** The end of a JSON value that begins at `at`; the text is known to be valid, or cut off. */
 function valueEnd(text, at) {
@@ -30,7 +29,8 @@ const skip = (text, at) => {
   return at
 }
 
-const isJson = (contentType) => /[/+]json\b/i.test(contentType)
+/** Whether the server keeps JSON messages under a content type. */
+export const isJson = (contentType) => contentType.split(";")[0].trim().toLowerCase() === "application/json"
 
 /**
  * Collects the records of one answer while it comes in, and keeps few of them: the first ones, or with `last` the last.
@@ -156,7 +156,8 @@ export class Collector {
     const cut = record.kept < record.size
     let text = null
     try {
-      text = strict.decode(bytes, { stream: cut })
+      // Its own decoder: one that waits for the rest of a character would add it to the next text.
+      text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(cut ? bytes.subarray(this.#last ? inside(bytes) : 0) : bytes, { stream: cut })
     } catch {
       // These are bytes, or a character is cut off.
     }
@@ -165,6 +166,13 @@ export class Collector {
       ? { ...known, kind: "text", text }
       : { ...known, kind: "bytes", bytes }
   }
+}
+
+/** How many bytes belong to a character that began before. */
+function inside(bytes) {
+  let at = 0
+  while (at < 3 && (bytes[at] & 0xc0) === 0x80) at += 1
+  return at
 }
 
 function joined({ parts, kept }) {

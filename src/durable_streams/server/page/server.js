@@ -1,4 +1,4 @@
-// The server: what it does now, and in the last 15 minutes that this page has seen.
+// The server: what it does now, and did in the last 15 minutes.
 
 import { stats } from "./api.js"
 import { html, useRef, useState } from "./preact.js"
@@ -7,8 +7,9 @@ import { Chart, usePoll } from "./parts.js"
 
 const EVERY = 2 // seconds
 const SPAN = 900 // seconds
+const GAP = 30 // seconds without an answer, of a page that was hidden: then the server knows better
 
-/** What is drawn: of two answers of the server and the seconds between them. */
+/** What is drawn: of an answer of the server, the one before it, and the seconds between them. */
 const CHARTS = [
   ["Appends a second", count, (now, was, seconds) => (now.appends - was.appends) / seconds],
   ["Written a second", size, (now, was, seconds) => (now.append_bytes - was.append_bytes) / seconds],
@@ -25,26 +26,28 @@ function milliseconds(value) {
   return `${(value * 1000).toFixed(2)} ms`
 }
 
+function points(answers, figure) {
+  return answers.map((now, index) => {
+    const was = answers[Math.max(0, index - 1)]
+    const value = figure(now, was, now.uptime - was.uptime)
+    return [now.uptime, Number.isFinite(value) ? Math.max(0, value) : 0]
+  })
+}
+
 export function ServerView({ failed }) {
   const [now, show] = useState(null)
-  const last = useRef(null)
-  const series = useRef(CHARTS.map(() => []))
+  const answers = useRef([])
 
   usePoll(
     async (signal) => {
-      const answer = await stats(signal)
-      const at = performance.now() / 1000
-      const [then, was] = last.current ?? [at - EVERY, answer]
-      // A server that was started again counts from zero.
-      const before = answer.uptime < was.uptime ? answer : was
-      CHARTS.forEach(([, , figure], index) => {
-        const value = figure(answer, before, at - then)
-        const points = series.current[index]
-        points.push([at, Number.isFinite(value) ? Math.max(0, value) : 0])
-        while (points.length && points[0][0] < at - SPAN) points.shift()
-      })
-      last.current = [at, answer]
-      show(answer)
+      const last = answers.current[answers.current.length - 1]
+      let answer = await stats(!last || performance.now() / 1000 - last.at > GAP, signal)
+      // Started again, or another process at the same address.
+      if (last && answer.instance !== last.instance && !answer.history) answer = await stats(true, signal)
+      const { history, ...present } = answer
+      const kept = [...(history ?? answers.current), { ...present, at: performance.now() / 1000 }]
+      answers.current = kept.filter((one) => one.uptime >= present.uptime - SPAN)
+      show(present)
     },
     EVERY,
     failed,
@@ -52,7 +55,7 @@ export function ServerView({ failed }) {
   )
   if (!now) return null
   return html`
-    <div class="charts">${CHARTS.map(([title, shown], index) => html`<${Chart} title=${title} show=${shown} points=${series.current[index]} longest=${SPAN} />`)}</div>
+    <div class="charts">${CHARTS.map(([title, shown, figure]) => html`<${Chart} title=${title} show=${shown} points=${points(answers.current, figure)} longest=${SPAN} />`)}</div>
     <dl class="facts">
       <dt>Version</dt><dd>${now.version}, for ${duration(now.uptime)}</dd>
       <dt>Appends since the start</dt><dd>${count(now.appends ?? 0)}, ${size(now.append_bytes ?? 0)}, in ${count(now.commits ?? 0)} commits; ${count(now.failed_commits ?? 0)} failed</dd>

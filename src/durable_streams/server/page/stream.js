@@ -2,7 +2,7 @@
 
 import * as api from "./api.js"
 import { html, useEffect, useRef, useState } from "./preact.js"
-import { age, Collector, count, hexDump, MOST_RECORDS, size, tree } from "./records.js"
+import { age, Collector, count, hexDump, isJson, MOST_RECORDS, size, tree } from "./records.js"
 import { Copied, linkTo, Sure, usePoll } from "./parts.js"
 
 const WINDOW = 1 << 16 // bytes that are read at a time
@@ -31,8 +31,10 @@ export function StreamView({ path, failed }) {
   return html`
     <h1 class="path">${path} ${info.closed && html`<span class="tag">closed</span>`}</h1>
     <${Facts} info=${info} />
-    <${Records} path=${path} info=${info} failed=${failed} />
+    <${Records} key=${info.created} path=${path} info=${info} failed=${failed} />
     <${Actions} path=${path} info=${info} failed=${failed} />
+    <${Producers} path=${path} failed=${failed} />
+    <${Followers} path=${path} failed=${failed} />
     <${Forks} path=${path} info=${info} failed=${failed} />
     <${Code} path=${path} info=${info} />
   `
@@ -159,6 +161,7 @@ function useTail(live, path, info, shown, show, failed) {
         } catch (error) {
           if (aborter.signal.aborted) return
           failed(error)
+          if (error.status === 410) next = await earliestOf(path, aborter.signal, next)
           await new Promise((resolve) => setTimeout(resolve, AGAIN * 1000))
         }
       }
@@ -170,6 +173,15 @@ function useTail(live, path, info, shown, show, failed) {
       draw()
     }
   }, [live, path])
+}
+
+/** Where a stream begins now, of which the data at a position were given up; that position if it cannot be found out. */
+async function earliestOf(path, signal, position) {
+  try {
+    return Math.max(position, api.position((await api.streamInfo(path, signal)).earliest))
+  } catch {
+    return position
+  }
 }
 
 function Record({ record }) {
@@ -231,7 +243,7 @@ function Actions({ path, info, failed }) {
   const trim = act(() => api.trim(path, /^\d+$/.test(before) ? api.offsetAt(Number(before)) : before), "Trimmed.")
   return html`<section class="card" aria-label="Actions">
     ${!info.closed && html`<form onSubmit=${append}>
-      <label>Append ${/json/.test(info.content_type) ? "a JSON message" : "text"}
+      <label>Append ${isJson(info.content_type) ? "a JSON message" : "text"}
         <textarea rows="2" value=${text} spellcheck=${false} onInput=${(event) => write(event.target.value)}></textarea></label>
       <div class="bar"><button class="main" disabled=${!text}>Append</button><span role="status">${said}</span></div></form>`}
     <details><summary>Fork, trim, close, delete</summary>
@@ -243,6 +255,48 @@ function Actions({ path, info, failed }) {
         <${Sure} label="Delete" question=${`All ${size(info.bytes)} of ${path} are removed for good.`}
           act=${act(async () => { await api.remove(path); location.hash = "#/" }, "")} />
       </div></details>
+  </section>`
+}
+
+const MOST_PRODUCERS = 100
+const MOST_FOLLOWERS = 100
+const LISTED_EVERY = 3 // seconds
+
+/** What a request gives; null where that is not there, or not for this key. */
+async function optional(asked) {
+  try {
+    return await asked
+  } catch (error) {
+    if (error.status !== 404 && error.status !== 403) throw error
+    return null
+  }
+}
+
+/** Who writes exactly once, and how far each came. */
+function Producers({ path, failed }) {
+  const [found, show] = useState(null)
+  usePoll(async (signal) => show(await optional(api.producers(path, MOST_PRODUCERS, signal))), LISTED_EVERY, failed, [path])
+  if (!found?.producers.length) return null
+  return html`<section class="card" aria-label="Producers"><h2>Producers</h2>
+    <div class="rows"><table>
+      <thead><tr><th>Producer</th><th class="n">Epoch</th><th class="n">Last request</th></tr></thead>
+      <tbody>${found.producers.map((one) => html`<tr key=${one.id}><td class="name">${one.id}</td><td class="n">${one.epoch}</td><td class="n">${one.seq}</td></tr>`)}</tbody>
+    </table></div>
+    ${found.next !== null && html`<p class="dim">The first ${MOST_PRODUCERS} by name; there are more.</p>`}
+  </section>`
+}
+
+/** The subscriptions of the stream, and how far behind each is. */
+function Followers({ path, failed }) {
+  const [found, show] = useState(null)
+  usePoll(async (signal) => show(await optional(api.subscriptionsOf(path, signal))), LISTED_EVERY, failed, [path])
+  if (!found?.length) return null
+  return html`<section class="card" aria-label="Subscriptions"><h2>Subscriptions</h2>
+    <div class="rows"><table>
+      <thead><tr><th>Subscription</th><th class="n">Acknowledged to</th><th class="n">Behind</th></tr></thead>
+      <tbody>${found.slice(0, MOST_FOLLOWERS).map((one) => html`<tr key=${one.id}><td class="name">${one.id}</td><td class="n">${count(Math.max(0, api.position(one.acked_offset)))}</td><td class="n">${size(one.lag_bytes)}</td></tr>`)}</tbody>
+    </table></div>
+    ${found.length > MOST_FOLLOWERS && html`<p class="dim">${count(found.length - MOST_FOLLOWERS)} more are not shown.</p>`}
   </section>`
 }
 
@@ -295,17 +349,17 @@ function Forks({ path, info, failed }) {
 
 function Code({ path, info }) {
   const url = api.streamUrl(path)
-  const isJson = /json/.test(info.content_type)
+  const json = isJson(info.content_type)
   const token = api.key.get() ? ' -H "authorization: Bearer $KEY"' : ""
   return html`<section class="card" aria-label="The same in code"><h2>The same in code</h2>
     <h3>curl</h3><${Copied} text=${`curl -N${token} '${url}?offset=-1&live=sse'`} />
     <h3>Python</h3><${Copied} text=${`from durable_streams import stream
 
-for ${isJson ? "record" : "chunk"} in stream("${url}", live=True).${isJson ? "iter_json" : "iter_bytes"}():
-    print(${isJson ? "record" : "chunk"})`} />
+for ${json ? "record" : "chunk"} in stream("${url}", live=True).${json ? "iter_json" : "iter_bytes"}():
+    print(${json ? "record" : "chunk"})`} />
     <h3>JavaScript</h3><${Copied} text=${`import { stream } from "@durable-streams/client"
 
 const answer = await stream({ url: "${url}", live: true })
-${isJson ? "answer.subscribeJson(({ items }) => console.log(items))" : "answer.subscribeBytes(({ data }) => console.log(data))"}`} />
+${json ? "answer.subscribeJson(({ items }) => console.log(items))" : "answer.subscribeBytes(({ data }) => console.log(data))"}`} />
   </section>`
 }
