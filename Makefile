@@ -34,8 +34,7 @@ FAST := tests/unit tests/property
 PURE := $(FAST) tests/firehose/test_machine.py tests/firehose/test_records.py tests/firehose/test_json_records.py
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo serve cluster chat test test-pythons check coverage generate lint words format types conformance interop behaviour parity bench recording clean
-.PHONY: help demo serve cluster chat test test-pythons check coverage generate lint words format types conformance interop page behaviour parity bench clean
+.PHONY: help demo serve cluster chat test test-pythons check coverage generate lint words format types docs conformance interop recording page behaviour parity bench clean
 
 help:
 	@echo "make demo         write 20,000 real records through a server that keeps being killed, and count them"
@@ -49,6 +48,7 @@ help:
 	@echo "make lint types   ruff, codespell, words and widths; mypy --strict, and pyright for the public names"
 	@echo "make generate     the sync side of client and firehose, made from the async side"
 	@echo "make words        words that the project's English does without"
+	@echo "make docs         the documentation site, into site/; ARGS=serve shows it on http://127.0.0.1:8000"
 	@echo "make conformance  the protocol's public conformance suite (Node >= 18)"
 	@echo "make interop      other clients, and Chromium, against our server (Node >= 20.11); ARGS=\"browser\" chooses"
 	@echo "make page         the library of the inspector, from npm (after a change of tools/page/package.json)"
@@ -105,6 +105,11 @@ types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing
 
+# The variable: its authors advertise another tool in each run.
+docs: $(VENV)/docs.stamp
+	@test -e tools/site/mermaid.min.js || tools/site/mermaid
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --quiet)
+
 conformance: $(VENV)/dev.stamp
 	PYTHONPATH=$(SHARED) $(BIN)/python tests/conformance/run --store $(STORE) --interface $(INTERFACE) --gateways $(GATEWAYS) $(ARGS)
 
@@ -129,7 +134,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv .venv-* tests/conformance/node_modules tests/interop/node_modules tools/page/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf .venv .venv-* site tests/conformance/node_modules tests/interop/node_modules tools/page/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 
 # The stamps make a second run start at once; a changed pyproject.toml installs again.
 $(VENV)/pip.stamp:
@@ -144,4 +149,8 @@ $(VENV)/runtime.stamp: $(VENV)/pip.stamp pyproject.toml
 
 $(VENV)/dev.stamp: $(VENV)/runtime.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group $(GROUP)
+	@touch $@
+
+$(VENV)/docs.stamp: $(VENV)/dev.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group docs
 	@touch $@

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from scripted import Received, ScriptedServer
@@ -28,6 +29,7 @@ FEED = "https://stream.wikimedia.org/v2/stream/recentchange"
 PATIENCE = 100.0  # seconds
 
 NOT_RUN = {
+    "make serve": "tests/interop/walk.test.mjs has it, in a browser beside it",
     "make demo": "tests/cli/test_demo.py has it, and `make test` is what runs this",
     "durable-streams serve --store": "tests/cluster has it, with three NATS servers",
     "tls-cert.pem": "tests/cli/test_deploy.py follows it from an empty folder",
@@ -43,8 +45,12 @@ NOT_RUN = {
 ENDLESS = {"# follows it: Ctrl-C ends it", "FirehoseStream(", "# until Ctrl-C"}
 """What a block contains that Ctrl-C ends."""
 
-BLOCK = re.compile(r"^```(python|sh|js|html)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FOUND = {page: BLOCK.findall(page.read_text(encoding="utf-8")) for page in PAGES}
+# Those that stand side by side, in tabs, are indented.
+BLOCK = re.compile(r"^( {4})?```(python|sh|js|html)\n(.*?)^(?(1) {4})```$", re.MULTILINE | re.DOTALL)
+FOUND = {
+    page: [(language, dedent(code)) for _, language, code in BLOCK.findall(page.read_text(encoding="utf-8"))]
+    for page in PAGES
+}
 
 
 @pytest.fixture
