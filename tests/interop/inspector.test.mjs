@@ -68,6 +68,7 @@ describe("the list", () => {
     await page.getByRole("link", { name: `${name}/b` }).click()
     await page.getByRole("heading", { name: `${name}/b` }).waitFor()
     await page.getByText("Nothing is here yet.").waitFor()
+    await page.getByText("Bytes 0 to 0 of 0.").waitFor()
   })
 
   test("shows more streams page by page", async (t) => {
@@ -137,6 +138,12 @@ describe("a stream", () => {
     assert.deepEqual(seen, Array.from({ length: 2500 }, (_, number) => number))
     await button(page, "Tail").click()
     await until(async () => (await shown(page)).some((line) => line.includes('"number":19999,')), "the last record is shown")
+    const inside = JSON.stringify(records.slice(0, 12_345)).length // one byte behind the comma before it
+    await page.getByLabel("Offset").fill(String(inside + 3))
+    await button(page, "Go").click()
+    await until(async () => (await shown(page))[0]?.includes('"number":12345,'), "the record at an offset is shown")
+    await button(page, "Later").click()
+    await until(async () => (await shown(page))[0]?.includes('"number":12845,'), "and what follows")
     await page.getByLabel("Offset").fill("0")
     await button(page, "Go").click()
     await until(async () => (await shown(page))[0]?.includes('"number":0,'), "the first record is shown")
@@ -158,6 +165,9 @@ describe("a stream", () => {
     const page = await open(t, linkTo(name))
     await page.getByText("01 02 03 01").first().waitFor()
     await page.getByText("Not all of it is shown.").waitFor()
+    await page.getByLabel("Offset").fill("30000001")
+    await button(page, "Go").click()
+    await page.getByText("30000001  02 03 01 02").first().waitFor()
   })
 
   test("is followed, appended to, forked, trimmed, closed and deleted", async (t) => {
@@ -217,7 +227,8 @@ describe("a stream", () => {
       const name = ending.startsWith("//") ? `${ending}-${fresh("name")}` : `${ending}${fresh("name")}`
       await append(await create(name, TEXT_TYPE), `in ${ending}`, TEXT_TYPE)
       await page.goto(`${server.origin}/${linkTo(name)}`)
-      await until(async () => (await page.locator("h1.path").textContent())?.trim() === name, `${name} is shown`)
+      const visible = name.replace("\u202e", "\\u{202e}").replace("\u200f", "\\u{200f}")
+      await until(async () => (await page.locator("h1.path").textContent())?.trim() === visible, `${name} is shown`)
       await page.locator(".records pre", { hasText: `in ${ending}` }).waitFor()
       const [curl] = await page.locator(".code pre").allTextContents()
       assert.match(curl, /^curl -N '[^'"()\s]+'$/)

@@ -88,9 +88,11 @@ export async function read(path, at, into, { size = 1 << 16, exact = false, live
     headers: { "stream-max-bytes": String(size) },
     signal,
   })
-  const length = await collect(answer, into)
   const offset = answer.headers.get("stream-next-offset")
   const next = offset === null ? at : position(offset)
+  const announced = answer.headers.get("content-length")
+  if (!exact && announced !== null) into.skip = at - into.start(next, Number(announced))
+  const length = await collect(answer, into)
   return {
     start: exact || length === null ? at : into.start(next, length),
     next,

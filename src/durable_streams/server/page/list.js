@@ -3,7 +3,7 @@
 import { create, listStreams, position } from "./api.js"
 import { html, useRef, useState } from "./preact.js"
 import { age, count, size } from "./records.js"
-import { linkTo, usePoll } from "./parts.js"
+import { linkTo, usePoll, visible } from "./parts.js"
 
 const PAGE = 200
 const MOST = 1000 // rows that are kept and asked for again
@@ -56,10 +56,10 @@ export function StreamList({ failed }) {
       <${NewStream} failed=${failed} />
     </div>
     ${found.ready && !rows.length && html`<p class="empty">${prefix ? "No stream begins like this." : "There is no stream yet. The button New makes one."}</p>`}
-    ${rows.length > 0 && html`<div class="scroll"><table>
+    ${rows.length > 0 && html`<div class="scroll"><table class="streams">
       <thead><tr><th>Stream</th><th>Type</th><th class="n">Size</th><th class="n">Rate</th><th class="n">Age</th><th></th></tr></thead>
       <tbody>${rows.map((row) => html`<tr key=${row.path}>
-        <td><a href=${linkTo(row.path)}>${row.path}</a></td>
+        <td class="path-cell"><a href=${linkTo(row.path)}>${visible(row.path)}</a></td>
         <td class="dim">${row.content_type}</td>
         <td class="n">${size(row.bytes)}</td>
         <td class="n">${row.rate ? `${size(row.rate)}/s` : ""}</td>

@@ -76,4 +76,8 @@ export function Copied({ text }) {
     <button class="quiet" onClick=${copy}>${done ? "Copied" : "Copy"}</button></div>`
 }
 
+/** A name with the characters that nobody sees, or that turn the order of others round, written out. */
+export const visible = (name) =>
+  name.replace(/[\p{Cf}\p{Zl}\p{Zp}]/gu, (one) => `\\u{${one.codePointAt(0).toString(16)}}`)
+
 export const linkTo = (path) => `#/stream/${encodePath(path)}`

@@ -54,6 +54,7 @@ export class Collector {
     this.#last = last
     this.contentType = contentType
     this.full = false
+    this.skip = 0 // bytes: messages that end before are not wanted
   }
 
   take(bytes) {
@@ -123,6 +124,7 @@ export class Collector {
   #finish() {
     const record = this.#current
     this.#current = null
+    if (record.at - 1 + record.size < this.skip) return
     this.#found.push(record)
     this.#kept += record.kept
     const tooMany = () => this.#found.length > MOST_RECORDS || (this.#kept > MOST_BYTES && this.#found.length > 1)
@@ -132,7 +134,8 @@ export class Collector {
 
   /** Where the answer begins, from where it ends: positions count one separator behind each JSON message. */
   start(next, length) {
-    return next - (this.#json ? Math.max(0, length - 1) : length)
+    if (this.#json) return length > 2 ? next - (length - 1) : next // `[]` is nothing
+    return next - length
   }
 
   /** The position behind a record. */

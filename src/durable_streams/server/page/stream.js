@@ -3,7 +3,7 @@
 import * as api from "./api.js"
 import { html, useEffect, useRef, useState } from "./preact.js"
 import { age, Collector, count, hexDump, isJson, MOST_RECORDS, size, tree } from "./records.js"
-import { Copied, linkTo, Sure, usePoll } from "./parts.js"
+import { Copied, linkTo, Sure, usePoll, visible } from "./parts.js"
 
 const WINDOW = 1 << 16 // bytes that are read at a time
 const DRAWN = 250 // milliseconds between two pictures of a live tail
@@ -26,10 +26,10 @@ export function StreamView({ path, failed }) {
     failed,
     [path],
   )
-  if (gone) return html`<p class="empty">There is no stream <b>${path}</b>. <a href="#/">All streams</a></p>`
+  if (gone) return html`<p class="empty">There is no stream <b>${visible(path)}</b>. <a href="#/">All streams</a></p>`
   if (!info) return null
   return html`
-    <h1 class="path">${path} ${info.closed && html`<span class="tag">closed</span>`}</h1>
+    <h1 class="path">${visible(path)} ${info.closed && html`<span class="tag">closed</span>`}</h1>
     <${Facts} info=${info} />
     <${Records} key=${info.created} path=${path} info=${info} failed=${failed} />
     <${Actions} path=${path} info=${info} failed=${failed} />
@@ -70,8 +70,8 @@ function Records({ path, info, failed }) {
     try {
       const asked = Math.min(Math.max(position, earliest), tail)
       const into = new Collector(info.content_type, { last })
-      const answer = await api.read(path, asked, into, { size: WINDOW, exact })
-      // A position inside an append is read from the append's start.
+      // Bytes are read from anywhere; messages from the start of the append that holds the position.
+      const answer = await api.read(path, asked, into, { size: WINDOW, exact: exact || !isJson(info.content_type) })
       const found = into.records(answer.start)
       const records = last ? found : found.filter((record) => record.offset + record.size >= asked)
       const end = found[found.length - 1]
@@ -252,7 +252,7 @@ function Actions({ path, info, failed }) {
         <${Sure} label="Trim" question="These records are removed for good." disabled=${!before} act=${trim} /></form>
       <div class="bar">
         ${!info.closed && html`<${Sure} label="Close" question="A closed stream can never be written again." act=${act(() => api.close(path), "Closed.")} />`}
-        <${Sure} label="Delete" question=${`All ${size(info.bytes)} of ${path} are removed for good.`}
+        <${Sure} label="Delete" question=${`All ${size(info.bytes)} of ${visible(path)} are removed for good.`}
           act=${act(async () => { await api.remove(path); location.hash = "#/" }, "")} />
       </div></details>
   </section>`
@@ -280,7 +280,7 @@ function Producers({ path, failed }) {
   return html`<section class="card" aria-label="Producers"><h2>Producers</h2>
     <div class="rows"><table>
       <thead><tr><th>Producer</th><th class="n">Epoch</th><th class="n">Last request</th></tr></thead>
-      <tbody>${found.producers.map((one) => html`<tr key=${one.id}><td class="name">${one.id}</td><td class="n">${one.epoch}</td><td class="n">${one.seq}</td></tr>`)}</tbody>
+      <tbody>${found.producers.map((one) => html`<tr key=${one.id}><td class="name">${visible(one.id)}</td><td class="n">${one.epoch}</td><td class="n">${one.seq}</td></tr>`)}</tbody>
     </table></div>
     ${found.next !== null && html`<p class="dim">The first ${MOST_PRODUCERS} by name; there are more.</p>`}
   </section>`
@@ -333,14 +333,14 @@ function Forks({ path, info, failed }) {
   ]
   const step = 26
   return html`<section class="card" aria-label="Forks"><h2>Forks</h2>
-    <svg class="forks" viewBox="0 0 600 ${rows.length * step + 8}" role="img" aria-label="What was forked from what">
+    <svg class="forks" height=${rows.length * step + 8} role="img" aria-label="What was forked from what">
       ${rows.map((row, index) => {
         const [x, y] = [12 + row.depth * 22, 18 + index * step]
         const parent = rows.findIndex((one) => one.depth === row.depth - 1)
         return html`
           ${parent >= 0 && html`<path d="M${x - 22} ${18 + parent * step}V${y}H${x - 5}" fill="none" />`}
           <circle cx=${x} cy=${y} r="5" class=${row.own ? "own" : ""} />
-          <a href=${linkTo(row.name)}><text x=${x + 12} y=${y + 4}>${row.name}</text></a>`
+          <a href=${linkTo(row.name)}><text x=${x + 12} y=${y + 4}>${visible(row.name)}</text></a>`
       })}
     </svg>
     ${info.forks > family.children.length && html`<p class="dim">${count(info.forks)} forks exist; of these ${count(family.children.length)} are among the first streams of the list.</p>`}
