@@ -7,6 +7,7 @@ import { Copied, linkTo, Sure, usePoll, visible } from "./parts.js"
 
 const WINDOW = 1 << 16 // bytes that are read at a time
 const DRAWN = 250 // milliseconds between two pictures of a live tail
+const LIVE_RECORDS = 200 // of a live tail: all of them may be new in each picture, and typing waits meanwhile
 const AGAIN = 2 // seconds after a failure
 
 export function StreamView({ path, failed }) {
@@ -141,7 +142,7 @@ function useTail(live, path, info, shown, show, failed) {
       waiting = []
       came = 0
       show((was) => {
-        const records = added.length ? [...was.records, ...added].slice(-MOST_RECORDS) : was.records
+        const records = added.length ? [...was.records, ...added].slice(-LIVE_RECORDS) : was.records
         return { records, from: records[0]?.offset ?? was.from, next, atTail: true, rate: number / seconds }
       })
     }
@@ -155,7 +156,7 @@ function useTail(live, path, info, shown, show, failed) {
           const records = into.records(answer.start)
           ;({ next, cursor } = answer)
           came += records.length
-          waiting = [...waiting, ...records].slice(-MOST_RECORDS)
+          waiting = [...waiting, ...records].slice(-LIVE_RECORDS)
           failed(null)
           if (answer.closed && answer.upToDate) return
         } catch (error) {
