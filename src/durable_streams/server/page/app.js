@@ -29,10 +29,11 @@ function App() {
     return () => removeEventListener("hashchange", moved)
   }, [])
 
-  const failed = (problem) => {
-    if (!problem) return fail(null)
+  /** Show an error; or take one back, `failed(null, it)`, or whichever is shown, `failed(null)`. */
+  const failed = (problem, was) => {
+    if (!problem) return fail((shown) => (was === undefined || was === shown ? null : shown))
     if (problem instanceof ApiError && problem.status === 401) ask(true)
-    else if (problem.name !== "AbortError") fail(problem.message)
+    else if (problem.name !== "AbortError") fail(problem)
   }
   const view = { stream: StreamView, server: ServerView, subscriptions: Subscriptions }[place.view] ?? StreamList
   const current = (name) => (place.view === name ? "page" : undefined)
@@ -47,7 +48,7 @@ function App() {
       ${key.get() &&
       html`<button class="quiet" onClick=${() => { key.forget(); location.reload() }}>Forget the key</button>`}
     </header>
-    ${error && html`<p class="error" role="alert">${error}</p>`}
+    ${error && html`<p class="error" role="alert">${error.message}</p>`}
     ${asks
       ? html`<${KeyForm} />`
       : html`<main><${view} key=${place.view + place.path} path=${place.path} failed=${failed} /></main>`}

@@ -3,17 +3,20 @@
 import { encodePath } from "./api.js"
 import { html, useEffect, useRef, useState } from "./preact.js"
 
-/** Call `ask(signal)` now and every `seconds`; a hidden page does not ask. `failed(null)` takes an error back. */
+/** Call `ask(signal)` now and every `seconds`; a hidden page does not ask. It takes its own errors back. */
 export function usePoll(ask, seconds, failed, dependencies) {
   useEffect(() => {
     const aborter = new AbortController()
     let timer = null
+    let problem
     const turn = async () => {
       if (!document.hidden) {
         try {
           await ask(aborter.signal)
-          if (!aborter.signal.aborted) failed(null)
+          if (!aborter.signal.aborted && problem) failed(null, problem)
+          problem = undefined
         } catch (error) {
+          problem = error
           if (!aborter.signal.aborted) failed(error)
         }
       }

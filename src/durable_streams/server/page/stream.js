@@ -149,6 +149,7 @@ function useTail(live, path, info, shown, show, failed) {
     const timer = setInterval(draw, DRAWN)
     const run = async () => {
       let cursor = null
+      let problem
       while (!aborter.signal.aborted) {
         try {
           const into = new Collector(info.content_type, { last: true })
@@ -157,10 +158,12 @@ function useTail(live, path, info, shown, show, failed) {
           ;({ next, cursor } = answer)
           came += records.length
           waiting = [...waiting, ...records].slice(-LIVE_RECORDS)
-          failed(null)
+          if (problem) failed(null, problem)
+          problem = undefined
           if (answer.closed && answer.upToDate) return
         } catch (error) {
           if (aborter.signal.aborted) return
+          problem = error
           failed(error)
           if (error.status === 410) next = await earliestOf(path, aborter.signal, next)
           await new Promise((resolve) => setTimeout(resolve, AGAIN * 1000))
