@@ -21,6 +21,8 @@ VENV ?= .venv
 # Of pyproject.toml: what is installed beside the project.
 GROUP ?= dev
 BIN := $(VENV)/bin
+# Modules are compiled as they are imported, most are not.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 PYTHONS ?= 3.10 3.13
 SUITES ?= tests/drivers tests/seed tests/unit
 # Most tests wait for servers, so that more of them run at a time than there are cores.
@@ -140,17 +142,17 @@ clean:
 $(VENV)/pip.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "durable-streams needs Python >= 3.10; set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(INSTALL) --upgrade 'pip>=25.1'
 	@touch $@
 
 $(VENV)/runtime.stamp: $(VENV)/pip.stamp pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/runtime.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group $(GROUP)
+	$(INSTALL) --group $(GROUP)
 	@touch $@
 
 $(VENV)/docs.stamp: $(VENV)/dev.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group docs
+	$(INSTALL) --group docs
 	@touch $@

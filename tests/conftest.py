@@ -185,4 +185,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     fuzz.addoption("--fuzz-only", type=int, default=None, help="the one case of the seed to send")
     cluster = parser.getgroup("cluster", "tests with several gateways on NATS servers that fail")
-    cluster.addoption("--proof-appends", type=int, default=8_000, help="how many appends (default 8,000)")
+    cluster.addoption("--proof-appends", type=int, default=5_000, help="how many appends (default 5,000)")

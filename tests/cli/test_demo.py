@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 # Enough for the demo to be in the middle of it when its reader leaves, or when a signal comes.
-RECORDS = b"".join(b'{"number":%d}\n' % number for number in range(5_000))
+RECORDS = b"".join(b'{"number":%d}\n' % number for number in range(2_000))
 
 
 @pytest.fixture

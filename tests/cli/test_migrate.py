@@ -82,7 +82,7 @@ def test_what_is_there_already_is_left_alone(
 def test_killed_at_any_moment_it_goes_on(bare: Any, start_server: Callable[..., Any], tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     server = start_server(one)
-    world = World(server, bulk=100)
+    world = World(server, bulk=40)
     server.terminate()
     whole, kills = copied(one), 0
     for part in range(8):
@@ -102,7 +102,7 @@ def test_killed_at_any_moment_it_goes_on(bare: Any, start_server: Callable[..., 
 def test_interrupted_by_the_user(bare: Any, start_server: Callable[..., Any], tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     server = start_server(one)
-    world = World(server, bulk=60)
+    world = World(server, bulk=30)
     server.terminate()
     process = bare.spawn("migrate", "--from", str(one), "--to", str(two))
     while process.poll() is None and not copied(two):

@@ -36,6 +36,8 @@ BYTES = "application/octet-stream"
 COMMAND = [sys.executable, "-m", "durable_streams.cli", "migrate"]
 WITHIN = 60.0  # seconds until a test gives up
 KILLS = 6
+BULK = 40  # streams that make a copy long enough for kills at different places of it: 12 MB
+STEP = 2 << 20  # bytes that are written between two of them
 
 
 class Migration:
@@ -163,7 +165,7 @@ def kill_often(migration: Migration, source: object, target: object, place: Migr
     kills, begun = 0, stored(place)
     for part in range(KILLS):
         process = migration.spawn(source, target)
-        wanted = begun + part * (5 << 20)
+        wanted = begun + part * STEP
         wait_until(lambda: process.poll() is not None or stored(place) > wanted, WITHIN)  # noqa: B023
         process.kill()
         process.communicate()
@@ -180,7 +182,7 @@ def test_killed_at_any_moment_it_goes_on(
     tmp_path: Path,
 ) -> None:
     migration = private
-    world = make_world(bulk=100)
+    world = make_world(bulk=BULK)
     kill_often(migration, tmp_path / "one", migration.store, migration)
     server = gateway(migration.cluster)
     world.matches(server)
@@ -200,9 +202,9 @@ def test_nats_goes_away_in_the_middle(
     tmp_path: Path,
 ) -> None:
     migration = private
-    world = make_world(bulk=100)
+    world = make_world(bulk=BULK)
     process = migration.spawn(tmp_path / "one", migration.store)
-    for wanted in (5 << 20, 15 << 20):
+    for wanted in (STEP, 3 * STEP):
         wait_until(lambda: process.poll() is not None or stored(migration) > wanted, WITHIN)  # noqa: B023
         migration.cluster.servers[migration.cluster.leader_of(f"KV_{migration.bucket}")].restart()
         migration.cluster.wait_ready()

@@ -23,6 +23,7 @@ from click.shell_completion import CompletionItem
 from durable_streams.cli.help import GUESSES, HelpSections
 from durable_streams.cli.options import PROGRAM, Settings, connection_options
 from durable_streams.errors import DurableStreamError
+from durable_streams.version import __version__
 
 __all__ = ["main"]
 
@@ -168,7 +169,7 @@ class LazyGroup(HelpSections, click.Group):
         "durable-streams tail hello",
     ],
 )
-@click.version_option(package_name="durable-streams", prog_name=PROGRAM)
+@click.version_option(__version__, prog_name=PROGRAM)
 @connection_options
 @click.pass_context
 def group(ctx: click.Context) -> None:
@@ -209,7 +210,11 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:
-        gc.enable()
+        if args is None:
+            # The process ends: to look through all that was imported once more takes a fifth of a short command's time.
+            gc.freeze()
+        else:
+            gc.enable()
     return code
 
 
