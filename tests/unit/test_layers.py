@@ -47,6 +47,7 @@ ALLOWED = {
         "protocol",
         "errors",
         "types",
+        "version",
         "__init__",
     },
 }
