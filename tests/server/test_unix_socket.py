@@ -160,6 +160,26 @@ def test_a_socket_that_is_left_over_is_taken_and_anything_else_is_not(folder: Pa
         Server(folder / "is" / "not" / "there")
 
 
+def test_the_socket_of_a_server_that_came_after_stays(folder: Path) -> None:
+    path = folder / "s"
+    first = Server(path)
+    path.unlink()  # someone tidies up
+    second = Server(path)
+    try:
+        first.background.stop()
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+            assert client.get("http://localhost/health").status_code == 200
+    finally:
+        second.background.stop()
+    assert not path.exists()
+
+
+def test_a_server_that_does_not_start_leaves_no_socket(folder: Path) -> None:
+    with pytest.raises(ServerStartError, match=r"keys\.toml"):
+        Server(folder / "s", auth=folder / "keys.toml")
+    assert not (folder / "s").exists()
+
+
 def test_settings_that_make_no_sense() -> None:
     with pytest.raises(ValueError, match=r"^uds excludes tls_cert"):
         ServerConfig(uds=Path("s"), tls_cert=Path("c"), tls_key=Path("k"))

@@ -24,6 +24,7 @@ from durable_streams.server.listener import ServerStartError, listen
 from durable_streams.server.metrics import INSTALL, is_available
 from durable_streams.server.notify import READY, STOPPING, notify, watchdog
 from durable_streams.server.rsgi import RsgiAdapter
+from durable_streams.server.toml import look_at_all
 from durable_streams.server.unix_socket import Front
 from durable_streams.stores.base import Store, StoreError
 from durable_streams.stores.commit_log import LogLimits
@@ -98,12 +99,16 @@ async def _serve_until_signalled(
         on_ready(root)
         notify(READY)
 
+    def look_now() -> None:
+        look_at_all()
+        look.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
     look = asyncio.Event()
     if config.has_callers or config.tls_cert is not None:
         # Files are looked at every other second anyway; without this, the signal would end the process.
-        loop.add_signal_handler(signal.SIGHUP, look.set)
+        loop.add_signal_handler(signal.SIGHUP, look_now)
     async with watchdog():
         await run_server(config, stop, ready, on_admin, look)
 

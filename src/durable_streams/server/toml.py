@@ -1,7 +1,8 @@
 """Settings in TOML files: read as a type, and read again when they change.
 
 Invariants: a file that cannot be used raises one sentence at the start; later it is logged, and what was read before
-goes on to hold. Nothing runs in the background: a file is looked at by those who use it, every other second.
+goes on to hold. Nothing runs in the background: a file is looked at by those who use it, every other second, and by
+`look_at_all`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import os
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -26,7 +28,7 @@ else:
         return parse(text).unwrap()
 
 
-__all__ = ["Watched", "read_toml", "signature", "toml_as"]
+__all__ = ["Watched", "look_at_all", "read_toml", "signature", "toml_as"]
 
 T = TypeVar("T")
 
@@ -84,6 +86,7 @@ class Watched(Generic[T]):
             self._value = load(read_text(path))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+        _all.add(self)
 
     def value(self) -> T:
         """Return what the file says, not older than two seconds."""
@@ -104,6 +107,15 @@ class Watched(Generic[T]):
             _log.error("%s is not read again, what it said before still holds: %s", self._path, error)
         else:
             _log.info("%s is read again", self._path)
+
+
+_all: weakref.WeakSet[Watched[Any]] = weakref.WeakSet()
+
+
+def look_at_all() -> None:
+    """Read every watched file of this process again that has changed: what SIGHUP asks for."""
+    for watched in list(_all):
+        watched.look()
 
 
 def signature(path: Path) -> tuple[int, ...] | None:

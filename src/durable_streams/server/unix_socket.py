@@ -5,7 +5,7 @@ not taken could not be bounded (`peers`). So each connection goes on to an own o
 and the server answers no other one there.
 
 Invariants: a connection holds a few hundred KiB at most, whatever its client does; a file that is no socket, or that
-another server listens at, stays as it is; the file is gone after the end.
+another server listens at, stays as it is, at the end too; the own file is gone after the end.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from durable_streams.server.listener import BACKLOG, ServerStartError
 __all__ = ["Front"]
 
 _PIECE = 64 << 10  # bytes
+_PROBE = 1.0  # seconds for a connection to a server that may listen already
 
 
 class Front:
@@ -43,6 +44,9 @@ class Front:
         self._mode = mode
         self._patience = patience
         self._listener: socket.socket | None = None
+        self._file: tuple[int, int] | None = (
+            None  # which one is ours: another server may have put its own there
+        )
         self._server: asyncio.Server | None = None
         self._to: tuple[str, int] = ("", 0)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -51,9 +55,12 @@ class Front:
     def listening(self) -> Iterator[None]:
         """Listen at the socket within the block; raises ServerStartError."""
         with socket.socket(socket.AF_UNIX) as listener:
-            self._listen(listener)
-            self._listener = listener
-            yield
+            try:
+                self._listen(listener)
+                self._listener = listener
+                yield
+            finally:
+                self._remove()
 
     def _listen(self, listener: socket.socket) -> None:
         try:
@@ -63,6 +70,7 @@ class Front:
                 listener.bind(str(self._path))
             finally:
                 os.umask(before)
+            self._file = _identity(self._path)
             self._path.chmod(self._mode)
             listener.listen(BACKLOG)
         except (OSError, ServerStartError) as error:
@@ -77,10 +85,13 @@ class Front:
             if not stat.S_ISSOCK(self._path.lstat().st_mode):
                 raise ServerStartError("it is a file")
             with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(_PROBE)
                 try:
                     probe.connect(str(self._path))
                 except ConnectionRefusedError:
                     self._path.unlink()
+                except (TimeoutError, BlockingIOError):  # its queue is full
+                    raise ServerStartError("a server listens there") from None
                 else:
                     raise ServerStartError("a server listens there")
 
@@ -96,8 +107,13 @@ class Front:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._remove()
+
+    def _remove(self) -> None:
         with contextlib.suppress(OSError):
-            self._path.unlink()
+            if self._file is not None and _identity(self._path) == self._file:
+                self._path.unlink()
+        self._file = None
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -136,6 +152,11 @@ class Front:
             inner.close()
             raise
         return reader, writer, peer
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_dev, found.st_ino
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: float | None) -> None:
