@@ -56,7 +56,7 @@ help:
 	@echo "make page         the library of the inspector, from npm (after a change of tools/page/package.json)"
 	@echo "make behaviour    docs/xdk-behaviour.md, from what the official xdk.streaming and ours do"
 	@echo "make parity       the public names of the official packages: ARGS=record, then ARGS=page"
-	@echo "make bench        the benchmarks of server, client, firehose and cluster; ARGS=\"client --quick\" chooses"
+	@echo "make bench        the benchmarks of peers, server, client, firehose, cluster; ARGS=\"client --quick\" chooses"
 	@echo "make format       let ruff rewrite what it can, wrap the documentation"
 	@echo "make clean        remove .venv, node_modules and caches"
 

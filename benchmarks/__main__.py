@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SIDES = ("server", "client", "firehose", "in_process", "answers", "live_state", "cluster")
+SIDES = ("peers", "server", "client", "firehose", "in_process", "answers", "live_state", "cluster")
 # What starts servers is shared with the tests.
 SUPPORT = Path(__file__).resolve().parent.parent / "tests" / "support"
 

@@ -44,9 +44,9 @@ def measure_idle(plan: Plan, results: Results) -> None:
 
 
 @contextmanager
-def crowd(server: Server, count: int) -> Iterator[subprocess.Popen[str]]:
+def crowd(server: Server, count: int, streams: int = 0) -> Iterator[subprocess.Popen[str]]:
     """Run readers in a process of their own; yields when all of them are connected."""
-    command = [sys.executable, str(HERE / "readers.py"), str(server.port), PATH, str(count)]
+    command = [sys.executable, str(HERE / "readers.py"), str(server.port), PATH, str(count), str(streams)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -116,9 +116,9 @@ class Writer:
         self.connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
         self.sent = 0
 
-    def append(self) -> None:
+    def append(self, path: str = PATH) -> None:
         body = f'{{"t":{time.monotonic_ns()},"pad":"{PADDING}"}}'.encode()
-        self.connection.request("POST", PATH, body, {"Content-Type": JSON})
+        self.connection.request("POST", path, body, {"Content-Type": JSON})
         answer = self.connection.getresponse()
         answer.read()
         if answer.status != 204:

@@ -1,8 +1,9 @@
 """Many SSE readers of one stream, in a process of their own: plain sockets and epoll, to cost little.
 
-    python readers.py PORT PATH COUNT
+    python readers.py PORT PATH COUNT [STREAMS]
 
-Connects COUNT readers at the stream's tail and prints ``ready`` when every one has its first control event.
+Connects COUNT readers at the stream's tail, with STREAMS at those of PATH1 to PATHn by turns, and prints
+``ready`` when every one has its first control event.
 Counts the messages that reach each reader (``{"t":<nanoseconds>`` opens one) and notes when each chunk
 came. A reader whose response ends reconnects from its last control event. A line ``expect N`` on standard
 input tells how many messages each reader will get; when all have them, or 30 seconds later, it prints one
@@ -20,7 +21,7 @@ import sys
 import time
 
 MARK = b'{"t":'
-STAMP = re.compile(rb'\{"t":(\d+)')
+STAMP = re.compile(rb'\{"t":\s*(\d+)')
 OFFSET = re.compile(rb'"streamNextOffset":\s*"([^"]+)"')
 END_OF_RESPONSE = b"\r\n0\r\n\r\n"
 KEPT_CHUNKS = (
@@ -33,9 +34,10 @@ AT_ONCE = 100
 class Reader:
     """One connection: how many messages it got, and enough of its last bytes to find its place."""
 
-    __slots__ = ("before", "count", "last", "ready", "socket")
+    __slots__ = ("before", "count", "last", "path", "ready", "socket")
 
-    def __init__(self) -> None:
+    def __init__(self, path: str) -> None:
+        self.path = path
         self.count = 0
         self.ready = False
         self.before = self.last = b""
@@ -45,12 +47,13 @@ class Reader:
 class Crowd:
     """All readers and the loop over their sockets."""
 
-    def __init__(self, port: int, path: str, count: int) -> None:
+    def __init__(self, port: int, path: str, count: int, streams: int = 0) -> None:
         self.port = port
-        self.path = path
         self.selector = selectors.EpollSelector()
         self.buffer = memoryview(bytearray(262144))  # recv() would allocate as much for every call
-        self.readers = [Reader() for _ in range(count)]
+        self.readers = [
+            Reader(f"{path}{number % streams + 1}" if streams else path) for number in range(count)
+        ]
         self.waiting = 0
         self.total = 0
         self.reconnects = 0
@@ -60,7 +63,7 @@ class Crowd:
     def connect(self, reader: Reader, offset: str) -> None:
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=30)
         sock.sendall(
-            f"GET {self.path}?live=sse&offset={offset} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
+            f"GET {reader.path}?live=sse&offset={offset} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
             "Accept: text/event-stream\r\n\r\n".encode()
         )
         sock.setblocking(False)
@@ -147,7 +150,7 @@ class Crowd:
 
 def main() -> None:
     port, path, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    crowd = Crowd(port, path, count)
+    crowd = Crowd(port, path, count, int(sys.argv[4]) if len(sys.argv) > 4 else 0)
     crowd.connect_all()
     crowd.chunks.clear()
     print("ready", flush=True)

@@ -22,6 +22,7 @@ class Load:
     seconds: float
     p50: float
     p99: float
+    p999: float
 
     @property
     def rate(self) -> float:
@@ -49,5 +50,9 @@ def wrk(server: Server, *, connections: int, seconds: float, **request: object) 
     if measured["bad_status"] or measured["bad_socket"] or not measured["requests"]:
         raise BenchmarkError(f"{server.name} did not answer every request: {measured}")
     return Load(
-        measured["requests"], measured["seconds"], measured["p50_us"] / 1000, measured["p99_us"] / 1000
+        measured["requests"],
+        measured["seconds"],
+        measured["p50_us"] / 1000,
+        measured["p99_us"] / 1000,
+        measured["p999_us"] / 1000,
     )

@@ -65,7 +65,8 @@ end
 function done(summary, latency)
   local errors = summary.errors
   io.write(string.format(
-    '{"requests": %d, "seconds": %.6f, "p50_us": %d, "p99_us": %d, "bad_status": %d, "bad_socket": %d}\n',
+    '{"requests": %d, "seconds": %.6f, "p50_us": %d, "p99_us": %d, "p999_us": %d, "bad_status": %d, "bad_socket": %d}\n',
     summary.requests, summary.duration / 1e6, latency:percentile(50), latency:percentile(99),
+    latency:percentile(99.9),
     errors.status, errors.connect + errors.read + errors.write + errors.timeout))
 end
