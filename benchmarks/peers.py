@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import resource
+import signal
 import sys
 import threading
 import time
@@ -401,6 +402,7 @@ def measure(args: argparse.Namespace, book: Book, keep: Callable[[], None]) -> N
 
 def main() -> int:
     args = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended on the way out
     book = Book()
     try:
         old = record.load(args.compare) if args.compare else None
