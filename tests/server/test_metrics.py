@@ -34,7 +34,9 @@ from durable_streams.stores.figures import CommitFigures, StoreFigures
 from durable_streams.stores.memory import MemoryStore
 from durable_streams.testing.background import Background
 
-DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana-dashboard.json"
+ROOT = Path(__file__).parents[2]
+DASHBOARD = ROOT / "deploy" / "grafana-dashboard.json"
+OPERATING = ROOT / "docs" / "operating.md"
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 PREFIX = "durable_streams_"
 
@@ -296,24 +298,39 @@ def test_callers_with_admin_get_the_metrics_where_the_streams_are() -> None:
     assert {one.status_code for one in asyncio.run(answers(asgi_app(ServerConfig())))} == {404}
 
 
-def test_every_query_of_the_dashboard_names_metrics_that_exist(server: Server) -> None:
-    """Those of NATS come from the code that makes them; all others were scraped."""
+def every_name(server: Server) -> set[str]:
+    """Return the names of all samples. Those of NATS come from the code that makes them; all others are scraped."""
     server.get(f"{server.root}/not-there")  # a code is known from its first refusal on
     app = App(MemoryStore(), ServerConfig(metrics_prefix=("jobs/",)))
     figures = StoreFigures(CommitFigures(), 0, 0, 0, {"bucket": 1}, 0, connected=True)
     lags = Lags({"idle": 1}, 0, {"one": 1}, 0, 0.0)
     known = {sample.name for metric in _metrics(app.metrics, figures, lags) for sample in metric.samples}
     known |= {PREFIX + name for name, _ in server.samples() if not name.startswith("process")}
-    known |= {name for name, _ in server.samples()}
+    return known | {name for name, _ in server.samples()}
+
+
+def of_ours(samples: set[str]) -> set[str]:
+    """Return the metrics of ours that samples belong to: the parts of a histogram are one."""
+    names = {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name in samples}
+    return {name for name in names if name.startswith(PREFIX) and not name.endswith("_created")}
+
+
+def test_every_query_of_the_dashboard_names_metrics_that_exist(server: Server) -> None:
+    known = every_name(server)
     dashboard = json.loads(DASHBOARD.read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     queries += [one["query"]["query"] for one in dashboard["templating"]["list"] if one["type"] == "query"]
     used = {name for query in queries for name in re.findall(r"\b(?:durable_streams|process)_\w+", query)}
     assert len(used) > 15
     assert used <= known
-    made = {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name in known}
-    shown = {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name in used}
-    assert {name for name in made if name.startswith(PREFIX) and not name.endswith("_created")} <= shown
+    assert of_ours(known) <= of_ours(used)
+
+
+def test_the_table_of_metrics_has_all_of_them_and_no_other(server: Server) -> None:
+    table = OPERATING.read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?`) \| ", table, re.MULTILINE)
+    named = {PREFIX + name for row in rows for name in re.findall(r"`([a-z_]+)(?:\{\w+\})?`", row)}
+    assert named == of_ours(every_name(server))
 
 
 def test_a_server_that_drains_is_not_ready_and_answers(tmp_path: Path) -> None:
