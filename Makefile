@@ -36,10 +36,11 @@ FAST := tests/unit tests/property
 PURE := $(FAST) tests/firehose/test_machine.py tests/firehose/test_records.py tests/firehose/test_json_records.py
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo serve cluster chat test test-pythons check coverage generate lint words format types docs conformance interop recording page behaviour parity bench clean
+.PHONY: help demo demo-subscriptions serve cluster chat test test-pythons check coverage generate lint words format types docs conformance interop recording page behaviour parity bench clean
 
 help:
 	@echo "make demo         write 20,000 real records through a server that keeps being killed, and count them"
+	@echo "make demo-subscriptions   the same records, handled by a pool of workers that is killed too"
 	@echo "make serve        the server, on http://127.0.0.1:4437/v1/stream"
 	@echo "make cluster      three NATS servers and two gateways over them, on free ports, until Ctrl-C"
 	@echo "make chat         a chat whose answers survive a reload, on http://127.0.0.1:8000"
@@ -62,6 +63,9 @@ help:
 
 demo: $(VENV)/runtime.stamp
 	@$(BIN)/durable-streams demo $(ARGS)
+
+demo-subscriptions: $(VENV)/runtime.stamp
+	@$(BIN)/durable-streams demo --workers $(ARGS)
 
 serve: $(VENV)/runtime.stamp
 	@$(BIN)/durable-streams serve $(ARGS)

@@ -69,6 +69,21 @@ def test_any_input_survives(bare, scratch, name, content, count):
     assert not any(scratch.iterdir())
 
 
+def test_every_record_is_handled_by_workers_that_are_killed(bare, scratch):
+    (bare.folder / "in.ndjson").write_bytes(b"1\n" * 300)
+    done = bare.run("demo", "--workers", "--json", "--input", "in.ndjson", "--kills", "1")
+    assert (done.returncode, done.stderr) == (0, b"")
+    report = json.loads(done.stdout)
+    assert [(party["name"], party["records"], party["lost"]) for party in report["accounts"]] == [
+        ("stored", 300, 0),
+        ("handled", 300, 0),
+    ]
+    assert (len(report["outages"]), report["worker_kills"], report["equal"]) == (1, 4, True)
+    assert report["batches"] > 1
+    assert not any(scratch.iterdir())
+    assert not processes_of(scratch)
+
+
 def test_the_table(bare, scratch):
     (bare.folder / "in.ndjson").write_bytes(b"1\n2\n3\n")
     shown = bare.ok("demo", "--input", "in.ndjson").decode()

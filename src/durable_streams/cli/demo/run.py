@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Protocol
 
 import click
 from rich.console import Console
@@ -21,14 +22,37 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from durable_streams import DurableStream
 from durable_streams.cli.demo.processes import Process, RelayWriter, Server, Signals, TailReader, Writer
-from durable_streams.cli.demo.report import Outage, Report, account
+from durable_streams.cli.demo.report import Account, Outage, Report, account
 
-__all__ = ["Demo"]
+__all__ = ["Demo", "Reader"]
 
 _STALL = 30.0  # seconds without any progress that end the demo
 _TICK = 0.002  # seconds between two looks
 _REQUESTS = 2000  # appends in all, about: enough for a crash to meet some in flight
 _AHEAD = 20  # the input may run ahead of the next crash by its 20th part
+
+
+class Reader(Protocol):
+    """What follows the stream: killed and started again, it goes on where it was."""
+
+    name: str
+
+    def start(self) -> None:
+        """Start it, or go on."""
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL, if it runs."""
+
+    def failure(self) -> str | None:
+        """Return how it failed, None if it did not."""
+
+    @property
+    def received(self) -> int:
+        """The bytes that it has."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has everything, and ended."""
 
 
 class Demo:
@@ -42,7 +66,7 @@ class Demo:
         self._console = console
         self._signals = signals
         self._server = Server(folder)
-        self._readers: list[TailReader] = []
+        self._readers: list[Reader] = []
         self._writer: Writer | RelayWriter | None = None
         self._limit = 0
         self._report = Report(sent=len(messages), sha256=hashlib.sha256(self._lines).hexdigest())
@@ -88,13 +112,16 @@ class Demo:
         self._say(f"serving {self._server.root} on SQLite in {self._folder}")
         url = f"{self._server.root}/demo"
         DurableStream.create(url, content_type="application/json").close()
-        for name, live in (("SSE reader", "sse"), ("long-poll reader", "long-poll")):
-            reader = TailReader(name, live, url, self._folder)
+        for reader in self._make_readers(url):
             self._readers.append(reader)
             with self._signals.held():
                 reader.start()
         with self._signals.held():
             self._writer = self._start_writer(url)
+
+    def _make_readers(self, url: str) -> Sequence[Reader]:
+        modes = (("SSE reader", "sse"), ("long-poll reader", "long-poll"))
+        return [TailReader(name, live, url, self._folder) for name, live in modes]
 
     def _start_writer(self, url: str) -> Writer | RelayWriter:
         batch = max(1, len(self._lines) // _REQUESTS)
@@ -125,7 +152,7 @@ class Demo:
 
         self._flowing = flowing
 
-    def _restart_reader(self, reader: TailReader, fraction: float) -> None:
+    def _restart_reader(self, reader: Reader, fraction: float) -> None:
         reader.kill()
         self._say(f"{reader.name} killed at record {self._records(reader.received):,}")
         self._reach(fraction)
@@ -137,11 +164,14 @@ class Demo:
         self._say(f"{reader.name} resumed from its checkpoint")
 
     def _finish(self) -> None:
+        self._finish_writing()
+        self._wait(lambda: all(reader.finished for reader in self._readers), "the readers to finish")
+
+    def _finish_writing(self) -> None:
         writer = self._writer
         assert isinstance(writer, Writer)  # noqa: S101 - for the type checker: _start made it
         self._limit = len(self._lines)
         self._wait(lambda: writer.finished, "the last acknowledgement")
-        self._wait(lambda: all(reader.finished for reader in self._readers), "the readers to finish")
         summary = writer.report()
         self._report.seconds = summary["seconds"]
         self._report.requests = int(summary["requests"])
@@ -157,8 +187,12 @@ class Demo:
         code = self._server.end()
         if code:
             raise click.ClickException(f"the server ended with exit code {code} after SIGTERM.")
-        parties = [("stored", stored), *((reader.name, reader.output) for reader in self._readers)]
-        self._report.accounts = [account(name, path, self._messages) for name, path in parties]
+        self._report.accounts = self._accounts(stored)
+
+    def _accounts(self, stored: Path) -> list[Account]:
+        parties = [("stored", stored)]
+        parties += [(one.name, one.output) for one in self._readers if isinstance(one, TailReader)]
+        return [account(name, path, self._messages) for name, path in parties]
 
     # -- waiting and showing
 
