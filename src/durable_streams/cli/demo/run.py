@@ -24,7 +24,7 @@ from durable_streams import DurableStream
 from durable_streams.cli.demo.processes import Process, RelayWriter, Server, Signals, TailReader, Writer
 from durable_streams.cli.demo.report import Account, Outage, Report, account
 
-__all__ = ["Demo", "Reader"]
+__all__ = ["Demo", "DemoReader"]
 
 _STALL = 30.0  # seconds without any progress that end the demo
 _TICK = 0.002  # seconds between two looks
@@ -32,7 +32,7 @@ _REQUESTS = 2000  # appends in all, about: enough for a crash to meet some in fl
 _AHEAD = 20  # the input may run ahead of the next crash by its 20th part
 
 
-class Reader(Protocol):
+class DemoReader(Protocol):
     """What follows the stream: killed and started again, it goes on where it was."""
 
     name: str
@@ -66,7 +66,7 @@ class Demo:
         self._console = console
         self._signals = signals
         self._server = Server(folder)
-        self._readers: list[Reader] = []
+        self._readers: list[DemoReader] = []
         self._writer: Writer | RelayWriter | None = None
         self._limit = 0
         self._report = Report(sent=len(messages), sha256=hashlib.sha256(self._lines).hexdigest())
@@ -119,7 +119,7 @@ class Demo:
         with self._signals.held():
             self._writer = self._start_writer(url)
 
-    def _make_readers(self, url: str) -> Sequence[Reader]:
+    def _make_readers(self, url: str) -> Sequence[DemoReader]:
         modes = (("SSE reader", "sse"), ("long-poll reader", "long-poll"))
         return [TailReader(name, live, url, self._folder) for name, live in modes]
 
@@ -152,7 +152,7 @@ class Demo:
 
         self._flowing = flowing
 
-    def _restart_reader(self, reader: Reader, fraction: float) -> None:
+    def _restart_reader(self, reader: DemoReader, fraction: float) -> None:
         reader.kill()
         self._say(f"{reader.name} killed at record {self._records(reader.received):,}")
         self._reach(fraction)

@@ -17,7 +17,7 @@ from rich.console import Console
 from durable_streams import DurableStream
 from durable_streams.cli.demo.processes import Process, Signals
 from durable_streams.cli.demo.report import Account, Report, account
-from durable_streams.cli.demo.run import Demo, Reader
+from durable_streams.cli.demo.run import Demo, DemoReader
 from durable_streams.client.base import make_options
 from durable_streams.client.sync_performer import run
 from durable_streams.protocol.subscription_operations import create_subscription
@@ -52,7 +52,7 @@ class WorkersReport(Report):
         return mine + [row for row in super().rows() if not row[0].startswith("SSE reader")]
 
 
-class Pool:
+class WorkerPool:
     """Workers of one subscription, and what they handled."""
 
     name = "worker pool"
@@ -127,7 +127,7 @@ class WorkersDemo(Demo):
         super().__init__(numbered, folder, console, signals)
         self._report = self._story = WorkersReport(sent=len(numbered), sha256=self._report.sha256)
 
-    def _make_readers(self, url: str) -> list[Pool]:
+    def _make_readers(self, url: str) -> list[WorkerPool]:
         root = url.rpartition("/")[0]
         DurableStream.create(f"{root}/{_WAKES}", content_type="application/json").close()
         asked = {
@@ -137,7 +137,7 @@ class WorkersDemo(Demo):
             "lease_ttl_ms": _LEASE_MS,
         }
         run(create_subscription(root, _NAME, asked), make_options(None, None, None, None, None))
-        self._pool = Pool(root, self._folder)
+        self._pool = WorkerPool(root, self._folder)
         self._say(f"{_WORKERS} workers of one subscription")
         return [self._pool]
 
@@ -146,7 +146,7 @@ class WorkersDemo(Demo):
         self._reach((number + _AFTER) / (kills + 1))
         self._kill_worker(number % _WORKERS)
 
-    def _restart_reader(self, reader: Reader, fraction: float) -> None:
+    def _restart_reader(self, reader: DemoReader, fraction: float) -> None:
         """Kill the whole pool: it is the one reader."""
         self._say(f"all workers killed at record {self._records(reader.received):,}, starting them again")
         reader.kill()
