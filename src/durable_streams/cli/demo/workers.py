@@ -122,7 +122,7 @@ class WorkersDemo(Demo):
     """As the first act, with a pool of workers in place of the readers."""
 
     def __init__(self, messages: Sequence[bytes], folder: Path, console: Console, signals: Signals) -> None:
-        # What was handled twice is told from equal records by the number of each.
+        # Equal records are kept apart by a number: only what was handled twice is equal.
         numbered = [b'{"id":%d,"data":%s}' % (number, message) for number, message in enumerate(messages)]
         super().__init__(numbered, folder, console, signals)
         self._report = self._story = WorkersReport(sent=len(numbered), sha256=self._report.sha256)
