@@ -14,6 +14,7 @@ import sys
 from html import escape
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 SCHEMA = 1
@@ -117,6 +118,7 @@ def tables(run: Run) -> str:
         f"Rounds: {run['rounds']}; ± is the spread of the rounds, highest less lowest.",
     ]
     parts += [f"Not measured: {name}. {why}" for name, why in run["missing"].items()]
+    parts = [fill(part, 100, break_long_words=False, break_on_hyphens=False) for part in parts]
     shapes = dict.fromkeys(one["shape"] for one in run["rows"])
     parts += [_table(shape, [one for one in run["rows"] if one["shape"] == shape]) for shape in shapes]
     return "\n\n".join(parts)
