@@ -368,7 +368,7 @@ def had(names: list[str] | None, book: Book) -> list[Contender]:
         try:
             book.versions[peer] = who.have()
         except BenchmarkError as error:
-            book.missing[peer] = str(error)
+            book.missing[peer] = str(error).partition("\n")[0]
             print(f"left out: {error}", flush=True)
         else:
             able.append(who)
