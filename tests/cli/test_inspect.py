@@ -81,6 +81,29 @@ def test_check_tells_a_monitoring_system(cli, http_peer):
     assert b"--warning" in cli.run("check", "--warning", "2s", "--critical", "1s").stderr
 
 
+def test_check_looks_at_how_far_workers_are_behind(cli):
+    root = cli.root.rpartition("/")[0]
+    name = f"checked-{cli.root.rpartition('/')[2]}"
+    for stream in ("work", "wakes"):
+        cli.ok("create", stream, "-t", "json")
+    below = cli.root.removeprefix(root).strip("/")
+    made = ("subscribe", name, "--stream", f"{below}/work", "--wake-stream", f"{below}/wakes")
+    cli.ok("--url", root, *made)
+    check = ("--url", root, "check", "--subscription", name)
+    assert json.loads(cli.ok(*check, "--json"))["behind"] == 0
+    cli.ok("append", "work", "12345")
+    late = cli.run(*check, "--behind-warning", "1", "--behind-critical", "1KiB")
+    assert (late.returncode, late.stdout[:10], b" behind=6B;1;1024;0" in late.stdout) == (
+        1,
+        b"WARNING - ",
+        True,
+    )
+    assert cli.run(*check, "--behind-warning", "1", "--behind-critical", "2").returncode == 2
+    missing = cli.run("--url", root, "check", "--subscription", "nobody")
+    assert (missing.returncode, b"404" in missing.stdout) == (2, True)
+    assert b"--behind-warning" in cli.run(*check, "--behind-warning", "2GiB").stderr
+
+
 def test_check_looks_at_the_last_append_of_a_stream(cli):
     cli.ok("create", "full", "-t", "text", "1234")
     cli.ok("create", "empty", "-t", "text")

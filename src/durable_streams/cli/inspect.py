@@ -8,21 +8,28 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import msgspec
 
-from durable_streams import DurableStream, DurableStreamError, RetryPolicy, StreamInfo, StreamNotFoundError
+from durable_streams import (
+    DurableStream,
+    DurableStreamError,
+    RetryPolicy,
+    StreamInfo,
+    StreamNotFoundError,
+    StreamParseError,
+)
 from durable_streams.cli.help import Command
 from durable_streams.cli.options import Settings, connection_options, emit
-from durable_streams.cli.units import Duration, show_size
+from durable_streams.cli.units import Duration, Size, show_size
 from durable_streams.client.base import CallOptions, make_options
 from durable_streams.client.sync_listing import list_streams
 from durable_streams.client.sync_performer import run
 from durable_streams.protocol import resources
 from durable_streams.protocol.headers import STREAM_ROOT
-from durable_streams.protocol.subscription_operations import list_following
+from durable_streams.protocol.subscription_operations import list_following, read_subscription
 
 __all__ = ["check", "info", "listed", "ls", "ping", "short_size"]
 
@@ -238,6 +245,7 @@ def ping(settings: Settings, address: str | None, count: int) -> None:
         "durable-streams check",
         "durable-streams check --warning 100ms --critical 1s",
         "durable-streams check --stream flights --lag-warning 1m --lag-critical 10m",
+        "durable-streams check --subscription orders --behind-warning 1MiB",
     ],
 )
 @click.argument("address", metavar="[URL]", required=False)
@@ -272,6 +280,27 @@ def ping(settings: Settings, address: str | None, count: int) -> None:
     show_default=True,
     help="With --stream: a last append that is older, or none at all, is critical.",
 )
+@click.option(
+    "--subscription",
+    metavar="NAME",
+    help="Look at this subscription too: how much its workers have not acknowledged.",
+)
+@click.option(
+    "--behind-warning",
+    type=Size(),
+    metavar="SIZE",
+    default="16MiB",
+    show_default=True,
+    help="With --subscription: more bytes behind its cursors are a warning.",
+)
+@click.option(
+    "--behind-critical",
+    type=Size(),
+    metavar="SIZE",
+    default="256MiB",
+    show_default=True,
+    help="With --subscription: more bytes behind its cursors are critical.",
+)
 @connection_options
 @click.pass_obj
 def check(
@@ -283,41 +312,91 @@ def check(
     stream: str | None,
     lag_warning: float,
     lag_critical: float,
+    subscription: str | None,
+    behind_warning: int,
+    behind_critical: int,
 ) -> int:
     """Let a server store something, and print one line as plugins of monitoring systems do.
 
     Exit code 0: it is well; 1: it is slow; 2: it cannot store, cannot be reached, or is too slow. With --stream the
     stream counts too: one that its writers have left is a warning, then critical, and so is one that does not exist.
+    With --subscription its workers count: how far they are behind.
     """
     root, below = _split(address or settings.stream_root)
-    for name, low, high in (("", warning, critical), ("lag-", lag_warning, lag_critical)):
+    limits = (
+        ("", warning, critical),
+        ("lag-", lag_warning, lag_critical),
+        ("behind-", behind_warning, behind_critical),
+    )
+    for name, low, high in limits:
         if low > high:
-            raise click.UsageError(f"--{name}warning must not be longer than --{name}critical")
-    began, problem, lag = time.perf_counter(), "", 0.0
+            raise click.UsageError(f"--{name}warning must not be more than --{name}critical")
+    options = _options(settings, critical, _ONCE)
+    measures: list[_Measure] = []
+    began, problem = time.perf_counter(), ""
     try:
-        run(resources.health(root), _options(settings, critical, _ONCE))
+        run(resources.health(root), options)
         seconds = time.perf_counter() - began
+        said = f"{root} stored a probe in {seconds * 1000:.1f} ms"
+        measures.append(_Measure("time", "seconds", seconds, "s", 6, warning, critical, said))
         if stream is not None:
             path = "/".join(filter(None, (below, stream.strip("/"))))
-            lag = _lag(run(resources.stream_info(root, path), _options(settings, critical, _ONCE)))
+            lag = _lag(run(resources.stream_info(root, path), options))
+            came = "has no append" if math.isinf(lag) else f"had its last append {lag:.1f} s ago"
+            measures.append(
+                _Measure("lag", "lag", lag, "s", 3, lag_warning, lag_critical, f"{stream} {came}")
+            )
+        if subscription is not None:
+            behind = _behind(run(read_subscription(root, subscription, lag=True), options), subscription)
+            said = f"{subscription} is {short_size(int(behind))} behind"
+            measures.append(
+                _Measure("behind", "behind", behind, "B", 0, behind_warning, behind_critical, said)
+            )
     except DurableStreamError as error:
         problem, seconds = str(error), time.perf_counter() - began
-    code = 2 if problem else max(_level(seconds, warning, critical), _level(lag, lag_warning, lag_critical))
+        measures = [_Measure("time", "seconds", seconds, "s", 6, warning, critical, problem)]
+    code = 2 if problem else max(measure.level for measure in measures)
     word = ("OK", "WARNING", "CRITICAL")[code]
-    said = problem or f"{root} stored a probe in {seconds * 1000:.1f} ms"
-    measured = f"time={seconds:.6f}s;{warning:g};{critical:g};0"
-    fields: dict[str, Any] = {"status": word, "url": root, "seconds": round(seconds, 6)}
-    if stream is not None and not problem:
-        came = "has no append" if math.isinf(lag) else f"had its last append {lag:.1f} s ago"
-        said = f"{said}, {stream} {came}"
-        measured += f" lag={'U' if math.isinf(lag) else f'{lag:.3f}s'};{lag_warning:g};{lag_critical:g};0"
-        fields["lag"] = None if math.isinf(lag) else round(lag, 3)
-    emit(settings, f"{word} - {' '.join(said.split())} | {measured}", **fields, problem=problem or None)
+    said = ", ".join(measure.said for measure in measures)
+    measured = " ".join(measure.for_a_plugin for measure in measures)
+    fields = {measure.field: measure.for_machines for measure in measures}
+    line = f"{word} - {' '.join(said.split())} | {measured}"
+    emit(settings, line, status=word, url=root, **fields, problem=problem or None)
     return code
 
 
-def _level(measured: float, warning: float, critical: float) -> int:
-    return 2 if measured > critical else int(measured > warning)
+class _Measure(NamedTuple):
+    """Something that `check` looks at; ``value`` is infinite where there is none."""
+
+    name: str
+    field: str
+    value: float
+    unit: str
+    digits: int
+    warning: float
+    critical: float
+    said: str
+
+    @property
+    def level(self) -> int:
+        return 2 if self.value > self.critical else int(self.value > self.warning)
+
+    @property
+    def for_a_plugin(self) -> str:
+        shown = "U" if math.isinf(self.value) else f"{self.value:.{self.digits}f}{self.unit}"
+        return f"{self.name}={shown};{self.warning:g};{self.critical:g};0"
+
+    @property
+    def for_machines(self) -> float | None:
+        return None if math.isinf(self.value) else round(self.value, self.digits)
+
+
+def _behind(shown: dict[str, Any], name: str) -> float:
+    """Return how many bytes the workers of a subscription have not acknowledged."""
+    behind = shown.get("lag_bytes")
+    if not isinstance(behind, int):
+        raise StreamParseError(f"This server does not say how far {name} is behind.")
+    return float(behind)
 
 
 def _lag(found: StreamInfo) -> float:
