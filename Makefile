@@ -114,7 +114,7 @@ types: $(VENV)/dev.stamp
 # The variable: its authors advertise another tool in each run.
 docs: $(VENV)/docs.stamp
 	@test -e tools/site/mermaid.min.js || tools/site/mermaid
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --quiet)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build)
 
 conformance: $(VENV)/dev.stamp
 	PYTHONPATH=$(SHARED) $(BIN)/python tests/conformance/run --store $(STORE) --interface $(INTERFACE) --gateways $(GATEWAYS) $(ARGS)

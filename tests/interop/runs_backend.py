@@ -31,6 +31,8 @@ from durable_streams.embedded import DurableStreams
 
 WORDS = ["Every", "token", "arrives", "once,", "流", "included.\nAnd", "in", "order:", "", *"0123456789"]
 
+PAUSE = 0.1  # seconds between two of them: long enough to come in the middle on a busy machine
+
 streams = DurableStreams(sys.argv[1])
 app = FastAPI(lifespan=streams.lifespan)
 app.mount("/streams", streams.asgi)
@@ -41,7 +43,7 @@ tanstack = Runs(streams, prefix="tanstack", format="ag-ui", lease=2)
 generated: Counter[str] = Counter()
 
 
-async def answer(chat: str, pause: float = 0.02) -> AsyncIterator[str]:
+async def answer(chat: str, pause: float = PAUSE) -> AsyncIterator[str]:
     """Say the words, one after the other."""
     for number, word in enumerate(WORDS):
         await asyncio.sleep(pause)
@@ -59,7 +61,7 @@ async def active(_: Request, error: RunActiveError) -> JSONResponse:
 async def start(request: Request) -> Any:
     """Start an answer, and send it."""
     body = await request.json()
-    return await chats.start(body["id"], answer(body["id"], body.get("pause", 0.02)), request)
+    return await chats.start(body["id"], answer(body["id"], body.get("pause", PAUSE)), request)
 
 
 @app.get("/api/chat/{chat}/stream")
